@@ -1,0 +1,148 @@
+"""The one schema of a run.  Everything a user can set is a field here, and nothing else is.
+
+Values are plain and frozen.  What follows from them (micro-batches per step, padded vocabulary, ...) is a
+property, so it cannot disagree with them.  Rules that need more than one section live in `rules.py`.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(Section):
+    """Shape and kind of the network (arXiv 2203.07852).  Symbols in brackets are those of the paper."""
+
+    layers: PositiveInt = Field(12, description="number of transformer layers [L]")
+    width: PositiveInt = Field(1024, description="width of the residual stream and of the state vectors [D]")
+    heads: PositiveInt = Field(8, description="attention heads [H]")
+    head_dim: PositiveInt = Field(128, description="size of a head [E]; heads*head_dim need not equal width")
+    mlp_width: PositiveInt = Field(4096, description="hidden width of the MLP [F]")
+    vocab_size: PositiveInt | None = Field(
+        None, description="tokens in the vocabulary [V]; none: taken from the dataset, else it must equal the dataset's"
+    )
+    window: PositiveInt = Field(512, description="tokens in a block; a token attends to the last window tokens [W]")
+    recurrent_layers: tuple[int, ...] = Field(
+        (-3,), description="indices of the recurrent layers, negative ones count from the end; empty: Transformer-XL"
+    )
+    states: PositiveInt = Field(512, description="state vectors of a recurrent layer [S]")
+    cell: Literal["skip", "single", "dual"] = Field("skip", description="form of the recurrent cell")
+    gate: Literal["fixed", "lstm"] = Field("fixed", description="gate of the recurrent cell")
+    feedback: bool = Field(False, description="every layer attends to the state of the recurrent layer")
+    clear_state: bool = Field(False, description="ablation: every segment starts from the initial state")
+    positions: Literal["t5"] = Field("t5", description="relative position bias of token to token attention")
+    logit_scale: Literal["width", "vocab"] = Field(
+        "width", description="logits are divided by the square root of this; 'vocab' is the 2022 code of the paper"
+    )
+    attention_scale: Literal["absolute", "raw"] = Field(
+        "absolute", description="use of the learned scale per head; 'raw' is the 2022 code of the paper"
+    )
+    state_dtype: Literal["float32", "model"] = Field(
+        "float32", description="type of the carried state: float32 also under bf16, or that of the model"
+    )
+    dropout: NonNegativeFloat = Field(0.05, lt=1.0, description="dropout rate, vertical direction only")
+
+    def recurrent_indices(self) -> tuple[int, ...]:
+        """Indices of the recurrent layers, all in [0, layers), ascending."""
+        return tuple(sorted(i % self.layers for i in self.recurrent_layers))
+
+
+class DataConfig(Section):
+    """What is read, and in which portions."""
+
+    dataset: Path = Field(description="folder of the training dataset (holds dataset.json)")
+    validation: Path | None = Field(None, description="folder of the held-out dataset")
+    segment: PositiveInt = Field(4096, description="tokens that one step reads of a stream [N]; a multiple of model.window")
+    streams: PositiveInt = Field(32, description="rows of the global batch [B]")
+
+
+class ParallelConfig(Section):
+    """The layout: world size = tensor * pipeline * data."""
+
+    tensor: PositiveInt = Field(1, description="tensor parallel size [tp]: heads, MLP and vocabulary are split")
+    pipeline: PositiveInt = Field(1, description="pipeline stages [pp]")
+    data: PositiveInt = Field(1, description="data parallel size [dp]: streams are split")
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    micro_batch: PositiveInt = Field(1, description="streams that pass the model together, per data parallel rank")
+    sequence_parallel: bool = Field(False, description="split activations between tensor parallel regions over the sequence")
+    recompute: bool = Field(False, description="run the layers' forward again in backward instead of keeping activations")
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+
+class OptimizerConfig(Section):
+    """The update rule and its learning rate over the steps."""
+
+    name: Literal["adamw", "adafactor"] = Field("adamw", description="adafactor is the paper's")
+    learning_rate: PositiveFloat = Field(
+        1e-3, description="peak rate of AdamW; for adafactor the factor before the schedule (paper: 1.0, relative)"
+    )
+    schedule: Literal["constant", "rsqrt", "cosine"] = Field("cosine", description="shape after the warm-up")
+    warmup_steps: NonNegativeInt = Field(1000, description="steps of linear warm-up")
+    final_ratio: NonNegativeFloat = Field(0.1, le=1.0, description="cosine: last rate as a share of the peak")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW: decay of the two moments")
+    eps: PositiveFloat = Field(1e-8, description="AdamW: added to the denominator")
+    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW: decoupled decay; matrices only")
+    momentum: NonNegativeFloat = Field(0.9, lt=1.0, description="adafactor: decay of the first moment, 0 for none")
+    decay_rate: PositiveFloat = Field(0.8, description="adafactor: exponent of the second moment's decay")
+    clip_norm: PositiveFloat | None = Field(1.0, description="largest global gradient norm; none: no clipping")
+
+
+class TrackingConfig(Section):
+    """Where the run is recorded."""
+
+    enabled: bool = Field(True, description="send the run to MLflow")
+    uri: str | None = Field(None, description="MLflow tracking URI; none: a SQLite file in the run directory")
+    experiment: str = Field("brt", description="name of the MLflow experiment")
+
+
+class RunConfig(Section):
+    """How long, how exact, how often, and where."""
+
+    name: str = Field("run", min_length=1, description="name of the run")
+    directory: Path = Field(description="the run directory: everything that the run writes")
+    steps: PositiveInt = Field(description="optimizer steps of the whole run")
+    seed: NonNegativeInt = Field(0, description="seed of weights, data order and dropout")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="type of weights and activations; masters are fp32")
+    log_every: PositiveInt = Field(1, description="steps between step events in metrics.jsonl")
+    checkpoint_every: PositiveInt = Field(1000, description="steps between checkpoints; the last step always has one")
+    keep_checkpoints: PositiveInt = Field(3, description="newest checkpoints that are kept")
+    evaluate_every: NonNegativeInt = Field(0, description="steps between evaluations; 0: only after the last step")
+    evaluation_steps: PositiveInt = Field(50, description="segments per stream that an evaluation reads at most")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="where the run is recorded")
+
+
+class LaunchConfig(Section):
+    """Where the processes run."""
+
+    nodes: PositiveInt = Field(1, description="machines")
+    ray_address: str | None = Field(
+        None, description="address of a running Ray cluster to join (host:port); none: start Ray on this machine"
+    )
+    threads_per_rank: PositiveInt | None = Field(None, description="CPU threads of a rank; none: cores / ranks of the node")
+    start_timeout_seconds: PositiveFloat = Field(300.0, description="longest wait for nodes and for all ranks to meet")
+
+
+class Config(Section):
+    """A run, whole.  YAML files and `key.sub=value` overrides have exactly this shape."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig, description="the network")
+    data: DataConfig = Field(description="what is read")
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="the layout")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="the update rule")
+    run: RunConfig = Field(description="length, precision, intervals, run directory")
+    launch: LaunchConfig = Field(default_factory=LaunchConfig, description="where the processes run")
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches per step and data parallel rank (gradient accumulation steps)."""
+        return self.data.streams // (self.parallel.data * self.parallel.micro_batch)
