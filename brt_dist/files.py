@@ -1,0 +1,45 @@
+"""Files that matter: written beside, synced, renamed.  A reader sees the old file or the new one, never half."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+def sync_directory(folder: Path) -> None:
+    """Make the names in `folder` durable (a rename survives a power cut only then)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path` that no reader looks at: `.NAME.tmp-PID-RANDOM`."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+@contextmanager
+def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a temporary file for writing; on success sync it and rename it to `path`, on error remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write `data` as the whole content of `path`, atomically."""
+    with atomic_file(path, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
