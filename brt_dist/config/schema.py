@@ -58,7 +58,9 @@ class DataConfig(Section):
 
     dataset: Path = Field(description="folder of the training dataset (holds dataset.json)")
     validation: Path | None = Field(None, description="folder of the held-out dataset")
-    segment: PositiveInt = Field(4096, description="tokens that one step reads of a stream [N]; a multiple of model.window")
+    segment: PositiveInt = Field(
+        4096, description="tokens that one step reads of a stream [N]; a multiple of model.window"
+    )
     streams: PositiveInt = Field(32, description="rows of the global batch [B]")
 
 
@@ -70,8 +72,12 @@ class ParallelConfig(Section):
     data: PositiveInt = Field(1, description="data parallel size [dp]: streams are split")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
     micro_batch: PositiveInt = Field(1, description="streams that pass the model together, per data parallel rank")
-    sequence_parallel: bool = Field(False, description="split activations between tensor parallel regions over the sequence")
-    recompute: bool = Field(False, description="run the layers' forward again in backward instead of keeping activations")
+    sequence_parallel: bool = Field(
+        False, description="split activations between tensor parallel regions over the sequence"
+    )
+    recompute: bool = Field(
+        False, description="run the layers' forward again in backward instead of keeping activations"
+    )
 
     @property
     def world_size(self) -> int:
@@ -83,7 +89,7 @@ class OptimizerConfig(Section):
 
     name: Literal["adamw", "adafactor"] = Field("adamw", description="adafactor is the paper's")
     learning_rate: PositiveFloat = Field(
-        1e-3, description="peak rate of AdamW; for adafactor the factor before the schedule (paper: 1.0, relative)"
+        1e-3, description="largest rate, reached at the end of the warm-up; adafactor multiplies it by the parameter's RMS"
     )
     schedule: Literal["constant", "rsqrt", "cosine"] = Field("cosine", description="shape after the warm-up")
     warmup_steps: NonNegativeInt = Field(1000, description="steps of linear warm-up")
@@ -128,7 +134,9 @@ class LaunchConfig(Section):
     ray_address: str | None = Field(
         None, description="address of a running Ray cluster to join (host:port); none: start Ray on this machine"
     )
-    threads_per_rank: PositiveInt | None = Field(None, description="CPU threads of a rank; none: cores / ranks of the node")
+    threads_per_rank: PositiveInt | None = Field(
+        None, description="CPU threads of a rank; none: cores / ranks of the node"
+    )
     start_timeout_seconds: PositiveFloat = Field(300.0, description="longest wait for nodes and for all ranks to meet")
 
 

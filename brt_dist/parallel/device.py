@@ -1,0 +1,75 @@
+"""The one place that knows on which kind of device we run.  Everything else asks here.
+
+CPU runs use gloo and DeepSpeed's CPU accelerator, GPU runs NCCL and the CUDA one; the code above is the same.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from brt_dist.errors import PlatformError
+
+
+@dataclass(frozen=True)
+class Device:
+    """Device of this rank: `kind` is "cpu" or "cuda", `index` the local rank's number on its node."""
+
+    kind: str
+    index: int
+
+    @property
+    def torch(self) -> torch.device:
+        return torch.device(self.kind, self.index) if self.kind == "cuda" else torch.device("cpu")
+
+    @property
+    def backend(self) -> str:
+        """Backend of torch.distributed."""
+        return "nccl" if self.kind == "cuda" else "gloo"
+
+    def synchronize(self) -> None:
+        """Wait for queued work, so that a clock read afterwards means something."""
+        if self.kind == "cuda":
+            torch.cuda.synchronize(self.index)
+
+    def peak_memory_bytes(self) -> int:
+        """Peak memory of this process on the device: allocated by torch on a GPU, resident on a CPU."""
+        if self.kind == "cuda":
+            return torch.cuda.max_memory_allocated(self.index)
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def choose(kind: str, local_rank: int) -> Device:
+    """The device of the rank with number `local_rank` on its node; prepares torch and DeepSpeed for it.
+
+    Must be called before DeepSpeed is imported: it picks its accelerator at import.
+
+    Raises:
+        PlatformError: `kind` is "cuda" and there is no such GPU.
+    """
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise PlatformError(
+                f"rank {local_rank} of this node has no GPU: torch sees {torch.cuda.device_count()}. "
+                "Start at most one rank per GPU, or set run.device=cpu."
+            )
+        torch.cuda.set_device(local_rank)
+    os.environ["DS_ACCELERATOR"] = kind
+    if kind == "cpu":
+        _skip_compiled_kernels()
+    return Device(kind, local_rank)
+
+
+def _skip_compiled_kernels() -> None:
+    """Tell DeepSpeed that no compiled kernel is wanted on a CPU.
+
+    It would compile a shared-memory all-reduce that only inference uses: a minute, a compiler on every node, and a
+    killed build leaves a lock on which all later starts wait for ever.
+    """
+    import deepspeed.ops
+
+    vars(deepspeed.ops)["__compatible_ops__"] = {}

@@ -1,0 +1,176 @@
+"""The layout of a run: which rank holds which part of the model, and which streams.
+
+Ranks are numbered with tensor parallel fastest, then data, then pipeline: rank = (stage*dp + data)*tp + tensor.
+Megatron (`order="tp-cp-ep-dp-pp"`) and DeepSpeed (`PipeModelDataParallelTopology`) both count this way;
+:func:`initialize` checks on every rank that their groups are the same.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from brt_dist.config.schema import Config
+from brt_dist.errors import ConfigError, PlatformError
+from brt_dist.parallel.device import Device, choose
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the three axes and the place of one rank on them."""
+
+    tensor: int
+    pipeline: int
+    data: int
+    micro_batch: int
+    streams: int
+    rank: int
+
+    @classmethod
+    def of(cls, config: Config, rank: int) -> "Layout":
+        parallel = config.parallel
+        return cls(
+            parallel.tensor, parallel.pipeline, parallel.data, parallel.micro_batch, config.data.streams, rank
+        )
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+    @property
+    def tensor_rank(self) -> int:
+        return self.rank % self.tensor
+
+    @property
+    def data_rank(self) -> int:
+        return self.rank // self.tensor % self.data
+
+    @property
+    def stage(self) -> int:
+        return self.rank // (self.tensor * self.data)
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.stage == self.pipeline - 1
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches per step."""
+        return self.streams // (self.data * self.micro_batch)
+
+    @property
+    def local_streams(self) -> range:
+        """Global numbers of the streams of this rank's data parallel row, micro-batch after micro-batch.
+
+        Micro-batch i of every step is `local_streams[i*micro_batch : (i+1)*micro_batch]`.
+        """
+        count = self.streams // self.data
+        return range(self.data_rank * count, (self.data_rank + 1) * count)
+
+
+class MegatronGroups:
+    """Megatron's groups under the names that DeepSpeed asks an `mpu` for (used without a pipeline)."""
+
+    get_tensor_model_parallel_rank = staticmethod(parallel_state.get_tensor_model_parallel_rank)
+    get_tensor_model_parallel_world_size = staticmethod(parallel_state.get_tensor_model_parallel_world_size)
+    get_tensor_model_parallel_group = staticmethod(parallel_state.get_tensor_model_parallel_group)
+    get_model_parallel_rank = staticmethod(parallel_state.get_tensor_model_parallel_rank)
+    get_model_parallel_world_size = staticmethod(parallel_state.get_tensor_model_parallel_world_size)
+    get_model_parallel_group = staticmethod(parallel_state.get_model_parallel_group)
+    get_data_parallel_rank = staticmethod(parallel_state.get_data_parallel_rank)
+    get_data_parallel_world_size = staticmethod(parallel_state.get_data_parallel_world_size)
+    get_data_parallel_group = staticmethod(parallel_state.get_data_parallel_group)
+
+
+def initialize(layout: Layout, device: Device, timeout_seconds: float = 600.0, store: Any = None) -> None:
+    """Join the other ranks and make the process groups of Megatron; check them against DeepSpeed's numbering.
+
+    Reads MASTER_ADDR and MASTER_PORT from the environment unless a `store` is given.
+
+    Raises:
+        ConfigError: the number of ranks started is not that of the layout.
+        PlatformError: Megatron and DeepSpeed would form different groups.
+    """
+    world = int(os.environ["WORLD_SIZE"]) if store is None else layout.world_size
+    if world != layout.world_size:
+        raise ConfigError(
+            f"{world} ranks were started, but parallel.tensor={layout.tensor} * parallel.pipeline={layout.pipeline} * "
+            f"parallel.data={layout.data} needs {layout.world_size}."
+        )
+    dist.init_process_group(
+        device.backend,
+        store=store,
+        rank=layout.rank,
+        world_size=world,
+        timeout=timedelta(seconds=timeout_seconds),
+    )
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline
+    )
+    _check_groups(layout)
+
+
+def topology(layout: Layout) -> Any:
+    """DeepSpeed's description of the same layout."""
+    from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+
+    return PipeModelDataParallelTopology(num_pp=layout.pipeline, num_mp=layout.tensor, num_dp=layout.data)
+
+
+def _check_groups(layout: Layout) -> None:
+    axes = {
+        "model": parallel_state.get_tensor_model_parallel_group(),
+        "data": parallel_state.get_data_parallel_group(),
+        "pipe": parallel_state.get_pipeline_model_parallel_group(),
+    }
+    deepspeed = topology(layout)
+    for axis, group in axes.items():
+        megatron_ranks = dist.get_process_group_ranks(group)
+        mine = [ranks for ranks in deepspeed.get_axis_comm_lists(axis) if layout.rank in ranks]
+        # DeepSpeed lists no groups for an axis of size one
+        expected = mine[0] if mine else [layout.rank]
+        if megatron_ranks != expected:
+            raise PlatformError(
+                f"rank {layout.rank}: Megatron's group on the {axis} axis is {megatron_ranks}, DeepSpeed's {expected}. "
+                "The installed versions number ranks differently; use those of requirements.lock."
+            )
+
+
+def finalize() -> None:
+    """Leave the process groups (so that the interpreter ends without warnings)."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def single_process(kind: str = "cpu") -> Iterator[Device]:
+    """A world of one: Megatron's layers work, nothing is communicated.  For tools, export and tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        device = choose(kind, 0)
+        layout = Layout(tensor=1, pipeline=1, data=1, micro_batch=1, streams=1, rank=0)
+        initialize(layout, device, store=dist.FileStore(str(Path(folder) / "store"), 1))
+        try:
+            yield device
+        finally:
+            finalize()
+
+
+def agree(value: float, device: Device, op: Any = dist.ReduceOp.MAX) -> float:
+    """The same number on all ranks: the largest (or `op`) of theirs."""
+    tensor = torch.tensor([value], dtype=torch.float64, device=device.torch)
+    dist.all_reduce(tensor, op=op)
+    return float(tensor.item())
