@@ -89,7 +89,8 @@ class OptimizerConfig(Section):
 
     name: Literal["adamw", "adafactor"] = Field("adamw", description="adafactor is the paper's")
     learning_rate: PositiveFloat = Field(
-        1e-3, description="largest rate, reached at the end of the warm-up; adafactor multiplies it by the parameter's RMS"
+        1e-3,
+        description="largest rate, reached at the end of the warm-up; adafactor multiplies it by the parameter's RMS",
     )
     schedule: Literal["constant", "rsqrt", "cosine"] = Field("cosine", description="shape after the warm-up")
     warmup_steps: NonNegativeInt = Field(1000, description="steps of linear warm-up")

@@ -1,0 +1,25 @@
+"""The DeepSpeed settings of a run.  They follow from the config and cannot be given, so there is one truth."""
+
+from typing import Any
+
+from brt_dist.config.schema import Config
+
+_NEVER = 2**31 - 1
+
+
+def deepspeed_config(config: Config) -> dict[str, Any]:
+    """The dict for `deepspeed.initialize`.  The optimizer is passed in as an object, so it has no section here."""
+    bf16 = config.run.precision == "bf16"
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": config.parallel.micro_batch,
+        "gradient_accumulation_steps": config.micro_batches,
+        "zero_optimization": {"stage": config.parallel.zero_stage},
+        "zero_allow_untested_optimizer": True,  # ours is
+        "bf16": {"enabled": bf16},
+        "gradient_clipping": config.optimizer.clip_norm or 0.0,  # 0: none
+        "steps_per_print": _NEVER,  # what is told, and when, is ours to say
+        "wall_clock_breakdown": False,
+    }
+    if bf16:
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings

@@ -1,0 +1,206 @@
+"""From YAML files and `key.sub=value` overrides to a checked :class:`Config`, with the origin of every value.
+
+Every problem of all sources is found in one pass and told in one message, each with its place (`file:line`).
+Validation is strict: `layers: 2.0` or `device: true` is an error, not a guess.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from brt_dist.config.schema import Config, Section
+from brt_dist.config.wording import humanize
+from brt_dist.config.yaml_tree import Leaf, Node, Tree, first_place, parse
+from brt_dist.errors import ConfigError
+
+DEFAULT = "default"
+COMMAND_LINE = "command line"
+_LARGEST = 2**63 - 1  # also keeps out .inf and .nan
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A valid config and, for every leaf (`section.key`), where its value came from.
+
+    The origin is `default`, `FILE:LINE` or `command line`.
+    """
+
+    config: Config
+    provenance: dict[str, str]
+
+
+def load(sources: Path | str | Sequence[Path | str], overrides: Sequence[str] = ()) -> Resolved:
+    """Read `sources` in order (a Path is a file, a str is YAML text), then apply `overrides` (`key.sub=value`).
+
+    Later values win, key by key.  Raises ConfigError with all problems at once.
+    """
+    problems: list[str] = []
+    merged: Tree = {}
+    for source in [sources] if isinstance(sources, Path | str) else sources:
+        _merge(merged, _read(source, problems))
+    for override in overrides:
+        _merge(merged, _read_override(override, problems))
+    known = _known_part(merged, Config, "", problems)
+    config = _validate(known, problems)
+    if config is None or problems:
+        raise ConfigError(_message(problems))
+    return Resolved(config, {key: _origin(known, key) for key in leaf_keys()})
+
+
+def dump(config: Config) -> str:
+    """The whole config as YAML; `load(dump(config)).config == config`."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """All leaves as {"section.key": plain value}, in the order of the schema."""
+    plain = config.model_dump(mode="json")
+    return {key: _lookup(plain, key) for key in leaf_keys()}
+
+
+def leaf_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
+    """The dotted names of everything that can be set."""
+    for name in section.model_fields:
+        inner = subsection(section, name)
+        if inner is None:
+            yield prefix + name
+        else:
+            yield from leaf_keys(inner, f"{prefix}{name}.")
+
+
+def subsection(section: type[Section], name: str) -> type[Section] | None:
+    """The class of a nested section, None for a plain value."""
+    kind = section.model_fields[name].annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+def _read(source: Path | str, problems: list[str]) -> Tree:
+    if isinstance(source, str):
+        return parse(source, "<text>", problems)
+    try:
+        text = source.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"config file {source}: no such file{_similar_file(source)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"config file {source}: cannot be read ({reason})") from None
+    return parse(text, str(source), problems)
+
+
+def _similar_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" (nor a folder {path.parent})"
+    names = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml")]
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; nearest: {path.parent / near[0]}" if near else ""
+
+
+def _read_override(override: str, problems: list[str]) -> Tree:
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        problems.append(f"{COMMAND_LINE}: {override!r} is not of the form key.sub=value, for example run.steps=100")
+        return {}
+    # Indented below a key of its own, so that any YAML value works: a number, [1, 2], {layers: 2}.
+    try:
+        node = parse(f"value: {value}", COMMAND_LINE, problems, shown=override)["value"]
+    except ConfigError as error:
+        problems.append(str(error))
+        return {}
+    for part in reversed(parts):
+        node = {part: node}
+    assert isinstance(node, dict)
+    return node
+
+
+def _merge(target: Tree, update: Tree) -> None:
+    for key, node in update.items():
+        present = target.get(key)
+        if isinstance(present, dict) and isinstance(node, dict):
+            _merge(present, node)
+        else:
+            target[key] = node
+
+
+def _known_part(tree: Tree, section: type[Section], prefix: str, problems: list[str]) -> Tree:
+    """The part of `tree` that the schema knows; the rest becomes problems."""
+    # Every section is there, if only empty, so that what is missing is told leaf by leaf.
+    known: Tree = {name: {} for name in section.model_fields if subsection(section, name)}
+    for name, node in tree.items():
+        if name not in section.model_fields:
+            problems.append(f"{first_place(node)}: unknown key {prefix}{name}{_nearest_key(name, section, prefix)}")
+            continue
+        inner = subsection(section, name)
+        if inner is None:
+            known[name] = Leaf(_plain(node), first_place(node)) if isinstance(node, dict) else node
+        elif isinstance(node, dict):
+            known[name] = _known_part(node, inner, f"{prefix}{name}.", problems)
+        elif node.value is not None:  # a section without keys is an empty one
+            keys = ", ".join(inner.model_fields)
+            problems.append(f"{node.place}: {prefix}{name} is a section with the keys {keys}; got {node.value!r}")
+    return known
+
+
+def _nearest_key(name: str, section: type[Section], prefix: str) -> str:
+    """The most similar key of the same section, else of any section."""
+    near = difflib.get_close_matches(name, section.model_fields, n=1)
+    if near:
+        return f"; nearest: {prefix}{near[0]}"
+    everywhere = {key.rpartition(".")[2]: key for key in leaf_keys()}
+    near = difflib.get_close_matches(name, everywhere, n=1)
+    return f"; nearest: {everywhere[near[0]]}" if near else f"; known here: {', '.join(section.model_fields)}"
+
+
+def _validate(tree: Tree, problems: list[str]) -> Config | None:
+    """The Config, or None and what is wrong in `problems`."""
+    try:
+        # Through JSON: pydantic's strict mode then takes lists for tuples and text for paths, and nothing else.
+        config = Config.model_validate_json(json.dumps(_plain(tree)), strict=True)
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            key = ".".join(str(part) for part in item["loc"])
+            problems.append(_at(_origin(tree, key), humanize(key, item, Config)))
+        return None
+    for key, value in flatten(config).items():
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, float | int) and not abs(number) <= _LARGEST for number in numbers):
+            problems.append(_at(_origin(tree, key), f"{key} must be a number of reasonable size, not {value}"))
+    return config
+
+
+def _at(place: str, text: str) -> str:
+    return text if place == DEFAULT else f"{place}: {text}"
+
+
+def _origin(tree: Tree, key: str) -> str:
+    """The place of a value; for an item of a list that of the list."""
+    node: Node = tree
+    for part in key.split("."):
+        if isinstance(node, Leaf):
+            break
+        if part not in node:
+            return DEFAULT
+        node = node[part]
+    return node.place if isinstance(node, Leaf) else DEFAULT
+
+
+def _plain(node: Node) -> Any:
+    return node.value if isinstance(node, Leaf) else {key: _plain(inner) for key, inner in node.items()}
+
+
+def _lookup(plain: Any, key: str) -> Any:
+    for part in key.split("."):
+        plain = plain[part]
+    return plain
+
+
+def _message(problems: list[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    return f"{len(problems)} problems in the config:\n" + "\n".join(f"  - {problem}" for problem in problems)

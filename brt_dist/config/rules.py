@@ -1,0 +1,266 @@
+"""All rules that need more than one value, in one place.
+
+:func:`check` finds every broken rule, and raises one ConfigError that names for each the reason and the nearest
+value that works, and for the layout as a whole the nearest layout that works.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from brt_dist.config.schema import Config, ParallelConfig
+from brt_dist.errors import ConfigError
+
+_LARGEST_FACTOR = 1 << 14  # nothing is ever split into more parts than this
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What the rules need to know of a dataset that was opened."""
+
+    documents: int
+    vocab_size: int
+    tokenizer_digest: str
+
+
+def check(config: Config, dataset: DatasetFacts | None = None, validation: DatasetFacts | None = None) -> None:
+    """Raise ConfigError if `config` cannot run, on its own or with the datasets that it names (when given)."""
+    problems = [*_broken(config)]
+    problems += [problem for rule in _OTHER_RULES for problem in rule(config)]
+    if dataset is not None:
+        problems += _dataset(config, dataset, validation)
+    if not problems:
+        return
+    text = "\n".join(f"  - {problem}" for problem in problems) if len(problems) > 1 else problems[0]
+    if len(problems) > 1:
+        text = f"this config cannot run, {len(problems)} problems:\n{text}"
+    if any(_broken(config)):
+        text += f"\nnearest layout that works: {_layout_text(_with(config, nearest_layout(config)))}"
+    raise ConfigError(text)
+
+
+def nearest_layout(config: Config) -> ParallelConfig:
+    """A layout for this model and batch that breaks no layout rule, on as many of the given processes as possible.
+
+    Among those the one that changes least.  One process with one stream at a time always works.
+    """
+    works = (layout for layout in _candidates(config) if not any(_broken(_with(config, layout))))
+    return min(works, key=lambda layout: _distance(config.parallel, layout))
+
+
+def _candidates(config: Config) -> Iterator[ParallelConfig]:
+    model, given, streams = config.model, config.parallel, config.data.streams
+    world = given.world_size
+    for tensor in divisors(model.heads, world) & divisors(model.mlp_width, world):
+        for pipeline in {1, given.pipeline, min(given.pipeline, model.layers)}:
+            if tensor * pipeline > world:
+                continue
+            # As many data parallel ranks as there are processes for, or no more than were asked for.
+            room = world // (tensor * pipeline)
+            for data in {max(divisors(streams, room)), max(divisors(streams, min(room, given.data)))}:
+                sizes = {
+                    "tensor": tensor,
+                    "pipeline": pipeline,
+                    "data": data,
+                    "micro_batch": max(divisors(streams // data, given.micro_batch)),
+                    "sequence_parallel": False,
+                }
+                for stage in {given.zero_stage, 0, 1}:
+                    yield given.model_copy(update={**sizes, "zero_stage": stage})
+
+
+def divisors(number: int, limit: int) -> set[int]:
+    """The divisors of `number` that are at most `limit`."""
+    return {k for k in range(1, min(number, limit, _LARGEST_FACTOR) + 1) if number % k == 0}
+
+
+# ---- rules of the layout: what divides what, and what the engine can do -------------------------------------
+
+
+def _divisibility(config: Config) -> Iterator[str]:
+    model, layout = config.model, config.parallel
+    for name, size in (("heads", model.heads), ("mlp_width", model.mlp_width)):
+        if size % layout.tensor:
+            yield (
+                f"model.{name}={size} cannot be split over parallel.tensor={layout.tensor} ranks; "
+                f"nearest: parallel.tensor={max(divisors(size, layout.tensor))} "
+                f"or model.{name}={_nearest_multiple(size, layout.tensor)}"
+            )
+    if layout.sequence_parallel and model.states % layout.tensor:
+        yield (
+            f"model.states={model.states} cannot be split over parallel.tensor={layout.tensor} ranks, which sequence "
+            f"parallel does; nearest: model.states={_nearest_multiple(model.states, layout.tensor)}"
+        )
+
+
+def _streams(config: Config) -> Iterator[str]:
+    streams, layout = config.data.streams, config.parallel
+    portion = layout.data * layout.micro_batch
+    if streams % portion:
+        yield (
+            f"data.streams={streams} must be a multiple of parallel.data*parallel.micro_batch = "
+            f"{layout.data}*{layout.micro_batch} = {portion}, as every rank holds the same number of streams; "
+            f"nearest: data.streams={_nearest_multiple(streams, portion)}"
+        )
+
+
+def _pipeline(config: Config) -> Iterator[str]:
+    layers, layout = config.model.layers, config.parallel
+    if layout.pipeline > layers:
+        yield (
+            f"parallel.pipeline={layout.pipeline} stages for model.layers={layers}: every stage needs a layer; "
+            f"nearest: parallel.pipeline={layers}"
+        )
+    if layout.pipeline > 1 and layout.zero_stage in (2, 3):
+        yield (
+            f"parallel.zero_stage={layout.zero_stage} with parallel.pipeline={layout.pipeline}: DeepSpeed's pipeline "
+            "keeps whole gradients, so it allows no ZeRO 2 or 3; nearest: parallel.zero_stage=1, or parallel.pipeline=1"
+        )
+    if layout.pipeline > 1 and layout.zero_stage == 0:
+        yield (
+            "parallel.zero_stage=0 with a pipeline: the embedding that the first and last stage share drifts apart "
+            "without ZeRO; nearest: parallel.zero_stage=1"
+        )
+
+
+def _optimizer_layout(config: Config) -> Iterator[str]:
+    stage = config.parallel.zero_stage
+    if config.optimizer.name == "adafactor" and stage in (2, 3):
+        yield (
+            f"optimizer.name=adafactor with parallel.zero_stage={stage}: adafactor needs whole matrices, which ZeRO "
+            "2 and 3 cut up; nearest: parallel.zero_stage=1, or optimizer.name=adamw"
+        )
+
+
+def _sequence_parallel(config: Config) -> Iterator[str]:
+    if config.parallel.sequence_parallel:
+        yield "parallel.sequence_parallel is not available yet; nearest: parallel.sequence_parallel=false"
+
+
+def _nodes(config: Config) -> Iterator[str]:
+    nodes, world = config.launch.nodes, config.parallel.world_size
+    if world % nodes:
+        yield (
+            f"{world} processes (parallel.tensor*pipeline*data) on launch.nodes={nodes} machines: every machine runs "
+            f"the same number; nearest: launch.nodes={max(divisors(world, nodes))}"
+        )
+
+
+# ---- the other rules ----------------------------------------------------------------------------------------
+
+
+def _segment(config: Config) -> Iterator[str]:
+    segment, window = config.data.segment, config.model.window
+    if segment % window:
+        yield (
+            f"data.segment={segment} must be a multiple of model.window={window} (a segment is made of whole blocks); "
+            f"nearest: data.segment={_nearest_multiple(segment, window)}"
+        )
+
+
+def _recurrent_layers(config: Config) -> Iterator[str]:
+    layers, given = config.model.layers, config.model.recurrent_layers
+    outside = [index for index in given if not -layers <= index < layers]
+    if outside:
+        yield (
+            f"model.recurrent_layers has {_listed(outside)}, but with model.layers={layers} indices go from {-layers} "
+            f"to {layers - 1}; nearest: {_listed([min(max(index, -layers), layers - 1) for index in outside])}"
+        )
+        return
+    distinct = config.model.recurrent_indices()
+    if len(set(distinct)) != len(distinct):
+        yield (
+            f"model.recurrent_layers={list(given)} names a layer twice (they are layers {_listed(distinct)} of "
+            f"{layers}); nearest: {sorted(set(distinct))}"
+        )
+
+
+def _feedback(config: Config) -> Iterator[str]:
+    if config.model.feedback:
+        yield "model.feedback is not available yet; nearest: model.feedback=false"
+
+
+def _schedule(config: Config) -> Iterator[str]:
+    steps, optimizer = config.run.steps, config.optimizer
+    if optimizer.warmup_steps > steps:
+        yield (
+            f"optimizer.warmup_steps={optimizer.warmup_steps} is longer than the run (run.steps={steps}), which would "
+            f"never reach its learning rate; nearest: optimizer.warmup_steps={steps}"
+        )
+    if not all(0 <= beta < 1 for beta in optimizer.betas):
+        yield f"optimizer.betas={list(optimizer.betas)} must each be at least 0 and less than 1; usual: [0.9, 0.95]"
+
+
+def _folders(config: Config) -> Iterator[str]:
+    run = config.run.directory
+    for name, folder in (("dataset", config.data.dataset), ("validation", config.data.validation)):
+        if folder is not None and run.resolve() == folder.resolve():
+            yield f"run.directory and data.{name} are the same folder, {run}; nearest: run.directory={run / 'run'}"
+
+
+def _dataset(config: Config, dataset: DatasetFacts, validation: DatasetFacts | None) -> Iterator[str]:
+    if config.model.vocab_size not in (None, dataset.vocab_size):
+        yield (
+            f"model.vocab_size={config.model.vocab_size}, but the dataset {config.data.dataset} has "
+            f"{dataset.vocab_size} tokens in its vocabulary; nearest: model.vocab_size={dataset.vocab_size}"
+        )
+    if dataset.documents < config.data.streams:
+        yield (
+            f"data.streams={config.data.streams}, but the dataset {config.data.dataset} has {dataset.documents} "
+            "documents, and no two streams may read the same one; "
+            + (f"nearest: data.streams={_fitting_streams(config, dataset)}" if dataset.documents else "it is empty")
+        )
+    if validation is not None and validation.tokenizer_digest != dataset.tokenizer_digest:
+        yield (
+            f"data.validation {config.data.validation} was built with another tokenizer "
+            f"({validation.tokenizer_digest[:12]}) than data.dataset {config.data.dataset} "
+            f"({dataset.tokenizer_digest[:12]}); build it again with the tokenizer of the training data"
+        )
+
+
+_Rule = Callable[[Config], Iterator[str]]
+_LAYOUT_RULES: tuple[_Rule, ...] = (_divisibility, _streams, _pipeline, _optimizer_layout, _sequence_parallel, _nodes)
+_OTHER_RULES: tuple[_Rule, ...] = (_segment, _recurrent_layers, _feedback, _schedule, _folders)
+
+
+# ---- helpers ------------------------------------------------------------------------------------------------
+
+
+def _broken(config: Config) -> Iterator[str]:
+    """Broken rules of the layout."""
+    for rule in _LAYOUT_RULES:
+        yield from rule(config)
+
+
+def _with(config: Config, layout: ParallelConfig) -> Config:
+    """`config` on another layout, on as many of its machines as divide the processes."""
+    nodes = max(divisors(layout.world_size, config.launch.nodes))
+    launch = config.launch.model_copy(update={"nodes": nodes})
+    return config.model_copy(update={"parallel": layout, "launch": launch})
+
+
+def _distance(given: ParallelConfig, layout: ParallelConfig) -> tuple[int, float]:
+    """Idle processes first, then how many sizes change and how much."""
+    pairs = [(getattr(given, name), getattr(layout, name)) for name in ("tensor", "pipeline", "data", "micro_batch")]
+    change = sum(max(pair) / min(pair) - 1 for pair in pairs)
+    # Between ZeRO stages that work, 1 is the nearer one: it costs nothing and saves memory.
+    stage = {given.zero_stage: 0.0, 1: 0.5}.get(layout.zero_stage, 0.6)
+    return given.world_size - layout.world_size, change + stage
+
+
+def _layout_text(config: Config) -> str:
+    names = ("tensor", "pipeline", "data", "zero_stage", "micro_batch")
+    text = " ".join(f"parallel.{name}={getattr(config.parallel, name)}" for name in names)
+    return text + (f" launch.nodes={config.launch.nodes}" if config.launch.nodes > 1 else "")
+
+
+def _nearest_multiple(value: int, of: int) -> int:
+    return max((value + of // 2) // of, 1) * of
+
+
+def _fitting_streams(config: Config, dataset: DatasetFacts) -> int:
+    portion = config.parallel.data * config.parallel.micro_batch
+    return max(dataset.documents // portion * portion, 1)
+
+
+def _listed(numbers: tuple[int, ...] | list[int]) -> str:
+    return ", ".join(str(number) for number in numbers)

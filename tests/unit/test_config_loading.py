@@ -1,0 +1,124 @@
+"""Config files and overrides: what wins, where it came from, and what the user is told."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from brt_dist.config.loading import dump, flatten, leaf_keys, load
+from brt_dist.config.schema import Config
+from brt_dist.errors import ConfigError, ExitCode
+
+BASE = """\
+data:
+  dataset: books
+run:
+  directory: runs/a
+  steps: 10
+"""
+
+
+def refusal(*arguments: object) -> str:
+    with pytest.raises(ConfigError) as error:
+        load(*arguments)  # type: ignore[arg-type]
+    assert error.value.exit_code == ExitCode.BAD_CONFIG
+    return str(error.value)
+
+
+def test_defaults_file_and_command_line_in_that_order(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text(BASE + "optimizer:\n  learning_rate: 1e-3\n  warmup_steps: 5\n")
+    second.write_text("optimizer: {warmup_steps: 7}\n")
+    resolved = load(
+        [first, second], ["run.steps=20", "model={layers: 3, recurrent_layers: [-1, 0]}", "run.name=2026-01-01"]
+    )
+    config, origin = resolved.config, resolved.provenance
+    assert (config.optimizer.learning_rate, config.optimizer.warmup_steps, config.run.steps) == (1e-3, 7, 20)
+    assert (config.model.layers, config.model.recurrent_layers, config.run.name) == (3, (-1, 0), "2026-01-01")
+    assert config.run.directory == Path("runs/a")
+    assert origin["optimizer.learning_rate"] == f"{first}:7"
+    assert origin["optimizer.warmup_steps"] == f"{second}:1"
+    assert origin["run.steps"] == origin["model.layers"] == "command line"
+    assert origin["model.width"] == "default"
+    assert set(origin) == set(leaf_keys()) == set(flatten(config))
+
+
+def test_dump_loads_to_the_same_config() -> None:
+    changes = ["optimizer.eps=1e-12", "run.name='a: b # c'", "model.vocab_size=300", "launch.ray_address='h:6379'"]
+    config = load(BASE, changes).config
+    assert load(dump(config)).config == config
+    assert load(dump(load(dump(config)).config)).config == config
+
+
+def test_null_on_the_command_line() -> None:
+    config = load(BASE + "launch:\nmodel: {vocab_size: 5}\n", ["model.vocab_size=", "optimizer.clip_norm=null"]).config
+    assert config.model.vocab_size is None
+    assert config.optimizer.clip_norm is None
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        ("model:\n  layrs: 2\n", [], "<text>:2: unknown key model.layrs; nearest: model.layers"),
+        ("", ["optimiser.eps=1"], "command line: unknown key optimiser; nearest: optimizer"),
+        ("steps: 3\n", [], "<text>:1: unknown key steps; nearest: run.steps"),
+        ("", ["zzz=1"], "command line: unknown key zzz; known here: model, data,"),
+        ("model:\n  layers: 2\n  layers: 3\n", [], "<text>:3: layers is given twice (before at <text>:2)"),
+        ("model:\n  layers: 2.0\n", [], "<text>:2: model.layers must be a whole number, not 2.0"),
+        ("model:\n  layers: true\n", [], "<text>:2: model.layers must be a whole number, not true"),
+        ("model:\n  layers: '2'\n", [], "<text>:2: model.layers must be a whole number, not '2'"),
+        ("model:\n  layers: 0\n", [], "<text>:2: model.layers must be greater than 0, not 0"),
+        ("model:\n  dropout: 1\n", [], "<text>:2: model.dropout must be less than 1, not 1"),
+        ("model:\n  cell: triple\n", [], "<text>:2: model.cell must be 'skip', 'single' or 'dual', not 'triple'"),
+        ("model: 3\n", [], "<text>:1: model is a section with the keys layers, width"),
+        ("", ["optimizer.learning_rate=.inf"], "command line: optimizer.learning_rate must be a number of reasonable"),
+        ("", ["optimizer.learning_rate=.nan"], "optimizer.learning_rate must be"),
+        ("", ["run.seed=1" + "0" * 30], "run.seed must be"),
+        ("", ["optimizer.betas=[0.9]"], "optimizer.betas must be a longer list: item 2 is missing"),
+        ("", ["optimizer.betas=[0.9, a]"], "item 2 of optimizer.betas must be a number, not 'a'"),
+        ("", ["model.recurrent_layers=3"], "model.recurrent_layers must be a list, for example [-3], not 3"),
+        ("", ["run.name=5"], "run.name must be text (put quotes around it), not 5"),
+        ("", ["run.tracking.enabled=1"], "run.tracking.enabled must be true or false, not 1"),
+        ("", ["run.steps"], "'run.steps' is not of the form key.sub=value"),
+        ("", ["=3"], "'=3' is not of the form"),
+        ("", ["run.steps=[1"], "'run.steps=[1' has no YAML value after '='"),
+        ("model: [", [], "<text>:8: not valid YAML"),
+        ("5: 6\n", [], "<text>:1: a key must be a plain name"),
+        ("model: !!python/object/apply:os.system [ls]\n", [], "not valid YAML (could not determine a constructor"),
+    ],
+)
+def test_message(text: str, overrides: list[str], expected: str) -> None:
+    base = BASE if "data" not in text else ""
+    message = refusal(text + base, overrides) if "[" not in text[-3:] else refusal(base + text + "\n\n", overrides)
+    assert expected in message
+    assert "pydantic" not in message and "Input should" not in message
+
+
+def test_all_problems_in_one_message() -> None:
+    message = refusal("model: {layers: x, cell: y}\nfoo: 1\n", ["data.streams=-1"])
+    for part in (
+        "model.layers",
+        "model.cell",
+        "foo",
+        "data.streams",
+        "data.dataset is missing",
+        "run.steps is missing",
+    ):
+        assert part in message
+    assert message.startswith("7 problems in the config:")
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.yaml").write_bytes(b"\xff\xfe")
+    assert f"no such file; nearest: {tmp_path / 'quickstart.yaml'}" in refusal(tmp_path / "quickstrat.yaml")
+    assert "not UTF-8" in refusal(tmp_path / "quickstart.yaml")
+    assert "cannot be read" in refusal(tmp_path)
+
+
+def test_json_schema_describes_every_key() -> None:
+    schema = Config.model_json_schema()
+    assert schema["additionalProperties"] is False
+    for definition in schema["$defs"].values():
+        assert definition["additionalProperties"] is False
+        assert all(item.get("description") for item in definition["properties"].values())
+    json.dumps(schema)

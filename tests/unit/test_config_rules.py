@@ -1,0 +1,159 @@
+"""The cross-field rules: what they refuse, what they offer instead, and that the offer works."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from brt_dist.config.deepspeed import deepspeed_config
+from brt_dist.config.loading import load
+from brt_dist.config.rules import DatasetFacts, check, nearest_layout
+from brt_dist.config.schema import Config
+from brt_dist.errors import ConfigError
+
+BASE = "data: {dataset: books}\nrun: {directory: runs/a, steps: 2000}\n"
+
+
+def config_of(*overrides: str) -> Config:
+    return load(BASE, list(overrides)).config
+
+
+def refusal(config: Config, *facts: DatasetFacts) -> str:
+    with pytest.raises(ConfigError) as error:
+        check(config, *facts)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("parallel={tensor: 2, pipeline: 2, data: 4, micro_batch: 2}", "launch.nodes=4"),
+        ("parallel={data: 2, zero_stage: 3}",),
+        ("model.states=333", "parallel.tensor=2"),
+        ("model.recurrent_layers=[]",),
+        ("model.recurrent_layers=[0, -1]", "model.layers=2"),
+        ("optimizer.name=adafactor", "parallel.zero_stage=0"),
+    ],
+)
+def test_accepted(overrides: tuple[str, ...]) -> None:
+    check(config_of(*overrides), DatasetFacts(32, 256, "a"), DatasetFacts(1, 256, "a"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (("data.segment=1000",), ("data.segment=1000", "model.window=512", "nearest: data.segment=1024")),
+        (("data.segment=100",), ("nearest: data.segment=512",)),
+        (("parallel.tensor=3",), ("model.heads=8", "parallel.tensor=2 or model.heads=9", "model.mlp_width=4096")),
+        (("parallel.data=5",), ("data.streams=32", "5*1 = 5", "data.streams=30", "layout that works: ", "data=4")),
+        (("parallel.micro_batch=64",), ("nearest: data.streams=64", "micro_batch=32")),
+        (("parallel.pipeline=13",), ("every stage needs a layer", "nearest: parallel.pipeline=12")),
+        (("parallel={pipeline: 2, zero_stage: 3}",), ("no ZeRO 2 or 3", "nearest: parallel.zero_stage=1")),
+        (("parallel={pipeline: 2, zero_stage: 0}",), ("drifts", "nearest: parallel.zero_stage=1")),
+        (("optimizer.name=adafactor", "parallel.zero_stage=2"), ("whole matrices", "parallel.zero_stage=1")),
+        (("parallel.sequence_parallel=true",), ("not available yet",)),
+        (("model.feedback=true",), ("not available yet", "nearest: model.feedback=false")),
+        (("parallel.data=2", "launch.nodes=3"), ("2 processes", "nearest: launch.nodes=2")),
+        (("model.recurrent_layers=[12, -13]",), ("has 12, -13", "from -12 to 11", "nearest: 11, -12")),
+        (("model.recurrent_layers=[3, -9]",), ("names a layer twice", "nearest: [3]")),
+        (("optimizer.warmup_steps=2001",), ("longer than the run", "nearest: optimizer.warmup_steps=2000")),
+        (("optimizer.betas=[0.9, 1.0]",), ("optimizer.betas=[0.9, 1.0]",)),
+        (("run.directory=./books/",), ("the same folder",)),
+    ],
+)
+def test_refused(overrides: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    message = refusal(config_of(*overrides))
+    for part in parts:
+        assert part in message
+
+
+def test_all_problems_are_told_at_once() -> None:
+    message = refusal(config_of("data.segment=1000", "parallel.tensor=3", "model.feedback=true"))
+    assert message.startswith("this config cannot run, 4 problems:")
+    assert message.endswith("nearest layout that works: " + message.rpartition("works: ")[2])
+
+
+def test_rules_of_the_dataset() -> None:
+    facts = DatasetFacts(30, 256, "a" * 64)
+    message = refusal(config_of("model.vocab_size=300", "parallel.data=4"), facts, DatasetFacts(1, 256, "b" * 64))
+    assert "nearest: model.vocab_size=256" in message
+    assert "has 30 documents" in message and "nearest: data.streams=28" in message
+    assert "built with another tokenizer (bbbbbbbbbbbb)" in message
+    assert "it is empty" in refusal(config_of(), DatasetFacts(0, 256, "a"))
+
+
+small = st.integers(1, 40)
+configs: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {
+        "model": st.fixed_dictionaries(
+            {
+                "layers": small,
+                "heads": small,
+                "mlp_width": small,
+                "states": small,
+                "window": st.integers(1, 4),
+                "recurrent_layers": st.lists(st.integers(-6, 6), max_size=3),
+                "feedback": st.booleans(),
+            }
+        ),
+        "data": st.fixed_dictionaries({"dataset": st.just("d"), "segment": small, "streams": small}),
+        "parallel": st.fixed_dictionaries(
+            {
+                "tensor": st.integers(1, 9),
+                "pipeline": st.integers(1, 9),
+                "data": st.integers(1, 9),
+                "zero_stage": st.integers(0, 3),
+                "micro_batch": st.integers(1, 9),
+                "sequence_parallel": st.booleans(),
+            }
+        ),
+        "optimizer": st.fixed_dictionaries(
+            {"name": st.sampled_from(["adamw", "adafactor"]), "warmup_steps": st.integers(0, 12)}
+        ),
+        "run": st.fixed_dictionaries({"directory": st.just("r"), "steps": st.integers(1, 12)}),
+        "launch": st.fixed_dictionaries({"nodes": st.integers(1, 4)}),
+    }
+)
+
+
+@given(configs)
+def test_any_config_is_refused_or_keeps_what_the_engine_needs(values: dict[str, Any]) -> None:
+    config = Config.model_validate(values)
+    model, layout = config.model, config.parallel
+    try:
+        check(config)
+    except ConfigError:
+        nearest = nearest_layout(config)
+        assert nearest.world_size <= layout.world_size
+        # The offered layout is one that the rules accept, once everything that is no layout is put right.
+        repaired = {
+            "parallel": nearest,
+            "model": model.model_copy(update={"feedback": False, "recurrent_layers": ()}),
+            "data": config.data.model_copy(update={"segment": model.window}),
+            "optimizer": config.optimizer.model_copy(update={"warmup_steps": 0}),
+            "launch": config.launch.model_copy(update={"nodes": 1}),
+        }
+        check(config.model_copy(update=repaired))
+        return
+    assert config.data.segment % model.window == 0
+    assert model.heads % layout.tensor == 0 and model.mlp_width % layout.tensor == 0
+    assert config.micro_batches * layout.micro_batch * layout.data == config.data.streams
+    assert layout.pipeline <= model.layers
+    assert layout.pipeline == 1 or layout.zero_stage == 1
+    assert layout.world_size % config.launch.nodes == 0
+    assert len(set(model.recurrent_indices())) == len(model.recurrent_layers)
+    assert nearest_layout(config) == layout
+
+
+def test_deepspeed_settings_follow_from_the_config() -> None:
+    config = config_of("parallel={data: 4, micro_batch: 2}", "optimizer.clip_norm=")
+    settings = deepspeed_config(config)
+    assert settings["train_micro_batch_size_per_gpu"] == 2
+    assert settings["gradient_accumulation_steps"] == 4
+    assert settings["zero_optimization"]["stage"] == 1
+    assert settings["gradient_clipping"] == 0.0
+    assert settings["bf16"]["enabled"] and settings["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert "optimizer" not in settings
+    assert "data_types" not in deepspeed_config(config_of("run.precision=fp32"))
