@@ -1,0 +1,257 @@
+"""One training step on one rank, in any layout: the model, DeepSpeed and the memory of the streams put together.
+
+What decides the numbers is the same in every layout: a step's loss is the sum of nats over all unmasked tokens of the
+global batch divided by their number, which every rank knows from the schedule before it starts.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from brt_dist.config.deepspeed import deepspeed_config
+from brt_dist.config.schema import Config
+from brt_dist.errors import CheckpointError
+from brt_dist.model.dropout import Dropout
+from brt_dist.model.embedding import nats
+from brt_dist.model.parameters import LogicalParameter, initialize, logical_parameters
+from brt_dist.parallel.device import Device
+from brt_dist.parallel.layout import Layout, MegatronGroups
+from brt_dist.parallel.pipeline import PipelineStage, WholeModel, named_parts
+from brt_dist.parallel.stage import MicroBatch, StageContext, stream_layers
+from brt_dist.parallel.stream_memory import StreamMemory
+from brt_dist.training.optimizer import build_optimizer, set_learning_rate
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What one step reads, for the streams of this rank (b of them, all micro-batches), on its device.
+
+    Attributes:
+        number: of the step, from 0; a key of the dropout masks.
+        starts: (b, N/W) bool, blocks that begin a document.
+        tokens, target: (b, N) int64; mask: (b, N) bool.  None on stages that read no data.
+        loss_tokens: unmasked tokens of the whole global batch.
+    """
+
+    number: int
+    starts: Tensor
+    tokens: Tensor | None
+    target: Tensor | None
+    mask: Tensor | None
+    loss_tokens: int
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Mean loss of the global batch in nats per unmasked token, and the norm of its gradient before clipping."""
+
+    loss: float
+    grad_norm: float
+
+
+class Engine(ABC):
+    """Model, optimizer and stream memory of one rank.  Make one with :func:`build_engine`."""
+
+    def __init__(self, config: Config, layout: Layout, device: Device) -> None:
+        self.config = config
+        self.layout = layout
+        self.device = device
+        self._context = StageContext(StreamMemory({}, 0))
+        self.stage = self._build_stage()
+        for name, part in named_parts(self.stage):
+            initialize(part, config.run.seed, name)
+        self.parameters = self._logical_parameters()
+        self.optimizer = build_optimizer(self.parameters, config, layout)
+        self._deepspeed = self._wrap()
+        # DeepSpeed has cast the module: memory takes its types from it
+        self.memory = self.new_memory()
+
+    def new_memory(self) -> StreamMemory:
+        """Blank memory for all streams of this rank, as before the first step (evaluation has its own)."""
+        dtype = torch.bfloat16 if self.config.run.precision == "bf16" else torch.float32
+        blank = {
+            layer.index: layer.layer.blank_memory(self.layout.micro_batch, dtype, self.device.torch)
+            for layer in stream_layers(self.stage)
+        }
+        return StreamMemory(blank, self.layout.micro_batches)
+
+    def train_step(self, step: StepInput, learning_rate: float) -> StepResult:
+        """Forward and backward of all micro-batches, one update, and the commit of the memory.  Collective."""
+        set_learning_rate(self.optimizer, learning_rate)
+        self._context.begin(self._micro_batches(step, training=True), self.memory)
+        result = self._train(step)
+        self.memory.commit()
+        return result
+
+    def evaluate_step(self, step: StepInput, memory: StreamMemory) -> float:
+        """Loss of a segment in nats per unmasked token, without a gradient; `memory` moves on.  Collective."""
+        if step.loss_tokens == 0:
+            return 0.0
+        self._context.begin(self._micro_batches(step, training=False), memory)
+        loss = self._evaluate(step)
+        memory.commit()
+        return loss
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that changes in training and lives on this rank, by name."""
+        named = {f"weights/{p.name}": p.local.detach() for p in self.parameters}
+        for i, (master, state) in enumerate(self._optimizer_entries()):
+            named[f"optimizer/{i}/master"] = master.detach()
+            named |= {f"optimizer/{i}/{key}": value for key, value in state.items() if torch.is_tensor(value)}
+        return named | {f"memory/{name}": tensor for name, tensor in self.memory.tensors().items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the values of :meth:`tensors`, as saved by the same rank of the same layout.
+
+        Raises:
+            CheckpointError: a tensor is missing or has another shape.
+        """
+        with torch.no_grad():
+            for parameter in self.parameters:
+                _copy(parameter.local, tensors, f"weights/{parameter.name}")
+            for i, (master, state) in enumerate(self._optimizer_entries()):
+                _copy(master, tensors, f"optimizer/{i}/master")
+                state.clear()
+                prefix = f"optimizer/{i}/"
+                for name, value in tensors.items():
+                    key = name.removeprefix(prefix)
+                    if name.startswith(prefix) and key != "master":
+                        # AdamW and Adafactor keep the number of updates on the host
+                        state[key] = value.clone() if value.ndim == 0 else value.to(master.device, copy=True)
+        prefix = "memory/"
+        self.memory.load({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+
+    def _optimizer_entries(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Master tensors and their optimizer state: flat ZeRO partitions, or whole parameters without ZeRO."""
+        for group in self.optimizer.param_groups:
+            for master in group["params"]:
+                yield master, self.optimizer.state[master]
+
+    def _logical_parameters(self) -> list[LogicalParameter]:
+        return [p for name, part in named_parts(self.stage) for p in logical_parameters(part, name)]
+
+    def _micro_batches(self, step: StepInput, training: bool) -> list[MicroBatch]:
+        rate = self.config.model.dropout if training else 0.0
+        size = self.layout.micro_batch
+        streams = torch.tensor(self.layout.local_streams).split(size)
+        return [
+            MicroBatch(starts, Dropout(rate, self.config.run.seed, step.number, mine) if rate else None)
+            for starts, mine in zip(step.starts.split(size), streams, strict=True)
+        ]
+
+    def _portions(self, step: StepInput) -> Iterator[tuple[Tensor | None, tuple[Tensor, Tensor, Tensor] | None]]:
+        """Per micro-batch: tokens, and (target, mask, weight of a nat in the mean loss)."""
+        # DeepSpeed averages over micro-batches and data parallel ranks; the weight undoes that.
+        share = self.layout.micro_batches * self.layout.data / max(step.loss_tokens, 1)
+        weight = torch.tensor(share, device=self.device.torch)
+        for i in range(self.layout.micro_batches):
+            rows = slice(i * self.layout.micro_batch, (i + 1) * self.layout.micro_batch)
+            labels = None
+            if step.target is not None and step.mask is not None:
+                labels = (step.target[rows], step.mask[rows], weight)
+            yield None if step.tokens is None else step.tokens[rows], labels
+
+    def _loss(self, logits: Tensor, labels: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        target, mask, weight = labels
+        return nats(logits, target, mask, self.config.model) * weight
+
+    @abstractmethod
+    def _build_stage(self) -> WholeModel | PipelineStage: ...
+
+    @abstractmethod
+    def _wrap(self) -> Any:
+        """DeepSpeed's engine around stage and optimizer."""
+
+    @abstractmethod
+    def _train(self, step: StepInput) -> StepResult: ...
+
+    @abstractmethod
+    def _evaluate(self, step: StepInput) -> float: ...
+
+
+class WholeEngine(Engine):
+    """Without a pipeline: tensor and data parallel, any ZeRO stage that the rules allow."""
+
+    def _build_stage(self) -> WholeModel:
+        return WholeModel(self.config.model, self._context, self.config.parallel.recompute).to(self.device.torch)
+
+    def _wrap(self) -> Any:
+        return _initialize(self.stage, self.optimizer, self.config, MegatronGroups())
+
+    def _train(self, step: StepInput) -> StepResult:
+        self.stage.train()
+        total = torch.zeros((), device=self.device.torch)
+        for tokens, labels in self._portions(step):
+            loss = self._loss(self._deepspeed(tokens), labels)  # type: ignore[arg-type]
+            self._deepspeed.backward(loss)
+            norm = self._norm_without_zero()
+            self._deepspeed.step()
+            total += loss.detach()
+        if norm is None:
+            norm = self._deepspeed.get_global_grad_norm()
+        return StepResult(self._mean(total), float(norm))
+
+    def _evaluate(self, step: StepInput) -> float:
+        self.stage.eval()
+        total = torch.zeros((), device=self.device.torch)
+        with torch.no_grad():
+            for tokens, labels in self._portions(step):
+                total += self._loss(self.stage(tokens), labels)  # type: ignore[arg-type]
+        return self._mean(total)
+
+    def _mean(self, total: Tensor) -> float:
+        dist.all_reduce(total, group=MegatronGroups.get_data_parallel_group())
+        return float(total) / (self.layout.micro_batches * self.layout.data)
+
+    def _norm_without_zero(self) -> float | None:
+        """Without ZeRO DeepSpeed clips in fp32 but keeps the norm to itself: compute it the same way."""
+        if self.config.parallel.zero_stage > 0 or not self._deepspeed.is_gradient_accumulation_boundary():
+            return None
+        from deepspeed.runtime.utils import get_grad_norm
+
+        return float(get_grad_norm(self.stage.parameters(), mpu=MegatronGroups()))
+
+
+class PipelinedEngine(Engine):
+    """With pipeline stages: DeepSpeed's 1F1B schedule, ZeRO-1."""
+
+    def _build_stage(self) -> PipelineStage:
+        recompute = self.config.parallel.recompute
+        return PipelineStage(self.config.model, self.layout, self._context, recompute, self._loss)
+
+    def _wrap(self) -> Any:
+        return _initialize(self.stage, self.optimizer, self.config, None)
+
+    def _train(self, step: StepInput) -> StepResult:
+        loss = self._deepspeed.train_batch(self._portions(step))
+        return StepResult(float(loss), float(self._deepspeed.get_global_grad_norm()))
+
+    def _evaluate(self, step: StepInput) -> float:
+        return float(self._deepspeed.eval_batch(self._portions(step)))
+
+
+def build_engine(config: Config, layout: Layout, device: Device) -> Engine:
+    """The engine for this rank.  `config.model.vocab_size` must be set.  Collective."""
+    deepspeed.utils.logging.logger.setLevel("WARNING")  # its start-up prints hundreds of lines on every rank
+    return (PipelinedEngine if layout.pipeline > 1 else WholeEngine)(config, layout, device)
+
+
+def _initialize(stage: Any, optimizer: torch.optim.Optimizer, config: Config, groups: MegatronGroups | None) -> Any:
+    engine, *_ = deepspeed.initialize(
+        model=stage, optimizer=optimizer, config=deepspeed_config(config), mpu=groups, dist_init_required=False
+    )
+    return engine
+
+
+def _copy(target: Tensor, tensors: Mapping[str, Tensor], name: str) -> None:
+    found = tensors.get(name)
+    if found is None or found.shape != target.shape:
+        state = "missing" if found is None else f"of shape {tuple(found.shape)}"
+        raise CheckpointError(f"tensor {name} is {state}, expected shape {tuple(target.shape)}")
+    target.copy_(found)

@@ -1,0 +1,86 @@
+"""The model as a sequence of modules: whole on one rank, or cut into stages by DeepSpeed."""
+
+from collections.abc import Callable, Iterator
+
+from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+from torch import Tensor, nn
+
+from brt_dist.config.schema import ModelConfig
+from brt_dist.model.embedding import TokenEmbedding
+from brt_dist.model.norms import RMSNorm
+from brt_dist.parallel.layout import Layout, topology
+from brt_dist.parallel.stage import StageContext, StreamLayer
+
+EMBEDDING = "embedding"
+FINAL_NORM = "final_norm"
+
+Loss = Callable[[Tensor, tuple[Tensor, Tensor, Tensor]], Tensor]
+
+
+def named_parts(stage: "WholeModel | PipelineStage") -> Iterator[tuple[str, nn.Module]]:
+    """Modules of this rank that hold parameters, each once, with their logical names (`layers.3`, `embedding`)."""
+    for module in stage.modules():
+        if isinstance(module, StreamLayer):
+            yield f"layers.{module.index}", module.layer
+    if (embedding := stage.embedding) is not None:
+        yield EMBEDDING, embedding
+    if (norm := stage.final_norm) is not None:
+        yield FINAL_NORM, norm
+
+
+class WholeModel(nn.Module):
+    """All layers on this rank: tokens (b, N) -> logits (N, b, V/tp)."""
+
+    def __init__(self, config: ModelConfig, context: StageContext, recompute: bool) -> None:
+        super().__init__()
+        self.embedding = TokenEmbedding(config)
+        self.layers = nn.ModuleList(StreamLayer(config, i, context, recompute) for i in range(config.layers))
+        self.final_norm = RMSNorm(config.width)
+        self._context = context
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        self._context.advance()
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return self.embedding.logits(self.final_norm(x))
+
+
+class PipelineStage(PipelineModule):
+    """The layers of this rank's stage.  First stage: tokens (b, N) in; last stage: logits (N, b, V/tp) out.
+
+    Stages are cut so that each has the same number of layers, as nearly as possible.  The first and the last hold a
+    copy each of the token embedding, which is tied to the output; DeepSpeed adds up their gradients.
+    """
+
+    def __init__(
+        self, config: ModelConfig, layout: Layout, context: StageContext, recompute: bool, loss: Loss
+    ) -> None:
+        super().__init__(
+            layers=[
+                TiedLayerSpec(EMBEDDING, TokenEmbedding, config, tied_weight_attr="weight"),
+                *(LayerSpec(StreamLayer, config, i, context, recompute) for i in range(config.layers)),
+                LayerSpec(RMSNorm, config.width),
+                TiedLayerSpec(EMBEDDING, TokenEmbedding, config, tied_weight_attr="weight", forward_fn=_logits),
+            ],
+            topology=topology(layout),
+            loss_fn=loss,
+            partition_method=f"type:{StreamLayer.__name__}",
+        )
+        self._context = context
+
+    def forward(self, forward_input: Tensor) -> Tensor:
+        self._context.advance()
+        return super().forward(forward_input)
+
+    @property
+    def embedding(self) -> TokenEmbedding | None:
+        return self.tied_modules[EMBEDDING] if EMBEDDING in self.tied_modules else None
+
+    @property
+    def final_norm(self) -> nn.Module | None:
+        return next((module for module in self.children() if isinstance(module, RMSNorm)), None)
+
+
+def _logits(embedding: TokenEmbedding, x: Tensor) -> Tensor:
+    return embedding.logits(x)

@@ -1,0 +1,96 @@
+"""The part of the model that one rank holds: a range of layers, and what they need besides hidden states.
+
+Only hidden states pass from layer to layer and from stage to stage.  What else a layer needs in a forward (its memory,
+where documents start, the keys of its dropout) it takes from the :class:`StageContext` of its rank, which every stage
+fills by itself from the schedule.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from brt_dist.config.schema import ModelConfig
+from brt_dist.model.dropout import Dropout
+from brt_dist.model.layers import build_layer
+from brt_dist.model.memory import LayerMemory
+from brt_dist.parallel.stream_memory import StreamMemory
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What all stages know of a micro-batch before any of it arrives.
+
+    Attributes:
+        starts: (b, N/W) bool, blocks that begin a document.
+        dropout: rate and keys of the masks, or None in evaluation.
+    """
+
+    starts: Tensor
+    dropout: Dropout | None
+
+
+class StageContext:
+    """The step under way, as the layers of this rank see it.
+
+    Forwards run in the order of the micro-batches, in every schedule that we use; `advance` is called before each.
+    """
+
+    def __init__(self, memory: StreamMemory) -> None:
+        self.memory = memory
+        self._micro_batches: Sequence[MicroBatch] = ()
+        self._position = -1
+
+    def begin(self, micro_batches: Sequence[MicroBatch], memory: StreamMemory) -> None:
+        """A new step, or evaluation step, with the memory that it reads and writes."""
+        self.memory = memory
+        self._micro_batches = micro_batches
+        self._position = -1
+
+    def advance(self) -> None:
+        """The forward of the next micro-batch begins."""
+        self._position += 1
+
+    @property
+    def micro_batch(self) -> MicroBatch:
+        return self._micro_batches[self._position]
+
+    def read(self, layer: int) -> LayerMemory:
+        return self.memory.read(layer, self._position)
+
+    def write(self, layer: int, memory: LayerMemory) -> None:
+        self.memory.write(layer, self._position, memory)
+
+
+class StreamLayer(nn.Module):
+    """A layer of the model with its memory attached: (N, b, D) -> (N, b, D).
+
+    Recompute is done here and not by the pipeline: the layer is a pure function of tensors that are all arguments, so
+    running it again in backward, when another micro-batch may be in forward, gives the same result.
+    """
+
+    def __init__(self, config: ModelConfig, index: int, context: StageContext, recompute: bool) -> None:
+        super().__init__()
+        self.index = index
+        self.layer = build_layer(config, index)
+        self._context = context
+        self._recompute = recompute
+
+    def forward(self, x: Tensor) -> Tensor:
+        micro_batch, memory = self._context.micro_batch, self._context.read(self.index)
+        arguments: tuple[Any, ...] = (x, memory, micro_batch.starts, micro_batch.dropout)
+        if self._recompute and torch.is_grad_enabled():
+            # masks are keyed, no global generator is drawn from: nothing to restore
+            x, memory = checkpoint(self.layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x, memory = self.layer(*arguments)
+        self._context.write(self.index, memory)
+        return x
+
+
+def stream_layers(stage: nn.Module) -> Iterator[StreamLayer]:
+    """The layers of this rank, in order."""
+    return (module for module in stage.modules() if isinstance(module, StreamLayer))

@@ -1,0 +1,225 @@
+"""Adafactor (arXiv 1804.04235) with the paper's settings, exact in every layout.
+
+The rule is that of the reference training code: factored second moment with decay 1 - t^-0.8, update clipped to an RMS
+of 1, rate multiplied by the parameter's RMS, first moment (0.9) of the scaled update, no bias correction.
+
+Row and column statistics and the RMS values belong to the whole matrix, but a rank holds only a part of it: a slice by
+tensor parallelism, and of that a contiguous flat range by ZeRO.  So each rank adds up what it has and the small sums
+are reduced over the groups that share the matrix.  DeepSpeed flattens a parameter group into one tensor; with one
+parameter to a group the flat range is a range of that parameter.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional
+
+SQUARE_EPS = 1e-30  # added to squared gradients
+SMALLEST_SCALE = 1e-3  # of the parameter's RMS: a parameter near zero still moves
+FACTOR_FROM = 128  # both sides of a matrix must have this many entries to be factored
+CLIP_RMS = 1.0
+
+
+@dataclass(frozen=True)
+class MatrixPart:
+    """What of a logical parameter this rank's local tensor is.
+
+    Attributes:
+        shape: shape of the local tensor, (rows, columns) or (n,).
+        split: dimension split over tensor parallel ranks, or None.
+        tensor_parallel: number of those slices.
+        logical_rows: rows of the whole parameter without padding.
+        stacked: (P, E): along the rows, P logical matrices alternate in runs of E rows; they have statistics of their
+            own, as if they were separate parameters.
+    """
+
+    shape: tuple[int, ...]
+    split: int | None
+    tensor_parallel: int
+    logical_rows: int
+    stacked: tuple[int, int] = (1, 1)
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return self.shape[1] if len(self.shape) > 1 else 1
+
+    @property
+    def numel(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def logical_columns(self) -> int:
+        return self.columns * (self.tensor_parallel if self.split == 1 else 1)
+
+    @property
+    def rows_per_matrix(self) -> int:
+        return self.logical_rows // self.stacked[0]
+
+    @property
+    def is_factored(self) -> bool:
+        return len(self.shape) > 1 and min(self.rows_per_matrix, self.logical_columns) >= FACTOR_FROM
+
+    def matrix_of_row(self, device: torch.device) -> torch.Tensor:
+        """Number of the stacked matrix that each local row belongs to, (rows,)."""
+        count, run = self.stacked
+        return torch.arange(self.rows, device=device) // run % count
+
+
+class Adafactor(torch.optim.Optimizer):
+    """See the module.  Every parameter group holds one parameter and, under "part", its :class:`MatrixPart`.
+
+    Args:
+        groups: parameter groups.
+        lr: relative step size; set `group["lr"]` before each step.
+        momentum: decay of the first moment, 0 for none.
+        decay_rate: exponent of the second moment's decay.
+        shards: number of ZeRO ranges a parameter is cut in (1: not sharded), and `shard`, which of them is here.
+        data_group, tensor_group: process groups over which a parameter's parts are spread.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        momentum: float,
+        decay_rate: float,
+        shards: int,
+        shard: int,
+        data_group: dist.ProcessGroup,
+        tensor_group: dist.ProcessGroup,
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "decay_rate": decay_rate})
+        self._shards, self._shard = shards, shard
+        self._data_group, self._tensor_group = data_group, tensor_group
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of every group.  Collective: all ranks step the same groups in the same order."""
+        for group in self.param_groups:
+            (parameter,) = group["params"]
+            if parameter.grad is not None:
+                self._update(parameter, group)
+
+    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+        part: MatrixPart = group["part"]
+        start = self._shard * parameter.numel() if self._shards > 1 else 0
+        count = max(0, min(part.numel - start, parameter.numel()))
+        gradient = parameter.grad.reshape(-1)[:count].float()  # type: ignore[union-attr]
+        weight = parameter.view(-1)[:count]
+        state = self.state[parameter]
+        if not state:
+            self._initialise(state, part, parameter)
+        state["step"] += 1
+        decay = 1.0 - float(state["step"]) ** -group["decay_rate"]
+
+        rows = _Rows(part, start, count, parameter.device)
+        square = gradient.square() + SQUARE_EPS
+        if part.is_factored:
+            update = self._factored(gradient, square, rows, state, decay)
+        else:
+            second = state["second_moment"].view(-1)[:count]
+            second.mul_(decay).add_(square, alpha=1.0 - decay)
+            update = gradient * second.rsqrt()
+        clip = (self._rms(update, rows) / CLIP_RMS).clamp(min=1.0)
+        scale = group["lr"] * self._rms(weight.float(), rows).clamp(min=SMALLEST_SCALE) / clip
+        update = update * rows.per_element(scale)
+        if group["momentum"]:
+            first = state["first_moment"].view(-1)[:count]
+            first.mul_(group["momentum"]).add_(update, alpha=1.0 - group["momentum"])
+            update = first
+        weight.sub_(update.to(weight.dtype))
+
+    def _initialise(self, state: dict[str, Any], part: MatrixPart, parameter: torch.Tensor) -> None:
+        device = parameter.device
+        state["step"] = torch.zeros((), dtype=torch.float32)
+        state["first_moment"] = torch.zeros_like(parameter, dtype=torch.float32)
+        if part.is_factored:
+            state["row_moment"] = torch.zeros(part.rows, device=device)
+            state["column_moment"] = torch.zeros(part.stacked[0], part.columns, device=device)
+        else:
+            state["second_moment"] = torch.zeros_like(parameter, dtype=torch.float32)
+
+    def _factored(
+        self, gradient: torch.Tensor, square: torch.Tensor, rows: "_Rows", state: dict[str, Any], decay: float
+    ) -> torch.Tensor:
+        part = rows.part
+        row_mean = self._sum(rows.sum_rows(square), part.split == 1) / part.logical_columns
+        column_mean = self._sum(rows.sum_columns(square), part.split == 0) / part.rows_per_matrix
+        row, column = state["row_moment"], state["column_moment"]
+        row.mul_(decay).add_(row_mean, alpha=1.0 - decay)
+        column.mul_(decay).add_(column_mean, alpha=1.0 - decay)
+        # the mean over columns of the column moments is the mean over rows of the row moments
+        total = column.sum(1)
+        if part.split == 1:
+            dist.all_reduce(total, group=self._tensor_group)
+        mean = total / part.logical_columns
+        row_factor = (row / mean[part.matrix_of_row(row.device)]).rsqrt()
+        return gradient * rows.outer(row_factor, column.rsqrt())
+
+    def _rms(self, values: torch.Tensor, rows: "_Rows") -> torch.Tensor:
+        """Root mean square of each stacked matrix, (P,)."""
+        total = self._sum(rows.sum_matrices(values.square()), rows.part.split is not None)
+        return (total / (rows.part.rows_per_matrix * rows.part.logical_columns)).sqrt()
+
+    def _sum(self, values: torch.Tensor, over_tensor_parallel: bool) -> torch.Tensor:
+        if self._shards > 1:
+            dist.all_reduce(values, group=self._data_group)
+        if over_tensor_parallel:
+            dist.all_reduce(values, group=self._tensor_group)
+        return values
+
+
+class _Rows:
+    """A flat range of a matrix, seen as the rows that it touches (the first and last may be cut)."""
+
+    def __init__(self, part: MatrixPart, start: int, count: int, device: torch.device) -> None:
+        self.part = part
+        self._count = count
+        self._head = start % part.columns
+        self._first = start // part.columns
+        self._number = -(-(self._head + count) // part.columns) if count else 0
+        self._matrix = part.matrix_of_row(device)
+
+    @property
+    def _touched(self) -> slice:
+        return slice(self._first, self._first + self._number)
+
+    def _whole(self, flat: torch.Tensor) -> torch.Tensor:
+        """Range as (touched rows, columns), zero where the range does not reach."""
+        tail = self._number * self.part.columns - self._head - self._count
+        return functional.pad(flat, (self._head, tail)).view(self._number, self.part.columns)
+
+    def sum_rows(self, flat: torch.Tensor) -> torch.Tensor:
+        """(rows,)"""
+        sums = flat.new_zeros(self.part.rows)
+        sums[self._touched] = self._whole(flat).sum(1)
+        return sums
+
+    def sum_columns(self, flat: torch.Tensor) -> torch.Tensor:
+        """(P, columns)"""
+        sums = flat.new_zeros(self.part.stacked[0], self.part.columns)
+        return sums.index_add_(0, self._matrix[self._touched], self._whole(flat))
+
+    def sum_matrices(self, flat: torch.Tensor) -> torch.Tensor:
+        """(P,)"""
+        return self.sum_columns(flat).sum(1)
+
+    def outer(self, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        """row (rows,) times column (P, columns), at the elements of the range."""
+        matrix = row[self._touched, None] * column[self._matrix[self._touched]]
+        return matrix.view(-1)[self._head : self._head + self._count]
+
+    def per_element(self, value: torch.Tensor) -> torch.Tensor:
+        """value (P,), at the elements of the range."""
+        if self.part.stacked[0] == 1:
+            return value
+        rows = value[self._matrix[self._touched]]
+        return rows.repeat_interleave(self.part.columns)[self._head : self._head + self._count]
