@@ -1,0 +1,151 @@
+"""The training loop of one rank: from the last checkpoint to the last step."""
+
+import math
+import time
+from pathlib import Path
+
+from brt_dist.checkpoint.store import CheckpointStore
+from brt_dist.config.schema import Config
+from brt_dist.errors import ExitCode
+from brt_dist.evaluation.evaluate import evaluate
+from brt_dist.parallel.device import Device
+from brt_dist.parallel.engine import build_engine
+from brt_dist.parallel.layout import Layout
+from brt_dist.training.batches import step_input, streams_to_read
+from brt_dist.training.guards import StopRequest, check_finite
+from brt_dist.training.metrics import EventLog
+from brt_dist.training.schedule import learning_rate
+from pipelines.dataset import Dataset
+from pipelines.reader import Prefetcher, SegmentReader
+from pipelines.schedule import Cursor, StreamSchedule
+
+
+class Trainer:
+    """One attempt of a run, on one rank.
+
+    Args:
+        config: resolved, with `model.vocab_size` set.
+        run: the run directory.
+        train, validation: opened datasets; without validation only the training data is evaluated.
+        stop: asked once a step whether to end early.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: Path,
+        layout: Layout,
+        device: Device,
+        events: EventLog,
+        train: Dataset,
+        validation: Dataset | None,
+        stop: StopRequest,
+    ) -> None:
+        self.config = config
+        self.layout = layout
+        self.device = device
+        self.events = events
+        self.datasets = {"train": train} | ({"validation": validation} if validation else {})
+        self.stop = stop
+        self.schedule = StreamSchedule(
+            train.lengths,
+            streams=config.data.streams,
+            segment=config.data.segment,
+            window=config.model.window,
+            seed=config.run.seed,
+        )
+        self.engine = build_engine(config, layout, device)
+        self.store = CheckpointStore(run / "checkpoints", config, layout, train.digest, report=self._report)
+        self.step, self.tokens, self.cursor = 0, 0, self.schedule.start()
+        self.saved_step: int | None = None
+
+    def run(self) -> ExitCode:
+        """Resume, train to the last step or to a request to stop, evaluate, save.  Collective."""
+        self._resume()
+        layout = {key: getattr(self.layout, key) for key in ("tensor", "pipeline", "data", "micro_batch", "streams")}
+        self.events.write("attempt", world_size=self.layout.world_size, layout=layout, start_step=self.step)
+        reader = SegmentReader(self.datasets["train"], self.schedule)
+        prefetcher = Prefetcher(reader, self.schedule, self.cursor, streams_to_read(self.layout))
+        try:
+            while self.step < self.config.run.steps:
+                self._train_step(prefetcher)
+                last = self.step == self.config.run.steps
+                if _is_due(self.step, self.config.run.evaluate_every) or last:
+                    self._evaluate()
+                if _is_due(self.step, self.config.run.checkpoint_every) or last:
+                    self._save()
+                if self.stop.agreed(self.device) and not last:
+                    self._save()
+                    return ExitCode.PREEMPTED
+        finally:
+            prefetcher.close()
+        return ExitCode.FINISHED
+
+    def _train_step(self, prefetcher: Prefetcher) -> None:
+        began = time.perf_counter()
+        plan, segments, cursor, waited = prefetcher.next()
+        rate = learning_rate(self.step + 1, self.config.run.steps, self.config.optimizer)
+        batch = step_input(self.step, plan, segments, self.layout, self.device)
+        result = self.engine.train_step(batch, rate)
+        check_finite(result, self.step + 1)
+        self.step, self.tokens, self.cursor = self.step + 1, self.tokens + plan.loss_tokens, cursor
+        if _is_due(self.step, self.config.run.log_every) or self.step == self.config.run.steps:
+            self.device.synchronize()
+            seconds = time.perf_counter() - began
+            self.events.write(
+                "step",
+                step=self.step,
+                loss=result.loss,
+                bits_per_token=result.loss / math.log(2),
+                grad_norm=result.grad_norm,
+                learning_rate=rate,
+                tokens=self.tokens,
+                tokens_per_second=plan.loss_tokens / seconds,
+                step_seconds=seconds,
+                data_wait_seconds=waited,
+                peak_memory_bytes=self.device.peak_memory_bytes(),
+            )
+
+    def _evaluate(self) -> None:
+        for name, dataset in self.datasets.items():
+            for memory in ("carried", "cleared"):
+                began = time.perf_counter()
+                found = evaluate(self.engine, dataset, self.config.run.evaluation_steps, memory == "cleared")
+                self.events.write(
+                    "evaluation",
+                    step=self.step,
+                    dataset=name,
+                    memory=memory,
+                    loss=found.loss,
+                    bits_per_token=found.bits_per_token,
+                    tokens=found.tokens,
+                    seconds=time.perf_counter() - began,
+                )
+
+    def _save(self) -> None:
+        if self.saved_step == self.step:
+            return
+        began = time.perf_counter()
+        folder = self.store.save(self.step, self.tokens, self.cursor.to_json(), self.engine.tensors())
+        self.saved_step = self.step
+        path = f"{folder.parent.name}/{folder.name}"
+        self.events.write("checkpoint", step=self.step, path=path, seconds=time.perf_counter() - began)
+
+    def _resume(self) -> None:
+        found = self.store.load_newest()
+        if found is None:
+            return
+        manifest, tensors = found
+        self.engine.load(tensors)
+        self.step, self.tokens = manifest.step, manifest.tokens
+        self.cursor = Cursor.from_json(manifest.cursor)
+        self.saved_step = self.step
+        self._report(f"resumed after step {self.step}")
+
+    def _report(self, message: str) -> None:
+        print(message, flush=True)
+        self.events.write("message", message=message)
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,117 @@
+"""One rank of a run: `python -m brt_dist.worker --run RUN`, started by brt's launcher, torchrun or Slurm alike.
+
+Takes its place from the environment as torchrun sets it (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT),
+reads RUN/config.yaml, goes on from the newest checkpoint of the run, and ends with an :class:`ExitCode`.  When it
+fails it leaves RUN/attempts/NNN/rank_RRR.error.json.
+"""
+
+import argparse
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+from brt_dist.errors import BrtError, ExitCode, PlatformError
+from brt_dist.files import write_atomic
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m brt_dist.worker", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--run", type=Path, required=True, help="run directory; holds config.yaml")
+    parser.add_argument("--attempt", type=int, default=1, help="number of this start of the run's processes")
+    options = parser.parse_args(arguments)
+    try:
+        return int(_run(options.run, options.attempt))
+    except KeyboardInterrupt:
+        return int(ExitCode.INTERRUPTED)
+    except BaseException as error:
+        code = _exit_code(error)
+        _leave_error(options.run, options.attempt, error, code)
+        if isinstance(error, BrtError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        return int(code)
+
+
+def _run(run: Path, attempt: int) -> ExitCode:
+    # said on every rank at import, of kernels that we do not use
+    warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+    from brt_dist.config.loading import load
+    from brt_dist.config.rules import check
+    from brt_dist.parallel.device import choose
+    from brt_dist.parallel.layout import Layout, finalize, initialize
+    from brt_dist.training.guards import StopRequest
+    from brt_dist.training.loop import Trainer
+    from brt_dist.training.metrics import EventLog
+    from pipelines.dataset import Dataset
+
+    stop = StopRequest()
+    stop.listen()
+    config = load(run / "config.yaml").config
+    check(config)
+    rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
+    train = Dataset.open(config.data.dataset)
+    validation = Dataset.open(config.data.validation) if config.data.validation else None
+    model = config.model.model_copy(update={"vocab_size": train.vocab_size})
+    config = config.model_copy(update={"model": model})
+    device = choose(config.run.device, local_rank)
+    layout = Layout.of(config, rank)
+    initialize(layout, device, config.launch.start_timeout_seconds)
+    events = EventLog(run, attempt, enabled=rank == 0)
+    try:
+        code = Trainer(config, run, layout, device, events, train, validation, stop).run()
+        events.write("end", status=code.name.lower(), exit_code=int(code))
+        return code
+    except BaseException as error:
+        code = _exit_code(error)
+        events.write("end", status=code.name.lower(), exit_code=int(code))
+        raise
+    finally:
+        events.close()
+        finalize()
+
+
+def _number(name: str) -> int:
+    value = os.environ.get(name, "")
+    if not value.isdigit():
+        raise PlatformError(
+            f"the environment variable {name} is {value!r}; start ranks with `brt train`, or with "
+            "`torchrun --nproc-per-node N -m brt_dist.worker --run RUN`"
+        )
+    return int(value)
+
+
+def _exit_code(error: BaseException) -> ExitCode:
+    if isinstance(error, BrtError):
+        return error.exit_code
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return ExitCode.OUT_OF_MEMORY
+    return ExitCode.INTERNAL
+
+
+def _leave_error(run: Path, attempt: int, error: BaseException, code: ExitCode) -> None:
+    """For the supervisor, which shows the first error of the first rank that failed."""
+    rank = os.environ.get("RANK", "0")
+    report = {
+        "rank": int(rank) if rank.isdigit() else 0,
+        "host": socket.gethostname(),
+        "time": time.time(),
+        "type": type(error).__name__,
+        "message": str(error),
+        "exit_code": int(code),
+        "traceback": "" if isinstance(error, BrtError) else "".join(traceback.format_exception(error)),
+    }
+    try:
+        path = run / "attempts" / f"{attempt:03d}" / f"rank_{report['rank']:03d}.error.json"
+        write_atomic(path, json.dumps(report, indent=2) + "\n")
+    except OSError as problem:
+        print(f"cannot write the error report: {problem}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
