@@ -43,7 +43,15 @@ def _run(run: Path, attempt: int) -> ExitCode:
     warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
     from brt_dist.config.loading import load
     from brt_dist.config.rules import check
+
+    config = load(run / "config.yaml").config
+    check(config)
+    rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
+
     from brt_dist.parallel.device import choose
+
+    device = choose(config.run.device, local_rank)  # before the imports below: DeepSpeed asks at its import
+
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.guards import StopRequest
     from brt_dist.training.loop import Trainer
@@ -52,20 +60,17 @@ def _run(run: Path, attempt: int) -> ExitCode:
 
     stop = StopRequest()
     stop.listen()
-    config = load(run / "config.yaml").config
-    check(config)
-    rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
     train = Dataset.open(config.data.dataset)
     validation = Dataset.open(config.data.validation) if config.data.validation else None
     model = config.model.model_copy(update={"vocab_size": train.vocab_size})
     config = config.model_copy(update={"model": model})
-    device = choose(config.run.device, local_rank)
     layout = Layout.of(config, rank)
     initialize(layout, device, config.launch.start_timeout_seconds)
     events = EventLog(run, attempt, enabled=rank == 0)
     try:
         code = Trainer(config, run, layout, device, events, train, validation, stop).run()
         events.write("end", status=code.name.lower(), exit_code=int(code))
+        finalize()  # not after an error: the other ranks may wait in a collective that never comes
         return code
     except BaseException as error:
         code = _exit_code(error)
@@ -73,7 +78,6 @@ def _run(run: Path, attempt: int) -> ExitCode:
         raise
     finally:
         events.close()
-        finalize()
 
 
 def _number(name: str) -> int:

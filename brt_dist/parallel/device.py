@@ -59,6 +59,7 @@ def choose(kind: str, local_rank: int) -> Device:
             )
         torch.cuda.set_device(local_rank)
     os.environ["DS_ACCELERATOR"] = kind
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed insists on it
     if kind == "cpu":
         _skip_compiled_kernels()
     return Device(kind, local_rank)

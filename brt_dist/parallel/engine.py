@@ -18,7 +18,7 @@ from brt_dist.config.deepspeed import deepspeed_config
 from brt_dist.config.schema import Config
 from brt_dist.errors import CheckpointError
 from brt_dist.model.dropout import Dropout
-from brt_dist.model.embedding import nats
+from brt_dist.model.model import loss_sum
 from brt_dist.model.parameters import LogicalParameter, initialize, logical_parameters
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.layout import Layout, MegatronGroups
@@ -74,10 +74,8 @@ class Engine(ABC):
 
     def new_memory(self) -> StreamMemory:
         """Blank memory for all streams of this rank, as before the first step (evaluation has its own)."""
-        dtype = torch.bfloat16 if self.config.run.precision == "bf16" else torch.float32
         blank = {
-            layer.index: layer.layer.blank_memory(self.layout.micro_batch, dtype, self.device.torch)
-            for layer in stream_layers(self.stage)
+            layer.index: layer.layer.blank_memory(self.layout.micro_batch) for layer in stream_layers(self.stage)
         }
         return StreamMemory(blank, self.layout.micro_batches)
 
@@ -139,10 +137,13 @@ class Engine(ABC):
     def _micro_batches(self, step: StepInput, training: bool) -> list[MicroBatch]:
         rate = self.config.model.dropout if training else 0.0
         size = self.layout.micro_batch
-        streams = torch.tensor(self.layout.local_streams).split(size)
+        streams = self.layout.local_streams
         return [
-            MicroBatch(starts, Dropout(rate, self.config.run.seed, step.number, mine) if rate else None)
-            for starts, mine in zip(step.starts.split(size), streams, strict=True)
+            MicroBatch(
+                starts,
+                Dropout(rate, self.config.run.seed, step.number, streams[i * size : (i + 1) * size]) if rate else None,
+            )
+            for i, starts in enumerate(step.starts.split(size))
         ]
 
     def _portions(self, step: StepInput) -> Iterator[tuple[Tensor | None, tuple[Tensor, Tensor, Tensor] | None]]:
@@ -159,7 +160,7 @@ class Engine(ABC):
 
     def _loss(self, logits: Tensor, labels: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         target, mask, weight = labels
-        return nats(logits, target, mask, self.config.model) * weight
+        return loss_sum(logits, target, mask) * weight
 
     @abstractmethod
     def _build_stage(self) -> WholeModel | PipelineStage: ...

@@ -6,10 +6,9 @@ from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from torch import Tensor, nn
 
 from brt_dist.config.schema import ModelConfig
-from brt_dist.model.embedding import TokenEmbedding
-from brt_dist.model.norms import RMSNorm
+from brt_dist.model.model import TokenEmbedding
 from brt_dist.parallel.layout import Layout, topology
-from brt_dist.parallel.stage import StageContext, StreamLayer
+from brt_dist.parallel.stage import StageContext, StreamLayer, StreamNorm
 
 EMBEDDING = "embedding"
 FINAL_NORM = "final_norm"
@@ -22,10 +21,10 @@ def named_parts(stage: "WholeModel | PipelineStage") -> Iterator[tuple[str, nn.M
     for module in stage.modules():
         if isinstance(module, StreamLayer):
             yield f"layers.{module.index}", module.layer
-    if (embedding := stage.embedding) is not None:
-        yield EMBEDDING, embedding
-    if (norm := stage.final_norm) is not None:
-        yield FINAL_NORM, norm
+        elif isinstance(module, StreamNorm):
+            yield FINAL_NORM, module.norm
+        elif isinstance(module, TokenEmbedding):
+            yield EMBEDDING, module
 
 
 class WholeModel(nn.Module):
@@ -35,7 +34,7 @@ class WholeModel(nn.Module):
         super().__init__()
         self.embedding = TokenEmbedding(config)
         self.layers = nn.ModuleList(StreamLayer(config, i, context, recompute) for i in range(config.layers))
-        self.final_norm = RMSNorm(config.width)
+        self.final_norm = StreamNorm(config, context)
         self._context = context
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -60,7 +59,7 @@ class PipelineStage(PipelineModule):
             layers=[
                 TiedLayerSpec(EMBEDDING, TokenEmbedding, config, tied_weight_attr="weight"),
                 *(LayerSpec(StreamLayer, config, i, context, recompute) for i in range(config.layers)),
-                LayerSpec(RMSNorm, config.width),
+                LayerSpec(StreamNorm, config, context),
                 TiedLayerSpec(EMBEDDING, TokenEmbedding, config, tied_weight_attr="weight", forward_fn=_logits),
             ],
             topology=topology(layout),
@@ -72,14 +71,6 @@ class PipelineStage(PipelineModule):
     def forward(self, forward_input: Tensor) -> Tensor:
         self._context.advance()
         return super().forward(forward_input)
-
-    @property
-    def embedding(self) -> TokenEmbedding | None:
-        return self.tied_modules[EMBEDDING] if EMBEDDING in self.tied_modules else None
-
-    @property
-    def final_norm(self) -> nn.Module | None:
-        return next((module for module in self.children() if isinstance(module, RMSNorm)), None)
 
 
 def _logits(embedding: TokenEmbedding, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from brt_dist.config.schema import ModelConfig
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.layers import build_layer
 from brt_dist.model.memory import LayerMemory
+from brt_dist.model.model import FinalNorm
 from brt_dist.parallel.stream_memory import StreamMemory
 
 
@@ -89,6 +90,18 @@ class StreamLayer(nn.Module):
             x, memory = self.layer(*arguments)
         self._context.write(self.index, memory)
         return x
+
+
+class StreamNorm(nn.Module):
+    """The norm after the last layer, with its dropout: (N, b, D) -> (N, b, D)."""
+
+    def __init__(self, config: ModelConfig, context: StageContext) -> None:
+        super().__init__()
+        self.norm = FinalNorm(config)
+        self._context = context
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x, self._context.micro_batch.dropout)
 
 
 def stream_layers(stage: nn.Module) -> Iterator[StreamLayer]:

@@ -1,0 +1,208 @@
+"""A small training run, as a rank of any layout computes it, and as one plain loop does.
+
+The corpus is random tokens in documents of different lengths, so that streams start new documents at different blocks
+and steps.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brt_dist.config.schema import Config
+from brt_dist.training.schedule import learning_rate
+from pipelines.reader import Segments
+from pipelines.schedule import Cursor, StepPlan, StreamSchedule
+
+VOCAB = 101  # not divisible by 2 or 4: the table is padded
+STEPS = 6
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents in memory, with the part of a dataset that the reader uses."""
+
+    documents: tuple[np.ndarray[Any, Any], ...]
+
+    @property
+    def lengths(self) -> np.ndarray[Any, Any]:
+        return np.array([len(document) for document in self.documents], dtype=np.int64)
+
+    def tokens(self, document: int, offset: int, count: int) -> np.ndarray[Any, Any]:
+        return self.documents[document][offset : offset + count]
+
+
+def corpus() -> Corpus:
+    random = np.random.default_rng(5)
+    return Corpus(tuple(random.integers(0, VOCAB, size=n) for n in (150, 31, 500, 16, 97, 64, 260, 1, 410, 130)))
+
+
+def config(
+    parallel: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
+    precision: str = "fp32",
+) -> Config:
+    """The config of the case: 4 layers, 4 streams of 64 tokens in blocks of 16."""
+    shape = {
+        "layers": 4, "width": 48, "heads": 4, "head_dim": 16, "mlp_width": 96, "vocab_size": VOCAB, "window": 16,
+        "states": 24, "dropout": 0.0,
+    }  # fmt: skip
+    return Config.model_validate(
+        {
+            "model": shape | (model or {}),
+            "data": {"dataset": "unused", "segment": 64, "streams": 4},
+            "parallel": {"micro_batch": 1} | (parallel or {}),
+            "optimizer": {"learning_rate": 3e-3, "warmup_steps": 2, "clip_norm": 0.5} | (optimizer or {}),
+            "run": {"directory": "unused", "steps": STEPS, "precision": precision, "seed": 3},
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run computed: per step loss and gradient norm, and at the end weights and memory, all logical."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    weights: dict[str, Tensor]
+    memory: dict[str, Tensor]
+
+
+def read_steps(given: Config, start: Cursor | None = None, steps: int = STEPS) -> list[tuple[StepPlan, Segments]]:
+    """The first steps of all streams."""
+    from pipelines.reader import SegmentReader
+
+    source = corpus()
+    schedule = StreamSchedule(
+        source.lengths, streams=given.data.streams, segment=given.data.segment, window=given.model.window, seed=7
+    )
+    reader, cursor = SegmentReader(source, schedule), start or schedule.start()  # type: ignore[arg-type]
+    found = []
+    for _ in range(steps):
+        plan, cursor = schedule.step(cursor)
+        found.append((plan, reader.read(plan, range(given.data.streams))))
+    return found
+
+
+def train_on_rank(rank: int, store: str, given: Config, steps: int = STEPS) -> dict[str, Any]:
+    """The engine's run on one rank of `given`'s layout; logical parts with their place, to be joined by `join`."""
+    import torch.distributed as dist
+
+    from brt_dist.parallel.device import choose
+    from brt_dist.parallel.layout import Layout, finalize, initialize
+
+    layout = Layout.of(given, rank)
+    device = choose("cpu", rank)
+    initialize(layout, device, 120.0, dist.FileStore(store, layout.world_size))
+    from brt_dist.parallel.engine import StepInput, build_engine
+
+    try:
+        engine = build_engine(given, layout, device)
+        mine = list(layout.local_streams)
+        losses, norms = [], []
+        for number, (plan, segments) in enumerate(read_steps(given, steps=steps)):
+            reads = layout.is_first_stage or layout.is_last_stage
+            step = StepInput(
+                number=number,
+                starts=torch.from_numpy(segments.starts[mine]),
+                tokens=torch.from_numpy(segments.input[mine]) if reads else None,
+                target=torch.from_numpy(segments.target[mine]) if reads else None,
+                mask=torch.from_numpy(segments.mask[mine]) if reads else None,
+                loss_tokens=plan.loss_tokens,
+            )
+            result = engine.train_step(step, learning_rate(number + 1, given.run.steps, given.optimizer))
+            losses.append(result.loss)
+            norms.append(result.grad_norm)
+        return {
+            "layout": layout,
+            "losses": losses,
+            "grad_norms": norms,
+            "weights": {
+                p.name: (p.local.detach().float().clone(), p.partition_dim, p.shape) for p in engine.parameters
+            },
+            "memory": {name: tensor.float().clone() for name, tensor in engine.memory.tensors().items()},
+        }
+    finally:
+        finalize()
+
+
+def join(parts: list[dict[str, Any]]) -> Outcome:
+    """The logical outcome, from what all ranks returned; they must agree wherever they hold the same thing."""
+    for part in parts[1:]:
+        assert part["losses"] == parts[0]["losses"], "ranks report different losses"
+        assert part["grad_norms"] == parts[0]["grad_norms"], "ranks report different gradient norms"
+    weights: dict[str, Tensor] = {}
+    for row in parts:
+        layout = row["layout"]
+        if layout.tensor_rank:
+            continue
+        peers = [p for p in parts if (p["layout"].stage, p["layout"].data_rank) == (layout.stage, layout.data_rank)]
+        for name, (local, dim, shape) in row["weights"].items():
+            whole = local if dim is None else torch.cat([p["weights"][name][0] for p in peers], dim)
+            whole = whole.narrow(dim or 0, 0, shape[dim or 0])
+            if name in weights:  # replicas over data parallel ranks, and the tied embedding of first and last stage
+                torch.testing.assert_close(whole, weights[name], rtol=0, atol=0, msg=f"replicas of {name} differ")
+            weights[name] = whole
+            if dim is None:
+                for peer in peers:
+                    torch.testing.assert_close(
+                        peer["weights"][name][0], local, rtol=0, atol=1e-7, msg=f"tensor parallel copies of {name}"
+                    )
+    return Outcome(parts[0]["losses"], parts[0]["grad_norms"], weights, _join_memory(parts))
+
+
+def _join_memory(parts: list[dict[str, Any]]) -> dict[str, Tensor]:
+    names = sorted({name for part in parts for name in part["memory"]})
+    joined = {}
+    for name in names:
+        holders = [part for part in parts if name in part["memory"]]
+        rows = []
+        for data_rank in range(holders[0]["layout"].data):
+            peers = [part["memory"][name] for part in holders if part["layout"].data_rank == data_rank]
+            # caches hold this rank's heads, the state is whole on every rank
+            rows.append(torch.cat(peers, 2) if not name.endswith("state") else peers[0])
+        joined[name] = torch.cat(rows)
+    return joined
+
+
+def train_plainly(given: Config, steps: int = STEPS) -> Outcome:
+    """The same run without DeepSpeed, micro-batches or stream memory: a whole batch, autograd, torch's AdamW."""
+    from brt_dist.model.model import BlockRecurrentModel, loss_sum
+    from brt_dist.model.parameters import logical_parameters
+    from brt_dist.parallel.layout import single_process
+
+    with single_process():
+        model = BlockRecurrentModel(given.model, given.run.seed)
+        settings = given.optimizer
+        decayed = [p for p in model.parameters() if p.dim() > 1]
+        others = [p for p in model.parameters() if p.dim() == 1]
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=settings.learning_rate, betas=settings.betas, eps=settings.eps,
+        )  # fmt: skip
+        memory = model.blank_memory(given.data.streams)
+        losses, norms = [], []
+        for number, (plan, segments) in enumerate(read_steps(given, steps=steps)):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(number + 1, given.run.steps, settings)
+            logits, memory = model(torch.from_numpy(segments.input), memory, torch.from_numpy(segments.starts))
+            nats = loss_sum(logits, torch.from_numpy(segments.target), torch.from_numpy(segments.mask))
+            loss = nats / plan.loss_tokens
+            optimizer.zero_grad()
+            loss.backward()
+            norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm or float("inf"))))
+            losses.append(float(loss))
+            optimizer.step()
+        weights = {
+            p.name: p.whole([p.local.detach().clone()]) for p in logical_parameters(model)
+        }
+        remembered = {
+            f"layers.{i}.{field}": value.clone()
+            for i, layer in enumerate(memory)
+            for field, value in layer._asdict().items()
+            if value is not None
+        }
+        return Outcome(losses, norms, weights, remembered)

@@ -1,0 +1,75 @@
+"""Ranks for tests: processes that are started once and then run one case after another.
+
+Starting a rank costs ten seconds of imports; a case costs one.  Processes are spawned (never forked: forked ones
+deadlock under gloo), and every case gets process groups of its own through a fresh file store.
+"""
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CASE_TIMEOUT_SECONDS = 240
+
+
+class RankPool:
+    """Up to `size` ranks on this machine.  A context manager; leaving it ends the processes."""
+
+    def __init__(self, size: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._folder = tempfile.TemporaryDirectory()
+        self._tasks = [context.Queue() for _ in range(size)]
+        self._results: Any = context.Queue()
+        self._processes = [
+            context.Process(target=_serve, args=(rank, tasks, self._results), daemon=True)
+            for rank, tasks in enumerate(self._tasks)
+        ]
+
+    def __enter__(self) -> "RankPool":
+        before = dict(os.environ)
+        os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", PYTHONWARNINGS="ignore")
+        try:
+            for process in self._processes:
+                process.start()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._folder.cleanup()
+
+    def run(self, world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """`function(rank, store_path, *arguments)` on ranks 0..world-1; their results in the order of ranks.
+
+        `function` must be importable.  The first failure of a rank is raised with its traceback.
+        """
+        store = str(Path(self._folder.name) / uuid.uuid4().hex)
+        for tasks in self._tasks[:world]:
+            tasks.put((function, store, arguments))
+        results: dict[int, Any] = {}
+        for _ in range(world):
+            rank, value, error = self._results.get(timeout=CASE_TIMEOUT_SECONDS)
+            if error:
+                raise AssertionError(f"rank {rank} of {world} failed in {function.__name__}:\n{error}")
+            results[rank] = value
+        return [results[rank] for rank in range(world)]
+
+
+def _serve(rank: int, tasks: Any, results: Any) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        function, store, arguments = tasks.get()
+        try:
+            results.put((rank, function(rank, store, *arguments), None))
+        except BaseException:
+            results.put((rank, None, traceback.format_exc()))
