@@ -1,0 +1,60 @@
+"""Dropout whose masks depend on the run, the step, the layer and the stream, and on nothing else.
+
+The same masks come out in every layout, after a resume, and when a forward runs twice (recompute); torch's global
+generator is not touched.  As in the paper's code the mask of the residual stream is one tile of 128 tokens, repeated
+along the segment, and that of the attention matrix is one block, shared by all blocks: drawing costs little.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from brt_dist.model.parameters import seeded_generator
+
+TILE = 128
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Masks of one micro-batch in one step.  A rate of 0 draws nothing.
+
+    Args:
+        rate: probability that an element is dropped, in [0, 1).
+        seed, step: of the run.
+        streams: global number of each stream of the micro-batch (b,).
+    """
+
+    rate: float
+    seed: int
+    step: int
+    streams: Sequence[int]
+
+    def activations(self, x: Tensor, layer: int, site: str) -> Tensor:
+        """Drop elements of `x` (N, b, D), the same for all tensor parallel ranks."""
+        if self.rate == 0:
+            return x
+        length, _, width = x.shape
+        tile = torch.stack([self._factors((TILE, width), x, layer, site, stream) for stream in self.streams], 1)
+        return x * tile.repeat(-(-length // TILE), 1, 1)[:length]
+
+    def attention(self, like: Tensor, heads: int, window: int, layer: int) -> Tensor | None:
+        """Factors on attention probabilities (b, 1, h, W, 2W) for this rank's part of `heads`; none at rate 0.
+
+        Drawn for all heads, so that the masks don't depend on how the heads are split.
+        """
+        if self.rate == 0:
+            return None
+        rank = parallel_state.get_tensor_model_parallel_rank()
+        ranks = parallel_state.get_tensor_model_parallel_world_size()
+        shape = (heads, window, 2 * window)
+        drawn = [self._factors(shape, like, layer, "attention", stream).chunk(ranks)[rank] for stream in self.streams]
+        return torch.stack(drawn).unsqueeze(1)
+
+    def _factors(self, shape: tuple[int, ...], like: Tensor, layer: int, site: str, stream: int) -> Tensor:
+        key = f"dropout/{self.seed}/{self.step}/{layer}/{site}/{int(stream)}"
+        generator = seeded_generator(key, like.device)
+        kept = torch.rand(shape, generator=generator, device=like.device) >= self.rate
+        return kept.to(like.dtype) / (1 - self.rate)

@@ -1,0 +1,66 @@
+"""Linear maps split over the tensor parallel ranks: Megatron's, without biases.
+
+Weights are (outputs, inputs).  Several maps of one input are one layer here, with the head as the slowest index of
+the split dimension, so that a rank's contiguous part is whole heads, one product serves all of them, and backward
+reduces the gradient of their common input once.
+"""
+
+from megatron.core import ModelParallelConfig, parallel_state
+from megatron.core.tensor_parallel import layers as megatron
+from torch import Tensor
+
+from brt_dist.config.schema import ModelConfig
+from brt_dist.model.parameters import Initializer, declare, fan_in
+
+
+def megatron_config() -> ModelParallelConfig:
+    """Megatron's settings for the layers of this rank, under the process groups that exist."""
+    return ModelParallelConfig(
+        tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
+        perform_initialization=False,  # we do it, by name: `parameters.initialize`
+        use_cpu_initialization=True,  # that is: on torch's default device; the other branch insists on CUDA
+        gradient_accumulation_fusion=False,
+    )
+
+
+def no_initialization(weight: Tensor) -> None:
+    """Given to Megatron where it asks for an initialiser that it will not call."""
+
+
+class ColumnLinear(megatron.ColumnParallelLinear):
+    """(..., inputs) whole on every rank -> (..., outputs/tp), this rank's part of the outputs."""
+
+    def __init__(
+        self, inputs: int, outputs: int, parallel: ModelParallelConfig, initializer: Initializer | None = None
+    ) -> None:
+        super().__init__(inputs, outputs, config=parallel, init_method=no_initialization, bias=False)
+        declare(self.weight, initializer or fan_in(), partition_dim=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[0]
+
+
+class RowLinear(megatron.RowParallelLinear):
+    """(..., inputs/tp), this rank's part of the inputs -> (..., outputs), summed over the ranks."""
+
+    def __init__(
+        self, inputs: int, outputs: int, parallel: ModelParallelConfig, initializer: Initializer | None = None
+    ) -> None:
+        super().__init__(
+            inputs,
+            outputs,
+            config=parallel,
+            init_method=no_initialization,
+            bias=False,
+            input_is_parallel=True,
+            skip_bias_add=False,
+        )
+        declare(self.weight, initializer or fan_in(), partition_dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[0]
+
+
+def local_heads(config: ModelConfig) -> int:
+    """Heads of this tensor parallel rank."""
+    return config.heads // parallel_state.get_tensor_model_parallel_world_size()

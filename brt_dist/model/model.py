@@ -1,0 +1,138 @@
+"""Both ends of the network, and the whole of it in one module (one stage; a pipeline is made of the same pieces)."""
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from megatron.core import ModelParallelConfig
+from megatron.core.tensor_parallel import layers as megatron
+from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
+from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
+from torch import Tensor, nn
+
+from brt_dist.config.schema import ModelConfig
+from brt_dist.errors import ConfigError
+from brt_dist.model.dropout import Dropout
+from brt_dist.model.layers import TransformerLayer, build_layer
+from brt_dist.model.linear import megatron_config, no_initialization
+from brt_dist.model.memory import LayerMemory
+from brt_dist.model.norms import RMSNorm
+from brt_dist.model.parameters import declare, initialize, normal
+from brt_dist.model.shapes import VOCAB_MULTIPLE, padded_vocab
+
+
+class TokenEmbedding(megatron.VocabParallelEmbedding):
+    """The token table (V, D), tied: it embeds the tokens and, at the other end, scores them.
+
+    Rows are split over the tensor parallel ranks and padded to equal parts.  Padding is not part of the model: its
+    rows are zeros and its logits minus infinity.
+    """
+
+    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig | None = None) -> None:
+        if config.vocab_size is None:
+            raise ConfigError("model.vocab_size is not known: give it, or a dataset to take it from")
+        parallel = parallel or megatron_config()
+        rows = padded_vocab(config.vocab_size, parallel.tensor_model_parallel_size)
+        super().__init__(rows, config.width, init_method=no_initialization, config=parallel)
+        declare(self.weight, normal(1.0), 0, logical_size=config.vocab_size, multiple=VOCAB_MULTIPLE)
+        self.vocab_size = config.vocab_size
+        self.scale = 1 / math.sqrt(config.width if config.logit_scale == "width" else config.vocab_size)
+        self._projection = megatron.ColumnParallelLinear(
+            config.width,
+            rows,
+            config=parallel,
+            init_method=no_initialization,
+            bias=False,
+            skip_weight_param_allocation=True,
+        )
+
+    def forward(self, x: Tensor, score: bool = False) -> Tensor:
+        """Tokens (b, N) -> (N, b, D); with `score`, hidden states (N, b, D) -> this rank's logits (N, b, V/tp).
+
+        Both go through the module's call, so that whoever gathers weights before a forward (ZeRO-3) sees it.
+        """
+        if not score:
+            return super().forward(x).transpose(0, 1).contiguous()
+        # scaling the states is scaling the logits, at a fraction of the cost
+        logits, _ = self._projection(x * self.scale, weight=self.weight)
+        valid = max(self.vocab_size - self.vocab_start_index, 0)
+        if valid < logits.shape[-1]:
+            logits[..., valid:] = -math.inf
+        return logits
+
+    def logits(self, x: Tensor) -> Tensor:
+        """This rank's part (N, b, V/tp) of the logits of hidden states x (N, b, D), for the functions below."""
+        return self(x, score=True)
+
+
+class FinalNorm(RMSNorm):
+    """The norm before the logits, and the last dropout: (N, b, D) -> (N, b, D)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.width)
+        self.index = config.layers
+
+    def forward(self, x: Tensor, dropout: Dropout | None = None) -> Tensor:
+        x = super().forward(x)
+        return x if dropout is None else dropout.activations(x, self.index, "final")
+
+
+def token_losses(logits: Tensor, target: Tensor) -> Tensor:
+    """Nats per token, float32 (b, N), from this rank's logits (N, b, V/tp) and targets (b, N) in [0, V)."""
+    # Megatron subtracts the maximum in place if the logits are float32 already
+    private = logits.clone() if logits.dtype == torch.float32 else logits
+    return vocab_parallel_cross_entropy(private, target.transpose(0, 1).contiguous()).transpose(0, 1)
+
+
+def loss_sum(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Sum of the nats of the tokens where `mask` (b, N) is true; float32 scalar, the same on all ranks."""
+    return token_losses(logits, target).masked_fill(~mask, 0.0).sum()
+
+
+def full_logits(logits: Tensor, vocab_size: int) -> Tensor:
+    """Logits of the whole vocabulary (b, N, V), without padding, from those of all tensor parallel ranks."""
+    return gather_from_tensor_model_parallel_region(logits)[..., :vocab_size].transpose(0, 1)
+
+
+class BlockRecurrentModel(nn.Module):
+    """The network on one stage (arXiv 2203.07852).
+
+    Args:
+        config: the network; `vocab_size` must be known.
+        seed: of the initial values; none leaves them unset (to be loaded, or on the meta device).
+    """
+
+    def __init__(self, config: ModelConfig, seed: int | None = None) -> None:
+        super().__init__()
+        parallel = megatron_config()
+        self.config = config
+        self.embedding = TokenEmbedding(config, parallel)
+        self.layers = nn.ModuleList(build_layer(config, index, parallel) for index in range(config.layers))
+        self.final_norm = FinalNorm(config)
+        if seed is not None:
+            initialize(self, seed)
+
+    def blank_memory(self, streams: int) -> list[LayerMemory]:
+        """Memory of each layer before the first document."""
+        return [cast(TransformerLayer, layer).blank_memory(streams) for layer in self.layers]
+
+    def forward(
+        self, tokens: Tensor, memory: Sequence[LayerMemory], starts: Tensor, dropout: Dropout | None = None
+    ) -> tuple[Tensor, list[LayerMemory]]:
+        """Read one segment of b streams.
+
+        Args:
+            tokens: (b, N) int64.
+            memory: of each layer, from the segment before.
+            starts: (b, N/W) bool, whether a document starts with the block.
+
+        Returns:
+            This rank's logits (N, b, V/tp), for `loss_sum`, `token_losses` or `full_logits`, and the new memory.
+        """
+        x = self.embedding(tokens)
+        carried = []
+        for layer, remembered in zip(self.layers, memory, strict=True):
+            x, after = layer(x, remembered, starts, dropout)
+            carried.append(after)
+        return self.embedding.logits(self.final_norm(x, dropout)), carried

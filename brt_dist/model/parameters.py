@@ -1,0 +1,164 @@
+"""What a parameter is, independent of the layout: logical name, logical shape, split, initial values.
+
+Each parameter carries this itself (:func:`declare`), as Megatron's do with `tensor_model_parallel` and
+`partition_dim`.  So initialisation, checkpoint and export read the module tree and keep no list of their own.
+
+Logical tensors are split over the tensor parallel ranks in equal contiguous parts of one dimension.  The vocabulary
+is padded first, with rows of zeros that take no part in the model.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from torch import Tensor, nn
+
+from brt_dist.errors import CheckpointError
+from brt_dist.model.shapes import padded
+
+_TRUNCATED_STD = 0.87962566103423978  # of a standard normal cut off at two
+
+
+@dataclass(frozen=True)
+class Initializer:
+    """Distribution of the initial values of a parameter, given its logical shape."""
+
+    kind: Literal["ones", "normal", "fan_in"]
+    scale: float = 1.0
+
+    def __call__(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """A float32 tensor on the CPU."""
+        values = torch.empty(shape, device="cpu")
+        if self.kind == "ones":
+            return values.fill_(1.0)
+        if self.kind == "normal":
+            return values.normal_(0.0, self.scale, generator=generator)
+        std = math.sqrt(self.scale / shape[1]) / _TRUNCATED_STD
+        return nn.init.trunc_normal_(values, 0.0, std, -2 * std, 2 * std, generator=generator)
+
+
+def ones() -> Initializer:
+    return Initializer("ones")
+
+
+def normal(std: float) -> Initializer:
+    return Initializer("normal", std)
+
+
+def fan_in(variance: float = 1.0) -> Initializer:
+    """Truncated normal of variance `variance` / inputs, for weights (outputs, inputs)."""
+    return Initializer("fan_in", variance)
+
+
+def declare(
+    parameter: nn.Parameter,
+    initializer: Initializer,
+    partition_dim: int | None = None,
+    logical_size: int | None = None,
+    multiple: int = 1,
+) -> None:
+    """Say what `parameter` is a part of.
+
+    Args:
+        partition_dim: dimension that is split over the tensor parallel ranks; none: every rank holds all of it.
+        logical_size: size of that dimension without padding; none: the sum of the parts.
+        multiple: the padded parts are multiples of this.
+    """
+    split = partition_dim is not None
+    set_tensor_model_parallel_attributes(parameter, split, partition_dim if split else -1, 1)
+    shape = list(parameter.shape)
+    if partition_dim is not None:
+        ranks = parallel_state.get_tensor_model_parallel_world_size()
+        shape[partition_dim] = logical_size or shape[partition_dim] * ranks
+    parameter.logical = _Logical(tuple(shape), partition_dim, multiple, initializer)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class _Logical:
+    shape: tuple[int, ...]
+    partition_dim: int | None
+    multiple: int
+    initializer: Initializer
+
+
+@dataclass(frozen=True)
+class LogicalParameter(_Logical):
+    """A parameter as the model knows it, and where this rank's part of it lies."""
+
+    name: str
+    local: nn.Parameter
+
+    @property
+    def size(self) -> int:
+        """Number of elements, without padding."""
+        return math.prod(self.shape)
+
+    def part(self, full: Tensor, rank: int, ranks: int) -> Tensor:
+        """The part of the logical tensor `full` that tensor parallel rank `rank` of `ranks` holds."""
+        dim = self.partition_dim
+        if dim is None:
+            return full
+        missing = padded(full.shape[dim], ranks, self.multiple) - full.shape[dim]
+        if missing:
+            rows = list(full.shape)
+            rows[dim] = missing
+            full = torch.cat([full, full.new_zeros(rows)], dim)
+        return full.chunk(ranks, dim)[rank]
+
+    def whole(self, parts: Sequence[Tensor]) -> Tensor:
+        """The logical tensor, from the parts of all tensor parallel ranks in order."""
+        dim = self.partition_dim
+        return parts[0] if dim is None else torch.cat(list(parts), dim).narrow(dim, 0, self.shape[dim])
+
+
+def logical_parameters(module: nn.Module, prefix: str = "") -> Iterator[LogicalParameter]:
+    """All parameters of `module`, read from the module tree.
+
+    Args:
+        prefix: logical name of `module` itself: "" for the whole model, "layers.3", "embedding", "final_norm".
+    """
+    for name, parameter in module.named_parameters():
+        logical: _Logical = parameter.logical  # type: ignore[attr-defined]
+        yield LogicalParameter(**vars(logical), name=f"{prefix}.{name}" if prefix else name, local=parameter)
+
+
+def initialize(module: nn.Module, seed: int, prefix: str = "") -> None:
+    """Set the initial values of the parameters of `module`, the same whatever the layout.
+
+    Each logical tensor is drawn whole, on the CPU, from a generator that depends on `seed` and its name only; the
+    rank's part of it is kept.
+    """
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    ranks = parallel_state.get_tensor_model_parallel_world_size()
+    with torch.no_grad():
+        for parameter in logical_parameters(module, prefix):
+            full = parameter.initializer(parameter.shape, seeded_generator(f"parameter/{seed}/{parameter.name}"))
+            parameter.local.copy_(parameter.part(full, rank, ranks))
+
+
+def load(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Set the parameters of `module` from logical tensors by logical name; the rank's parts are taken.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape.
+    """
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    ranks = parallel_state.get_tensor_model_parallel_world_size()
+    with torch.no_grad():
+        for parameter in logical_parameters(module, prefix):
+            full = tensors.get(parameter.name)
+            if full is None or tuple(full.shape) != parameter.shape:
+                found = "missing" if full is None else f"of shape {tuple(full.shape)}"
+                raise CheckpointError(f"parameter {parameter.name} is {found}: expected shape {parameter.shape}")
+            parameter.local.copy_(parameter.part(full, rank, ranks))
+
+
+def seeded_generator(key: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A random generator that depends on `key` only."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
+    return torch.Generator(device).manual_seed(seed)

@@ -1,0 +1,50 @@
+"""The relative position bias of token to token attention (T5), and the mask of the window in the same tensor."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from brt_dist.config.schema import ModelConfig
+from brt_dist.model.linear import local_heads
+from brt_dist.model.norms import widened
+from brt_dist.model.parameters import declare, normal
+
+BUCKETS = 32
+MAX_DISTANCE = 128
+
+
+def bucket(distance: int) -> int:
+    """Bucket of a distance >= 0 from the query back to the key: exact below 16, then logarithmic up to 128."""
+    exact = BUCKETS // 2
+    if distance < exact:
+        return distance
+    scaled = math.log(distance / exact) / math.log(MAX_DISTANCE / exact)
+    return min(BUCKETS - 1, exact + int(scaled * (BUCKETS - exact)))
+
+
+class RelativeBias(nn.Module):
+    """One table (H, 32) per layer: what is added to a logit for the distance between query and key."""
+
+    buckets: Tensor  # (W,) of the visible keys of a query, farthest first
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.window = window = config.window
+        self.weight = nn.Parameter(torch.empty(local_heads(config), BUCKETS))
+        declare(self.weight, normal(1 / math.sqrt(BUCKETS)), partition_dim=0)
+        buckets = torch.tensor([bucket(distance) for distance in range(window, 0, -1)])
+        self.register_buffer("buckets", buckets, persistent=False)
+
+    def forward(self, scale: Tensor) -> Tensor:
+        """Bias times `scale` (h,), float32 (h, W, 2W): query i of a block against [previous block; block].
+
+        -inf where the key is not visible.  A query sees the W keys before it, and not its own.  The bias depends on
+        key minus query alone, so each row is the row above shifted by one: rows are windows of one vector, and the
+        gradient of the table needs no scatter over W*2W entries.
+        """
+        visible = widened(self.weight)[:, self.buckets] * scale.unsqueeze(-1)
+        hidden = (self.window - 1, self.window)
+        row = F.pad(visible, hidden, value=-math.inf)
+        return row.unfold(-1, 2 * self.window, 1).flip(-2)

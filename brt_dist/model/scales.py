@@ -1,0 +1,28 @@
+"""The learned length of the queries, one number per head; it stands where others have 1/sqrt(E)."""
+
+import torch
+from torch import Tensor, nn
+
+from brt_dist.config.schema import ModelConfig
+from brt_dist.model.linear import local_heads
+from brt_dist.model.norms import unit_length, widened
+from brt_dist.model.parameters import declare, ones
+
+
+class HeadScale(nn.Module):
+    """|weight| of each head; the code of 2022 took the raw weight (config: attention_scale)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.absolute = config.attention_scale == "absolute"
+        self.weight = nn.Parameter(torch.empty(local_heads(config)))
+        declare(self.weight, ones(), partition_dim=0)
+
+    def value(self) -> Tensor:
+        """(h,) float32."""
+        weight = widened(self.weight)
+        return weight.abs() if self.absolute else weight
+
+    def forward(self, queries: Tensor) -> Tensor:
+        """Queries (..., h, n, E), brought to the length of their head."""
+        return (unit_length(widened(queries)) * self.value()[:, None, None]).to(queries.dtype)

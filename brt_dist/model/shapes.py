@@ -1,0 +1,14 @@
+"""Sizes that follow from the config.  No torch in here: rules and planning use it too."""
+
+VOCAB_MULTIPLE = 8  # rows of the token table per tensor parallel rank come in multiples of this, for fast products
+
+
+def padded(size: int, ranks: int, multiple: int = 1) -> int:
+    """The smallest number not below `size` that `ranks` ranks can split into equal multiples of `multiple`."""
+    portion = multiple * ranks
+    return -(-size // portion) * portion
+
+
+def padded_vocab(vocab_size: int, tensor_parallel: int) -> int:
+    """Rows of the token table over all tensor parallel ranks, padding included."""
+    return padded(vocab_size, tensor_parallel, VOCAB_MULTIPLE)

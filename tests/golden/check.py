@@ -1,0 +1,164 @@
+"""Compare the model with what the reference implementation computed from the same weights.
+
+A golden file NAME.npz holds weights, three consecutive segments, and for each the outputs, the memory afterwards and
+(for the first two) the gradients; NAME.json beside it says which network it is.
+"""
+
+import ast
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brt_dist.config.schema import ModelConfig
+from brt_dist.errors import CheckpointError, DataError
+from brt_dist.export.reference import from_reference, to_reference
+from brt_dist.model.memory import LayerMemory
+from brt_dist.model.model import BlockRecurrentModel, full_logits, loss_sum, token_losses
+from brt_dist.model.parameters import load, logical_parameters
+
+FORWARD_TOLERANCE = 1e-5  # largest absolute difference
+GRADIENT_TOLERANCE = 5e-5  # per tensor: largest absolute difference / largest absolute value
+SEGMENTS = 3
+LEFTOVER = 7.0  # in all memory before the first segment; the starts of documents must hide it
+
+
+class UnsupportedKind(Exception):
+    """The golden file is of a kind that the model does not have."""
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Largest differences over all segments: absolute, but for gradients (see GRADIENT_TOLERANCE)."""
+
+    forward: float  # logits, token losses, mean loss
+    state: float  # recurrent states, keys and values of the caches
+    gradient: float
+
+    @property
+    def ok(self) -> bool:
+        within = self.forward <= FORWARD_TOLERANCE, self.state <= FORWARD_TOLERANCE, self.gradient <= GRADIENT_TOLERANCE
+        return all(within)  # false for nan
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The "config" of the .json beside `path`, and all arrays of the .npz.
+
+    Raises:
+        DataError: one of the two cannot be read.
+    """
+    try:
+        config = json.loads(path.with_suffix(".json").read_text())["config"]
+        with np.load(path) as arrays:
+            return config, {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not a golden file with its .json beside it ({error})") from None
+
+
+def model_config(golden: Mapping[str, Any]) -> ModelConfig:
+    """Our config for the settings in a golden file.
+
+    Raises:
+        UnsupportedKind: the model does not have this kind.
+    """
+    # the reference only feeds back where it also runs the stack block by block
+    if golden["feedback"] and golden["dstack"]:
+        raise UnsupportedKind("feedback")
+    gates = {"bias": "fixed", "lstm": "lstm"}
+    if golden["gate"] not in gates:
+        raise UnsupportedKind(f"gate {golden['gate']}")
+    return ModelConfig(
+        layers=golden["L"],
+        width=golden["D"],
+        heads=golden["H"],
+        head_dim=golden["DH"],
+        mlp_width=golden["MLP"],
+        vocab_size=golden["V"],
+        window=golden["W"],
+        recurrent_layers=ast.literal_eval(golden["rec"]),
+        states=golden["S"],
+        cell="skip" if golden["skip"] else "single" if golden["single"] else "dual",
+        gate=gates[golden["gate"]],
+        dropout=0.0,
+    )
+
+
+def compare(path: Path) -> Differences:
+    """Run the golden file `path` through the model.  Megatron's groups must exist.
+
+    Raises:
+        DataError: the file cannot be read, or lacks arrays.
+        UnsupportedKind: the model does not have this kind.
+    """
+    golden, arrays = read(path)
+    try:
+        config = model_config(golden)
+        weights = {name.removeprefix("param/"): value for name, value in arrays.items() if name.startswith("param/")}
+        model = BlockRecurrentModel(config)
+        load(model, from_reference(weights, config))
+        return _run(model, config, arrays)
+    except (KeyError, CheckpointError) as error:
+        raise DataError(f"{path}: incomplete or inconsistent ({error})") from None
+
+
+def _run(model: BlockRecurrentModel, config: ModelConfig, arrays: Mapping[str, Tensor]) -> Differences:
+    forward, state, gradient = [], [], []
+    streams = arrays["seg0/input_tokens"].shape[0]
+    memory = [
+        LayerMemory(*(None if field is None else torch.full_like(field, LEFTOVER) for field in blank))
+        for blank in model.blank_memory(streams)
+    ]
+    for segment in range(SEGMENTS):
+        expected = {name.split("/", 1)[1]: value for name, value in arrays.items() if name.startswith(f"seg{segment}/")}
+        tokens, mask = expected["input_tokens"].long() % config.vocab_size, expected["loss_mask"].bool()
+        target = expected["target_tokens"].long()
+        starts = torch.zeros(streams, tokens.shape[1] // config.window, dtype=torch.bool)
+        starts[:, 0] = expected["start_of_sequence"]
+
+        logits, memory = model(tokens, memory, starts)
+        mean_loss = loss_sum(logits, target, mask) / mask.sum()
+        forward += [
+            _absolute(full_logits(logits, config.vocab_size), expected["logits"]),
+            _absolute(token_losses(logits, target) * mask, expected["token_losses"]),
+            _absolute(mean_loss, expected["mean_loss"]),
+        ]
+        for layer, carried in enumerate(memory):
+            names = f"recurrent_state/layer{layer}", f"xl_cache_keys/layer{layer}", f"xl_cache_values/layer{layer}"
+            state += [
+                _absolute(ours, expected[name]) for name, ours in zip(names, carried, strict=True) if ours is not None
+            ]
+        if any(name.startswith("grad/") for name in expected):
+            gradient += _gradients(model, mean_loss, config, expected)
+    return Differences(*(max(differences, key=_worst) for differences in (forward, state, gradient)))
+
+
+def _gradients(
+    model: BlockRecurrentModel, loss: Tensor, config: ModelConfig, expected: Mapping[str, Tensor]
+) -> list[float]:
+    """Relative difference of each gradient tensor of the reference."""
+    parameters = list(logical_parameters(model))
+    found = torch.autograd.grad(loss, [parameter.local for parameter in parameters], materialize_grads=True)
+    ours = {parameter.name: parameter.whole([gradient]) for parameter, gradient in zip(parameters, found, strict=True)}
+    return [_relative(gradient, expected[f"grad/{name}"]) for name, gradient in to_reference(ours, config).items()]
+
+
+def _absolute(ours: Tensor, theirs: Tensor) -> float:
+    if ours.shape != theirs.shape:
+        raise KeyError(f"shape {tuple(theirs.shape)} where the model has {tuple(ours.shape)}")
+    return float((ours - theirs).abs().max())
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    """Against the largest value of the tensor; a tensor that is zero (a path that was not taken) must be zero."""
+    difference, size = _absolute(ours, theirs), float(theirs.abs().max())
+    return difference / size if size > 0 else difference
+
+
+def _worst(difference: float) -> tuple[bool, float]:
+    return difference != difference, difference  # nan is worse than any number  # noqa: PLR0124
