@@ -1,0 +1,76 @@
+"""Nodes from this machine: a Ray of its own on the loopback interface, or a running cluster to join."""
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from brt_dist.errors import PlatformError
+
+_OBJECT_STORE_BYTES = 80 * 2**20  # agents send a few hundred bytes
+_TOKEN_NAMES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+@contextmanager
+def ray_cluster(address: str | None, **resources: Any) -> Iterator[None]:
+    """Be connected to Ray: to a new one on this machine (address None), which ends with this process, or to `address`.
+
+    resources: further arguments of `ray.init` for a new one (num_cpus, ...).  Call it before anything imports ray.
+    PlatformError: Ray cannot be started or reached.
+    """
+    os.environ.update(local_environment() if address is None else joining_environment())
+    import ray
+
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if address is None:
+            common |= {"object_store_memory": _OBJECT_STORE_BYTES, **resources}
+            ray.init(address="local", include_dashboard=False, **common)
+        else:
+            ray.init(address=address, **common)
+    except Exception as error:  # Ray raises whatever its many parts raise
+        what = f"cannot join the Ray cluster at {address}" if address else "cannot start Ray on this machine"
+        hint = "; if it asks for a token, set RAY_AUTH_TOKEN_PATH to its file" if address else ""
+        raise PlatformError(f"{what}: {str(error).strip() or type(error).__name__}{hint}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def local_environment() -> dict[str, str]:
+    """Variables for a Ray that only this user and this machine can reach.
+
+    Without them Ray listens on all interfaces, and `ray.init()` writes a token into the home folder that turns
+    authentication on for the next `ray start` there.
+    """
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN", secrets.token_hex(32)),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that makes Ray take 127.0.0.1 as its address
+        "RAY_ADDRESS": "",  # a cluster of somebody else
+        **_quiet(),
+    }
+
+
+def joining_environment() -> dict[str, str]:
+    """Variables for joining a cluster: what the user exported, else token authentication where there is a token."""
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode is None:
+        has_token = (
+            any(os.environ.get(name) for name in _TOKEN_NAMES) or (Path.home() / ".ray" / "auth_token").is_file()
+        )
+        mode = "token" if has_token else "disabled"
+    return {"RAY_AUTH_MODE": mode, **_quiet()}
+
+
+def _quiet() -> dict[str, str]:
+    return {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_ENABLE_METRICS_COLLECTION": "0",
+        "RAY_DEDUP_LOGS": "0",
+    }

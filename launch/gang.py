@@ -1,0 +1,167 @@
+"""The agents of all nodes as one: a placement group, one agent a node, and the same few verbs for all of them."""
+
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from brt_dist.config.schema import Config
+from brt_dist.errors import ExitCode, LaunchError, PlatformError
+from launch.agent import NodeAgent, NodeInfo, Orders
+from launch.environment import Placement, passed_on
+from launch.processes import End
+
+_ANSWER_SECONDS = 30.0  # an agent does nothing that takes long
+
+
+class Gang:
+    """Context manager: agents on `launch.nodes` nodes of the Ray cluster that this process is connected to.
+
+    LaunchError: the cluster does not give the nodes within `launch.start_timeout_seconds`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._group: Any = None
+        self._agents: list[Any] = []
+        self.nodes: list[NodeInfo] = []
+        self._local = config.parallel.world_size // config.launch.nodes
+        self._lost: dict[int, float] = {}  # node to the time when its agent was found dead
+        self._started = False
+
+    def __enter__(self) -> "Gang":
+        try:
+            self._make_agents()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        self._release()
+
+    def start(self, command: tuple[str, ...], directory: Path, folder: Path) -> None:
+        """Start `command` as all ranks of the world; node 0 says where they meet."""
+        world = self._config.parallel.world_size
+        address = self.nodes[0].address
+        port = self._ask(0, "free_port", address)
+        passed = passed_on()
+        for node in range(len(self._agents)):
+            placements = tuple(
+                Placement(node * self._local + local, world, local, self._local, node, address, port)
+                for local in range(self._local)
+            )
+            threads = self._config.launch.threads_per_rank
+            orders = Orders(command, placements, passed, threads, str(directory), str(folder))
+            self._started = True
+            self._ask(node, "start", orders)
+
+    def ended(self) -> dict[int, End]:
+        """Ends so far.  The ranks of a node whose agent is gone count as killed: they die with it."""
+        ends: dict[int, End] = {}
+        for node in range(len(self._agents)):
+            if node not in self._lost:
+                try:
+                    ends.update({end.rank: end for end in self._ask(node, "ended")})
+                    continue
+                except LaunchError:
+                    self._lost[node] = time.time()
+            for rank in range(node * self._local, (node + 1) * self._local):
+                ends[rank] = End(rank, int(ExitCode.LOST_NODE), self._lost[node], told=False)
+        return ends
+
+    def terminate(self) -> None:
+        self._tell_all("terminate")
+
+    def kill(self) -> None:
+        if self._started:
+            self._tell_all("kill")
+
+    # ---- Ray ------------------------------------------------------------------------------------------------
+
+    def _make_agents(self) -> None:
+        import ray
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        launch = self._config.launch
+        bundle = {"CPU": 1.0, **({"GPU": float(self._local)} if self._wants_gpus() else {})}
+        strategy = "STRICT_SPREAD" if launch.nodes > 1 else "PACK"
+        self._group = placement_group([bundle] * launch.nodes, strategy=strategy)
+        if not self._group.wait(launch.start_timeout_seconds):
+            alive = [node for node in ray.nodes() if node["Alive"]]
+            raise LaunchError(
+                f"the Ray cluster did not give {launch.nodes} nodes with {_listed(bundle)} each within "
+                f"{launch.start_timeout_seconds:g} s; it has {len(alive)} nodes, free now: "
+                f"{_listed(ray.available_resources())}; nearest: launch.nodes={max(len(alive), 1)}"
+            )
+        actor = ray.remote(NodeAgent)
+        for index in range(launch.nodes):
+            placed = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+            options = {"num_cpus": 1, "num_gpus": bundle.get("GPU", 0), "max_restarts": 0}
+            self._agents.append(actor.options(scheduling_strategy=placed, **options).remote())
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        table = ray.util.placement_group_table(self._group)["bundles_to_node_id"]
+        for index in range(launch.nodes):
+            self.nodes.append(
+                self._ask(index, "describe", addresses.get(table[index]), seconds=launch.start_timeout_seconds)
+            )
+
+    def _wants_gpus(self) -> bool:
+        """GPUs for every rank where there are that many; without them `cuda` is an error and `auto` is the CPU."""
+        import ray
+
+        device = self._config.run.device
+        if device == "cpu":
+            return False
+        most = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        if most >= self._local:
+            return True
+        shortage = f"{self._local} ranks a node, but no node of the Ray cluster has more than {most:g} GPUs"
+        if device == "cuda":
+            raise PlatformError(f"run.device=cuda: {shortage}; nearest: run.device=cpu")
+        if most:
+            print(f"warning: {shortage}: this run is on the CPU", file=sys.stderr)
+        return False
+
+    def _ask(self, node: int, method: str, *arguments: Any, seconds: float = _ANSWER_SECONDS) -> Any:
+        import ray
+
+        try:
+            return ray.get(getattr(self._agents[node], method).remote(*arguments), timeout=seconds)
+        except ray.exceptions.RayTaskError as error:
+            raise LaunchError(f"node {self._name(node)}: {error.cause}") from None
+        except ray.exceptions.GetTimeoutError:
+            raise LaunchError(f"node {self._name(node)}: its agent gave no answer for {seconds:g} s") from None
+        except ray.exceptions.RayError as error:
+            raise LaunchError(f"node {self._name(node)}: its agent is gone ({type(error).__name__})") from None
+
+    def _tell_all(self, method: str) -> None:
+        for node in range(len(self._agents)):
+            if node not in self._lost:
+                try:
+                    self._ask(node, method)
+                except LaunchError:
+                    self._lost[node] = time.time()
+
+    def _name(self, node: int) -> str:
+        return self.nodes[node].host if node < len(self.nodes) else str(node)
+
+    def _release(self) -> None:
+        import ray
+        from ray.util.placement_group import remove_placement_group
+
+        if not ray.is_initialized():
+            return
+        for agent in self._agents:
+            ray.kill(agent)
+        if self._group is not None:
+            remove_placement_group(self._group)
+
+
+def _listed(resources: dict[str, float]) -> str:
+    return ", ".join(f"{value:g} {name}" for name, value in resources.items() if name in ("CPU", "GPU")) or "nothing"

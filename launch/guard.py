@@ -1,0 +1,136 @@
+"""Starts one command and answers for everything that it starts: `python -I -S guard.py COMMAND [ARGUMENT ...]`.
+
+Standard input is a pipe whose other end the owner holds.  When it closes (the owner let go, ended, or was killed),
+the command and all its descendants are killed, wherever they moved to.  SIGTERM is passed on to the command; the
+guard ends as the command ended, by the same exit code or signal.  Standard library only, as it runs by itself.
+"""
+
+import contextlib
+import ctypes
+import os
+import resource
+import select
+import signal
+import sys
+import time
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def main(command: list[str]) -> int:
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    os.set_blocking(wake_read, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans come to the guard, so it can find them
+    child = _start(command)
+    signal.signal(signal.SIGTERM, lambda *_: _send(child, signal.SIGTERM))
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    status = None
+    while status is None:
+        ready, _, _ = select.select([0, wake_read], [], [])
+        if wake_read in ready:
+            os.read(wake_read, 4096)
+        if 0 in ready and not os.read(0, 4096):
+            _send(child, signal.SIGKILL)
+            _end_descendants()
+            return _end_like(signal.SIGKILL)
+        status = _reap(child)
+    _end_descendants()
+    return _end_like(status)
+
+
+def _start(command: list[str]) -> int:
+    guard = os.getpid()
+    child = os.fork()
+    if child:
+        return child
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # if the guard itself is killed
+        if os.getppid() != guard:
+            os._exit(1)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)  # the pipe is the guard's alone
+        os.execvpe(command[0], command, os.environ)
+    except OSError as error:
+        os.write(2, f"{command[0]}: {error.strerror}\n".encode())
+    os._exit(127)
+
+
+def _reap(child: int) -> int | None:
+    """Wait for whoever ended; the status of the command when it is among them."""
+    status = None
+    while True:
+        try:
+            pid, ended = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return status
+        if pid == 0:
+            return status
+        if pid == child:
+            status = ended
+
+
+def _end_descendants(rounds: int = 200) -> None:
+    """Kill what is left below the guard, until nothing is."""
+    for _ in range(rounds):
+        left = _descendants(os.getpid())
+        if not left:
+            return
+        for pid in left:
+            _send(pid, signal.SIGKILL)
+        time.sleep(0.01)
+        _reap(-1)
+
+
+def _descendants(root: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    try:
+        names = [name for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:  # no /proc: the process group is all that can be reached
+        return []
+    for name in names:
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != b"Z":
+            children.setdefault(int(fields[1]), []).append(int(name))
+    found, queue = [], [root]
+    while queue:
+        below = children.get(queue.pop(), [])
+        found += below
+        queue += below
+    return found
+
+
+def _end_like(status: int) -> int:
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the command left its core, if any
+        if number not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _prctl(option: int, value: int) -> None:
+    """Linux only; elsewhere the pipe alone has to do."""
+    function = getattr(ctypes.CDLL(None), "prctl", None)
+    if function is not None:
+        function(option, value, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

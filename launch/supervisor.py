@@ -1,0 +1,144 @@
+"""Owns an attempt of a run: starts the ranks, watches them, ends them together, and says why they ended."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from brt_dist.errors import ExitCode
+from brt_dist.files import write_atomic
+from launch.processes import End
+from launch.signals import StopRequests
+from launch.verdict import Verdict, judge
+
+_UNKILLABLE_SECONDS = 30.0  # a process that hangs in the kernel does not die; nobody waits for it
+
+
+class Ranks(Protocol):
+    """All ranks of the world; `launch.gang.Gang` is the real one."""
+
+    def start(self, command: tuple[str, ...], directory: Path, folder: Path) -> None: ...
+    def ended(self) -> dict[int, End]: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds: between looks at the ranks; for the others when a rank failed; for saving when the user stops the run;
+    for the last rank when the first has ended well."""
+
+    look: float = 0.2
+    failed: float = 5.0
+    saving: float = 600.0
+    last: float = 600.0
+
+
+class Supervisor:
+    """Runs an attempt of a run directory.
+
+    command: makes the command of a rank from the number of the attempt.  world_size: ranks.  facts: kept with every
+    attempt.  on_look: called at every look at the ranks, for the display.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        ranks: Ranks,
+        world_size: int,
+        command: Callable[[int], tuple[str, ...]],
+        stop: StopRequests,
+        *,
+        patience: Patience | None = None,
+        facts: dict[str, Any] | None = None,
+        on_look: Callable[[], None] = lambda: None,
+        tell: Callable[[str], None] = print,
+    ) -> None:
+        self._run, self._ranks, self._world_size, self._command = run, ranks, world_size, command
+        self._stop, self._patience, self._facts = stop, patience or Patience(), facts or {}
+        self._on_look, self._tell = on_look, tell
+
+    def run(self) -> Verdict:
+        """One attempt: from the start of the ranks until all have ended."""
+        attempt = next_attempt(self._run)
+        folder = attempt_folder(self._run, attempt)
+        folder.mkdir(parents=True)
+        record: dict[str, Any] = {"attempt": attempt, "start": time.time(), **self._facts}
+        _write(folder, record)
+        verdict = Verdict(ExitCode.INTERNAL, "the launcher failed")
+        ends: dict[int, End] = {}
+        try:
+            self._ranks.start(self._command(attempt), Path.cwd(), folder)
+            ends = self._watch()
+            verdict = judge(ends, folder, stop_asked=self._stop.count > 0)
+            return verdict
+        except BaseException as error:
+            verdict = Verdict(getattr(error, "exit_code", ExitCode.INTERNAL), str(error) or type(error).__name__)
+            raise
+        finally:
+            self._ranks.kill()
+            codes = {str(rank): ends[rank].code for rank in sorted(ends)}
+            _write(folder, {**record, "end": time.time(), "exit_codes": codes, **verdict.to_json()})
+
+    def _watch(self) -> dict[int, End]:
+        """Look at the ranks until all have ended; end them when one failed, or the user says so."""
+        deadline: float | None = None  # when those that still run are killed
+        stops, killed = 0, False
+        while True:
+            ends = self._ranks.ended()
+            self._on_look()
+            if len(ends) == self._world_size:
+                return ends
+            now = time.monotonic()
+            failed = [end for end in ends.values() if end.code not in (ExitCode.FINISHED, ExitCode.PREEMPTED)]
+            if self._stop.count > stops:
+                stops = self._stop.count
+                if stops == 1:
+                    self._tell("stopping: the ranks save and end; once more to end them at once")
+                    self._ranks.terminate()
+                    deadline = now + self._patience.saving
+                else:
+                    deadline = now
+            elif failed and (deadline is None or deadline > now + self._patience.failed):
+                self._ranks.terminate()
+                deadline = now + self._patience.failed
+            elif ends and deadline is None:
+                deadline = now + self._patience.last
+            if deadline is not None and now >= deadline and not killed:
+                self._ranks.kill()
+                killed = True
+                continue
+            if deadline is not None and now >= deadline + _UNKILLABLE_SECONDS:
+                lost = {rank: End(rank, -signal.SIGKILL, time.time(), told=True) for rank in range(self._world_size)}
+                return lost | ends
+            time.sleep(self._patience.look)
+
+
+def attempt_folder(run: Path, attempt: int) -> Path:
+    return run / "attempts" / f"{attempt:03d}"
+
+
+def next_attempt(run: Path) -> int:
+    """One more than the attempts that have a folder."""
+    return max(attempts(run), default=0) + 1
+
+
+def attempts(run: Path) -> list[int]:
+    folder = run / "attempts"
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
+
+
+def read_attempt(run: Path, attempt: int) -> dict[str, Any]:
+    """attempt.json, or nothing where there is none (torchrun)."""
+    try:
+        record = json.loads((attempt_folder(run, attempt) / "attempt.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _write(folder: Path, record: dict[str, Any]) -> None:
+    write_atomic(folder / "attempt.json", json.dumps(record, indent=2) + "\n")
