@@ -1,5 +1,7 @@
 """A dataset folder, opened for reading: shards are memory-mapped and sliced, nothing is read ahead or decoded."""
 
+import json
+import tarfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from brt_dist.errors import DataError
-from pipelines.format import DOCUMENTS_FILE, TOKENIZER_FILE, DatasetRecord, load_dataset, storage_type
+from pipelines.format import (
+    DOCUMENTS_FILE,
+    TOKENIZER_FILE,
+    DatasetRecord,
+    index_name,
+    load_dataset,
+    load_index,
+    storage_type,
+)
 
 _MAPPED_SHARDS = 256  # each holds one file descriptor; systems allow 1024 or more
 
@@ -59,9 +69,25 @@ class Dataset:
             raise IndexError(
                 f"tokens {offset}..{offset + count} of document {document} ({self.lengths[document]} tokens)"
             )
-        shard = int(np.searchsorted(self._ends, document, side="right"))
+        shard = self._shard_of(document)
         begin = int(self._offsets[document]) + offset * self._type.itemsize
         return self._map(shard)[begin : begin + count * self._type.itemsize].view(self._type)
+
+    def source(self, document: int) -> dict[str, str]:
+        """Where a document came from: its place in the corpus, its shard and its key there.
+
+        Reads the KEY.json that stands before the tokens in the shard.  IndexError: no such document.
+        """
+        if not 0 <= document < self.lengths.size:
+            raise IndexError(f"document {document} of {self.lengths.size}")
+        shard = self._shard_of(document)
+        name = self.record.shards[shard].name
+        first = int(self._ends[shard]) - self.record.shards[shard].documents
+        entry = load_index(self.folder / index_name(name)).entries[document - first]
+        with tarfile.open(self.folder / name) as tar:
+            file = tar.extractfile(f"{entry.key}.json")
+            place = json.load(file)["source"] if file else ""
+        return {"source": str(place), "shard": name, "key": entry.key}
 
     def close(self) -> None:
         """Let go of the maps.  Arrays that `tokens` returned stay valid."""
@@ -72,6 +98,9 @@ class Dataset:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _shard_of(self, document: int) -> int:
+        return int(np.searchsorted(self._ends, document, side="right"))
 
     def _map_shard(self, shard: int) -> npt.NDArray[np.uint8]:
         path = self.folder / self.record.shards[shard].name

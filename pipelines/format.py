@@ -55,10 +55,9 @@ class TokenizerRecord(Record):
 
 
 class SourceRecord(Record):
-    """One source of the corpus, as given and as counted."""
+    """One source of the corpus, as counted."""
 
     name: str
-    kind: str
     documents: NonNegativeInt
     tokens: NonNegativeInt
     text_bytes: NonNegativeInt
@@ -133,7 +132,8 @@ def storage_type(dtype: TokenType) -> "np.dtype[Any]":
 
 def dump(record: Record) -> bytes:
     """The bytes of a record's file: a function of the record alone."""
-    return (json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode()
+    indent = 1 if isinstance(record, DatasetRecord) else None  # for people; indexes are for programs, and long
+    return (json.dumps(record.model_dump(mode="json"), indent=indent, ensure_ascii=False) + "\n").encode()
 
 
 def load_dataset(folder: Path) -> DatasetRecord:

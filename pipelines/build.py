@@ -1,0 +1,372 @@
+"""Building a dataset: sources -> tokenizer -> shards (one Ray task each) -> dataset.json.
+
+What makes it exact:
+  * the plan assigns documents to shards without looking at workers, so any number of workers writes the same bytes;
+  * a shard is renamed into place whole and counts only with its index, so a killed task leaves nothing, its second
+    run leaves one shard, and two runs at once leave the same one;
+  * build.json names what is being built (its fingerprint); shards are kept when a build is started again with the
+    same fingerprint, and nothing of another build is touched without being told to;
+  * dataset.json comes last, made from the indexes alone.
+Memory does not grow with the corpus, but for one small record per shard.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brt_dist.errors import DataError, LaunchError
+from brt_dist.files import atomic_file, write_atomic
+from pipelines.cluster import available_cores, ray_session
+from pipelines.format import (
+    BUILD_FILE,
+    DATASET_FILE,
+    DOCUMENTS_FILE,
+    FORMAT,
+    TOKENIZER_FILE,
+    DatasetRecord,
+    ShardRecord,
+    SourceRecord,
+    TokenizerRecord,
+    dump,
+    index_name,
+    load_dataset,
+    load_index,
+    shard_name,
+    token_type,
+)
+from pipelines.plan import Listing, ShardPlan, list_sources, plan_shards, sample
+from pipelines.shards import OnBad, ShardSettings, bad_document_error, finished_shard, write_shard
+from pipelines.sources import BadDocument, Source, open_sources
+from pipelines.tokenizers import (
+    BYTES_FILE,
+    Tokenizer,
+    bpe_size,
+    check_round_trip,
+    digest,
+    load_tokenizer,
+    parse_tokenizer,
+    train_bpe,
+)
+
+TRAINING_CHARACTERS = 256 << 20  # a BPE is trained on about as much; merges hardly change beyond
+CHECKED_CHARACTERS = 1 << 20  # of the corpus that must survive the tokenizer
+CHECKED_PER_DOCUMENT = 1 << 16
+TASK_RETRIES = 10  # times that a task may lose its worker
+LOCK_FILE = ".build.lock"
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What is built.  tokenizer: "bytes", "bpe:SIZE" or the path of a tokenizer.json.  shard_size: bytes of text."""
+
+    sources: tuple[str, ...]
+    tokenizer: str = "bpe:32768"
+    shard_size: int = 64 << 20
+    suffixes: tuple[str, ...] = ()
+    text_field: str = "text"
+    on_bad: OnBad = "error"
+    allow_lossy: bool = False
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did.  tokens_per_second: of the shards that it wrote, by the clock; 0 if it wrote none."""
+
+    folder: Path
+    dataset: DatasetRecord
+    written_shards: int
+    kept_shards: int
+    seconds: float
+    tokens_per_second: float
+
+
+class Progress:
+    """Told how a build comes along; this one does nothing with it."""
+
+    def stage(self, text: str) -> None:
+        """A new part of the work begins."""
+
+    def shards(self, done: int, total: int, tokens: int) -> None:
+        """Shards that are there, of all; tokens that this build wrote so far."""
+
+
+def build(
+    settings: BuildSettings,
+    folder: Path,
+    *,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Build the dataset `folder`, or take on a build that was interrupted.
+
+    workers: tasks at once on this machine, by default its cores.  ray_address: a cluster that does the work instead;
+    sources and folder must then be on storage that all its nodes share.  overwrite: replace another build in `folder`.
+    DataError: sources, tokenizer or documents that cannot be used; another build in the folder.
+    """
+    began, progress = time.perf_counter(), progress or Progress()
+    folder = folder.absolute()
+    if workers is not None and workers < 1:
+        raise DataError(f"{workers} workers cannot build anything; give at least 1")
+    if settings.shard_size < 1:
+        raise DataError("the shard size must be positive")
+    sources = open_sources(settings.sources, settings.suffixes)
+    progress.stage("listing the sources")
+    listing = list_sources(sources, settings.shard_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        state = _claim(folder, settings, listing, overwrite)
+        tokenizer = _tokenizer(folder, settings, sources, listing, state, progress)
+        progress.stage("building shards")
+        records: dict[int, ShardRecord] = {}
+        for number in range(listing.shards):
+            if record := finished_shard(folder, number):
+                records[number] = record
+        kept, written_tokens = len(records), 0
+        progress.shards(kept, listing.shards, 0)
+        shards_began = time.perf_counter()
+
+        def finished(number: int, record: ShardRecord) -> None:
+            nonlocal written_tokens
+            records[number] = record
+            written_tokens += record.tokens
+            progress.shards(len(records), listing.shards, written_tokens)
+
+        if kept < listing.shards:
+            missing = (p for p in plan_shards(sources, settings.shard_size) if p.number not in records)
+            with ray_session(min(workers or available_cores(), listing.shards - kept), ray_address) as at_once:
+                shards_began = time.perf_counter()  # the start of Ray is no measure of the pipeline
+                _run(folder, missing, ShardSettings(settings.text_field, settings.on_bad), at_once, finished)
+        seconds = time.perf_counter() - shards_began
+        if list_sources(sources, settings.shard_size) != listing:
+            raise DataError("the files of the sources changed while they were read; start the build again")
+        dataset = _finish(folder, sources, tokenizer, [records[number] for number in range(listing.shards)])
+    return BuildReport(
+        folder=folder,
+        dataset=dataset,
+        written_shards=listing.shards - kept,
+        kept_shards=kept,
+        seconds=time.perf_counter() - began,
+        tokens_per_second=written_tokens / seconds if written_tokens else 0.0,
+    )
+
+
+def _run(
+    folder: Path,
+    plans: Iterator[ShardPlan],
+    settings: ShardSettings,
+    at_once: int,
+    finished: Callable[[int, ShardRecord], None],
+) -> None:
+    """One Ray task per shard, never more than twice `at_once` handed out: the plan is never in memory whole."""
+    import ray
+
+    task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(_shard_task)
+    running: dict[Any, int] = {}
+    try:
+        while True:
+            while len(running) < 2 * at_once and (plan := next(plans, None)) is not None:
+                running[task.remote(folder, plan, settings)] = plan.number
+            if not running:
+                return
+            done, _ = ray.wait(list(running), num_returns=1)
+            number = running.pop(done[0])
+            try:
+                result = ray.get(done[0])
+            except ray.exceptions.RayTaskError:
+                raise  # a defect of ours, with the traceback of the worker
+            except ray.exceptions.RayError as error:
+                raise LaunchError(
+                    f"{shard_name(number)}: its worker was lost {TASK_RETRIES + 1} times ({type(error).__name__}). "
+                    "If memory ran out, use fewer --workers; build again, finished shards are kept"
+                ) from None
+            if isinstance(result, str):
+                raise DataError(result)
+            finished(number, result)
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _shard_task(folder: Path, plan: ShardPlan, settings: ShardSettings) -> ShardRecord | str:
+    """What a Ray worker runs.  Foreseen errors come back as their message: they are not to be retried."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per task
+    try:
+        return write_shard(folder, plan, load_tokenizer(folder / TOKENIZER_FILE), settings)
+    except DataError as error:
+        return str(error)
+    except OSError as error:
+        return f"{shard_name(plan.number)}: cannot be written: {error}"
+
+
+def _claim(folder: Path, settings: BuildSettings, listing: Listing, overwrite: bool) -> dict[str, Any]:
+    """Make the folder this build's; returns the content of build.json.
+
+    A build with the same fingerprint is taken on.  DataError: the folder holds another one.
+    """
+    from tokenizers import __version__ as tokenizers_version
+
+    told = {**asdict(settings), "sources": [os.path.basename(source.rstrip("/")) for source in settings.sources]}
+    if bpe_size(settings.tokenizer) is None and settings.tokenizer != "bytes":
+        told["tokenizer"] = digest(load_tokenizer(Path(settings.tokenizer)))
+    elif settings.tokenizer != "bytes":
+        told["tokenizers_version"] = tokenizers_version
+    told = json.loads(json.dumps({"format": FORMAT, **told, "files": listing.digest}))
+    path = folder / BUILD_FILE
+    try:
+        state = dict(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        state = {}
+    except (OSError, ValueError, TypeError) as error:
+        state = {"unreadable": str(error)}
+    if state.get("settings") == told:
+        return state
+    if (state or (folder / DATASET_FILE).exists()) and not overwrite:
+        before = state.get("settings", {})
+        differs = [key for key in told if before.get(key) != told[key]] if before else ["everything"]
+        differs = ["names, sizes or times of the files" if key == "files" else key for key in differs]
+        raise DataError(
+            f"{folder} holds another build; it differs in: {', '.join(differs)}. "
+            "Give another --out, or --overwrite to replace it"
+        )
+    (folder / DATASET_FILE).unlink(missing_ok=True)  # first: without it the folder is no dataset
+    path.unlink(missing_ok=True)
+    for pattern in ("shard-*.index.json", "shard-*.tar", DOCUMENTS_FILE, TOKENIZER_FILE):
+        for file in folder.glob(pattern):
+            file.unlink()
+    state = {"settings": told}
+    write_atomic(path, json.dumps(state, indent=1) + "\n")
+    return state
+
+
+def _tokenizer(
+    folder: Path,
+    settings: BuildSettings,
+    sources: Sequence[Source],
+    listing: Listing,
+    state: dict[str, Any],
+    progress: Progress,
+) -> Tokenizer:
+    """Make, check and store the tokenizer, or take the one that this build already has."""
+    path = folder / TOKENIZER_FILE
+    if "tokenizer_sha256" in state and path.is_file():
+        tokenizer = load_tokenizer(path)
+        if digest(tokenizer) == state["tokenizer_sha256"]:
+            return tokenizer
+        raise DataError(f"{path} was changed since the build began; --overwrite begins it anew")
+
+    def texts(budget: int) -> Iterator[tuple[str, str]]:
+        for item in sample(sources, settings.shard_size, listing, budget, settings.text_field):
+            if not isinstance(item, BadDocument):
+                yield item.text, item.place
+            elif settings.on_bad == "error":
+                raise bad_document_error(item)
+
+    size = bpe_size(settings.tokenizer)
+    if size is not None:
+        progress.stage("training the tokenizer")
+        tokenizer = parse_tokenizer(train_bpe((text for text, _ in texts(TRAINING_CHARACTERS)), size), "trained BPE")
+    elif settings.tokenizer == "bytes":
+        tokenizer = parse_tokenizer(BYTES_FILE, "bytes")
+    else:
+        tokenizer = load_tokenizer(Path(settings.tokenizer))
+    if not settings.allow_lossy:
+        progress.stage("checking the tokenizer")
+        for text, place in texts(CHECKED_CHARACTERS):
+            check_round_trip(tokenizer, text[:CHECKED_PER_DOCUMENT], place)
+    write_atomic(path, tokenizer.file)
+    state["tokenizer_sha256"] = digest(tokenizer)
+    write_atomic(folder / BUILD_FILE, json.dumps(state, indent=1) + "\n")
+    return tokenizer
+
+
+def _finish(
+    folder: Path, sources: Sequence[Source], tokenizer: Tokenizer, shards: Sequence[ShardRecord]
+) -> DatasetRecord:
+    """Write documents.npy and dataset.json from the indexes."""
+    documents = sum(shard.documents for shard in shards)
+    if documents == 0:
+        raise DataError("not one document of the sources can be used; every one was left out")
+    dataset = DatasetRecord(
+        digest=dataset_digest(digest(tokenizer), shards),
+        documents=documents,
+        tokens=sum(shard.tokens for shard in shards),
+        text_bytes=sum(shard.text_bytes for shard in shards),
+        dtype=token_type(tokenizer.vocab_size),
+        tokenizer=TokenizerRecord(kind=tokenizer.kind, vocab_size=tokenizer.vocab_size, sha256=digest(tokenizer)),
+        documents_sha256=_write_documents(folder, shards, documents),
+        sources=tuple(_count(source, shards) for source in sources),
+        shards=tuple(shards),
+    )
+    try:
+        if load_dataset(folder) == dataset:
+            return dataset
+    except DataError:
+        pass
+    write_atomic(folder / DATASET_FILE, dump(dataset))
+    return dataset
+
+
+def dataset_digest(tokenizer_sha256: str, shards: Sequence[ShardRecord]) -> str:
+    """Digest of a dataset: of its tokenizer and of every byte of its shards, in order."""
+    content = json.dumps([FORMAT, tokenizer_sha256, [shard.sha256 for shard in shards]])
+    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+
+
+def _write_documents(folder: Path, shards: Sequence[ShardRecord], documents: int) -> str:
+    """Write documents.npy (2, K): offsets, tokens; one index in memory at a time.  Returns its sha256."""
+    path = folder / DOCUMENTS_FILE
+    with atomic_file(path) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (2, documents)})
+        for field in ("offset", "tokens"):
+            for shard in shards:
+                entries = load_index(folder / index_name(shard.name)).entries
+                file.write(np.array([getattr(entry, field) for entry in entries], dtype="<i8").tobytes())
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _count(source: Source, shards: Sequence[ShardRecord]) -> SourceRecord:
+    own = [shard for shard in shards if shard.source == source.name]
+    skipped: dict[str, int] = {}
+    for shard in own:
+        for reason, count in shard.skipped.items():
+            skipped[reason] = skipped.get(reason, 0) + count
+    return SourceRecord(
+        name=source.name,
+        documents=sum(shard.documents for shard in own),
+        tokens=sum(shard.tokens for shard in own),
+        text_bytes=sum(shard.text_bytes for shard in own),
+        skipped=skipped,
+    )
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of killed processes."""
+    for file in folder.glob(".*.tmp-*"):
+        file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Own the folder for a while, and leave no temporary files.  DataError: another build owns it."""
+    with open(folder / LOCK_FILE, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{folder}: another build is writing there; wait for it or give another --out") from None
+        try:
+            _sweep(folder)
+            yield
+        finally:
+            _sweep(folder)

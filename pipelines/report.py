@@ -1,0 +1,161 @@
+"""What the data commands show to people (standard error), and the same as JSON values."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pipelines.build import BuildReport
+from pipelines.build import Progress as BuildProgress
+
+_SKIPPED_SHOWN = 10
+
+
+class BuildBar(BuildProgress):
+    """A progress bar of a build; on something that is no terminal, one line per stage."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._console = console
+        self._task = self._bar.add_task("", total=None, rate="")
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> "BuildBar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def stage(self, text: str) -> None:
+        self._began = time.perf_counter()
+        self._bar.update(self._task, description=text)
+        if not self._console.is_terminal:
+            self._console.print(text)
+
+    def shards(self, done: int, total: int, tokens: int) -> None:
+        rate = f"{tokens / max(time.perf_counter() - self._began, 1e-3):,.0f} tokens/s" if tokens else ""
+        self._bar.update(self._task, completed=done, total=total, rate=rate)
+
+
+@contextmanager
+def verify_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of a verification: call it with the shards that are done, and all."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("verifying shards", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def build_json(report: BuildReport) -> dict[str, Any]:
+    """A build as one JSON object."""
+    dataset = report.dataset
+    return {
+        "dataset": str(report.folder),
+        "digest": dataset.digest,
+        "documents": dataset.documents,
+        "tokens": dataset.tokens,
+        "text_bytes": dataset.text_bytes,
+        "bytes_per_token": dataset.text_bytes / dataset.tokens,
+        "vocab_size": dataset.tokenizer.vocab_size,
+        "tokenizer_sha256": dataset.tokenizer.sha256,
+        "shards": len(dataset.shards),
+        "written_shards": report.written_shards,
+        "kept_shards": report.kept_shards,
+        "skipped": _skipped(report),
+        "sources": [source.model_dump() for source in dataset.sources],
+        "seconds": round(report.seconds, 3),
+        "tokens_per_second": round(report.tokens_per_second, 1),
+    }
+
+
+def print_build(report: BuildReport, console: Console) -> None:
+    """The table at the end of a build."""
+    table = Table(title=f"dataset {report.folder}", title_justify="left")
+    for column in ("source", "documents", "tokens", "bytes/token", "left out"):
+        table.add_column(column, justify="left" if column == "source" else "right")
+    rows: list[Any] = [(source.name, source) for source in report.dataset.sources]
+    for name, counted in rows:
+        table.add_row(name, *_counts(counted, sum(counted.skipped.values())))
+    if len(rows) > 1:
+        table.add_section()
+        table.add_row("all", *_counts(report.dataset, sum(_skipped(report).values())))
+    console.print(table)
+    dataset = report.dataset
+    shards = f"{len(dataset.shards)} shards ({report.written_shards} written, {report.kept_shards} kept)"
+    speed = f", {report.tokens_per_second:,.0f} tokens/s" if report.written_shards else ""
+    console.print(f"{shards}, vocabulary {dataset.tokenizer.vocab_size:,}, {report.seconds:.1f} s{speed}")
+    console.print(f"digest {dataset.digest}", highlight=False)
+    if skipped := _skipped(report):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+        console.print(f"[yellow]left out:[/yellow] {reasons}")
+        places = _skipped_places(report)
+        for place in places[:_SKIPPED_SHOWN]:
+            console.print(f"  {place}", markup=False, highlight=False)
+        if sum(skipped.values()) > _SKIPPED_SHOWN:
+            console.print(f"  all of them are in {report.folder}/shard-*.index.json, under skipped")
+
+
+def print_description(description: dict[str, Any]) -> None:
+    """A description of `pipelines.inspect`, one value a line; this is what was asked for, so on standard output."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for line in _lines(description, ""):
+        console.print(line)
+
+
+def _lines(value: dict[str, Any], indent: str) -> Iterator[str]:
+    for key, item in value.items():
+        if key == "text":
+            yield f"{indent}text:"
+            yield from (f"{indent}  | {line}" for line in item.splitlines())
+        elif isinstance(item, list):
+            for number, entry in enumerate(item):
+                yield f"{indent}{key} {number}:"
+                yield from _lines(entry, indent + "  ")
+        elif isinstance(item, dict):
+            yield f"{indent}{key}: " + ", ".join(f"{name} {_number(inner)}" for name, inner in item.items())
+        else:
+            yield f"{indent}{key}: {_number(item)}"
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _counts(counted: Any, skipped: int) -> tuple[str, str, str, str]:
+    per_token = f"{counted.text_bytes / counted.tokens:.2f}" if counted.tokens else "-"
+    return f"{counted.documents:,}", f"{counted.tokens:,}", per_token, f"{skipped:,}"
+
+
+def _skipped(report: BuildReport) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for source in report.dataset.sources:
+        for reason, count in source.skipped.items():
+            total[reason] = total.get(reason, 0) + count
+    return total
+
+
+def _skipped_places(report: BuildReport) -> list[str]:
+    from pipelines.format import index_name, load_index
+
+    places: list[str] = []
+    for shard in report.dataset.shards:
+        if shard.skipped and len(places) < _SKIPPED_SHOWN:
+            index = load_index(report.folder / index_name(shard.name))
+            places += [f"{item.place}: {item.reason}" for item in index.skipped]
+    return places
