@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from megatron.core import ModelParallelConfig
+from megatron.core import ModelParallelConfig, parallel_state
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from torch import Tensor, nn
 
@@ -103,7 +103,7 @@ class _Single(nn.Module):
 
     def forward(self, state: Tensor, attended: Tensor) -> Tensor:
         # Heads are split over the ranks and so are the MLP's columns, but every column needs every head.
-        whole = gather_from_tensor_model_parallel_region(attended)
+        whole = gather_from_tensor_model_parallel_region(attended, parallel_state.get_tensor_model_parallel_group())
         return self.update(state, torch.relu(self.hidden(whole)))
 
 

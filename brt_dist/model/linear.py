@@ -33,7 +33,14 @@ class ColumnLinear(megatron.ColumnParallelLinear):
     def __init__(
         self, inputs: int, outputs: int, parallel: ModelParallelConfig, initializer: Initializer | None = None
     ) -> None:
-        super().__init__(inputs, outputs, config=parallel, init_method=no_initialization, bias=False)
+        super().__init__(
+            inputs,
+            outputs,
+            config=parallel,
+            init_method=no_initialization,
+            bias=False,
+            tp_group=parallel_state.get_tensor_model_parallel_group(),
+        )
         declare(self.weight, initializer or fan_in(), partition_dim=0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,6 +61,7 @@ class RowLinear(megatron.RowParallelLinear):
             bias=False,
             input_is_parallel=True,
             skip_bias_add=False,
+            tp_group=parallel_state.get_tensor_model_parallel_group(),
         )
         declare(self.weight, initializer or fan_in(), partition_dim=1)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from megatron.core import ModelParallelConfig
+from megatron.core import ModelParallelConfig, parallel_state
 from megatron.core.tensor_parallel import layers as megatron
 from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
@@ -34,7 +34,8 @@ class TokenEmbedding(megatron.VocabParallelEmbedding):
             raise ConfigError("model.vocab_size is not known: give it, or a dataset to take it from")
         parallel = parallel or megatron_config()
         rows = padded_vocab(config.vocab_size, parallel.tensor_model_parallel_size)
-        super().__init__(rows, config.width, init_method=no_initialization, config=parallel)
+        group = parallel_state.get_tensor_model_parallel_group()
+        super().__init__(rows, config.width, init_method=no_initialization, config=parallel, tp_group=group)
         declare(self.weight, normal(1.0), 0, logical_size=config.vocab_size, multiple=VOCAB_MULTIPLE)
         self.vocab_size = config.vocab_size
         self.scale = 1 / math.sqrt(config.width if config.logit_scale == "width" else config.vocab_size)
@@ -45,6 +46,7 @@ class TokenEmbedding(megatron.VocabParallelEmbedding):
             init_method=no_initialization,
             bias=False,
             skip_weight_param_allocation=True,
+            tp_group=group,
         )
 
     def forward(self, x: Tensor, score: bool = False) -> Tensor:
@@ -53,7 +55,7 @@ class TokenEmbedding(megatron.VocabParallelEmbedding):
         Both go through the module's call, so that whoever gathers weights before a forward (ZeRO-3) sees it.
         """
         if not score:
-            return super().forward(x).transpose(0, 1).contiguous()
+            return super().forward(x.transpose(0, 1))
         # scaling the states is scaling the logits, at a fraction of the cost
         logits, _ = self._projection(x * self.scale, weight=self.weight)
         valid = max(self.vocab_size - self.vocab_start_index, 0)
@@ -92,7 +94,8 @@ def loss_sum(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 def full_logits(logits: Tensor, vocab_size: int) -> Tensor:
     """Logits of the whole vocabulary (b, N, V), without padding, from those of all tensor parallel ranks."""
-    return gather_from_tensor_model_parallel_region(logits)[..., :vocab_size].transpose(0, 1)
+    group = parallel_state.get_tensor_model_parallel_group()
+    return gather_from_tensor_model_parallel_region(logits, group)[..., :vocab_size].transpose(0, 1)
 
 
 class BlockRecurrentModel(nn.Module):

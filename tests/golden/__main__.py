@@ -4,6 +4,7 @@ Exit code 0: all within the tolerances; 1: one is not, or cannot be read; 2: the
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from brt_dist.errors import DataError
@@ -15,27 +16,31 @@ def main(arguments: list[str]) -> int:
     if not arguments or any(argument.startswith("-") for argument in arguments):
         print(__doc__, file=sys.stderr)
         return 1
-    paths = [Path(argument) for argument in arguments]
+    with single_process():
+        return report([Path(argument) for argument in arguments])
+
+
+def report(paths: Sequence[Path]) -> int:
+    """Print the table and return the exit code.  Megatron's groups must exist."""
     width = max(len(path.stem) for path in paths)
     print(
-        f"{'name':{width}}  forward   state     gradient  (at most {FORWARD_TOLERANCE:g} absolute, the gradient "
+        f"{'name':{width}}  forward   state     gradient  (at most {FORWARD_TOLERANCE:g} absolute; the gradient "
         f"{GRADIENT_TOLERANCE:g} of the largest value of its tensor)"
     )
     failed = unsupported = False
-    with single_process():
-        for path in paths:
-            try:
-                found = compare(path)
-            except DataError as error:
-                failed = True
-                print(f"{path.stem:{width}}  not ok: {error}")
-            except UnsupportedKind as kind:
-                unsupported = True
-                print(f"{path.stem:{width}}  the model does not have this kind yet: {kind}")
-            else:
-                failed |= not found.ok
-                verdict = "ok" if found.ok else "NOT OK"
-                print(f"{path.stem:{width}}  {found.forward:.1e}   {found.state:.1e}   {found.gradient:.1e}  {verdict}")
+    for path in paths:
+        try:
+            found = compare(path)
+        except DataError as error:
+            failed = True
+            print(f"{path.stem:{width}}  not ok: {error}")
+        except UnsupportedKind as kind:
+            unsupported = True
+            print(f"{path.stem:{width}}  the model does not have this kind yet: {kind}")
+        else:
+            failed |= not found.ok
+            verdict = "ok" if found.ok else "not ok"
+            print(f"{path.stem:{width}}  {found.forward:.1e}   {found.state:.1e}   {found.gradient:.1e}   {verdict}")
     return 1 if failed else 2 if unsupported else 0
 
 

@@ -7,6 +7,7 @@ A golden file NAME.npz holds weights, three consecutive segments, and for each t
 import ast
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config = json.loads(path.with_suffix(".json").read_text())["config"]
         with np.load(path) as arrays:
             return config, {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a golden file with its .json beside it ({error})") from None
 
 

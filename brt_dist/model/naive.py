@@ -1,0 +1,174 @@
+"""The network written as plainly as it can be: the oracle that the fast path is tested against.
+
+One stream at a time, block after block through the whole stack, nothing fused, nothing split, in the type of the
+weights (tests use float64).  Weights have the names and shapes of the reference implementation (see
+`brt_dist.export.reference`), so that a mistake in our own order of heads cannot hide in both.  Equations: arXiv
+2203.07852 section 3, with the details of the published code.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from brt_dist.config.schema import ModelConfig
+from brt_dist.model.memory import LayerMemory
+
+Weights = Mapping[str, Tensor]
+
+
+def read_segment(
+    weights: Weights, config: ModelConfig, tokens: Tensor, memory: Sequence[LayerMemory], starts: Tensor
+) -> tuple[Tensor, list[LayerMemory]]:
+    """Logits (b, N, V) and the memory after the segment, attached to the graph.
+
+    Args:
+        tokens: (b, N).
+        memory: of each layer: state (b, S, D) or none, keys and values (b, W, H, E).
+        starts: (b, N/W) bool.
+    """
+    logits, after = [], []
+    for stream in range(len(tokens)):
+        before = [LayerMemory(*(None if x is None else x[stream] for x in layer)) for layer in memory]
+        read, kept = _read_stream(weights, config, tokens[stream], before, starts[stream].tolist())
+        logits.append(read)
+        after.append(kept)
+    stacked = [
+        LayerMemory(*(None if fields[0] is None else torch.stack(fields) for fields in zip(*layer, strict=True)))
+        for layer in zip(*after, strict=True)
+    ]
+    return torch.stack(logits), stacked
+
+
+def _read_stream(
+    weights: Weights, config: ModelConfig, tokens: Tensor, memory: list[LayerMemory], starts: list[bool]
+) -> tuple[Tensor, list[LayerMemory]]:
+    """One stream: tokens (N,) -> logits (N, V)."""
+    table, logits = weights["embed/embedding"], []
+    for block, block_starts in enumerate(starts):
+        x = table[tokens[block * config.window : (block + 1) * config.window]]
+        for layer in range(config.layers):
+            entering = memory[layer]
+            initial = weights.get(f"transformer{layer}/recurrent_initial_state")
+            if block_starts:
+                entering = LayerMemory(initial, torch.zeros_like(entering.keys), torch.zeros_like(entering.values))
+            elif block == 0 and config.clear_state:
+                entering = entering._replace(state=initial)
+            x, memory[layer] = _layer(weights, config, layer, x, entering)
+        x = _rms_norm(x, weights["final_layernorm/scale"])
+        divisor = config.width if config.logit_scale == "width" else config.vocab_size or 0
+        logits.append(x @ table.T / math.sqrt(divisor))
+    return torch.cat(logits), memory
+
+
+def _layer(
+    weights: Weights, config: ModelConfig, layer: int, x: Tensor, memory: LayerMemory
+) -> tuple[Tensor, LayerMemory]:
+    """One block: x (W, D), and what the layer remembers of the block before and of the state."""
+    base = f"transformer{layer}/tbase"
+    normed = _rms_norm(x, weights[f"{base}/_kvq/pre_attn_layernorm/scale"])
+
+    def project(kind: str) -> Tensor:
+        return _heads(normed @ weights[f"{base}/_kvq/{kind}_layer/kernel"], config)
+
+    keys, values, queries = _unit(project("keys")), project("values"), _unit(project("queries"))
+    seen_keys, seen_values = torch.cat([memory.keys, keys]), torch.cat([memory.values, values])
+    table = weights[f"transformer{layer}/relative_positions/rel_embedding"]
+    attended = _attend(
+        queries, seen_keys, seen_values, _scale(weights[f"{base}/_kvq/attention_scale"], config), table
+    ).flatten(1)
+
+    state = memory.state
+    if state is not None:
+        state_keys, state_values, state = _cell(weights, config, layer, state, seen_keys, seen_values)
+        scale = _scale(weights[f"{base}/attention_scale2"], config)
+        crossed = _attend(_unit(project("queries2")), state_keys, state_values, scale).flatten(1)
+        attended = torch.cat([attended, crossed], 1)
+
+    x = x + attended @ weights[f"{base}/post_attn_mlp/output_layer/kernel"]
+    normed = _rms_norm(x, weights[f"{base}/pre_ffn_layernorm/scale"])
+    hidden = torch.relu(normed @ weights[f"{base}/ffn/hidden0/kernel"])
+    return x + hidden @ weights[f"{base}/ffn/output_layer/kernel"], LayerMemory(state, keys, values)
+
+
+def _cell(
+    weights: Weights, config: ModelConfig, layer: int, state: Tensor, token_keys: Tensor, token_values: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values (S, H, E) of the state (S, D) that enters a block, and the state that leaves it."""
+    base = f"transformer{layer}/recurrent_tbase"
+    normed = _rms_norm(state, weights[f"{base}/_kvq/pre_attn_layernorm/scale"])
+    normed = normed + weights[f"{base}/_kvq/position_embeddings"]
+
+    def project(kind: str) -> Tensor:
+        return _heads(normed @ weights[f"{base}/_kvq/{kind}_layer/kernel"], config)
+
+    keys, values = _unit(project("keys")), project("values")
+    own = _attend(_unit(project("queries")), keys, values, _scale(weights[f"{base}/_kvq/attention_scale"], config))
+    scale = _scale(weights[f"{base}/attention_scale2"], config)
+    read = _attend(_unit(project("queries2")), token_keys, token_values, scale)
+    attended = torch.cat([own.flatten(1), read.flatten(1)], 1)
+
+    if config.cell != "single":
+        site = f"{base}/post_attn_mlp"
+        update = attended @ weights[f"{site}/output_layer/kernel"]
+        state_after = _gate(weights, config, site, state, update, attended)
+        if config.cell == "skip":
+            return keys, values, state_after
+        state, attended = state_after, _rms_norm(state_after, weights[f"{base}/pre_ffn_layernorm/scale"])
+    hidden = torch.relu(attended @ weights[f"{base}/ffn/hidden0/kernel"])
+    update = hidden @ weights[f"{base}/ffn/output_layer/kernel"]
+    if config.cell == "single":
+        update = torch.tanh(update)
+    return keys, values, _gate(weights, config, f"{base}/ffn", state, update, hidden)
+
+
+def _gate(weights: Weights, config: ModelConfig, site: str, state: Tensor, update: Tensor, seen: Tensor) -> Tensor:
+    if config.gate == "fixed":
+        keep = torch.sigmoid(weights[f"{site}/gate_bias"])
+        return state * keep + update * (1 - keep)
+    forget = seen @ weights[f"{site}/forget_gate/kernel"] + weights[f"{site}/forget_gate/bias"]
+    into = seen @ weights[f"{site}/input_gate/kernel"] + weights[f"{site}/input_gate/bias"]
+    return state * torch.sigmoid(forget + 1) + update * torch.sigmoid(into - 1)
+
+
+def _attend(
+    queries: Tensor, keys: Tensor, values: Tensor, scale: Tensor, position_table: Tensor | None = None
+) -> Tensor:
+    """(n, H, E) queries, (m, H, E) keys.  With a table (H, 32): m = 2n, and a query sees the n keys before it."""
+    logits = torch.einsum("nhe,mhe->hnm", queries, keys)
+    bias, mask = torch.zeros_like(logits), torch.zeros_like(logits[0])
+    if position_table is not None:
+        window = len(queries)
+        for query in range(window):
+            for key in range(2 * window):
+                distance = query - (key - window)
+                if 1 <= distance <= window:
+                    bias[:, query, key] = position_table[:, _bucket(distance)]
+                else:
+                    mask[query, key] = -math.inf
+    probabilities = torch.softmax((logits + bias) * scale[:, None, None] + mask, -1)
+    return torch.einsum("hnm,mhe->nhe", probabilities, values)
+
+
+def _bucket(distance: int) -> int:
+    """T5's buckets, one direction: 16 exact ones, then 16 that grow to distance 128."""
+    if distance < 16:
+        return distance
+    return min(31, 16 + math.floor(16 * math.log(distance / 16) / math.log(128 / 16)))
+
+
+def _heads(x: Tensor, config: ModelConfig) -> Tensor:
+    return x.reshape(len(x), config.heads, config.head_dim)
+
+
+def _scale(weight: Tensor, config: ModelConfig) -> Tensor:
+    return weight.abs() if config.attention_scale == "absolute" else weight
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / torch.sqrt((x * x).sum(-1, keepdim=True) + 1e-6)
+
+
+def _rms_norm(x: Tensor, scale: Tensor) -> Tensor:
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * scale

@@ -1,0 +1,80 @@
+"""The model computes what the reference implementation computes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brt_dist.parallel.layout import single_process
+from tests.golden.__main__ import report
+from tests.golden.check import compare
+
+DATA = Path(__file__).parent / "data"
+FILES = sorted(DATA.glob("*.npz"))
+
+
+@pytest.fixture(scope="module")
+def world_of_one() -> Iterator[None]:
+    with single_process():
+        yield
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.usefixtures("world_of_one")
+def test_golden(path: Path) -> None:
+    found = compare(path)
+    assert found.ok, found
+
+
+def test_the_data_is_there() -> None:
+    assert len(FILES) >= 6
+
+
+@pytest.mark.usefixtures("world_of_one")
+@pytest.mark.parametrize(
+    "name", ["seg1/logits", "seg2/recurrent_state/layer1", "seg0/xl_cache_keys/layer0", "seg1/grad/embed/embedding"]
+)
+def test_a_wrong_number_is_found(tmp_path: Path, name: str) -> None:
+    with np.load(DATA / "fixed_skip.npz") as arrays:
+        changed = {key: np.array(arrays[key]) for key in arrays.files}
+    changed[name].flat[5] += 1e-3 * np.abs(changed[name]).max()
+    np.savez(tmp_path / "changed.npz", **changed)
+    (tmp_path / "changed.json").write_text((DATA / "fixed_skip.json").read_text())
+    assert not compare(tmp_path / "changed.npz").ok
+
+
+@pytest.mark.usefixtures("world_of_one")
+def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line per file; 2 for a kind that does not exist here, 1 for what cannot be read or is wrong."""
+    good, feedback, broken, absent = (
+        DATA / "fixed_skip.npz",
+        tmp_path / "feedback.npz",
+        tmp_path / "broken.npz",
+        tmp_path / "absent.npz",
+    )
+    settings = json.loads(good.with_suffix(".json").read_text())
+    broken.with_suffix(".json").write_text(json.dumps(settings))
+    settings["config"] |= {"feedback": True, "dstack": 16}
+    feedback.with_suffix(".json").write_text(json.dumps(settings))
+    feedback.write_bytes(good.read_bytes())
+    broken.write_bytes(good.read_bytes()[:100_000])
+
+    assert report([good]) == 0
+    assert capsys.readouterr().out.rstrip().endswith(" ok")
+    assert report([good, feedback]) == 2
+    assert "does not have this kind yet: feedback" in capsys.readouterr().out
+    assert report([broken, feedback, absent]) == 1
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert f"{broken}: not a golden file" in lines[0]
+    assert f"{absent}: not a golden file" in lines[2]
+
+
+def test_command_line() -> None:
+    command = [sys.executable, "-m", "tests.golden", str(DATA / "w144_fixed_skip_s8.npz")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[1].startswith("w144_fixed_skip_s8 ")

@@ -1,0 +1,65 @@
+"""Small networks, inputs and comparisons for the tests of the model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from brt_dist.config.schema import ModelConfig
+from brt_dist.model.memory import LayerMemory
+from brt_dist.model.model import BlockRecurrentModel
+from brt_dist.model.parameters import initialize, logical_parameters
+
+ALL_CELLS = [(cell, gate) for cell in ("skip", "single", "dual") for gate in ("fixed", "lstm")]
+
+
+def small(**changes: Any) -> ModelConfig:
+    """Sizes that are all different, so that no two can be mixed up unseen; heads*head_dim is not the width."""
+    sizes = dict(
+        layers=3, width=10, heads=2, head_dim=6, mlp_width=14, vocab_size=23, window=4, states=5, recurrent_layers=(1,)
+    )
+    return ModelConfig(**{**sizes, "dropout": 0.0, **changes})
+
+
+def built(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> BlockRecurrentModel:
+    """A network whose parameters are all off their initial values (scales of 1 would hide mistakes)."""
+    model = BlockRecurrentModel(config).to(dtype)
+    initialize(model, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+        model.embedding.weight[config.vocab_size :] = 0
+    return model
+
+
+def tokens_of(config: ModelConfig, streams: int, blocks: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(config.vocab_size, (streams, blocks * config.window), generator=generator)
+
+
+def some_memory(model: BlockRecurrentModel, streams: int, seed: int = 0) -> list[LayerMemory]:
+    """Memory full of numbers, as if something had been read before."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def filled(field: Tensor | None) -> Tensor | None:
+        return None if field is None else torch.randn(field.shape, generator=generator).to(field.dtype)
+
+    return [LayerMemory(*(filled(field) for field in layer)) for layer in model.blank_memory(streams)]
+
+
+def starts_of(*rows: Sequence[int]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.bool)
+
+
+def fields(memory: Sequence[LayerMemory]) -> list[Tensor]:
+    """All tensors of a memory, in a fixed order."""
+    return [field for layer in memory for field in layer if field is not None]
+
+
+def gradients(model: BlockRecurrentModel, value: Tensor) -> dict[str, Tensor]:
+    """Gradient of each logical parameter."""
+    parameters = list(logical_parameters(model))
+    found = torch.autograd.grad(value, [parameter.local for parameter in parameters], materialize_grads=True)
+    return {parameter.name: parameter.whole([grad]) for parameter, grad in zip(parameters, found, strict=True)}

@@ -1,0 +1,146 @@
+"""Layers: purity, types, and what they refuse."""
+
+import pytest
+import torch
+
+from brt_dist.errors import ConfigError
+from brt_dist.model.gates import FixedGate, LSTMGate
+from brt_dist.model.layers import build_layer
+from brt_dist.model.linear import megatron_config
+from brt_dist.model.memory import LayerMemory
+from brt_dist.model.model import BlockRecurrentModel, TokenEmbedding
+from tests.unit.model.networks import ALL_CELLS, built, fields, small, some_memory, starts_of, tokens_of
+
+
+@pytest.mark.parametrize(("cell", "gate"), ALL_CELLS)
+def test_a_forward_changes_nothing_and_can_be_repeated(cell: str, gate: str) -> None:
+    config = small(cell=cell, gate=gate)
+    model = built(config, dtype=torch.float32)
+    tokens, memory, starts = tokens_of(config, 2, 3), some_memory(model, 2), starts_of([0, 1, 0], [1, 0, 0])
+    inputs = [tokens, starts, *fields(memory), *model.parameters(), *model.buffers()]
+    copies = [tensor.clone() for tensor in inputs]
+    attributes = {name: dict(vars(module)) for name, module in model.named_modules()}
+
+    first, first_memory = model(tokens, memory, starts)
+    second, second_memory = model(tokens, memory, starts)
+
+    assert torch.equal(first, second)
+    assert all(torch.equal(a, b) for a, b in zip(fields(first_memory), fields(second_memory), strict=True))
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(inputs, copies, strict=True))
+    assert {name: dict(vars(module)) for name, module in model.named_modules()} == attributes
+
+
+def test_memory_is_cut_off_and_does_not_keep_the_segment_alive() -> None:
+    config = small()
+    model = built(config)
+    _, memory = model(tokens_of(config, 1, 5), model.blank_memory(1), starts_of([1, 0, 0, 0, 0]))
+    for field in fields(memory):
+        assert not field.requires_grad
+        assert field.is_contiguous()
+        assert field.untyped_storage().nbytes() == field.numel() * field.element_size()
+
+
+@pytest.mark.parametrize(("cell", "gate"), ALL_CELLS)
+def test_bf16_is_near_fp32_and_carries_the_state_in_fp32(cell: str, gate: str) -> None:
+    config = small(cell=cell, gate=gate, width=32, head_dim=16, mlp_width=64)
+    exact, rounded = BlockRecurrentModel(config, seed=1), BlockRecurrentModel(config, seed=1).bfloat16()
+    tokens, starts = tokens_of(config, 2, 6), starts_of([1, 0, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0])
+    logits, memory = rounded(tokens, rounded.blank_memory(2), starts)
+    expected, expected_memory = exact(tokens, exact.blank_memory(2), starts)
+
+    assert logits.dtype == torch.bfloat16
+    assert memory[1].state.dtype == rounded.blank_memory(2)[1].state.dtype == torch.float32
+    assert memory[1].keys.dtype == rounded.blank_memory(2)[1].keys.dtype == torch.bfloat16
+    visible = config.vocab_size
+    assert (logits[..., :visible] - expected[..., :visible]).abs().max() < 0.05 * expected[..., :visible].abs().max()
+    assert (memory[1].state - expected_memory[1].state).abs().max() < 0.05 * expected_memory[1].state.abs().max()
+
+
+def test_the_state_can_have_the_type_of_the_model() -> None:
+    config = small(state_dtype="model")
+    model = BlockRecurrentModel(config, seed=1).bfloat16()
+    _, memory = model(tokens_of(config, 1, 2), model.blank_memory(1), starts_of([1, 0]))
+    assert memory[1].state.dtype == model.blank_memory(1)[1].state.dtype == torch.bfloat16
+
+
+def test_a_float32_state_keeps_small_changes_that_bf16_loses() -> None:
+    """1 + 2^-10 is not a bf16 number: a state in bf16 would never move."""
+    gate = FixedGate(1).bfloat16()
+    torch.nn.init.constant_(gate.bias, 8.0)
+    state = torch.ones(1, 1, 1)
+    after = gate(state, torch.full_like(state, 3.0), state)
+    assert after.dtype == torch.float32
+    assert 0 < after.item() - 1 < 2**-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e4, -1e4])
+@pytest.mark.parametrize(("cell", "gate"), ALL_CELLS)
+def test_large_states_stay_finite(cell: str, gate: str, size: float, dtype: torch.dtype) -> None:
+    config = small(cell=cell, gate=gate)
+    model = built(config, dtype=dtype)
+    memory = [
+        layer._replace(state=None if layer.state is None else layer.state * size) for layer in some_memory(model, 1)
+    ]
+    logits, after = model(tokens_of(config, 1, 3), memory, starts_of([0, 0, 0]))
+    visible = logits[..., : config.vocab_size].float()
+    visible.square().sum().backward()
+    assert torch.isfinite(visible).all()
+    assert all(torch.isfinite(field).all() for field in fields(after))
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_gates_compute_the_published_formulas() -> None:
+    torch.manual_seed(0)
+    state, z, h = torch.randn(3, 2, 4), torch.randn(3, 2, 4), torch.randn(3, 2, 5)
+    fixed = FixedGate(4)
+    torch.nn.init.normal_(fixed.bias)
+    g = 1 / (1 + torch.exp(-fixed.bias))
+    torch.testing.assert_close(fixed(state, z, h), state * g + z * (1 - g))
+
+    lstm = LSTMGate(5, 4, megatron_config())
+    for parameter in lstm.parameters():
+        torch.nn.init.normal_(parameter)
+    into, forget = lstm.kernels.weight[:4], lstm.kernels.weight[4:]
+    i = 1 / (1 + torch.exp(-(h @ into.T + lstm.input_bias - 1)))
+    f = 1 / (1 + torch.exp(-(h @ forget.T + lstm.forget_bias + 1)))
+    torch.testing.assert_close(lstm(state, z, h), state * f + z * i)
+
+
+@pytest.mark.parametrize(
+    ("shape", "starts", "expected"),
+    [
+        ((6, 2, 10), (2, 1), "multiple of model.window=4"),
+        ((0, 2, 10), (2, 0), "multiple of model.window=4"),
+        ((8, 2, 9), (2, 2), "(segment, streams, 10)"),
+        ((8, 2, 10), (2, 1), "expected (2, 2)"),
+        ((8, 2, 10), (1, 2), "expected (2, 2)"),
+        ((8, 3, 10), (3, 2), "memory.state is of shape (2, 5, 10): expected shape (3, 5, 10)"),
+    ],
+)
+def test_shapes_that_do_not_belong_together_are_refused(
+    shape: tuple[int, ...], starts: tuple[int, int], expected: str
+) -> None:
+    layer = built(small()).layers[1]
+    with pytest.raises(ConfigError) as raised:
+        layer(torch.zeros(shape, dtype=torch.float64), layer.blank_memory(2), torch.zeros(starts, dtype=torch.bool))
+    assert expected in str(raised.value)
+
+
+def test_memory_of_another_kind_of_layer_is_refused() -> None:
+    layers = built(small()).layers
+    x, starts = torch.zeros(4, 1, 10, dtype=torch.float64), starts_of([1])
+    with pytest.raises(ConfigError, match=r"memory\.state is missing"):
+        layers[1](x, layers[0].blank_memory(1), starts)
+    memory = layers[0].blank_memory(1)
+    with pytest.raises(ConfigError, match=r"memory\.keys"):
+        layers[0](x, LayerMemory(None, memory.keys[:, :2], memory.values), starts)
+    with pytest.raises(ConfigError, match=r"torch\.bool"):
+        layers[0](x, memory, starts.long())
+
+
+def test_networks_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ConfigError, match="feedback"):
+        build_layer(small(feedback=True), 0)
+    with pytest.raises(ConfigError, match="vocab_size"):
+        TokenEmbedding(small(vocab_size=None))
