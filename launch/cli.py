@@ -1,0 +1,83 @@
+"""The command `brt`.  Subcommands are imported when they are used, so that `brt --help` comes at once."""
+
+import importlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from brt_dist.errors import BrtError, ExitCode
+
+# name: where the command is, and its line in the help
+_COMMANDS = {
+    "data": ("pipelines.commands:data", "Build, verify and inspect datasets."),
+    "train": ("launch.commands.train:train", "Train a model as a config says; go on if the run was begun."),
+    "status": ("launch.commands.status:status", "Show where a run stands."),
+    "config": ("launch.commands.config:config", "Show a resolved config, or the schema of all keys."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose subcommands are `{name: ("module:attribute", help)}`."""
+
+    def __init__(self, *arguments: Any, lazy: Mapping[str, tuple[str, str]], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._lazy = lazy
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self._lazy)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in self._lazy:
+            return None
+        module, _, attribute = self._lazy[name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self._lazy.items()])
+
+
+@click.group(cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="brt_dist", prog_name="brt")
+def brt() -> None:
+    """Train Block-Recurrent Transformers on many processes.
+
+    `brt COMMAND --help` says more.  `--json` on every command gives one JSON object on standard output; everything
+    else goes to standard error.  The exit code says why a command ended.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point.  A user's mistake is one message and its exit code; a traceback is a defect of ours."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        result = brt.main(args=given, prog_name="brt", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = _fail(given, error.format_message(), ExitCode.USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        code = _fail(given, "interrupted", ExitCode.INTERRUPTED)
+    except BrtError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = _fail(given, str(error), error.exit_code)
+    except BrokenPipeError:  # `brt ... | head`
+        sys.stderr.close()
+        code = 0
+    sys.exit(code)
+
+
+def _fail(given: Sequence[str], message: str, code: ExitCode) -> int:
+    if "--json" in given:
+        click.echo(json.dumps({"error": message, "exit_code": int(code), "reason": code.name.lower()}))
+    return int(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""`brt config show` and `brt config schema`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from brt_dist.config.loading import flatten, load
+from brt_dist.config.rules import check
+from brt_dist.config.schema import Config
+from brt_dist.errors import ConfigError
+from launch.commands.arguments import config_argument, json_option, split
+from launch.tracking.uri import redact
+
+
+@click.group()
+def config() -> None:
+    """Show a resolved config, or the schema of all keys."""
+
+
+@config.command()
+@config_argument
+@click.option("--all/--changed", "everything", default=True, help="all keys, or those that are not at their default")
+@json_option
+def show(settings: tuple[str, ...], everything: bool, as_json: bool) -> int:
+    """Print every key with its value and where that came from (default, FILE:LINE, command line).
+
+    A config that cannot run is shown all the same; what is wrong with it then follows, and the exit code is 10.
+    """
+    files, overrides = split(settings)
+    resolved = load(files, overrides)
+    values = {key: _visible(value) for key, value in flatten(resolved.config).items()}
+    shown = {key: value for key, value in values.items() if everything or resolved.provenance[key] != "default"}
+    problem = _problem(resolved.config)
+    if as_json:
+        items = {key: {"value": value, "from": resolved.provenance[key]} for key, value in shown.items()}
+        click.echo(json.dumps({"config": items, "problem": str(problem) if problem else None}))
+    else:
+        _print_table(shown, resolved.provenance)
+    if problem is None:
+        return 0
+    click.echo(f"error: {problem}", err=True)
+    return int(problem.exit_code)
+
+
+@config.command()
+@click.option("--json", "as_json", is_flag=True, help="on one line")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="write to this file instead")
+def schema(as_json: bool, output: Path | None) -> None:
+    """Print the JSON schema of the config, for editors.
+
+    In a YAML file: `# yaml-language-server: $schema=brt.schema.json`
+    """
+    content = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+    text = json.dumps(content, indent=None if as_json else 2)
+    if output is None:
+        click.echo(text)
+    else:
+        from brt_dist.files import write_atomic
+
+        write_atomic(output, text + "\n")
+
+
+def _visible(value: Any) -> Any:
+    return redact(value) if isinstance(value, str) else value
+
+
+def _problem(resolved: Config) -> ConfigError | None:
+    try:
+        check(resolved)
+    except ConfigError as error:
+        return error
+    return None
+
+
+def _print_table(values: dict[str, Any], provenance: dict[str, str]) -> None:
+    import yaml
+
+    cells = {key: yaml.safe_dump(value, default_flow_style=True).splitlines()[0] for key, value in values.items()}
+    widths = max(map(len, cells), default=0), max(map(len, cells.values()), default=0)
+    section = ""
+    for key, value in cells.items():
+        if key.split(".")[0] != section:
+            section = key.split(".")[0]
+            click.secho(f"{section}: {Config.model_fields[section].description}", bold=True)
+        origin = provenance[key]
+        line = f"  {key:<{widths[0]}}  {value:<{widths[1]}}  {origin}"
+        click.secho(line, dim=origin == "default")

@@ -1,0 +1,54 @@
+"""`brt status`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from brt_dist.errors import ConfigError
+from launch.commands.arguments import json_option
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+@json_option
+def status(run: Path, as_json: bool) -> None:
+    """Show where the run in directory RUN stands: step, speed, evaluations, attempts, last checkpoint."""
+    from launch.summary import summary
+
+    found = describe(run)
+    click.echo(json.dumps(found) if as_json else summary(found))
+
+
+def describe(run: Path) -> dict[str, Any]:
+    """Facts about a run, from its files alone.  ConfigError: no run there."""
+    from brt_dist.config.loading import load
+    from launch.events import History, read_events
+    from launch.supervisor import attempts, read_attempt
+    from launch.tracking.uri import page_command
+
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"{run} is no run directory: it has no config.yaml")
+    config = load(run / "config.yaml").config
+    history = History.of(read_events(run))
+    records = [read_attempt(run, number) for number in attempts(run)]
+    last = records[-1] if records else {}
+    running = bool(last) and "end" not in last
+    plot = run / "plots" / "loss.png"
+    tracking = config.run.tracking
+    return {
+        "run": str(run),
+        "verdict": "running" if running else last.get("verdict", "not started"),
+        "reason": f"attempt {len(records)}, step {max(history.steps, default=0)} of {config.run.steps}",
+        "failed_rank": last.get("failed_rank"),
+        "detail": last.get("detail", ""),
+        "step": max(history.steps, default=0),
+        "steps": config.run.steps,
+        "last_step": history.latest_step(),
+        "evaluations": [history.evaluations[key] for key in sorted(history.evaluations)],
+        "checkpoint": history.checkpoints[max(history.checkpoints)]["path"] if history.checkpoints else None,
+        "attempts": records,
+        "plot": str(plot) if plot.is_file() else None,
+        "mlflow": page_command(tracking, run) if tracking.enabled else None,
+    }

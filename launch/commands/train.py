@@ -1,0 +1,49 @@
+"""`brt train`."""
+
+import json
+
+import click
+
+from brt_dist.errors import ConfigError
+from launch.commands.arguments import config_argument, json_option, split
+
+
+@click.command()
+@config_argument
+@json_option
+def train(settings: tuple[str, ...], as_json: bool) -> int:
+    """Train the model that CONFIG describes, with key=value in place of what it says.
+
+    \b
+      brt train examples/quickstart.yaml
+      brt train my.yaml run.steps=2000 parallel.data=2
+
+    Everything is written below run.directory.  The same command again goes on from the last checkpoint; run.steps,
+    the intervals of run, run.tracking and launch may differ then.
+
+    Ctrl-C saves and ends; a second one ends at once.  The exit code says why it ended: 0 finished, 10 bad config,
+    11 bad data, 12 bad checkpoint, 13 out of memory, 14 diverged, 15 hung, 16 a process or node was lost, 17 stopped
+    and saved, 18 environment, 130 stopped without saving, 1 a defect.
+
+    Starts Ray on this machine, reachable from this machine only, unless launch.ray_address names a cluster to join.
+    The ranks also run without Ray, in a directory where `brt train` or `brt config show` has left config.yaml:
+
+    \b
+      torchrun --nproc-per-node 2 -m brt_dist.worker --run RUN
+    """
+    from rich.console import Console
+
+    from launch.train import train as run_training
+
+    files, overrides = split(settings)
+    if not files and not overrides:
+        raise ConfigError("no config given; example: brt train examples/quickstart.yaml run.steps=100")
+    console = Console(stderr=True)
+    outcome = run_training(files, overrides, console)
+    if as_json:
+        click.echo(json.dumps(outcome.to_json()))
+    else:
+        from launch.summary import summary
+
+        click.echo(summary(outcome.to_json()), err=outcome.verdict.exit_code != 0)
+    return int(outcome.verdict.exit_code)

@@ -1,0 +1,34 @@
+"""What is kept about where an attempt ran: host, code, versions."""
+
+import platform
+import socket
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("brt_dist", "torch", "deepspeed", "megatron-core", "ray")
+
+
+def attempt_facts() -> dict[str, Any]:
+    """host, git_commit (none outside a checkout; with -dirty when files differ), versions.  Imports none of them."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"host": socket.gethostname(), "git_commit": git_commit(), "versions": versions}
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, if it is a git checkout of its own."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,100 @@
+"""The run directory at the start of an attempt: made, or taken up again if the config still describes the same run."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from brt_dist.config.loading import Resolved, dump, flatten, load
+from brt_dist.config.schema import Config
+from brt_dist.errors import ConfigError, PlatformError
+from brt_dist.files import write_atomic
+from launch.tracking.uri import redact
+
+# What may change between attempts, as no weight depends on it.  run.steps: to go on for longer.
+_MAY_CHANGE = (
+    "run.name",
+    "run.steps",
+    "run.log_every",
+    "run.checkpoint_every",
+    "run.keep_checkpoints",
+    "run.evaluate_every",
+    "run.evaluation_steps",
+    "run.tracking.",
+    "launch.",
+    "data.validation",
+)
+
+
+def absolute(config: Config) -> Config:
+    """`config` with absolute folders, so that it means the same for every process, wherever that was started."""
+    data, run = config.data, config.run
+    validation = Path(os.path.abspath(data.validation)) if data.validation else None
+    folders = {"dataset": Path(os.path.abspath(data.dataset)), "validation": validation}
+    return config.model_copy(
+        update={
+            "data": data.model_copy(update=folders),
+            "run": run.model_copy(update={"directory": Path(os.path.abspath(run.directory))}),
+        }
+    )
+
+
+@contextmanager
+def claimed(run: Path) -> Iterator[bool]:
+    """Hold the run directory for this process; yields whether it is a run already.
+
+    PlatformError: it cannot be written, another `brt train` has it, or it holds something else.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = open(run / ".lock", "w")  # noqa: SIM115 - held until the end of the block
+    except OSError as error:
+        raise PlatformError(f"run directory {run}: {error.strerror}; set run.directory to a writable place") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise PlatformError(
+                f"run directory {run} is in use by another `brt train`; wait for it, or set another run.directory"
+            ) from None
+        known = (run / "config.yaml").is_file()
+        others = sorted(entry.name for entry in run.iterdir() if not entry.name.startswith("."))
+        if others and not known:
+            raise PlatformError(
+                f"run directory {run} holds other files ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}) "
+                f"and no run; nearest: run.directory={run / 'run'}"
+            )
+        yield known
+
+
+def refuse_other_run(run: Path, config: Config) -> None:
+    """ConfigError listing every difference that would make this another run than the one in `run`."""
+    before = flatten(load(run / "config.yaml").config)
+    differences = [
+        f"  - {key}: {_shown(before[key])} in the run, {_shown(value)} now"
+        for key, value in flatten(config).items()
+        if value != before[key] and not key.startswith(_MAY_CHANGE) and key != "run.directory"
+    ]
+    if differences:
+        raise ConfigError(
+            f"run directory {run} holds a run with another config:\n"
+            + "\n".join(differences)
+            + "\nput these back to go on with it, or set another run.directory for a new run"
+        )
+
+
+def write_config(run: Path, resolved: Resolved) -> None:
+    """Write RUN/config.yaml and RUN/provenance.json."""
+    path = run / "config.yaml"
+    text = dump(resolved.config)
+    write_atomic(path, text)
+    if redact(text) != text:  # the tracking URI holds a password: the file is the owner's alone
+        path.chmod(0o600)
+    write_atomic(run / "provenance.json", json.dumps(resolved.provenance, indent=2) + "\n")
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else redact(json.dumps(value))

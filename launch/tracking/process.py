@@ -1,0 +1,61 @@
+"""The syncer as a child of the launcher: started, left alone, waited for a bounded time.  Never imports mlflow."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from launch.tracking.uri import tracking_folder
+
+
+class SyncerProcess:
+    """Runs `python -m launch.tracking.syncer RUN --follow`.  It ends by itself when this process does.
+
+    finish_seconds: longest wait for it at the end of the run.
+    """
+
+    def __init__(self, run: Path, finish_seconds: float = 60.0) -> None:
+        self._run, self._finish_seconds = run, finish_seconds
+        log = tracking_folder(run) / "syncer.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "launch.tracking.syncer", str(run), "--follow"]
+        with open(log, "ab") as output:
+            self._process = subprocess.Popen(
+                [*command, "--finish-seconds", str(finish_seconds)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is not for it: it still has the end to send
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def finish(self) -> bool:
+        """Let it send the rest; true when all is sent, false when it was ended or failed."""
+        self._close()
+        try:
+            return self._process.wait(self._finish_seconds) == 0
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it now; what is missing can be sent later."""
+        self._close()
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def _close(self) -> None:
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            self._process.stdin.close()
+
+
+def finish_command(run: Path) -> str:
+    """What a user types to send the rest."""
+    return f"{shlex.quote(sys.executable)} -m launch.tracking.syncer {shlex.quote(str(run))}"

@@ -1,0 +1,41 @@
+"""How far a run has been sent: RUN/tracking/state.json, written after every batch."""
+
+import json
+import secrets
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from brt_dist.files import write_atomic
+from launch.tracking.uri import tracking_folder
+
+
+@dataclass
+class SyncState:
+    """server: fingerprint of the tracking server.  identity: a tag that finds the run there even if it was made just
+    before this process was killed.  offset: bytes of metrics.jsonl that were sent.  sent: see `rows`.  params: what
+    was sent as params, which a server does not let change.
+    """
+
+    server: str
+    identity: str = field(default_factory=lambda: secrets.token_hex(16))
+    run_id: str | None = None
+    experiment_id: str | None = None
+    offset: int = 0
+    sent: dict[str, int] = field(default_factory=dict)
+    params: dict[str, str] | None = None
+
+    @staticmethod
+    def load(run: Path, server: str) -> "SyncState":
+        """The state for this server; a new one where there is none, or it is that of another server."""
+        try:
+            state = SyncState(**json.loads(_path(run).read_text()))
+        except (OSError, ValueError, TypeError):
+            return SyncState(server)
+        return state if state.server == server else SyncState(server)
+
+    def save(self, run: Path) -> None:
+        write_atomic(_path(run), json.dumps(asdict(self), indent=2) + "\n")
+
+
+def _path(run: Path) -> Path:
+    return tracking_folder(run) / "state.json"

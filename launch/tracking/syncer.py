@@ -1,0 +1,183 @@
+"""Sends a run to MLflow: `python -m launch.tracking.syncer RUN`.  A process of its own, so nothing waits for it.
+
+It reads what the ranks append to RUN/metrics.jsonl and sends it in batches with the original times, keeps how far it
+came in RUN/tracking/state.json, and tries again with growing pauses while the server is away.  With `--follow` it
+goes on until its standard input is closed (the launcher ended, however that came); without, it sends what is there.
+"""
+
+import argparse
+import fcntl
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+from brt_dist.config.loading import dump, flatten, load
+from brt_dist.errors import BrtError, ConfigError, ExitCode
+from launch.events import EventReader
+from launch.supervisor import attempts, read_attempt
+from launch.tracking.mlflow_run import MlflowRun
+from launch.tracking.rows import rows
+from launch.tracking.state import SyncState
+from launch.tracking.uri import fingerprint, redact, tracking_folder, tracking_uri
+
+_LINES = 500  # events that are read at once
+_POLL_SECONDS = 2.0
+_LONGEST_PAUSE_SECONDS = 60.0
+_STATUS = {ExitCode.FINISHED: "FINISHED", ExitCode.PREEMPTED: "KILLED", ExitCode.INTERRUPTED: "KILLED"}
+
+
+class Syncer:
+    """Brings the MLflow run up to date with the run directory, a batch at a time.  ConfigError: no such run."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._config = load(run / "config.yaml").config
+        self._uri = tracking_uri(self._config.run.tracking, run)
+        self._state = SyncState.load(run, fingerprint(self._uri))
+        self._reader = EventReader(run, self._state.offset)
+        self._mlflow: MlflowRun | None = None
+
+    def step(self) -> bool:
+        """Send some of what is new; false when there is nothing more.  Raises what the server makes MLflow raise."""
+        mlflow = self._connected()
+        self._reader.offset = self._state.offset
+        events = self._reader.read(_LINES)
+        sent = dict(self._state.sent)
+        mlflow.log(rows(events, sent))
+        moved = self._reader.offset != self._state.offset
+        if moved:
+            # Killed before this line, the same rows go again with the same times, which the server takes as the same.
+            self._state.offset, self._state.sent = self._reader.offset, sent
+            self._state.save(self._run)
+        return moved
+
+    def finish(self) -> str:
+        """Send the pictures and the final status; returns the id of the MLflow run."""
+        mlflow = self._connected()
+        plot = self._run / "plots" / "loss.png"
+        if plot.is_file():
+            mlflow.log_file(plot, "plots")
+        status, at = final_status(self._run)
+        mlflow.end(status, at)
+        return mlflow.id
+
+    def _connected(self) -> MlflowRun:
+        if self._mlflow is None:
+            config, tracking = self._config, self._config.run.tracking
+            mlflow = MlflowRun(self._uri, tracking.experiment, config.run.name, self._run, self._state)
+            params = {key: redact(str(value)) for key, value in flatten(config).items()}
+            mlflow.describe(params, _tags(self._run))
+            datasets = {"training": config.data.dataset, "validation": config.data.validation}
+            mlflow.log_datasets({context: folder for context, folder in datasets.items() if folder is not None})
+            mlflow.log_text(redact(dump(config)), "config.yaml")
+            self._mlflow = mlflow
+        return self._mlflow
+
+
+def final_status(run: Path) -> tuple[str, float | None]:
+    """MLflow's word for how the last attempt ended, and when.  A launcher that was killed left no verdict: KILLED."""
+    numbers = attempts(run)
+    record = read_attempt(run, numbers[-1]) if numbers else {}
+    if "end" not in record:
+        ends = [event for event in EventReader(run).read() if event["event"] in ("end", "attempt")]
+        if not ends or ends[-1]["event"] != "end":
+            return "KILLED", None
+        record = {"exit_code": ends[-1].get("exit_code", 1), "end": ends[-1]["time"]}  # torchrun: no supervisor
+    return _STATUS.get(record.get("exit_code", 1), "FAILED"), record["end"]
+
+
+def _tags(run: Path) -> dict[str, str]:
+    numbers = attempts(run)
+    record = read_attempt(run, numbers[-1]) if numbers else {}
+    tags = {"brt.run_directory": str(run.absolute())}
+    for name, key in (("host", "host"), ("git_commit", "git_commit"), ("mlflow.source.git.commit", "git_commit")):
+        if record.get(key):
+            tags[name] = str(record[key])
+    return tags
+
+
+class _Owner:
+    """The launcher at the other end of standard input.  `gone` is set when it closes it or ends."""
+
+    def __init__(self, follow: bool, finish_seconds: float) -> None:
+        self.gone = threading.Event()
+        self._finish_seconds = finish_seconds
+        if follow:
+            threading.Thread(target=self._watch, daemon=True).start()
+        else:
+            self.gone.set()
+
+    def _watch(self) -> None:
+        while os.read(0, 4096):
+            pass
+        self.gone.set()
+        time.sleep(self._finish_seconds)
+        _say("the time to finish is over; what is missing can be sent later")
+        os._exit(ExitCode.ENVIRONMENT)  # the main thread may hang in a request
+
+
+def synchronize(syncer: Syncer, owner: _Owner) -> str:
+    """Until the owner is gone and everything is sent; returns the id of the MLflow run."""
+    pause = 1.0
+    while True:
+        last = owner.gone.is_set()  # before reading: what was written before the end is then surely read
+        try:
+            while syncer.step():
+                pass
+            if last:
+                return syncer.finish()
+            pause = 1.0
+            owner.gone.wait(_POLL_SECONDS)
+        except BrtError:
+            raise
+        except Exception as error:  # whatever a server, a network or MLflow may come up with
+            _say(f"not sent ({type(error).__name__}: {error}); next try in {pause:g} s")
+            time.sleep(min(pause, 5.0)) if last else owner.gone.wait(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.tracking.syncer", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--follow", action="store_true", help="go on until standard input is closed")
+    parser.add_argument("--finish-seconds", type=float, default=60.0, help="with --follow: patience after that")
+    options = parser.parse_args(arguments)
+    if options.follow:
+        os.nice(10)  # the ranks come first
+    try:
+        if not (options.run / "config.yaml").is_file():
+            raise ConfigError(f"{options.run} is no run directory: it has no config.yaml")
+        with _only_one(options.run):
+            run_id = synchronize(Syncer(options.run), _Owner(options.follow, options.finish_seconds))
+    except BrtError as error:
+        _say(str(error))
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        return int(ExitCode.INTERRUPTED)
+    _say(f"sent, MLflow run {run_id}")
+    return int(ExitCode.FINISHED)
+
+
+def _only_one(run: Path) -> IO[str]:
+    folder = tracking_folder(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / ".lock", "w")  # noqa: SIM115 - held until this process ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise BrtError(f"{run} is being sent by another process; nothing to do") from None
+    return lock
+
+
+def _say(text: str) -> None:
+    print(redact(text), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
