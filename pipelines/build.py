@@ -4,8 +4,8 @@ What makes it exact:
   * the plan assigns documents to shards without looking at workers, so any number of workers writes the same bytes;
   * a shard is renamed into place whole and counts only with its index, so a killed task leaves nothing, its second
     run leaves one shard, and two runs at once leave the same one;
-  * build.json names what is being built (its fingerprint); shards are kept when a build is started again with the
-    same fingerprint, and nothing of another build is touched without being told to;
+  * build.json names what is being built (settings and files); shards are kept when the same build is started again,
+    and finished shards of another build are not touched without being told to;
   * dataset.json comes last, made from the indexes alone.
 Memory does not grow with the corpus, but for one small record per shard.
 """
@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from brt_dist.errors import DataError, LaunchError
+from brt_dist.errors import DataError
 from brt_dist.files import atomic_file, write_atomic
 from pipelines.cluster import available_cores, ray_session
 from pipelines.format import (
@@ -40,12 +40,12 @@ from pipelines.format import (
     index_name,
     load_dataset,
     load_index,
-    shard_name,
     token_type,
 )
-from pipelines.plan import Listing, ShardPlan, list_sources, plan_shards, sample
+from pipelines.plan import Listing, list_sources, plan_shards, sample
 from pipelines.shards import OnBad, ShardSettings, bad_document_error, finished_shard, write_shard
 from pipelines.sources import BadDocument, Source, open_sources
+from pipelines.tasks import run_tasks
 from pipelines.tokenizers import (
     BYTES_FILE,
     Tokenizer,
@@ -60,8 +60,9 @@ from pipelines.tokenizers import (
 TRAINING_CHARACTERS = 256 << 20  # a BPE is trained on about as much; merges hardly change beyond
 CHECKED_CHARACTERS = 1 << 20  # of the corpus that must survive the tokenizer
 CHECKED_PER_DOCUMENT = 1 << 16
-TASK_RETRIES = 10  # times that a task may lose its worker
 LOCK_FILE = ".build.lock"
+# What may change when a build is taken on: a finished shard is the same for either value, or is written again.
+_NOT_PART_OF_THE_BUILD = ("on_bad", "allow_lossy")
 
 
 @dataclass(frozen=True)
@@ -110,14 +111,13 @@ def build(
 ) -> BuildReport:
     """Build the dataset `folder`, or take on a build that was interrupted.
 
-    workers: tasks at once on this machine, by default its cores.  ray_address: a cluster that does the work instead;
-    sources and folder must then be on storage that all its nodes share.  overwrite: replace another build in `folder`.
+    workers: tasks at once on this machine, by default its cores; 0: no Ray, this process does the work.  ray_address:
+    a cluster that does the work instead; sources and folder must then be on storage that all its nodes share.
+    overwrite: replace another build in `folder`.
     DataError: sources, tokenizer or documents that cannot be used; another build in the folder.
     """
     began, progress = time.perf_counter(), progress or Progress()
     folder = folder.absolute()
-    if workers is not None and workers < 1:
-        raise DataError(f"{workers} workers cannot build anything; give at least 1")
     if settings.shard_size < 1:
         raise DataError("the shard size must be positive")
     sources = open_sources(settings.sources, settings.suffixes)
@@ -128,95 +128,71 @@ def build(
         state = _claim(folder, settings, listing, overwrite)
         tokenizer = _tokenizer(folder, settings, sources, listing, state, progress)
         progress.stage("building shards")
-        records: dict[int, ShardRecord] = {}
-        for number in range(listing.shards):
-            if record := finished_shard(folder, number):
-                records[number] = record
-        kept, written_tokens = len(records), 0
-        progress.shards(kept, listing.shards, 0)
-        shards_began = time.perf_counter()
-
-        def finished(number: int, record: ShardRecord) -> None:
-            nonlocal written_tokens
-            records[number] = record
-            written_tokens += record.tokens
-            progress.shards(len(records), listing.shards, written_tokens)
-
-        if kept < listing.shards:
-            missing = (p for p in plan_shards(sources, settings.shard_size) if p.number not in records)
-            with ray_session(min(workers or available_cores(), listing.shards - kept), ray_address) as at_once:
-                shards_began = time.perf_counter()  # the start of Ray is no measure of the pipeline
-                _run(folder, missing, ShardSettings(settings.text_field, settings.on_bad), at_once, finished)
-        seconds = time.perf_counter() - shards_began
+        shards = _Shards(folder, settings, sources, listing, progress)
+        shards.write_missing(tokenizer, workers, ray_address)
         if list_sources(sources, settings.shard_size) != listing:
             raise DataError("the files of the sources changed while they were read; start the build again")
-        dataset = _finish(folder, sources, tokenizer, [records[number] for number in range(listing.shards)])
+        dataset = _finish(folder, sources, tokenizer, [shards.records[number] for number in range(listing.shards)])
     return BuildReport(
         folder=folder,
         dataset=dataset,
-        written_shards=listing.shards - kept,
-        kept_shards=kept,
+        written_shards=listing.shards - shards.kept,
+        kept_shards=shards.kept,
         seconds=time.perf_counter() - began,
-        tokens_per_second=written_tokens / seconds if written_tokens else 0.0,
+        tokens_per_second=shards.written_tokens / shards.seconds if shards.written_tokens else 0.0,
     )
 
 
-def _run(
-    folder: Path,
-    plans: Iterator[ShardPlan],
-    settings: ShardSettings,
-    at_once: int,
-    finished: Callable[[int, ShardRecord], None],
-) -> None:
-    """One Ray task per shard, never more than twice `at_once` handed out: the plan is never in memory whole."""
-    import ray
+class _Shards:
+    """The shards of a build: those that are there, and the writing of the others."""
 
-    task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(_shard_task)
-    running: dict[Any, int] = {}
-    try:
-        while True:
-            while len(running) < 2 * at_once and (plan := next(plans, None)) is not None:
-                running[task.remote(folder, plan, settings)] = plan.number
-            if not running:
-                return
-            done, _ = ray.wait(list(running), num_returns=1)
-            number = running.pop(done[0])
-            try:
-                result = ray.get(done[0])
-            except ray.exceptions.RayTaskError:
-                raise  # a defect of ours, with the traceback of the worker
-            except ray.exceptions.RayError as error:
-                raise LaunchError(
-                    f"{shard_name(number)}: its worker was lost {TASK_RETRIES + 1} times ({type(error).__name__}). "
-                    "If memory ran out, use fewer --workers; build again, finished shards are kept"
-                ) from None
-            if isinstance(result, str):
-                raise DataError(result)
-            finished(number, result)
-    finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
+    def __init__(
+        self, folder: Path, settings: BuildSettings, sources: Sequence[Source], listing: Listing, progress: Progress
+    ) -> None:
+        self.folder, self.settings, self.sources = folder, settings, sources
+        self.total, self.progress = listing.shards, progress
+        self.records: dict[int, ShardRecord] = {}
+        self.written_tokens, self.seconds = 0, 0.0
+        for number in range(listing.shards):
+            record = finished_shard(folder, number)
+            if record and (settings.on_bad == "skip" or not record.skipped):
+                self.records[number] = record
+        self.kept = len(self.records)
+        progress.shards(self.kept, self.total, 0)
 
+    def write_missing(self, tokenizer: Tokenizer, workers: int | None, ray_address: str | None) -> None:
+        """Write all shards that are not there, on Ray or, with no workers, here."""
+        if self.kept == self.total:
+            return
+        settings = ShardSettings(self.settings.text_field, self.settings.on_bad)
+        kept = frozenset(self.records)
+        missing = (plan for plan in plan_shards(self.sources, self.settings.shard_size) if plan.number not in kept)
+        began = time.perf_counter()
+        if workers == 0:
+            for plan in missing:
+                self._add(plan.number, write_shard(self.folder, plan, tokenizer, settings))
+        else:
+            at_most = min(workers or available_cores(), self.total - self.kept)
+            with ray_session(at_most, ray_address) as at_once:
+                began = time.perf_counter()  # the start of Ray is no measure of the pipeline
+                run_tasks(self.folder, missing, settings, at_once, self._add)
+        self.seconds = time.perf_counter() - began
 
-def _shard_task(folder: Path, plan: ShardPlan, settings: ShardSettings) -> ShardRecord | str:
-    """What a Ray worker runs.  Foreseen errors come back as their message: they are not to be retried."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per task
-    try:
-        return write_shard(folder, plan, load_tokenizer(folder / TOKENIZER_FILE), settings)
-    except DataError as error:
-        return str(error)
-    except OSError as error:
-        return f"{shard_name(plan.number)}: cannot be written: {error}"
+    def _add(self, number: int, record: ShardRecord) -> None:
+        self.records[number] = record
+        self.written_tokens += record.tokens
+        self.progress.shards(len(self.records), self.total, self.written_tokens)
 
 
 def _claim(folder: Path, settings: BuildSettings, listing: Listing, overwrite: bool) -> dict[str, Any]:
     """Make the folder this build's; returns the content of build.json.
 
-    A build with the same fingerprint is taken on.  DataError: the folder holds another one.
+    A build with the same settings is taken on.  DataError: the folder holds finished shards of another one.
     """
     from tokenizers import __version__ as tokenizers_version
 
-    told = {**asdict(settings), "sources": [os.path.basename(source.rstrip("/")) for source in settings.sources]}
+    told = {key: value for key, value in asdict(settings).items() if key not in _NOT_PART_OF_THE_BUILD}
+    told["sources"] = [os.path.basename(source.rstrip("/")) for source in settings.sources]
     if bpe_size(settings.tokenizer) is None and settings.tokenizer != "bytes":
         told["tokenizer"] = digest(load_tokenizer(Path(settings.tokenizer)))
     elif settings.tokenizer != "bytes":
@@ -231,7 +207,8 @@ def _claim(folder: Path, settings: BuildSettings, listing: Listing, overwrite: b
         state = {"unreadable": str(error)}
     if state.get("settings") == told:
         return state
-    if (state or (folder / DATASET_FILE).exists()) and not overwrite:
+    worth_keeping = (folder / DATASET_FILE).exists() or any(folder.glob("shard-*.index.json"))
+    if worth_keeping and not overwrite:
         before = state.get("settings", {})
         differs = [key for key in told if before.get(key) != told[key]] if before else ["everything"]
         differs = ["names, sizes or times of the files" if key == "files" else key for key in differs]

@@ -54,7 +54,9 @@ def data() -> None:
     help="bytes, bpe:SIZE (trained on the sources), or the path of a tokenizer.json.",
 )
 @click.option("--shard-size", type=Size(), default="64MB", show_default=True, help="Text per shard.")
-@click.option("--workers", type=click.IntRange(1), help="Tasks at once.  [default: cores of this machine]")
+@click.option(
+    "--workers", type=click.IntRange(0), help="Ray tasks at once; 0: no Ray.  [default: cores of this machine]"
+)
 @click.option("--ray-address", help="Ray cluster that does the work; sources and --out on storage that it shares.")
 @click.option(
     "--on-bad",

@@ -31,7 +31,7 @@ from pipelines.format import (
 )
 from pipelines.plan import ShardPlan
 from pipelines.sources import BadDocument, Document, read_unit
-from pipelines.tokenizers import Tokenizer
+from pipelines.tokenizers import Ids, Tokenizer
 
 _TAR_BLOCK = 512
 
@@ -63,8 +63,15 @@ class _HashedFile:
 def write_shard(folder: Path, plan: ShardPlan, tokenizer: Tokenizer, settings: ShardSettings) -> ShardRecord:
     """Read, tokenize and write the shard of a plan.  Memory: one document at a time, and the index.
 
-    DataError: a bad document, if the settings say so; a file that changed since it was listed.
+    DataError: a bad document, if the settings say so; a file that changed since it was listed; no room on the disk.
     """
+    try:
+        return _write_shard(folder, plan, tokenizer, settings)
+    except OSError as error:
+        raise DataError(f"{folder / shard_name(plan.number)}: cannot be written: {error}") from None
+
+
+def _write_shard(folder: Path, plan: ShardPlan, tokenizer: Tokenizer, settings: ShardSettings) -> ShardRecord:
     name, dtype = shard_name(plan.number), token_type(tokenizer.vocab_size)
     entries: list[IndexEntry] = []
     skipped: list[SkippedRecord] = []
@@ -72,19 +79,16 @@ def write_shard(folder: Path, plan: ShardPlan, tokenizer: Tokenizer, settings: S
     with atomic_file(folder / name) as file:
         hashed = _HashedFile(file)
         with _tar_writer(hashed) as writer:
-            for item in _documents(plan, settings):
+            for item in _tokenized(plan, tokenizer, settings):
                 if isinstance(item, BadDocument):
                     skipped.append(SkippedRecord(place=item.place, reason=item.reason))
                     continue
-                text = item.text.encode()
-                ids = tokenizer.encode(item.text).astype(storage_type(dtype))
-                if ids.size == 0:  # a tokenizer that loses text may leave nothing
-                    skipped.append(SkippedRecord(place=item.place, reason="no tokens"))
-                    continue
-                key, data = f"{plan.number:06d}-{len(entries):08d}", ids.tobytes()
+                document, ids = item
+                text = document.text.encode()
+                key, data = f"{plan.number:06d}-{len(entries):08d}", ids.astype(storage_type(dtype)).tobytes()
                 meta = {
                     "length": ids.size,
-                    "source": item.place,
+                    "source": document.place,
                     "digest": f"sha256:{hashlib.sha256(text).hexdigest()}",
                 }
                 writer.write({"__key__": key, "json": json.dumps(meta, ensure_ascii=False).encode(), "tokens": data})
@@ -145,12 +149,21 @@ def verify_shard(folder: Path, record: ShardRecord, dtype: str, vocab_size: int)
     return problems
 
 
-def _documents(plan: ShardPlan, settings: ShardSettings) -> Iterator[Document | BadDocument]:
+def _tokenized(
+    plan: ShardPlan, tokenizer: Tokenizer, settings: ShardSettings
+) -> Iterator[tuple[Document, Ids] | BadDocument]:
+    """The documents of a plan with their ids, and those that cannot be used; or an error, by the policy."""
     for unit in plan.units:
         for item in read_unit(unit, settings.text_field):
-            if isinstance(item, BadDocument) and settings.on_bad == "error":
-                raise bad_document_error(item)
-            yield item
+            if isinstance(item, Document):
+                ids = tokenizer.encode(item.text)
+                # A tokenizer that loses text may leave nothing of it.
+                result = (item, ids) if ids.size else BadDocument(item.place, "no tokens")
+            else:
+                result = item
+            if isinstance(result, BadDocument) and settings.on_bad == "error":
+                raise bad_document_error(result)
+            yield result
 
 
 def bad_document_error(item: BadDocument) -> DataError:

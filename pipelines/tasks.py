@@ -1,0 +1,64 @@
+"""Writing shards as Ray tasks, one task per shard."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from brt_dist.errors import DataError, LaunchError
+from pipelines.format import TOKENIZER_FILE, ShardRecord, shard_name
+from pipelines.plan import ShardPlan
+from pipelines.shards import ShardSettings, write_shard
+from pipelines.tokenizers import load_tokenizer
+
+TASK_RETRIES = 10  # times that a task may lose its worker
+
+
+def run_tasks(
+    folder: Path,
+    plans: Iterator[ShardPlan],
+    settings: ShardSettings,
+    at_once: int,
+    finished: Callable[[int, ShardRecord], None],
+) -> None:
+    """Write the shards of all plans; `finished` is told of each, in any order.
+
+    Not more than twice `at_once` are handed out: the plan is never in memory whole.  A task whose worker is killed
+    runs again.  DataError: what a task says is wrong.  LaunchError: a task that loses every worker it gets.
+    """
+    import ray
+
+    task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(_shard_task)
+    running: dict[Any, int] = {}
+    try:
+        while True:
+            while len(running) < 2 * at_once and (plan := next(plans, None)) is not None:
+                running[task.remote(folder, plan, settings)] = plan.number
+            if not running:
+                return
+            done, _ = ray.wait(list(running), num_returns=1)
+            number = running.pop(done[0])
+            try:
+                result = ray.get(done[0])
+            except ray.exceptions.RayTaskError:
+                raise  # a defect of ours, with the traceback of the worker
+            except ray.exceptions.RayError as error:
+                raise LaunchError(
+                    f"{shard_name(number)}: its worker was lost {TASK_RETRIES + 1} times ({type(error).__name__}). "
+                    "If memory ran out, use fewer --workers; build again, finished shards are kept"
+                ) from None
+            if isinstance(result, str):
+                raise DataError(result)
+            finished(number, result)
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _shard_task(folder: Path, plan: ShardPlan, settings: ShardSettings) -> ShardRecord | str:
+    """What a Ray worker runs.  Foreseen errors come back as their message: they are not to be retried."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per task
+    try:
+        return write_shard(folder, plan, load_tokenizer(folder / TOKENIZER_FILE), settings)
+    except DataError as error:
+        return str(error)
