@@ -3,14 +3,13 @@
 from typing import NamedTuple
 
 import torch
-from megatron.core import ModelParallelConfig, parallel_state
-from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
+from megatron.core import ModelParallelConfig
 from torch import Tensor, nn
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.attention import Window, attend, merge_heads, split_heads
 from brt_dist.model.gates import GatedUpdate
-from brt_dist.model.linear import ColumnLinear
+from brt_dist.model.linear import ColumnLinear, gather
 from brt_dist.model.norms import RMSNorm, unit_length
 from brt_dist.model.parameters import declare, normal
 from brt_dist.model.scales import HeadScale
@@ -103,8 +102,7 @@ class _Single(nn.Module):
 
     def forward(self, state: Tensor, attended: Tensor) -> Tensor:
         # Heads are split over the ranks and so are the MLP's columns, but every column needs every head.
-        whole = gather_from_tensor_model_parallel_region(attended, parallel_state.get_tensor_model_parallel_group())
-        return self.update(state, torch.relu(self.hidden(whole)))
+        return self.update(state, torch.relu(self.hidden(gather(attended))))
 
 
 class _Dual(nn.Module):

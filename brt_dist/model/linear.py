@@ -5,6 +5,10 @@ the split dimension, so that a rank's contiguous part is whole heads, one produc
 reduces the gradient of their common input once.
 """
 
+from typing import Any
+
+import torch
+import torch.distributed as dist
 from megatron.core import ModelParallelConfig, parallel_state
 from megatron.core.tensor_parallel import layers as megatron
 from torch import Tensor
@@ -72,3 +76,24 @@ class RowLinear(megatron.RowParallelLinear):
 def local_heads(config: ModelConfig) -> int:
     """Heads of this tensor parallel rank."""
     return config.heads // parallel_state.get_tensor_model_parallel_world_size()
+
+
+def gather(x: Tensor) -> Tensor:
+    """(..., n/tp) of each rank -> (..., n) on every rank; for consumers whose gradient every rank holds in full."""
+    return x if parallel_state.get_tensor_model_parallel_world_size() == 1 else _Gather.apply(x)
+
+
+class _Gather(torch.autograd.Function):
+    """Megatron's function of this kind allocates on the current CUDA device; this one works on any."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        group = parallel_state.get_tensor_model_parallel_group()
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(group.size())]
+        dist.all_gather(parts, x.contiguous(), group)
+        return torch.cat(parts, -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        group = parallel_state.get_tensor_model_parallel_group()
+        return gradient.chunk(group.size(), -1)[group.rank()].contiguous()

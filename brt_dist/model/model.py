@@ -8,14 +8,13 @@ import torch
 from megatron.core import ModelParallelConfig, parallel_state
 from megatron.core.tensor_parallel import layers as megatron
 from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
-from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 from torch import Tensor, nn
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import ConfigError
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.layers import TransformerLayer, build_layer
-from brt_dist.model.linear import megatron_config, no_initialization
+from brt_dist.model.linear import gather, megatron_config, no_initialization
 from brt_dist.model.memory import LayerMemory
 from brt_dist.model.norms import RMSNorm
 from brt_dist.model.parameters import declare, initialize, normal
@@ -94,8 +93,7 @@ def loss_sum(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 def full_logits(logits: Tensor, vocab_size: int) -> Tensor:
     """Logits of the whole vocabulary (b, N, V), without padding, from those of all tensor parallel ranks."""
-    group = parallel_state.get_tensor_model_parallel_group()
-    return gather_from_tensor_model_parallel_region(logits, group)[..., :vocab_size].transpose(0, 1)
+    return gather(logits)[..., :vocab_size].transpose(0, 1)
 
 
 class BlockRecurrentModel(nn.Module):

@@ -30,15 +30,11 @@ def read_segment(
     """
     logits, after = [], []
     for stream in range(len(tokens)):
-        before = [LayerMemory(*(None if x is None else x[stream] for x in layer)) for layer in memory]
+        before = [_row(layer, stream) for layer in memory]
         read, kept = _read_stream(weights, config, tokens[stream], before, starts[stream].tolist())
         logits.append(read)
         after.append(kept)
-    stacked = [
-        LayerMemory(*(None if fields[0] is None else torch.stack(fields) for fields in zip(*layer, strict=True)))
-        for layer in zip(*after, strict=True)
-    ]
-    return torch.stack(logits), stacked
+    return torch.stack(logits), [_stack(rows) for rows in zip(*after, strict=True)]
 
 
 def _read_stream(
@@ -172,3 +168,14 @@ def _unit(x: Tensor) -> Tensor:
 
 def _rms_norm(x: Tensor, scale: Tensor) -> Tensor:
     return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * scale
+
+
+def _row(memory: LayerMemory, stream: int) -> LayerMemory:
+    state = None if memory.state is None else memory.state[stream]
+    return LayerMemory(state, memory.keys[stream], memory.values[stream])
+
+
+def _stack(rows: Sequence[LayerMemory]) -> LayerMemory:
+    states = [row.state for row in rows if row.state is not None]
+    keys, values = (torch.stack([getattr(row, field) for row in rows]) for field in ("keys", "values"))
+    return LayerMemory(torch.stack(states) if states else None, keys, values)

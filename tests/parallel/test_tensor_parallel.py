@@ -1,0 +1,104 @@
+"""The model on several tensor parallel ranks against the model on one: everything it computes, in fp32."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from brt_dist.config.schema import ModelConfig
+from tests.parallel.pool import RankPool
+
+pytestmark = pytest.mark.slow
+
+VARIANTS = {
+    "transformer-xl": {"recurrent_layers": ()},
+    "skip-fixed": {},
+    "single-fixed": {"cell": "single"},
+    "dual-fixed": {"cell": "dual"},
+    "skip-lstm": {"gate": "lstm"},
+    "single-lstm": {"gate": "lstm", "cell": "single"},
+    "dual-lstm": {"gate": "lstm", "cell": "dual", "recurrent_layers": (0, 2)},
+}
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[RankPool]:
+    with RankPool(2) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_ranks_compute_what_one_does(ranks: RankPool, variant: str) -> None:
+    config = ModelConfig(
+        layers=3, width=24, heads=4, head_dim=8, mlp_width=32, vocab_size=37, window=8, states=6, dropout=0.2,
+        **{"recurrent_layers": (1,), **VARIANTS[variant]},
+    )  # fmt: skip
+    (one,) = ranks.run(1, read_two_segments, config, 1)
+    first, second = ranks.run(2, read_two_segments, config, 2)
+
+    torch.testing.assert_close(first["losses"], one["losses"], rtol=1e-6, atol=1e-6)
+    assert torch.equal(first["losses"], second["losses"])
+    assert first["gradients"].keys() == one["gradients"].keys()
+    for name, (expected, _) in one["gradients"].items():
+        parts, dim = [first["gradients"][name][0], second["gradients"][name][0]], first["gradients"][name][1]
+        if dim is None:
+            torch.testing.assert_close(parts[0], parts[1], rtol=0, atol=1e-6, msg=f"copies of {name} differ")
+        whole = parts[0] if dim is None else torch.cat(parts, dim)
+        # padding grows with the number of ranks and has no gradient
+        rows = min(len(whole), len(expected))
+        assert torch.count_nonzero(whole[rows:]) == torch.count_nonzero(expected[rows:]) == 0
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(
+            whole[:rows], expected[:rows], rtol=0, atol=max(2e-5 * scale, 1e-7), msg=lambda text, n=name: f"{n}: {text}"
+        )
+    torch.testing.assert_close(first["logits"], one["logits"], rtol=0, atol=1e-5)
+    for name, expected in one["memory"].items():
+        parts = [first["memory"][name], second["memory"][name]]
+        found = parts[0] if name.endswith("state") else torch.cat(parts, 2)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        if name.endswith("state"):
+            torch.testing.assert_close(*parts, rtol=0, atol=0)
+
+
+def read_two_segments(rank: int, store: str, config: ModelConfig, tensor: int) -> dict[str, Any]:
+    """On one rank: losses of two segments, local gradients of their sum with split dimension, memory afterwards."""
+    import torch.distributed as dist
+
+    from brt_dist.model.dropout import Dropout
+    from brt_dist.model.model import BlockRecurrentModel, full_logits, loss_sum
+    from brt_dist.model.parameters import logical_parameters
+    from brt_dist.parallel.device import choose
+    from brt_dist.parallel.layout import Layout, finalize, initialize
+
+    layout = Layout(tensor=tensor, pipeline=1, data=1, micro_batch=2, streams=2, rank=rank)
+    initialize(layout, choose("cpu", rank), 120.0, dist.FileStore(store, tensor))
+    try:
+        model = BlockRecurrentModel(config, seed=4)
+        memory, losses = model.blank_memory(2), []
+        generator = torch.Generator().manual_seed(0)
+        for step, starts in enumerate(([[1, 0, 1], [1, 0, 0]], [[0, 0, 0], [0, 1, 0]])):
+            tokens = torch.randint(config.vocab_size, (2, 25), generator=generator)
+            mask = torch.rand(2, 24, generator=generator) < 0.8
+            dropout = Dropout(config.dropout, 0, step, (5, 9))
+            logits, memory = model(tokens[:, :-1], memory, torch.tensor(starts, dtype=torch.bool), dropout)
+            losses.append(loss_sum(logits, tokens[:, 1:], mask))
+        torch.stack(losses).sum().backward()
+        return {
+            "losses": torch.stack(losses).detach(),
+            "logits": full_logits(logits, config.vocab_size).detach(),
+            "gradients": {p.name: (_gradient(p.local), p.partition_dim) for p in logical_parameters(model)},
+            "memory": {
+                f"layers.{index}.{name}": field
+                for index, layer in enumerate(memory)
+                for name, field in layer._asdict().items()
+                if field is not None
+            },
+        }
+    finally:
+        finalize()
+
+
+def _gradient(parameter: torch.nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
