@@ -16,7 +16,8 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "zero_optimization": {"stage": config.parallel.zero_stage},
         "zero_allow_untested_optimizer": True,  # ours is
         "bf16": {"enabled": bf16},
-        "gradient_clipping": config.optimizer.clip_norm or 0.0,  # 0: none
+        # 0: none.  Without ZeRO the engine clips, as DeepSpeed would not tell the norm.
+        "gradient_clipping": (config.optimizer.clip_norm or 0.0) if config.parallel.zero_stage else 0.0,
         "steps_per_print": _NEVER,  # what is told, and when, is ours to say
         "wall_clock_breakdown": False,
     }

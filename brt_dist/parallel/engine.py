@@ -4,6 +4,7 @@ What decides the numbers is the same in every layout: a step's loss is the sum o
 global batch divided by their number, which every rank knows from the schedule before it starts.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.utils import clip_grad_norm_
 from torch import Tensor
 
 from brt_dist.config.deepspeed import deepspeed_config
@@ -191,7 +193,7 @@ class WholeEngine(Engine):
         for tokens, labels in self._portions(step):
             loss = self._loss(self._deepspeed(tokens), labels)  # type: ignore[arg-type]
             self._deepspeed.backward(loss)
-            norm = self._norm_without_zero()
+            norm = self._clip_without_zero()
             self._deepspeed.step()
             total += loss.detach()
         if norm is None:
@@ -210,13 +212,15 @@ class WholeEngine(Engine):
         dist.all_reduce(total, group=MegatronGroups.get_data_parallel_group())
         return float(total) / (self.layout.micro_batches * self.layout.data)
 
-    def _norm_without_zero(self) -> float | None:
-        """Without ZeRO DeepSpeed clips in fp32 but keeps the norm to itself: compute it the same way."""
+    def _clip_without_zero(self) -> float | None:
+        """Clip whole gradients and return their norm; with ZeRO that is done in DeepSpeed's step, and this is None.
+
+        DeepSpeed would clip here too, but keeps the norm to itself.
+        """
         if self.config.parallel.zero_stage > 0 or not self._deepspeed.is_gradient_accumulation_boundary():
             return None
-        from deepspeed.runtime.utils import get_grad_norm
-
-        return float(get_grad_norm(self.stage.parameters(), mpu=MegatronGroups()))
+        limit = self.config.optimizer.clip_norm or math.inf
+        return float(clip_grad_norm_(self.stage.parameters(), limit, mpu=MegatronGroups()))
 
 
 class PipelinedEngine(Engine):

@@ -116,6 +116,9 @@ def initialize(layout: Layout, device: Device, timeout_seconds: float = 600.0, s
         world_size=world,
         timeout=timedelta(seconds=timeout_seconds),
     )
+    import deepspeed
+
+    deepspeed.init_distributed(device.backend)  # it takes over the group that exists
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline
     )

@@ -20,16 +20,25 @@ class RankPool:
     """Up to `size` ranks on this machine.  A context manager; leaving it ends the processes."""
 
     def __init__(self, size: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        self._size = size
         self._folder = tempfile.TemporaryDirectory()
-        self._tasks = [context.Queue() for _ in range(size)]
+        self._processes: list[Any] = []
+
+    def __enter__(self) -> "RankPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+        self._folder.cleanup()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._tasks = [context.Queue() for _ in range(self._size)]
         self._results: Any = context.Queue()
         self._processes = [
             context.Process(target=_serve, args=(rank, tasks, self._results), daemon=True)
             for rank, tasks in enumerate(self._tasks)
         ]
-
-    def __enter__(self) -> "RankPool":
         before = dict(os.environ)
         os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", PYTHONWARNINGS="ignore")
         try:
@@ -38,19 +47,20 @@ class RankPool:
         finally:
             os.environ.clear()
             os.environ.update(before)
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def _stop(self) -> None:
         for process in self._processes:
             process.kill()
             process.join()
-        self._folder.cleanup()
+        self._processes = []
 
     def run(self, world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """`function(rank, store_path, *arguments)` on ranks 0..world-1; their results in the order of ranks.
 
         `function` must be importable.  The first failure of a rank is raised with its traceback.
         """
+        if not self._processes:
+            self._start()
         store = str(Path(self._folder.name) / uuid.uuid4().hex)
         for tasks in self._tasks[:world]:
             tasks.put((function, store, arguments))
@@ -58,6 +68,7 @@ class RankPool:
         for _ in range(world):
             rank, value, error = self._results.get(timeout=CASE_TIMEOUT_SECONDS)
             if error:
+                self._stop()  # the others may hang in a collective; the next case starts anew
                 raise AssertionError(f"rank {rank} of {world} failed in {function.__name__}:\n{error}")
             results[rank] = value
         return [results[rank] for rank in range(world)]
