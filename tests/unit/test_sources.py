@@ -1,0 +1,201 @@
+"""Sources: every document comes out once, in the stated order, and what cannot be used is named."""
+
+import gzip
+import json
+from pathlib import Path
+
+import fsspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brt_dist.errors import DataError
+from pipelines.plan import list_sources, plan_shards, sample
+from pipelines.sources import BadDocument, Document, open_sources, read_unit
+
+
+def read_all(spec: Path | str, size: int = 1 << 20, suffixes: tuple[str, ...] = ()) -> list[Document | BadDocument]:
+    (source,) = open_sources([str(spec)], suffixes)
+    return [item for unit in source.units(size) for item in read_unit(unit, "text")]
+
+
+def write_jsonl(path: Path, lines: list[bytes]) -> Path:
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def test_files_come_in_the_order_of_their_path_components(tmp_path: Path) -> None:
+    for name in [
+        "b.txt",
+        "a.txt",
+        "a/z.txt",
+        "a/B.txt",
+        "a/deep/er/x.txt",
+        "é.txt",
+        "c.md",
+        ".hidden.txt",
+        ".git/y.txt",
+    ]:
+        path = tmp_path / "corpus" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    places = [item.place for item in read_all(tmp_path / "corpus")]
+    # "a" (the folder) is before "a.txt", though "/" is after "." as a character
+    assert places == [f"corpus/{name}" for name in ["a/B.txt", "a/deep/er/x.txt", "a/z.txt", "a.txt", "b.txt", "é.txt"]]
+    assert [item.place for item in read_all(tmp_path / "corpus", suffixes=(".md",))] == ["corpus/c.md"]
+
+
+def test_text_is_taken_byte_for_byte(tmp_path: Path) -> None:
+    text = "\ufeffone\r\ntwo\0three\rü \n"
+    (tmp_path / "x.txt").write_bytes(text.encode())
+    assert read_all(tmp_path / "x.txt") == [Document(text, "x.txt")]
+
+
+def test_links_to_folders_do_not_loop(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/a.txt").write_text("a")
+    (tmp_path / "corpus/again").symlink_to(tmp_path / "corpus")
+    assert [item.place for item in read_all(tmp_path / "corpus")] == ["corpus/a.txt"]
+
+
+@settings(deadline=None)
+@given(texts=st.lists(st.text(min_size=1, max_size=12), max_size=12), size=st.integers(1, 200), blank=st.booleans())
+def test_a_jsonl_file_is_the_same_however_it_is_cut(
+    texts: list[str], size: int, blank: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("jsonl") / "x.jsonl"
+    lines = [json.dumps({"text": text, "id": 1}, ensure_ascii=number % 2 == 0) for number, text in enumerate(texts)]
+    path.write_bytes(("\n \n" if blank else "\n").join(lines).encode(errors="surrogatepass"))
+    whole = read_all(path)
+    assert read_all(path, size) == whole
+    assert [item.text for item in whole if isinstance(item, Document)] == [t for t in texts if is_unicode(t)]
+
+
+def is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def test_every_kind_of_bad_line_is_named_with_its_number(tmp_path: Path) -> None:
+    lines = [
+        b'{"text": "good"}',
+        b'{"text": "bad \xff"}',
+        b"",
+        b"{",
+        b"[1]",
+        b'{"body": "x"}',
+        b'{"text": 3}',
+        b'{"text": ""}',
+        b'{"text": "\\ud800"}',
+        b'{"text": "good too"}',
+    ]
+    path = write_jsonl(tmp_path / "x.jsonl", lines)
+    expected = [
+        ("line 2", "not UTF-8"),
+        ("line 4", "not JSON"),
+        ("line 5", "not a JSON object"),
+        ("line 6", "no field 'text'"),
+        ("line 7", "field 'text' is not text"),
+        ("line 8", "empty"),
+        ("line 9", "not Unicode (lone surrogate)"),
+    ]
+    for size in (1 << 20, 40, 7):  # the number is that in the file, in whichever part of it the line is read
+        items = read_all(path, size)
+        assert [item.text for item in items if isinstance(item, Document)] == ["good", "good too"]
+        bad = [item for item in items if isinstance(item, BadDocument)]
+        assert [(item.place, item.reason) for item in bad] == [(f"x.jsonl, {where}", why) for where, why in expected]
+
+
+def test_bad_text_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/a.txt").write_bytes(b"abc\xff")
+    (tmp_path / "corpus/b.txt").write_bytes(b"")
+    assert read_all(tmp_path / "corpus") == [
+        BadDocument("corpus/a.txt, byte 3", "not UTF-8"),
+        BadDocument("corpus/b.txt", "empty"),
+    ]
+
+
+def test_gzip_is_read_and_a_truncated_one_is_named(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"document {number} " + "x" * number}).encode() for number in range(2000)]
+    data = gzip.compress(b"\n".join(lines))
+    (tmp_path / "x.jsonl.gz").write_bytes(data)
+    whole = read_all(tmp_path / "x.jsonl.gz", 100)
+    assert len(whole) == 2000 and all(isinstance(item, Document) for item in whole)
+    (tmp_path / "x.jsonl.gz").write_bytes(data[: len(data) // 2])
+    *good, last = read_all(tmp_path / "x.jsonl.gz")
+    assert good == whole[: len(good)] and 0 < len(good) < 2000
+    assert last == BadDocument(f"x.jsonl.gz, after line {len(good)}", "broken gzip (EOFError)")
+
+
+def test_any_fsspec_file_system(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/test_sources/corpus/b.txt", b"two")
+    memory.pipe("/test_sources/corpus/a.txt", b"one")
+    memory.pipe("/test_sources/corpus/c.jsonl", b'{"text": "three"}\n{"text": "four"}\n')
+    try:
+        items = read_all("memory://test_sources/corpus", size=20)
+        assert [item.text for item in items if isinstance(item, Document)] == ["one", "two", "three", "four"]
+        assert items[0].place == "corpus/a.txt"
+    finally:
+        memory.rm("/test_sources", recursive=True)
+
+
+def test_a_file_that_changed_since_it_was_listed_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("before")
+    (source,) = open_sources([str(tmp_path / "x.txt")])
+    (unit,) = source.units(100)
+    (tmp_path / "x.txt").write_text("afterwards")
+    with pytest.raises(DataError, match="10 bytes, it had 6 when the build began"):
+        list(read_unit(unit, "text"))
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no source"):
+        open_sources([])
+    with pytest.raises(DataError, match="nowhere: no such file"):
+        open_sources([str(tmp_path / "nowhere")])
+    with pytest.raises(DataError, match="xyz://y"):
+        open_sources(["xyz://y"])
+    (tmp_path / "one/same").mkdir(parents=True)
+    (tmp_path / "two/same").mkdir(parents=True)
+    with pytest.raises(DataError, match="two sources are named 'same'"):
+        open_sources([str(tmp_path / "one/same"), str(tmp_path / "two/same")])
+    (tmp_path / "one/same/x.md").write_text("x")
+    with pytest.raises(DataError, match=r"no files that end in \.txt or"):
+        list(open_sources([str(tmp_path / "one/same")])[0].units(1))
+
+
+def test_the_plan_keeps_order_sizes_and_sources_apart(tmp_path: Path) -> None:
+    for source, sizes in (("a", [40, 40, 40, 250, 10]), ("b", [30])):
+        (tmp_path / source).mkdir()
+        for number, size in enumerate(sizes):
+            (tmp_path / source / f"{number}.txt").write_text("x" * size)
+    sources = open_sources([str(tmp_path / "a"), str(tmp_path / "b")])
+    plans = list(plan_shards(sources, 100))
+    assert [[unit.name for unit in plan.units] for plan in plans] == [
+        ["a/0.txt", "a/1.txt"],
+        ["a/2.txt"],
+        ["a/3.txt"],  # larger than a shard: alone, and whole
+        ["a/4.txt"],
+        ["b/0.txt"],
+    ]
+    assert [plan.number for plan in plans] == [0, 1, 2, 3, 4]
+    listing = list_sources(sources, 100)
+    assert (listing.shards, listing.text_bytes) == (5, 410)
+    (tmp_path / "a/0.txt").write_text("y" * 41)
+    assert list_sources(sources, 100).digest != listing.digest
+
+
+def test_a_sample_is_spread_over_the_corpus(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for number in range(100):
+        (tmp_path / "a" / f"{number:02d}.txt").write_text("x" * 10)
+    sources = open_sources([str(tmp_path / "a")])
+    listing = list_sources(sources, 300)
+    taken = [int(item.place[2:4]) for item in sample(sources, 300, listing, 200, "text")]
+    assert len(taken) == 20 and all(5 * n <= taken[n] < 5 * n + 5 for n in range(20))
+    assert len(list(sample(sources, 300, listing, 1000, "text"))) == 100
