@@ -28,7 +28,7 @@ def attend(
     There is no 1/sqrt(E): keys have unit length and queries the length of their head's learned scale.
 
     Args:
-        queries: (..., h, n, E).
+        queries: (..., h, n, E), of any type.
         keys, values: (..., h, m, E).
         bias: (h, n, m), shared by all streams and blocks, -inf where a key is not visible.
         dropout: factors on the probabilities, broadcast against (..., h, n, m).
@@ -36,7 +36,7 @@ def attend(
     Returns:
         (..., h, n, E), of the type of `values`.
     """
-    logits = widened(queries @ keys.transpose(-1, -2))
+    logits = widened(queries.to(keys.dtype) @ keys.transpose(-1, -2))
     if bias is not None:
         logits = logits + bias
     probabilities = logits.softmax(-1)

@@ -18,7 +18,7 @@ from brt_dist.model.dropout import Dropout
 from brt_dist.model.linear import ColumnLinear, RowLinear, local_heads, megatron_config
 from brt_dist.model.memory import LayerMemory, carried
 from brt_dist.model.norms import RMSNorm, unit_length
-from brt_dist.model.positions import RelativeBias
+from brt_dist.model.positions import RelativeBias, banded
 from brt_dist.model.scales import HeadScale
 
 
@@ -180,15 +180,16 @@ class TokenAttention(nn.Module):
         blocks = self.projections(x).unflatten(0, (-1, self.config.window))
         count = 3 if self.state_scale is None else 4
         keys, values, queries, *others = split_heads(blocks, count, self.config.head_dim)
-        state_queries = self.state_scale(others[0]) if self.state_scale is not None else None
-        return TokenHeads(unit_length(keys), values, self.scale(queries), state_queries)
+        state_queries = self.state_scale(unit_length(others[0])) if self.state_scale is not None else None
+        return TokenHeads(unit_length(keys).to(values.dtype), values, self.scale(unit_length(queries)), state_queries)
 
     def to_tokens(self, heads: TokenHeads, window: Window, dropout: Dropout | None) -> Tensor:
         """Attention to the W tokens before each token -> (b, t, h, W, E)."""
         factors = None
         if dropout is not None:
-            factors = dropout.attention(heads.queries, self.config.heads, self.config.window, self.index)
-        return attend(heads.queries, window.keys, window.values, self.positions(self.scale.value()), factors)
+            factors = dropout.attention(heads.values, self.config.heads, self.config.window, self.index)
+        bias = banded(self.scale(self.positions()))
+        return attend(heads.queries, window.keys, window.values, bias, factors)
 
     def to_states(self, heads: TokenHeads, keys: Tensor, values: Tensor) -> Tensor:
         """Attention to all states (b, t, h, S, E) that entered the token's block -> (b, t, h, W, E)."""

@@ -31,6 +31,6 @@ class RMSNorm(nn.Module):
 
 
 def unit_length(x: Tensor) -> Tensor:
-    """Keys and queries of a head (..., E) on the unit sphere: x / sqrt(sum(x²) + 1e-6)."""
+    """Keys and queries of a head (..., E) on the unit sphere, in float32: x / sqrt(sum(x²) + 1e-6)."""
     wide = widened(x)
-    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + EPSILON)).to(x.dtype)
+    return wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + EPSILON)

@@ -31,20 +31,23 @@ class RelativeBias(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.window = window = config.window
         self.weight = nn.Parameter(torch.empty(local_heads(config), BUCKETS))
         declare(self.weight, normal(1 / math.sqrt(BUCKETS)), partition_dim=0)
-        buckets = torch.tensor([bucket(distance) for distance in range(window, 0, -1)])
+        buckets = torch.tensor([bucket(distance) for distance in range(config.window, 0, -1)])
         self.register_buffer("buckets", buckets, persistent=False)
 
-    def forward(self, scale: Tensor) -> Tensor:
-        """Bias times `scale` (h,), float32 (h, W, 2W): query i of a block against [previous block; block].
+    def forward(self) -> Tensor:
+        """Bias of the W keys that a query sees, the farthest first, float32 (h, 1, W); see :func:`banded`."""
+        return widened(self.weight)[:, None, self.buckets]
 
-        -inf where the key is not visible.  A query sees the W keys before it, and not its own.  The bias depends on
-        key minus query alone, so each row is the row above shifted by one: rows are windows of one vector, and the
-        gradient of the table needs no scatter over W*2W entries.
-        """
-        visible = widened(self.weight)[:, self.buckets] * scale.unsqueeze(-1)
-        hidden = (self.window - 1, self.window)
-        row = F.pad(visible, hidden, value=-math.inf)
-        return row.unfold(-1, 2 * self.window, 1).flip(-2)
+
+def banded(visible: Tensor) -> Tensor:
+    """From (h, 1, W), the keys that a query sees, to (h, W, 2W): query i of a block against [previous block; block].
+
+    A query sees the W keys before it, and not its own; the others are -inf.  The bias depends on key minus query
+    alone, so each row is the row above shifted by one: rows are windows of one vector, and the gradient needs no
+    scatter over W*2W entries.
+    """
+    window = visible.shape[-1]
+    row = F.pad(visible.squeeze(1), (window - 1, window), value=-math.inf)
+    return row.unfold(-1, 2 * window, 1).flip(-2)

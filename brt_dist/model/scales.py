@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.linear import local_heads
-from brt_dist.model.norms import unit_length, widened
+from brt_dist.model.norms import widened
 from brt_dist.model.parameters import declare, ones
 
 
@@ -18,11 +18,7 @@ class HeadScale(nn.Module):
         self.weight = nn.Parameter(torch.empty(local_heads(config)))
         declare(self.weight, ones(), partition_dim=0)
 
-    def value(self) -> Tensor:
-        """(h,) float32."""
-        weight = widened(self.weight)
-        return weight.abs() if self.absolute else weight
-
-    def forward(self, queries: Tensor) -> Tensor:
-        """Queries (..., h, n, E), brought to the length of their head."""
-        return (unit_length(widened(queries)) * self.value()[:, None, None]).to(queries.dtype)
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised queries (..., h, n, E), or the position bias (h, n, m), times the scale of the head; float32."""
+        weight = widened(self.weight)[:, None, None]
+        return x * (weight.abs() if self.absolute else weight)

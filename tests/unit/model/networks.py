@@ -28,8 +28,9 @@ def built(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64
     initialize(model, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+        for name, parameter in model.named_parameters():
+            noise = 1.5 if name.endswith("scale.weight") else 0.3  # some scales are below zero
+            parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
         model.embedding.weight[config.vocab_size :] = 0
     return model
 

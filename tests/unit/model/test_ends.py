@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from brt_dist.model.attention import merge_heads, split_heads
 from brt_dist.model.model import TokenEmbedding, full_logits, loss_sum, token_losses
 from brt_dist.model.parameters import initialize
-from brt_dist.model.positions import RelativeBias, bucket
+from brt_dist.model.positions import RelativeBias, banded, bucket
 from brt_dist.model.shapes import padded_vocab
 from tests.unit.model.networks import small
 
@@ -86,14 +86,13 @@ def test_bias_of_every_query_and_key() -> None:
     config = small(window=20)
     positions = RelativeBias(config)
     torch.nn.init.normal_(positions.weight)
-    scale = torch.tensor([2.0, 3.0])
-    bias = positions(scale)
+    bias = banded(positions())
     assert bias.shape == (2, 20, 40)
     for query in range(20):
         for key in range(40):
             distance = query + 20 - key
             if 1 <= distance <= 20:
-                assert torch.equal(bias[:, query, key], positions.weight[:, bucket(distance)] * scale)
+                assert torch.equal(bias[:, query, key], positions.weight[:, bucket(distance)])
             else:
                 assert (bias[:, query, key] == -torch.inf).all()
 

@@ -63,6 +63,18 @@ def test_the_state_can_have_the_type_of_the_model() -> None:
     assert memory[1].state.dtype == model.blank_memory(1)[1].state.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("state_dtype", ["float32", "model"])
+def test_memory_of_another_precision_is_taken(state_dtype: str) -> None:
+    """A run may go on in another precision than it was begun in."""
+    model = BlockRecurrentModel(small(state_dtype=state_dtype), seed=1)
+    tokens, starts = tokens_of(model.config, 1, 2), starts_of([0, 0])
+    wide = some_memory(model, 1)
+    model.bfloat16()
+    _, memory = model(tokens, wide, starts)
+    blank = model.blank_memory(1)
+    assert [field.dtype for field in fields(memory)] == [field.dtype for field in fields(blank)]
+
+
 def test_a_float32_state_keeps_small_changes_that_bf16_loses() -> None:
     """1 + 2^-10 is not a bf16 number: a state in bf16 would never move."""
     gate = FixedGate(1).bfloat16()
