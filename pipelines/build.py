@@ -96,6 +96,9 @@ class Progress:
     def stage(self, text: str) -> None:
         """A new part of the work begins."""
 
+    def note(self, text: str) -> None:
+        """Something that was found and that people should know."""
+
     def shards(self, done: int, total: int, tokens: int) -> None:
         """Shards that are there, of all; tokens that this build wrote so far."""
 
@@ -253,6 +256,8 @@ def _tokenizer(
     if size is not None:
         progress.stage("training the tokenizer")
         tokenizer = parse_tokenizer(train_bpe((text for text, _ in texts(TRAINING_CHARACTERS)), size), "trained BPE")
+        if tokenizer.vocab_size < size:
+            progress.note(f"the text has no more to merge after {tokenizer.vocab_size} tokens; {size} were asked for")
     elif settings.tokenizer == "bytes":
         tokenizer = parse_tokenizer(BYTES_FILE, "bytes")
     else:

@@ -125,7 +125,9 @@ def verify(folder: Path, workers: int | None, as_json: bool) -> None:
         _print_json({"dataset": str(folder), "digest": record.digest, "ok": not problems, "problems": problems})
     if problems:
         raise DataError(f"{folder} is damaged:\n" + "\n".join(f"  {problem}" for problem in problems))
-    _console().print(f"{folder}: {len(record.shards)} shards, {record.tokens:,} tokens, all digests agree")
+    _console().print(
+        f"{folder}: {len(record.shards)} shards, {record.tokens:,} tokens, all digests agree", soft_wrap=True
+    )
 
 
 @data.command()
@@ -190,8 +192,10 @@ def corpus(name: str, out: Path, as_json: bool) -> None:
 
     fetched = {"books": fetch_books}[name](out)
     console = _console()
-    console.print(f"{out}: {len(fetched.train)} documents to train on, {len(fetched.validation)} held out")
-    console.print(fetched.origin, markup=False)
+    console.print(
+        f"{out}: {len(fetched.train)} documents to train on, {len(fetched.validation)} held out", soft_wrap=True
+    )
+    console.print(fetched.origin, markup=False, soft_wrap=True)
     if as_json:
         _print_json(asdict(fetched))
 

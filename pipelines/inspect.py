@@ -46,29 +46,34 @@ def describe_document(dataset: Dataset, document: int, characters: int) -> dict[
 def describe_stream(
     dataset: Dataset, schedule: StreamSchedule, stream: int, step: int, characters: int
 ) -> dict[str, Any]:
-    """What a stream reads at a step: its epoch, and the documents and token ranges of the segment, with their text."""
+    """What a stream reads at a step: the documents and token ranges of the segment, their epochs and their text."""
     if not 0 <= stream < schedule.streams:
         raise DataError(f"stream {stream} does not exist; the run has 0 to {schedule.streams - 1}")
-    cursor = schedule.at(step)
-    plan, _ = schedule.step(cursor)
+    # Block by block, so that the ordinal of each document is seen.
+    blocks = StreamSchedule(
+        schedule.lengths, streams=schedule.streams, segment=schedule.window, window=schedule.window, seed=schedule.seed
+    )
+    cursor = blocks.at(step * schedule.blocks)
     ranges: list[dict[str, Any]] = []
     for block in range(schedule.blocks):
-        document, offset = int(plan.document[stream, block]), int(plan.offset[stream, block])
-        length = int(plan.length[stream, block])
-        if block == 0 or plan.starts[stream, block]:
-            place = str(dataset.source(document)["source"])
-            ranges.append({"document": document, "source": place, "first_block": block, "begin": offset, "end": offset})
-        ranges[-1]["end"] = offset + length
+        plan, cursor = blocks.step(cursor)
+        document, offset = int(plan.document[stream, 0]), int(plan.offset[stream, 0])
+        if block == 0 or plan.starts[stream, 0]:
+            ranges.append(
+                {
+                    "document": document,
+                    "source": dataset.source(document)["source"],
+                    "epoch": int(cursor.ordinal[stream]) // int(dataset.lengths.size),
+                    "first_block": block,
+                    "begin": offset,
+                    "end": offset,
+                    "of": int(dataset.lengths[document]),
+                }
+            )
+        ranges[-1]["end"] = offset + int(plan.length[stream, 0])
     for item in ranges:
-        item["of"] = int(dataset.lengths[item["document"]])
         item["text"] = _text(dataset, item["document"], item["begin"], item["end"], characters)
-    return {
-        "stream": stream,
-        "step": step,
-        "epoch": int(cursor.ordinal[stream]) // int(dataset.lengths.size),
-        "documents_handed_out": int(cursor.ordinal.max()) + 1,
-        "reads": ranges,
-    }
+    return {"stream": stream, "step": step, "documents_handed_out": int(cursor.ordinal.max()) + 1, "reads": ranges}
 
 
 def _text(dataset: Dataset, document: int, begin: int, end: int, characters: int) -> str:

@@ -47,6 +47,9 @@ class BuildBar(BuildProgress):
         if not self._console.is_terminal:
             self._console.print(text)
 
+    def note(self, text: str) -> None:
+        self._bar.console.print(text, markup=False, soft_wrap=True)
+
     def shards(self, done: int, total: int, tokens: int) -> None:
         rate = f"{tokens / max(time.perf_counter() - self._began, 1e-3):,.0f} tokens/s" if tokens else ""
         self._bar.update(self._task, completed=done, total=total, rate=rate)
@@ -97,16 +100,18 @@ def print_build(report: BuildReport, console: Console) -> None:
     dataset = report.dataset
     shards = f"{len(dataset.shards)} shards ({report.written_shards} written, {report.kept_shards} kept)"
     speed = f", {report.tokens_per_second:,.0f} tokens/s" if report.written_shards else ""
-    console.print(f"{shards}, vocabulary {dataset.tokenizer.vocab_size:,}, {report.seconds:.1f} s{speed}")
-    console.print(f"digest {dataset.digest}", highlight=False)
+    console.print(
+        f"{shards}, vocabulary {dataset.tokenizer.vocab_size:,}, {report.seconds:.1f} s{speed}", soft_wrap=True
+    )
+    console.print(f"digest {dataset.digest}", highlight=False, soft_wrap=True)
     if skipped := _skipped(report):
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-        console.print(f"[yellow]left out:[/yellow] {reasons}")
+        console.print(f"[yellow]left out:[/yellow] {reasons}", soft_wrap=True)
         places = _skipped_places(report)
         for place in places[:_SKIPPED_SHOWN]:
-            console.print(f"  {place}", markup=False, highlight=False)
+            console.print(f"  {place}", markup=False, highlight=False, soft_wrap=True)
         if sum(skipped.values()) > _SKIPPED_SHOWN:
-            console.print(f"  all of them are in {report.folder}/shard-*.index.json, under skipped")
+            console.print(f"  all of them are in {report.folder}/shard-*.index.json, under skipped", soft_wrap=True)
 
 
 def print_description(description: dict[str, Any]) -> None:

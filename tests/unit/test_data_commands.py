@@ -1,0 +1,120 @@
+"""The data commands: one JSON object on standard output, everything else on standard error, help at once."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from brt_dist.errors import DataError
+from pipelines.commands import data
+from tests.datasets import make_dataset
+
+TEXTS = ["The first document, of some length.", "Another.", "A third one\nof two lines."]
+
+
+def run(*arguments: object) -> Result:
+    result = CliRunner().invoke(data, [str(argument) for argument in arguments], catch_exceptions=True)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def build(folder: Path, *more: object) -> Result:
+    if not (folder / "corpus/0.txt").exists():
+        (folder / "corpus").mkdir(exist_ok=True)
+        for number, text in enumerate(TEXTS):
+            (folder / "corpus" / f"{number}.txt").write_text(text)
+    return run("build", folder / "corpus", "--out", folder / "out", "--workers", 0, *more)
+
+
+def test_build_reports_json_on_stdout_and_the_table_on_stderr(tmp_path: Path) -> None:
+    result = build(tmp_path, "--tokenizer", "bytes", "--shard-size", "40B", "--json")
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
+    total = sum(map(len, TEXTS))
+    assert (report["documents"], report["tokens"], report["bytes_per_token"]) == (3, total, 1.0)
+    assert (report["shards"], report["written_shards"], report["kept_shards"]) == (2, 2, 0)
+    assert report["dataset"] == str(tmp_path / "out") and report["skipped"] == {}
+    assert "digest sha256:" in result.stderr and "bytes/token" in result.stderr
+    quiet = build(tmp_path, "--tokenizer", "bytes", "--shard-size", "40B")
+    assert quiet.stdout == "" and "2 kept" in quiet.stderr
+
+
+def test_a_corpus_too_small_for_the_vocabulary_is_noted(tmp_path: Path) -> None:
+    result = build(tmp_path, "--tokenizer", "bpe:5000", "--json")
+    size = json.loads(result.stdout)["vocab_size"]
+    assert 256 < size < 300 and f"no more to merge after {size} tokens; 5000 were asked for" in result.stderr
+
+
+def test_build_names_the_places_of_what_it_left_out(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"body": "good"}\n{"text": "?"}\n' + "[]\n" * 12)
+    arguments = ("build", tmp_path / "x.jsonl", "--out", tmp_path / "out", "--workers", 0, "--tokenizer", "bytes")
+    result = run(*arguments, "--text-field", "body", "--on-bad", "skip", "--json")
+    assert json.loads(result.stdout)["skipped"] == {"no field 'body'": 1, "not a JSON object": 12}
+    assert "x.jsonl, line 2: no field 'body'" in result.stderr and "under skipped" in result.stderr
+
+
+def test_the_suffix_chooses_files(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/a.md").write_text("four")
+    result = build(tmp_path, "--tokenizer", "bytes", "--suffix", ".md", "--json")
+    assert json.loads(result.stdout)["tokens"] == 4
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [("5 parsecs", "is no size"), ("0", "not positive"), ("-3MB", "not positive"), ("", "no size")]
+)
+def test_sizes_that_are_none(tmp_path: Path, size: str, message: str) -> None:
+    result = build(tmp_path, "--shard-size", size)
+    assert result.exit_code == 2 and message in result.stderr
+
+
+def test_verify(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path, TEXTS).folder
+    result = run("verify", folder, "--json")
+    assert json.loads(result.stdout)["ok"] is True and "all digests agree" in result.stderr
+    (folder / "tokenizer.json").write_bytes(b"{}")
+    with pytest.raises(DataError, match=r"is damaged:\n  tokenizer\.json: altered"):
+        run("verify", folder)
+
+
+def test_inspect(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path, TEXTS).folder
+    whole = json.loads(run("inspect", folder, "--json").stdout)
+    assert whole["documents"] == 3 and whole["document_tokens"]["max"] == len(TEXTS[0])
+    document = json.loads(run("inspect", folder, "--document", 2, "--json").stdout)
+    assert (document["text"], document["tokens"]) == (TEXTS[2], len(TEXTS[2]))
+    assert document["source"] == "corpus/00002.txt"
+    assert "  | of two lines." in run("inspect", folder, "--document", 2).stdout
+    with pytest.raises(DataError, match="document 3 does not exist; the dataset has 0 to 2"):
+        run("inspect", folder, "--document", 3)
+
+
+def test_inspect_shows_where_a_stream_is(tmp_path: Path) -> None:
+    """Over the steps of two epochs, the one stream reads every document from its beginning to its end."""
+    folder = make_dataset(tmp_path, TEXTS).folder
+    stream = ("inspect", folder, "--stream", 0, "--streams", 1, "--segment", 8, "--window", 4, "--seed", 5, "--json")
+    texts: dict[tuple[int, int], str] = {}
+    for step in range(sum(-(-len(text) // 4) for text in TEXTS)):  # two epochs: a step is two blocks
+        for part in json.loads(run(*stream, "--step", step).stdout)["reads"]:
+            key = (part["epoch"], part["document"])
+            texts[key] = texts.get(key, "") + part["text"]
+            assert part["end"] - part["begin"] == len(part["text"]) and part["of"] == len(TEXTS[part["document"]])
+    assert [texts[epoch, number] for epoch in (0, 1) for number in range(3)] == TEXTS * 2
+    result = run("inspect", folder, "--stream", 0)
+    assert result.exit_code == 2 and "--stream needs --streams, --segment and --window" in result.stderr
+    with pytest.raises(DataError, match="stream 1 does not exist"):
+        run(*stream, "--stream", 1)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from pipelines.commands import data; import click;"
+        "[data.commands[name].get_help(click.Context(data.commands[name])) for name in data.commands];"
+        "print(sorted({'numpy', 'pydantic', 'ray', 'torch', 'rich', 'tokenizers', 'fsspec'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
