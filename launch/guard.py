@@ -19,22 +19,37 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(command: list[str]) -> int:
+    """The outer of two processes: the owner's child.  It only waits for the inner one, which does the work.
+
+    Two, because some owners kill their children on their way out (Ray's workers do): the inner one is no child of
+    the owner, notices, and still ends everything.
+    """
+    outer = os.getpid()
+    inner = os.fork()
+    if inner == 0:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
+        os._exit(_guard(command, outer))
+    signal.signal(signal.SIGTERM, lambda *_: _send(inner, signal.SIGTERM))
+    _ignore_terminal()
+    return _end_like(os.waitpid(inner, 0)[1])
+
+
+def _guard(command: list[str], outer: int) -> int:
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
-    os.set_blocking(wake_read, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for waking in (signal.SIGCHLD, signal.SIGUSR1):
+        signal.signal(waking, lambda *_: None)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans come to the guard, so it can find them
     child = _start(command)
     signal.signal(signal.SIGTERM, lambda *_: _send(child, signal.SIGTERM))
-    for ignored in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(ignored, signal.SIG_IGN)
+    _ignore_terminal()
     status = None
     while status is None:
-        ready, _, _ = select.select([0, wake_read], [], [])
+        ready, _, _ = select.select([0, wake_read], [], [], 1.0)
         if wake_read in ready:
             os.read(wake_read, 4096)
-        if 0 in ready and not os.read(0, 4096):
+        if (0 in ready and not os.read(0, 4096)) or os.getppid() != outer:
             _send(child, signal.SIGKILL)
             _end_descendants()
             return _end_like(signal.SIGKILL)
@@ -50,7 +65,8 @@ def _start(command: list[str]) -> int:
         return child
     try:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for waking in (signal.SIGCHLD, signal.SIGUSR1):
+            signal.signal(waking, signal.SIG_DFL)
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # if the guard itself is killed
         if os.getppid() != guard:
             os._exit(1)
@@ -118,6 +134,11 @@ def _end_like(status: int) -> int:
             signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     return os.waitstatus_to_exitcode(status)
+
+
+def _ignore_terminal() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _send(pid: int, number: int) -> None:

@@ -27,7 +27,6 @@ class Progress:
         self._console = console
         self._clock = clock
         self._history = History.of(self._reader.read())
-        self._known = len(self._history.steps)
         self._times: deque[tuple[int, float]] = deque(maxlen=_SPEED_WINDOW)
         self._live: Any = None
         self._last_plain = 0.0
@@ -75,8 +74,11 @@ class Progress:
         facts = [("step", f"{step['step']}/{self._steps}")]
         facts += [(name, text) for name, key, form in _SHOWN if (text := _number(step, key, form))]
         facts.append(("left", "?" if left is None else duration(left)))
-        for (at, dataset, memory), event in sorted(self._history.evaluations.items())[-1:]:
-            facts.append((f"{dataset}/{memory}", f"{_number(event, 'bits_per_token', '.3f')} at {at}"))
+        carried = [key for key in self._history.evaluations if key[2] == "carried"]
+        if carried:
+            key = max(carried)  # of the newest, the held out one: "train" < "validation"
+            bits = _number(self._history.evaluations[key], "bits_per_token", ".3f")
+            facts.append((f"{key[1]} bits/token", f"{bits} at {key[0]}"))
         if self._history.checkpoints:
             facts.append(("saved", str(max(self._history.checkpoints))))
         return facts

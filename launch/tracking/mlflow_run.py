@@ -77,7 +77,7 @@ class MlflowRun:
             profile = {key: record[key] for key in ("documents", "tokens", "digest") if key in record}
             dataset = Dataset(
                 name=folder.name,
-                digest=digest[:_DIGEST_LENGTH] or "unknown",
+                digest=digest.removeprefix("sha256:")[:_DIGEST_LENGTH] or "unknown",
                 source_type="local",
                 source=json.dumps({"uri": str(folder)}),
                 profile=json.dumps(profile),

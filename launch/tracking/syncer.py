@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, TextIO, cast
 
 from brt_dist.config.loading import dump, flatten, load
 from brt_dist.errors import BrtError, ConfigError, ExitCode
@@ -147,6 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--follow", action="store_true", help="go on until standard input is closed")
     parser.add_argument("--finish-seconds", type=float, default=60.0, help="with --follow: patience after that")
     options = parser.parse_args(arguments)
+    sys.stderr = cast(TextIO, _Redacted(sys.stderr))
     if options.follow:
         os.nice(10)  # the ranks come first
     try:
@@ -173,6 +174,22 @@ def _only_one(run: Path) -> IO[str]:
         lock.close()
         raise BrtError(f"{run} is being sent by another process; nothing to do") from None
     return lock
+
+
+class _Redacted:
+    """Standard error without credentials, also for what MLflow and others log there."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(redact(text))
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
 
 
 def _say(text: str) -> None:

@@ -134,9 +134,10 @@ time.sleep(600)
 
 
 def test_the_command_dies_with_its_guard(tmp_path: Path) -> None:
-    processes = start(tmp_path, "import os, time; print(os.getpid(), flush=True); time.sleep(600)")
+    """Ray's workers kill their children, which are the guards, when they end."""
+    processes = start(tmp_path, STUBBORN)
     log = tmp_path / "logs" / "0.log"
-    wait_for(lambda: bool(pids_in(log)), "the program")
+    wait_for(lambda: len(pids_in(log)) == 2, "the program")
     os.kill(processes.pids()[0], signal.SIGKILL)
     assert all_ended(processes, 1)[0].code == -signal.SIGKILL
-    wait_for(lambda: not alive(pids_in(log)[0]), "the program to be gone")
+    wait_for(lambda: not any(alive(pid) for pid in pids_in(log)), "the program and its helper to be gone")

@@ -1,0 +1,48 @@
+"""What the small programs that stand in for the worker share.  Standard library and torch.distributed only."""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Rank:
+    """Its place from torch's environment variables, its run directory from the command line, like the worker."""
+
+    def __init__(self) -> None:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--run", type=Path, required=True)
+        parser.add_argument("--attempt", type=int, required=True)
+        options = parser.parse_args()
+        self.run, self.attempt = options.run, options.attempt
+        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.folder = self.run / "attempts" / f"{self.attempt:03d}"
+        (self.folder / f"rank_{self.rank}.pid").write_text(str(os.getpid()))
+
+    def event(self, event: str, **fields: Any) -> None:
+        if self.rank == 0:
+            with open(self.run / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"event": event, "time": time.time(), "attempt": self.attempt, **fields}) + "\n")
+
+    def leave_error(self, kind: str, message: str, exit_code: int) -> None:
+        report = {"rank": self.rank, "host": "here", "time": time.time(), "type": kind, "message": message}
+        path = self.folder / f"rank_{self.rank:03d}.error.json"
+        path.write_text(json.dumps({**report, "exit_code": exit_code, "traceback": ""}))
+
+
+def meet() -> None:
+    """Join all ranks over gloo, at the address that the launcher chose."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+
+
+def sum_of_ranks(rank: int) -> float:
+    import torch
+    import torch.distributed as dist
+
+    value = torch.tensor([float(rank + 1)])
+    dist.all_reduce(value)
+    return float(value)
