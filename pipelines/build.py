@@ -25,7 +25,7 @@ import numpy as np
 
 from brt_dist.errors import DataError
 from brt_dist.files import atomic_file, write_atomic
-from pipelines.cluster import available_cores, ray_session
+from pipelines.cluster import ray_session
 from pipelines.format import (
     BUILD_FILE,
     DATASET_FILE,
@@ -114,8 +114,8 @@ def build(
 ) -> BuildReport:
     """Build the dataset `folder`, or take on a build that was interrupted.
 
-    workers: tasks at once on this machine, by default its cores; 0: no Ray, this process does the work.  ray_address:
-    a cluster that does the work instead; sources and folder must then be on storage that all its nodes share.
+    workers: tasks at once, by default one per core; 0: no Ray, this process does the work.  ray_address: a cluster
+    that does the work instead of this machine; sources and folder must then be on storage that all its nodes share.
     overwrite: replace another build in `folder`.
     DataError: sources, tokenizer or documents that cannot be used; another build in the folder.
     """
@@ -175,8 +175,7 @@ class _Shards:
             for plan in missing:
                 self._add(plan.number, write_shard(self.folder, plan, tokenizer, settings))
         else:
-            at_most = min(workers or available_cores(), self.total - self.kept)
-            with ray_session(at_most, ray_address) as at_once:
+            with ray_session(workers, ray_address) as at_once:
                 began = time.perf_counter()  # the start of Ray is no measure of the pipeline
                 run_tasks(self.folder, missing, settings, at_once, self._add)
         self.seconds = time.perf_counter() - began

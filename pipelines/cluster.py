@@ -16,11 +16,12 @@ def available_cores() -> int:
 
 
 @contextmanager
-def ray_session(workers: int, address: str | None = None) -> Iterator[int]:
-    """A Ray that can run `workers` tasks at once; yields how many it really can.
+def ray_session(workers: int | None, address: str | None = None) -> Iterator[int]:
+    """A Ray that can run `workers` tasks at once; yields how many tasks to hand out at a time.
 
-    Starts one on this machine and shuts it down at the end, or joins the cluster at `address` and leaves it running.
-    If this process already has one, that is used as it is.  PlatformError: Ray does not start or cannot be reached.
+    Starts one on this machine (workers: by default all cores) and shuts it down at the end, or joins the cluster at
+    `address` (workers: by default all that it has) and leaves it running.  If this process already has one, that is
+    used as it is.  PlatformError: Ray does not start or cannot be reached.
     """
     environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     if address is None:
@@ -30,21 +31,35 @@ def ray_session(workers: int, address: str | None = None) -> Iterator[int]:
         import ray
 
         if ray.is_initialized():
-            yield max(1, int(ray.cluster_resources().get("CPU", 1)))
+            yield workers or _hand_out(int(ray.cluster_resources().get("CPU", 1)))
             return
-        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
         try:
             if address is None:
-                ray.init(address="local", num_cpus=workers, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+                ray.init(
+                    address="local",
+                    num_cpus=workers or available_cores(),
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
             else:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # Ray raises many kinds
             what = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
             raise PlatformError(f"could not {what}: {error}") from error
         try:
-            yield workers if address is None else max(1, int(ray.cluster_resources().get("CPU", 1)))
+            if address is None:
+                yield _hand_out(workers or available_cores())
+            else:
+                yield workers or _hand_out(int(ray.cluster_resources().get("CPU", 1)))
         finally:
             ray.shutdown()
+
+
+def _hand_out(running: int) -> int:
+    """Tasks to hand out where `running` can run: as many again wait, so that nothing is idle in between."""
+    return 2 * max(1, running)
 
 
 @contextmanager

@@ -23,8 +23,8 @@ def run_tasks(
 ) -> None:
     """Write the shards of all plans; `finished` is told of each, in any order.
 
-    Not more than twice `at_once` are handed out: the plan is never in memory whole.  A task whose worker is killed
-    runs again.  DataError: what a task says is wrong.  LaunchError: a task that loses every worker it gets.
+    At most `at_once` are handed out at a time: the plan is never in memory whole.  A task whose worker is killed runs
+    again.  DataError: what a task says is wrong.  LaunchError: a task that loses every worker it gets.
     """
     import ray
 
@@ -32,7 +32,7 @@ def run_tasks(
     running: dict[Any, int] = {}
     try:
         while True:
-            while len(running) < 2 * at_once and (plan := next(plans, None)) is not None:
+            while len(running) < at_once and (plan := next(plans, None)) is not None:
                 running[task.remote(folder, plan, settings)] = plan.number
             if not running:
                 return
