@@ -47,7 +47,9 @@ class RecurrentCell(nn.Module):
         self.norm = RMSNorm(width)
         self.identities = nn.Parameter(torch.empty(config.states, width))
         declare(self.identities, normal(1.0))
-        self.projections = ColumnLinear(width, 4 * config.heads * config.head_dim, parallel)
+        self.projections = ColumnLinear(
+            width, 4 * config.heads * config.head_dim, parallel, stacked=(4, config.head_dim)
+        )
         self.scale = HeadScale(config)
         self.token_scale = HeadScale(config)
         self.tail = _TAILS[config.cell](config, attended, parallel)

@@ -35,7 +35,7 @@ class LSTMGate(nn.Module):
 
     def __init__(self, inputs: int, width: int, parallel: ModelParallelConfig) -> None:
         super().__init__()
-        self.kernels = RowLinear(inputs, 2 * width, parallel, fan_in(_KERNEL_VARIANCE))
+        self.kernels = RowLinear(inputs, 2 * width, parallel, fan_in(_KERNEL_VARIANCE), stacked=(2, width))
         self.input_bias = nn.Parameter(torch.empty(width))
         self.forget_bias = nn.Parameter(torch.empty(width))
         declare(self.input_bias, normal(_STD))

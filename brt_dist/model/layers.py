@@ -166,7 +166,9 @@ class TokenAttention(nn.Module):
         self.config, self.index = config, index
         size = config.heads * config.head_dim
         self.norm = RMSNorm(config.width)
-        self.projections = ColumnLinear(config.width, (3 + crosses) * size, parallel)
+        self.projections = ColumnLinear(
+            config.width, (3 + crosses) * size, parallel, stacked=(3 + crosses, config.head_dim)
+        )
         self.scale = HeadScale(config)
         self.state_scale = HeadScale(config) if crosses else None
         self.positions = RelativeBias(config)

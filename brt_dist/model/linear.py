@@ -35,7 +35,12 @@ class ColumnLinear(megatron.ColumnParallelLinear):
     """(..., inputs) whole on every rank -> (..., outputs/tp), this rank's part of the outputs."""
 
     def __init__(
-        self, inputs: int, outputs: int, parallel: ModelParallelConfig, initializer: Initializer | None = None
+        self,
+        inputs: int,
+        outputs: int,
+        parallel: ModelParallelConfig,
+        initializer: Initializer | None = None,
+        stacked: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__(
             inputs,
@@ -45,7 +50,7 @@ class ColumnLinear(megatron.ColumnParallelLinear):
             bias=False,
             tp_group=parallel_state.get_tensor_model_parallel_group(),
         )
-        declare(self.weight, initializer or fan_in(), partition_dim=0)
+        declare(self.weight, initializer or fan_in(), partition_dim=0, stacked=stacked)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[0]
@@ -55,7 +60,12 @@ class RowLinear(megatron.RowParallelLinear):
     """(..., inputs/tp), this rank's part of the inputs -> (..., outputs), summed over the ranks."""
 
     def __init__(
-        self, inputs: int, outputs: int, parallel: ModelParallelConfig, initializer: Initializer | None = None
+        self,
+        inputs: int,
+        outputs: int,
+        parallel: ModelParallelConfig,
+        initializer: Initializer | None = None,
+        stacked: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__(
             inputs,
@@ -67,7 +77,7 @@ class RowLinear(megatron.RowParallelLinear):
             skip_bias_add=False,
             tp_group=parallel_state.get_tensor_model_parallel_group(),
         )
-        declare(self.weight, initializer or fan_in(), partition_dim=1)
+        declare(self.weight, initializer or fan_in(), partition_dim=1, stacked=stacked)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[0]

@@ -61,6 +61,7 @@ def declare(
     partition_dim: int | None = None,
     logical_size: int | None = None,
     multiple: int = 1,
+    stacked: tuple[int, int] = (1, 1),
 ) -> None:
     """Say what `parameter` is a part of.
 
@@ -68,6 +69,8 @@ def declare(
         partition_dim: dimension that is split over the tensor parallel ranks; none: every rank holds all of it.
         logical_size: size of that dimension without padding; none: the sum of the parts.
         multiple: the padded parts are multiples of this.
+        stacked: (P, R): P matrices in one, alternating along the rows in runs of R rows.  The optimizer treats them
+            as P parameters wherever it looks at more than one element.
     """
     split = partition_dim is not None
     set_tensor_model_parallel_attributes(parameter, split, partition_dim if split else -1, 1)
@@ -75,7 +78,7 @@ def declare(
     if partition_dim is not None:
         ranks = parallel_state.get_tensor_model_parallel_world_size()
         shape[partition_dim] = logical_size or shape[partition_dim] * ranks
-    parameter.logical = _Logical(tuple(shape), partition_dim, multiple, initializer)  # type: ignore[attr-defined]
+    parameter.logical = _Logical(tuple(shape), partition_dim, multiple, stacked, initializer)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class _Logical:
     shape: tuple[int, ...]
     partition_dim: int | None
     multiple: int
+    stacked: tuple[int, int]
     initializer: Initializer
 
 

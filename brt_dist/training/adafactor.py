@@ -5,11 +5,13 @@ of 1, rate multiplied by the parameter's RMS, first moment (0.9) of the scaled u
 
 Row and column statistics and the RMS values belong to the whole matrix, but a rank holds only a part of it: a slice by
 tensor parallelism, and of that a contiguous flat range by ZeRO.  So each rank adds up what it has and the small sums
-are reduced over the groups that share the matrix.  DeepSpeed flattens a parameter group into one tensor; with one
-parameter to a group the flat range is a range of that parameter.
+are reduced over the groups that share the matrix.
+
+All parameters are one group, laid end to end by ZeRO and cut into equal ranges.  (Not one group each: DeepSpeed reduces
+a gradient norm per group over all pipeline stages, and stages with other numbers of groups would wait for ever.)
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,88 +74,114 @@ class MatrixPart:
         return torch.arange(self.rows, device=device) // run % count
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """The range of one parameter that is on this rank (perhaps empty), as views."""
+
+    index: int
+    rows: "_Rows"
+    weight: torch.Tensor
+    gradient: torch.Tensor
+    first_moment: torch.Tensor
+
+
 class Adafactor(torch.optim.Optimizer):
-    """See the module.  Every parameter group holds one parameter and, under "part", its :class:`MatrixPart`.
+    """See the module.
 
     Args:
-        groups: parameter groups.
+        parameters: those of this rank.
+        parts: what each of them is, in the same order.
         lr: relative step size; set `group["lr"]` before each step.
         momentum: decay of the first moment, 0 for none.
         decay_rate: exponent of the second moment's decay.
-        shards: number of ZeRO ranges a parameter is cut in (1: not sharded), and `shard`, which of them is here.
+        flat: whether ZeRO holds the parameters, end to end in one flat tensor.
+        shards: number of ranges that it cuts them in, and `shard`, which of them is here.
         data_group, tensor_group: process groups over which a parameter's parts are spread.
     """
 
     def __init__(
         self,
-        groups: Iterable[dict[str, Any]],
+        parameters: Iterable[torch.Tensor],
+        parts: Sequence[MatrixPart],
         *,
         lr: float,
         momentum: float,
         decay_rate: float,
+        flat: bool,
         shards: int,
         shard: int,
         data_group: dist.ProcessGroup,
         tensor_group: dist.ProcessGroup,
     ) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "decay_rate": decay_rate})
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "decay_rate": decay_rate})
+        self._parts = parts
+        self._flat = flat
         self._shards, self._shard = shards, shard
         self._data_group, self._tensor_group = data_group, tensor_group
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every group.  Collective: all ranks step the same groups in the same order."""
-        for group in self.param_groups:
-            (parameter,) = group["params"]
-            if parameter.grad is not None:
-                self._update(parameter, group)
+        """One update of every parameter.  Collective: all ranks that share parameters step together."""
+        (group,) = self.param_groups
+        for piece, state in self._pieces(group["params"]):
+            self._update(piece, state, group)
 
-    def _update(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
-        part: MatrixPart = group["part"]
-        start = self._shard * parameter.numel() if self._shards > 1 else 0
-        count = max(0, min(part.numel - start, parameter.numel()))
-        gradient = parameter.grad.reshape(-1)[:count].float()  # type: ignore[union-attr]
-        weight = parameter.view(-1)[:count]
-        state = self.state[parameter]
-        if not state:
-            self._initialise(state, part, parameter)
-        state["step"] += 1
+    def _pieces(self, held: list[torch.Tensor]) -> Iterator[tuple[_Piece, dict[str, Any]]]:
+        """Every parameter of the group, whole (each tensor is one) or as a range of the one flat tensor."""
+        flat = self._flat
+        begin = self._shard * held[0].numel() if flat else 0
+        end = begin + held[0].numel()
+        offset = 0
+        for index, part in enumerate(self._parts):
+            tensor = held[0] if flat else held[index]
+            if flat:
+                start, stop = max(begin - offset, 0), max(0, min(end - offset, part.numel))
+                start = min(start, stop)
+                here = slice(offset + start - begin, offset + stop - begin) if stop > start else slice(0, 0)
+                offset += part.numel
+            else:
+                start, stop, here = 0, part.numel, slice(0, part.numel)
+            state = self.state[tensor]
+            if not state:
+                state["first_moment"] = torch.zeros_like(tensor, dtype=torch.float32)
+                state["step"] = torch.zeros((), dtype=torch.float32)
+            if index == 0 or not flat:
+                state["step"] += 1
+            gradient = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            yield (
+                _Piece(
+                    index=index if flat else 0,
+                    rows=_Rows(part, start, stop - start, tensor.device),
+                    weight=tensor.view(-1)[here],
+                    gradient=gradient.reshape(-1)[here].float(),
+                    first_moment=state["first_moment"].view(-1)[here],
+                ),
+                state,
+            )
+
+    def _update(self, piece: _Piece, state: dict[str, Any], group: dict[str, Any]) -> None:
         decay = 1.0 - float(state["step"]) ** -group["decay_rate"]
-
-        rows = _Rows(part, start, count, parameter.device)
+        rows, gradient = piece.rows, piece.gradient
         square = gradient.square() + SQUARE_EPS
-        if part.is_factored:
-            update = self._factored(gradient, square, rows, state, decay)
+        if rows.part.is_factored:
+            update = self._factored(piece, square, state, decay)
         else:
-            second = state["second_moment"].view(-1)[:count]
+            second = state.setdefault(f"second_moment.{piece.index}", torch.zeros_like(gradient))
             second.mul_(decay).add_(square, alpha=1.0 - decay)
             update = gradient * second.rsqrt()
         clip = (self._rms(update, rows) / CLIP_RMS).clamp(min=1.0)
-        scale = group["lr"] * self._rms(weight.float(), rows).clamp(min=SMALLEST_SCALE) / clip
+        scale = group["lr"] * self._rms(piece.weight.float(), rows).clamp(min=SMALLEST_SCALE) / clip
         update = update * rows.per_element(scale)
         if group["momentum"]:
-            first = state["first_moment"].view(-1)[:count]
-            first.mul_(group["momentum"]).add_(update, alpha=1.0 - group["momentum"])
-            update = first
-        weight.sub_(update.to(weight.dtype))
+            update = piece.first_moment.mul_(group["momentum"]).add_(update, alpha=1.0 - group["momentum"])
+        piece.weight.sub_(update.to(piece.weight.dtype))
 
-    def _initialise(self, state: dict[str, Any], part: MatrixPart, parameter: torch.Tensor) -> None:
-        device = parameter.device
-        state["step"] = torch.zeros((), dtype=torch.float32)
-        state["first_moment"] = torch.zeros_like(parameter, dtype=torch.float32)
-        if part.is_factored:
-            state["row_moment"] = torch.zeros(part.rows, device=device)
-            state["column_moment"] = torch.zeros(part.stacked[0], part.columns, device=device)
-        else:
-            state["second_moment"] = torch.zeros_like(parameter, dtype=torch.float32)
-
-    def _factored(
-        self, gradient: torch.Tensor, square: torch.Tensor, rows: "_Rows", state: dict[str, Any], decay: float
-    ) -> torch.Tensor:
-        part = rows.part
-        row_mean = self._sum(rows.sum_rows(square), part.split == 1) / part.logical_columns
-        column_mean = self._sum(rows.sum_columns(square), part.split == 0) / part.rows_per_matrix
-        row, column = state["row_moment"], state["column_moment"]
+    def _factored(self, piece: _Piece, square: torch.Tensor, state: dict[str, Any], decay: float) -> torch.Tensor:
+        part, device = piece.rows.part, square.device
+        row_mean = self._sum(piece.rows.sum_rows(square), part.split == 1) / part.logical_columns
+        column_mean = self._sum(piece.rows.sum_columns(square), part.split == 0) / part.rows_per_matrix
+        row = state.setdefault(f"row_moment.{piece.index}", torch.zeros_like(row_mean))
+        column = state.setdefault(f"column_moment.{piece.index}", torch.zeros_like(column_mean))
         row.mul_(decay).add_(row_mean, alpha=1.0 - decay)
         column.mul_(decay).add_(column_mean, alpha=1.0 - decay)
         # the mean over columns of the column moments is the mean over rows of the row moments
@@ -161,8 +189,8 @@ class Adafactor(torch.optim.Optimizer):
         if part.split == 1:
             dist.all_reduce(total, group=self._tensor_group)
         mean = total / part.logical_columns
-        row_factor = (row / mean[part.matrix_of_row(row.device)]).rsqrt()
-        return gradient * rows.outer(row_factor, column.rsqrt())
+        row_factor = (row / mean[part.matrix_of_row(device)]).rsqrt()
+        return piece.gradient * piece.rows.outer(row_factor, column.rsqrt())
 
     def _rms(self, values: torch.Tensor, rows: "_Rows") -> torch.Tensor:
         """Root mean square of each stacked matrix, (P,)."""

@@ -28,13 +28,12 @@ def build_optimizer(parameters: Sequence[LogicalParameter], config: Config, layo
         )
     sharded = config.parallel.zero_stage > 0
     return Adafactor(
-        [
-            {"params": [parameter.local], "part": _matrix_part(parameter, layout), "name": parameter.name}
-            for parameter in parameters
-        ],
+        [parameter.local for parameter in parameters],
+        [_matrix_part(parameter, layout) for parameter in parameters],
         lr=settings.learning_rate,
         momentum=settings.momentum,
         decay_rate=settings.decay_rate,
+        flat=sharded,
         shards=layout.data if sharded else 1,
         shard=layout.data_rank if sharded else 0,
         data_group=MegatronGroups.get_data_parallel_group(),
@@ -61,5 +60,5 @@ def _matrix_part(parameter: LogicalParameter, layout: Layout) -> MatrixPart:
         split=parameter.partition_dim,
         tensor_parallel=layout.tensor,
         logical_rows=parameter.shape[0],
-        stacked=getattr(parameter, "stacked", (1, 1)),
+        stacked=parameter.stacked,
     )

@@ -194,11 +194,9 @@ def train_plainly(given: Config, steps: int = STEPS) -> Outcome:
             optimizer.zero_grad()
             loss.backward()
             norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm or float("inf"))))
-            losses.append(float(loss))
+            losses.append(loss.item())
             optimizer.step()
-        weights = {
-            p.name: p.whole([p.local.detach().clone()]) for p in logical_parameters(model)
-        }
+        weights = {p.name: p.whole([p.local.detach().clone()]) for p in logical_parameters(model)}
         remembered = {
             f"layers.{i}.{field}": value.clone()
             for i, layer in enumerate(memory)

@@ -1,0 +1,100 @@
+"""Every layout computes what one process computes: loss, gradient norm, weights and memory after six steps.
+
+The truth is a plain loop over whole batches with autograd and torch's AdamW (`cases.train_plainly`); where the engine has
+parts that the loop lacks (dropout, Adafactor), one rank of the engine without ZeRO.
+"""
+
+from functools import cache
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from tests.parallel.cases import Outcome, config, join, train_on_rank, train_plainly
+from tests.parallel.pool import RankPool
+
+pytestmark = pytest.mark.slow
+
+LOSS, NORM, STATE = 1e-5, 1e-4, 1e-5
+WEIGHT = 2e-4  # AdamW divides by the root of the second moment: rounding in a tiny gradient moves a weight by a share of lr
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "one": {},
+    "tp2": {"tensor": 2},
+    "pp2": {"pipeline": 2},
+    "dp2": {"data": 2},
+    "tp2-pp2": {"tensor": 2, "pipeline": 2},
+    "tp2-pp2-dp2": {"tensor": 2, "pipeline": 2, "data": 2},
+    "pp3": {"pipeline": 3},
+    "pp2-recompute": {"pipeline": 2, "recompute": True},
+    "tp2-recompute": {"tensor": 2, "recompute": True},
+    "tp2-pp2-micro2": {"tensor": 2, "pipeline": 2, "micro_batch": 2},
+    "dp2-zero0": {"data": 2, "zero_stage": 0},
+    "dp2-zero2": {"data": 2, "zero_stage": 2},
+}
+
+
+@cache
+def plain(model: tuple[tuple[str, Any], ...] = ()) -> Outcome:
+    return train_plainly(config(model=dict(model)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_layout_computes_what_one_process_computes(ranks: RankPool, layout: dict[str, Any]) -> None:
+    compare(run(ranks, parallel=layout), plain())
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lstm-dual": {"cell": "dual", "gate": "lstm"},
+    "single-two-layers": {"cell": "single", "recurrent_layers": (1, 3)},
+    "transformer-xl": {"recurrent_layers": (), "window": 64},
+    "one-block": {"window": 64},
+}
+
+
+@pytest.mark.parametrize("model", VARIANTS.values(), ids=VARIANTS.keys())
+def test_variant_computes_the_same_in_four_parts(ranks: RankPool, model: dict[str, Any]) -> None:
+    compare(run(ranks, parallel={"tensor": 2, "pipeline": 2}, model=model), plain(tuple(model.items())))
+
+
+@pytest.mark.parametrize("layout", ["tp2", "pp2-recompute", "tp2-pp2-dp2"])
+def test_dropout_masks_do_not_depend_on_the_layout(ranks: RankPool, layout: str) -> None:
+    model = {"dropout": 0.1}
+    compare(run(ranks, parallel=LAYOUTS[layout], model=model), run(ranks, parallel={"zero_stage": 0}, model=model))
+
+
+ADAFACTOR = {"name": "adafactor", "learning_rate": 3e-2, "clip_norm": None}
+FACTORED = {"width": 128, "head_dim": 32, "mlp_width": 128, "vocab_size": 200, "states": 128}  # big enough to be factored
+
+
+@pytest.mark.parametrize("layout", ["tp2", "dp2", "tp2-pp2-dp2"])
+def test_adafactor_sees_whole_matrices_in_every_layout(ranks: RankPool, layout: str) -> None:
+    found = run(ranks, parallel=LAYOUTS[layout], model=FACTORED, optimizer=ADAFACTOR)
+    compare(found, run(ranks, parallel={"zero_stage": 0}, model=FACTORED, optimizer=ADAFACTOR))
+
+
+@pytest.mark.parametrize("layout", ["one", "tp2", "pp2", "dp2-zero2"])
+def test_bf16_stays_near_fp32(ranks: RankPool, layout: str) -> None:
+    """bf16 has 8 bits of mantissa: the loss of about 5 may be off by a few thousandths, and no more."""
+    found = run(ranks, parallel=LAYOUTS[layout], precision="bf16")
+    for here, there in zip(found.losses, plain().losses, strict=True):
+        assert here == pytest.approx(there, abs=1e-2)
+    for here, there in zip(found.grad_norms, plain().grad_norms, strict=True):
+        assert here == pytest.approx(there, rel=5e-2)
+
+
+def run(ranks: RankPool, **settings: Any) -> Outcome:
+    given = config(**settings)
+    return join(ranks.run(given.parallel.world_size, train_on_rank, given))
+
+
+def compare(found: Outcome, truth: Outcome) -> None:
+    assert found.losses == pytest.approx(truth.losses, abs=LOSS)
+    assert found.grad_norms == pytest.approx(truth.grad_norms, abs=NORM)
+    assert largest_difference(found.memory, truth.memory) <= STATE
+    assert largest_difference(found.weights, truth.weights) <= WEIGHT
+
+
+def largest_difference(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
+    assert found.keys() == truth.keys()
+    return max(float((found[name] - truth[name]).abs().max()) for name in truth)
