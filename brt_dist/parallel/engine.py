@@ -76,9 +76,7 @@ class Engine(ABC):
 
     def new_memory(self) -> StreamMemory:
         """Blank memory for all streams of this rank, as before the first step (evaluation has its own)."""
-        blank = {
-            layer.index: layer.layer.blank_memory(self.layout.micro_batch) for layer in stream_layers(self.stage)
-        }
+        blank = {layer.index: layer.layer.blank_memory(self.layout.micro_batch) for layer in stream_layers(self.stage)}
         return StreamMemory(blank, self.layout.micro_batches)
 
     def train_step(self, step: StepInput, learning_rate: float) -> StepResult:

@@ -37,9 +37,7 @@ class Layout:
     @classmethod
     def of(cls, config: Config, rank: int) -> "Layout":
         parallel = config.parallel
-        return cls(
-            parallel.tensor, parallel.pipeline, parallel.data, parallel.micro_batch, config.data.streams, rank
-        )
+        return cls(parallel.tensor, parallel.pipeline, parallel.data, parallel.micro_batch, config.data.streams, rank)
 
     @property
     def world_size(self) -> int:

@@ -52,9 +52,7 @@ class PipelineStage(PipelineModule):
     copy each of the token embedding, which is tied to the output; DeepSpeed adds up their gradients.
     """
 
-    def __init__(
-        self, config: ModelConfig, layout: Layout, context: StageContext, recompute: bool, loss: Loss
-    ) -> None:
+    def __init__(self, config: ModelConfig, layout: Layout, context: StageContext, recompute: bool, loss: Loss) -> None:
         super().__init__(
             layers=[
                 TiedLayerSpec(EMBEDDING, TokenEmbedding, config, tied_weight_attr="weight"),
