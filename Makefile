@@ -1,0 +1,55 @@
+# make quickstart   install, get a corpus, build shards, train a small model; again: goes on with what is there
+# make test         all tests, in the same environment        make check   format, lint, types, fast tests
+# make parity       compare all layouts with one process      make lock    pin what pyproject.toml asks for, anew
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+STEPS ?= 800
+
+.PHONY: quickstart install test check format parity lock clean
+
+quickstart: $(INSTALLED)
+	$(BIN)/brt data corpus books --out quickstart/corpus
+	$(BIN)/brt data build quickstart/corpus/train --out quickstart/data/train --tokenizer bpe:4096 --shard-size 1MB
+	$(BIN)/brt data build quickstart/corpus/validation --out quickstart/data/validation \
+		--tokenizer quickstart/data/train/tokenizer.json
+	$(BIN)/brt train examples/quickstart.yaml run.steps=$(STEPS)
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Try: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --editable .
+	@touch $@
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow"
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+parity: $(INSTALLED)
+	$(BIN)/python -m tests.parallel
+
+lock:
+	rm -rf $(VENV)-lock
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --quiet ".[dev]"
+	(sed -n '/^#/p' requirements.lock; $(VENV)-lock/bin/pip freeze --exclude brt_dist | sed 's/+cpu$$//') > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+	rm -rf $(VENV)-lock
+
+clean:
+	rm -rf $(VENV) quickstart build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
