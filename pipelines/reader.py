@@ -5,14 +5,25 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.dataset import Dataset
-from pipelines.schedule import Cursor, StepPlan, StreamSchedule
+from pipelines.schedule import Cursor, StepPlan
 
 _POLL_SECONDS = 0.1  # how soon a blocked thread notices that it was closed
+
+
+class Schedule(Protocol):
+    """What is needed of a schedule: its shape, and what each step reads (see `StreamSchedule`)."""
+
+    segment: int
+    window: int
+    blocks: int
+
+    def step(self, cursor: Cursor) -> tuple[StepPlan, Cursor]: ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class Segments:
 class SegmentReader:
     """Reads what a schedule says.  Keeps no position: any plan may be read at any time, at the same cost."""
 
-    def __init__(self, dataset: Dataset, schedule: StreamSchedule) -> None:
+    def __init__(self, dataset: Dataset, schedule: Schedule) -> None:
         self.dataset = dataset
         self.schedule = schedule
 
@@ -69,7 +80,7 @@ class Prefetcher:
     """
 
     def __init__(
-        self, reader: SegmentReader, schedule: StreamSchedule, cursor: Cursor, streams: Sequence[int], depth: int = 2
+        self, reader: SegmentReader, schedule: Schedule, cursor: Cursor, streams: Sequence[int], depth: int = 2
     ) -> None:
         self._reader = reader
         self._schedule = schedule
