@@ -100,7 +100,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             processes.append(process)
             wait_for(lambda log=log: "Ray runtime started" in log.read_text(), "a Ray node")
             if part:
-                found = re.search(r"Local node IP: .*?((?:\d+\.){3}\d+)", log.read_text())  # with colours before it
+                found = re.search(r"Local node IP.*?((?:\d+\.){3}\d+)", log.read_text())  # with colours before it
                 assert found is not None
                 address = f"{found[1]}:{port}"
         yield Cluster(address, environment, processes)

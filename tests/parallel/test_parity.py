@@ -16,7 +16,9 @@ from tests.parallel.pool import RankPool
 pytestmark = pytest.mark.slow
 
 LOSS, NORM, STATE = 1e-5, 1e-4, 1e-5
-WEIGHT = 2e-4  # AdamW divides by the root of the second moment: rounding in a tiny gradient moves a weight by a share of lr
+WEIGHT = (
+    2e-4  # AdamW divides by the root of the second moment: rounding in a tiny gradient moves a weight by a share of lr
+)
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "one": {},
@@ -64,7 +66,13 @@ def test_dropout_masks_do_not_depend_on_the_layout(ranks: RankPool, layout: str)
 
 
 ADAFACTOR = {"name": "adafactor", "learning_rate": 3e-2, "clip_norm": None}
-FACTORED = {"width": 128, "head_dim": 32, "mlp_width": 128, "vocab_size": 200, "states": 128}  # big enough to be factored
+FACTORED = {
+    "width": 128,
+    "head_dim": 32,
+    "mlp_width": 128,
+    "vocab_size": 200,
+    "states": 128,
+}  # big enough to be factored
 
 
 @pytest.mark.parametrize("layout", ["tp2", "dp2", "tp2-pp2-dp2"])
