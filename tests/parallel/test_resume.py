@@ -1,0 +1,134 @@
+"""A run that is stopped and started again on its layout is, to the bit, the run that was not."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from brt_dist.config.schema import Config
+from brt_dist.errors import ExitCode
+from tests.datasets import make_dataset
+from tests.parallel.pool import RankPool
+
+pytestmark = pytest.mark.slow
+
+STEPS = 6
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tp2-pp2": {"parallel": {"tensor": 2, "pipeline": 2}},
+    "dp2-dropout": {"parallel": {"data": 2}, "model": {"dropout": 0.1}},
+    "dp2-zero2-bf16": {"parallel": {"data": 2, "zero_stage": 2}, "run": {"precision": "bf16"}},
+    "tp2-bf16": {"parallel": {"tensor": 2}, "run": {"precision": "bf16"}},
+    "pp2-bf16-adafactor": {
+        "parallel": {"pipeline": 2},
+        "run": {"precision": "bf16"},
+        "model": {"width": 128, "head_dim": 32, "mlp_width": 128, "states": 128},
+        "optimizer": {"name": "adafactor", "learning_rate": 0.03},
+    },
+    "one-zero0": {"parallel": {"zero_stage": 0}},
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    draw = random.Random(4)
+    make_dataset(folder, ["".join(draw.choices("abcdefgh \n", k=draw.randint(20, 700))) for _ in range(12)])
+    return folder / "dataset"
+
+
+def config(dataset: Path, run: Path, settings: dict[str, Any]) -> Config:
+    sections: dict[str, dict[str, Any]] = {
+        "model": {
+            "layers": 3, "width": 32, "heads": 2, "head_dim": 16, "mlp_width": 64, "window": 16, "states": 8,
+            "recurrent_layers": (1,), "dropout": 0.0, "vocab_size": 256,
+        },
+        "data": {"dataset": dataset, "validation": dataset, "segment": 32, "streams": 4},
+        "parallel": {"micro_batch": 1},
+        "optimizer": {"learning_rate": 3e-3, "warmup_steps": 2},
+        "run": {"directory": run, "steps": STEPS, "precision": "fp32", "checkpoint_every": 2, "evaluate_every": 3,
+                "evaluation_steps": 2},
+    }  # fmt: skip
+    return Config.model_validate({name: section | settings.get(name, {}) for name, section in sections.items()})
+
+
+def train(rank: int, store: str, given: Config, attempt: int, stop_after: int) -> tuple[int, list[str]]:
+    """One attempt on one rank, asked to stop after `stop_after` steps of its own; exit code and messages."""
+    import torch.distributed as dist
+
+    from brt_dist.parallel.device import choose
+    from brt_dist.parallel.layout import Layout, finalize, initialize
+    from brt_dist.training.guards import StopRequest
+    from brt_dist.training.metrics import EventLog
+    from pipelines.dataset import Dataset
+
+    layout = Layout.of(given, rank)
+    device = choose("cpu", rank)
+    initialize(layout, device, 120.0, dist.FileStore(store, layout.world_size))
+    from brt_dist.training.loop import Trainer
+
+    class StopAfter(StopRequest):
+        asked = 0
+
+        def agreed(self, device: Any) -> bool:
+            self.asked += 1
+            self._asked = self.asked >= stop_after and rank == layout.world_size - 1  # one rank is asked, all stop
+            return super().agreed(device)
+
+    run = Path(given.run.directory)
+    events = EventLog(run, attempt, enabled=rank == 0)
+    try:
+        with Dataset.open(given.data.dataset) as data:
+            trainer = Trainer(given, run, layout, device, events, data, data, StopAfter())
+            return int(trainer.run()), []
+    finally:
+        events.close()
+        finalize()
+
+
+@pytest.mark.parametrize("settings", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_resumed_run_is_bitwise_the_uninterrupted_run(
+    ranks: RankPool, dataset: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    straight = config(dataset, tmp_path / "straight", settings)
+    stopped = config(dataset, tmp_path / "stopped", settings)
+    for given in (straight, stopped):
+        Path(given.run.directory).mkdir()
+    world = straight.parallel.world_size
+
+    assert {code for code, _ in ranks.run(world, train, straight, 1, 99)} == {ExitCode.FINISHED}
+    assert {code for code, _ in ranks.run(world, train, stopped, 1, 3)} == {ExitCode.PREEMPTED}
+    assert {code for code, _ in ranks.run(world, train, stopped, 2, 1)} == {ExitCode.PREEMPTED}
+    assert {code for code, _ in ranks.run(world, train, stopped, 3, 99)} == {ExitCode.FINISHED}
+
+    keys = ("step", "loss", "grad_norm", "learning_rate", "tokens", "dataset", "memory")
+    facts = [
+        [{key: event[key] for key in keys if key in event} for event in events(given, "step", "evaluation")]
+        for given in (straight, stopped)
+    ]
+    assert facts[0] == facts[1]
+    assert [event["start_step"] for event in events(stopped, "attempt")] == [0, 3, 4]
+    same_tensors(Path(straight.run.directory), Path(stopped.run.directory), world)
+
+
+def events(given: Config, *kinds: str) -> list[dict[str, Any]]:
+    lines = (Path(given.run.directory) / "metrics.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] in kinds]
+
+
+def same_tensors(one: Path, other: Path, world: int) -> None:
+    """The last checkpoints hold the same weights, optimizer state, memory and cursor, bit for bit."""
+    from safetensors.torch import load_file
+
+    name = f"checkpoints/step_{STEPS:08d}"
+    cursors = [json.loads((run / name / "manifest.json").read_text())["cursor"] for run in (one, other)]
+    assert cursors[0] == cursors[1]
+    for rank in range(world):
+        here, there = (load_file(run / name / f"rank_{rank:05d}.safetensors") for run in (one, other))
+        assert here.keys() == there.keys()
+        kinds = {key.split("/")[0] for key in here}
+        assert kinds == {"weights", "optimizer", "memory"}
+        assert [key for key in here if not torch.equal(here[key], there[key])] == []
