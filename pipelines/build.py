@@ -25,7 +25,7 @@ import numpy as np
 
 from brt_dist.errors import DataError
 from brt_dist.files import atomic_file, write_atomic
-from pipelines.cluster import ray_session
+from pipelines.cluster import running_ray
 from pipelines.format import (
     BUILD_FILE,
     DATASET_FILE,
@@ -175,7 +175,7 @@ class _Shards:
             for plan in missing:
                 self._add(plan.number, write_shard(self.folder, plan, tokenizer, settings))
         else:
-            with ray_session(workers, ray_address) as at_once:
+            with running_ray(workers, ray_address) as at_once:
                 began = time.perf_counter()  # the start of Ray is no measure of the pipeline
                 run_tasks(self.folder, missing, settings, at_once, self._add)
         self.seconds = time.perf_counter() - began

@@ -16,7 +16,7 @@ def available_cores() -> int:
 
 
 @contextmanager
-def ray_session(workers: int | None, address: str | None = None) -> Iterator[int]:
+def running_ray(workers: int | None, address: str | None = None) -> Iterator[int]:
     """A Ray that can run `workers` tasks at once; yields how many tasks to hand out at a time.
 
     Starts one on this machine (workers: by default all cores) and shuts it down at the end, or joins the cluster at

@@ -15,7 +15,7 @@ import pytest
 
 from brt_dist.errors import DataError
 from pipelines.build import BuildSettings, build
-from pipelines.cluster import ray_session
+from pipelines.cluster import running_ray
 from pipelines.corpora import standard_library
 from pipelines.tokenizers import train_bpe
 from pipelines.verify import verify
@@ -53,7 +53,7 @@ def reference(corpus: BuildSettings, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
     """One Ray for the tests that can share it."""
-    with ray_session(2):
+    with running_ray(2):
         yield
 
 
