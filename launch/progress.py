@@ -104,8 +104,8 @@ class Progress:
         self._live.update(self._render(), refresh=True)
 
     def _render(self) -> "RenderableType":
-        from rich.console import Group
         from rich.progress_bar import ProgressBar
+        from rich.table import Table
         from rich.text import Text
 
         step = self._history.latest_step()
@@ -113,7 +113,10 @@ class Progress:
         text = Text()
         for name, value in self._facts():
             text.append(f"{name} ", style="dim").append(f"{value}  ")
-        return Group(ProgressBar(total=self._steps, completed=min(done, self._steps), width=60), text)
+        rows = Table.grid(expand=True)  # a bar alone ends without a new line
+        rows.add_row(ProgressBar(total=self._steps, completed=min(done, self._steps), width=60))
+        rows.add_row(text)
+        return rows
 
 
 _SHOWN = (
