@@ -147,7 +147,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--follow", action="store_true", help="go on until standard input is closed")
     parser.add_argument("--finish-seconds", type=float, default=60.0, help="with --follow: patience after that")
     options = parser.parse_args(arguments)
-    sys.stderr = cast(TextIO, _Redacted(sys.stderr))
+    # MLflow prints and logs the URIs it works with, on both.
+    sys.stderr = sys.stdout = cast(TextIO, _Redacted(sys.stderr))
     if options.follow:
         os.nice(10)  # the ranks come first
     try:
