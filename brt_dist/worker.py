@@ -1,4 +1,4 @@
-"""One rank of a run: `python -m brt_dist.worker --run RUN`, started by brt's launcher, torchrun or Slurm alike.
+"""One rank of a run: `python -m brt_dist.worker RUN`, started by brt's launcher, torchrun or Slurm alike.
 
 Takes its place from the environment as torchrun sets it (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT),
 reads RUN/config.yaml, goes on from the newest checkpoint of the run, and ends with an :class:`ExitCode`.  When it
@@ -18,10 +18,17 @@ from pathlib import Path
 from brt_dist.errors import BrtError, ExitCode, PlatformError
 from brt_dist.files import write_atomic
 
+# said by Megatron on every rank: kernels that we do not use, a setting that `device.choose` makes where it matters
+_NOTICES = (
+    "Transformer Engine and Apex are not installed",
+    "When using async grad allreduce",
+    "Warning: tp_group is None",
+)
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m brt_dist.worker", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--run", type=Path, required=True, help="run directory; holds config.yaml")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory; holds config.yaml")
     parser.add_argument("--attempt", type=int, default=1, help="number of this start of the run's processes")
     options = parser.parse_args(arguments)
     try:
@@ -39,8 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(run: Path, attempt: int) -> ExitCode:
-    # said on every rank at import, of kernels that we do not use
-    warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+    for notice in _NOTICES:
+        warnings.filterwarnings("ignore", message=notice)
     from brt_dist.config.loading import load
     from brt_dist.config.rules import check
 
@@ -85,7 +92,7 @@ def _number(name: str) -> int:
     if not value.isdigit():
         raise PlatformError(
             f"the environment variable {name} is {value!r}; start ranks with `brt train`, or with "
-            "`torchrun --nproc-per-node N -m brt_dist.worker --run RUN`"
+            "`torchrun --nproc-per-node N -m brt_dist.worker RUN`"
         )
     return int(value)
 

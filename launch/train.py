@@ -58,7 +58,7 @@ def train(
 ) -> Outcome:
     """Run one attempt and say how it ended.  BrtError: it could not be started.
 
-    console: standard error.  worker: command of a rank, to which `--run RUN --attempt N` is added.
+    console: standard error.  worker: command of a rank, to which `RUN --attempt N` is added.
     """
     resolved = load(sources, overrides)
     resolved = replace(resolved, config=absolute(resolved.config))
@@ -108,7 +108,7 @@ def _attempt(
                 run,
                 gang,
                 config.parallel.world_size,
-                lambda attempt: (*worker, "--run", str(run), "--attempt", str(attempt)),
+                lambda attempt: (*worker, str(run), "--attempt", str(attempt)),
                 stop,
                 facts={**attempt_facts(), "nodes": [node.host for node in gang.nodes]},
                 on_look=progress.update,

@@ -121,7 +121,9 @@ class CheckpointStore:
                 f"{self._dataset[:12]}). Use that dataset, or another run.directory."
             )
         now = self._layout_fields()
-        changed = [f"{key} {manifest.layout.get(key)} -> {now[key]}" for key in now if manifest.layout.get(key) != now[key]]
+        changed = [
+            f"{key} {manifest.layout.get(key)} -> {now[key]}" for key in now if manifest.layout.get(key) != now[key]
+        ]
         if changed:
             raise _NotThisRun(
                 f"{folder} was saved on another layout ({', '.join(changed)}). This version resumes on the layout that "

@@ -58,6 +58,8 @@ def choose(kind: str, local_rank: int) -> Device:
                 "Start at most one rank per GPU, or set run.device=cpu."
             )
         torch.cuda.set_device(local_rank)
+        # one queue: the reduction of a gradient starts before the product that it overlaps with
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     os.environ["DS_ACCELERATOR"] = kind
     os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed insists on it
     if kind == "cpu":

@@ -26,10 +26,10 @@ def train(settings: tuple[str, ...], as_json: bool) -> int:
     and saved, 18 environment, 130 stopped without saving, 1 a defect.
 
     Starts Ray on this machine, reachable from this machine only, unless launch.ray_address names a cluster to join.
-    The ranks also run without Ray, in a directory where `brt train` or `brt config show` has left config.yaml:
+    The ranks also run without Ray, in any directory that holds a config.yaml (`brt train` leaves it there):
 
     \b
-      torchrun --nproc-per-node 2 -m brt_dist.worker --run RUN
+      torchrun --nproc-per-node 2 -m brt_dist.worker RUN
     """
     from rich.console import Console
 

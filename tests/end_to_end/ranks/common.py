@@ -13,7 +13,7 @@ class Rank:
 
     def __init__(self) -> None:
         parser = argparse.ArgumentParser()
-        parser.add_argument("--run", type=Path, required=True)
+        parser.add_argument("run", type=Path)
         parser.add_argument("--attempt", type=int, required=True)
         options = parser.parse_args()
         self.run, self.attempt = options.run, options.attempt
