@@ -6,9 +6,13 @@ value that works, and for the layout as a whole the nearest layout that works.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from brt_dist.config.schema import Config, ParallelConfig
 from brt_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipelines.dataset import Dataset
 
 _LARGEST_FACTOR = 1 << 14  # nothing is ever split into more parts than this
 
@@ -20,6 +24,10 @@ class DatasetFacts:
     documents: int
     vocab_size: int
     tokenizer_digest: str
+
+    @classmethod
+    def of(cls, dataset: "Dataset") -> "DatasetFacts":
+        return cls(len(dataset.lengths), dataset.vocab_size, dataset.record.tokenizer.sha256)
 
 
 def check(config: Config, dataset: DatasetFacts | None = None, validation: DatasetFacts | None = None) -> None:
@@ -131,6 +139,20 @@ def _optimizer_layout(config: Config) -> Iterator[str]:
         )
 
 
+def _zero(config: Config) -> Iterator[str]:
+    stage = config.parallel.zero_stage
+    if stage == 3:
+        yield (
+            "parallel.zero_stage=3 is not available yet: the checkpoints do not know its cut up weights; "
+            "nearest: parallel.zero_stage=2, or 1 with a pipeline"
+        )
+    if stage == 0 and config.run.precision == "bf16":
+        yield (
+            "parallel.zero_stage=0 with run.precision=bf16: DeepSpeed cannot add gradients up in fp32 then; "
+            "nearest: parallel.zero_stage=1"
+        )
+
+
 def _sequence_parallel(config: Config) -> Iterator[str]:
     if config.parallel.sequence_parallel:
         yield "parallel.sequence_parallel is not available yet; nearest: parallel.sequence_parallel=false"
@@ -218,7 +240,15 @@ def _dataset(config: Config, dataset: DatasetFacts, validation: DatasetFacts | N
 
 
 _Rule = Callable[[Config], Iterator[str]]
-_LAYOUT_RULES: tuple[_Rule, ...] = (_divisibility, _streams, _pipeline, _optimizer_layout, _sequence_parallel, _nodes)
+_LAYOUT_RULES: tuple[_Rule, ...] = (
+    _divisibility,
+    _streams,
+    _pipeline,
+    _zero,
+    _optimizer_layout,
+    _sequence_parallel,
+    _nodes,
+)
 _OTHER_RULES: tuple[_Rule, ...] = (_segment, _recurrent_layers, _feedback, _schedule, _folders)
 
 

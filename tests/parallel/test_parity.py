@@ -1,7 +1,7 @@
 """Every layout computes what one process computes: loss, gradient norm, weights and memory after six steps.
 
-The truth is a plain loop over whole batches with autograd and torch's AdamW (`cases.train_plainly`); where the engine has
-parts that the loop lacks (dropout, Adafactor), one rank of the engine without ZeRO.
+The truth is a plain loop over whole batches with autograd and torch's AdamW (`cases.train_plainly`); where the engine
+has parts that the loop lacks (dropout, Adafactor), one rank of the engine without ZeRO.
 """
 
 from functools import cache

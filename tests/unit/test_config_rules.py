@@ -30,11 +30,11 @@ def refusal(config: Config, *facts: DatasetFacts) -> str:
     [
         (),
         ("parallel={tensor: 2, pipeline: 2, data: 4, micro_batch: 2}", "launch.nodes=4"),
-        ("parallel={data: 2, zero_stage: 3}",),
+        ("parallel={data: 2, zero_stage: 2}",),
         ("model.states=333", "parallel.tensor=2"),
         ("model.recurrent_layers=[]",),
         ("model.recurrent_layers=[0, -1]", "model.layers=2"),
-        ("optimizer.name=adafactor", "parallel.zero_stage=0"),
+        ("optimizer.name=adafactor", "parallel.zero_stage=0", "run.precision=fp32"),
     ],
 )
 def test_accepted(overrides: tuple[str, ...]) -> None:
@@ -52,6 +52,8 @@ def test_accepted(overrides: tuple[str, ...]) -> None:
         (("parallel.pipeline=13",), ("every stage needs a layer", "nearest: parallel.pipeline=12")),
         (("parallel={pipeline: 2, zero_stage: 3}",), ("no ZeRO 2 or 3", "nearest: parallel.zero_stage=1")),
         (("parallel={pipeline: 2, zero_stage: 0}",), ("drifts", "nearest: parallel.zero_stage=1")),
+        (("parallel.zero_stage=3",), ("not available yet", "nearest: parallel.zero_stage=2")),
+        (("parallel.zero_stage=0", "run.precision=bf16"), ("fp32", "nearest: parallel.zero_stage=1")),
         (("optimizer.name=adafactor", "parallel.zero_stage=2"), ("whole matrices", "parallel.zero_stage=1")),
         (("parallel.sequence_parallel=true",), ("not available yet",)),
         (("model.feedback=true",), ("not available yet", "nearest: model.feedback=false")),
