@@ -128,6 +128,12 @@ def _pipeline(config: Config) -> Iterator[str]:
             "parallel.zero_stage=0 with a pipeline: the embedding that the first and last stage share drifts apart "
             "without ZeRO; nearest: parallel.zero_stage=1"
         )
+    if layout.pipeline > 1 and config.model.feedback:
+        yield (
+            f"parallel.pipeline={layout.pipeline} with model.feedback=true: the first layers attend to the state that "
+            "a later one made of the block before, so every block would pass all stages before the next can begin; "
+            "nearest: parallel.pipeline=1, or model.feedback=false"
+        )
 
 
 def _optimizer_layout(config: Config) -> Iterator[str]:
@@ -197,8 +203,20 @@ def _recurrent_layers(config: Config) -> Iterator[str]:
 
 
 def _feedback(config: Config) -> Iterator[str]:
-    if config.model.feedback:
-        yield "model.feedback is not available yet; nearest: model.feedback=false"
+    if config.model.feedback and not config.model.recurrent_layers:
+        yield (
+            "model.feedback=true with model.recurrent_layers=[]: there is no state to feed back; "
+            "nearest: model.recurrent_layers=[-1], or model.feedback=false"
+        )
+
+
+def _positions(config: Config) -> Iterator[str]:
+    size = config.model.head_dim
+    if config.model.positions == "rotary" and size % 2:
+        yield (
+            f"model.positions=rotary with model.head_dim={size}: pairs of channels are rotated, so their number "
+            f"must be even; nearest: model.head_dim={size + 1}, or model.positions=t5"
+        )
 
 
 def _schedule(config: Config) -> Iterator[str]:
@@ -249,7 +267,14 @@ _LAYOUT_RULES: tuple[_Rule, ...] = (
     _sequence_parallel,
     _nodes,
 )
-_OTHER_RULES: tuple[_Rule, ...] = (_segment, _recurrent_layers, _feedback, _schedule, _folders)
+_OTHER_RULES: tuple[_Rule, ...] = (
+    _segment,
+    _recurrent_layers,
+    _feedback,
+    _positions,
+    _schedule,
+    _folders,
+)
 
 
 # ---- helpers ------------------------------------------------------------------------------------------------

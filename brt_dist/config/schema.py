@@ -36,7 +36,9 @@ class ModelConfig(Section):
     gate: Literal["fixed", "lstm"] = Field("fixed", description="gate of the recurrent cell")
     feedback: bool = Field(False, description="every layer attends to the state of the recurrent layer")
     clear_state: bool = Field(False, description="ablation: every segment starts from the initial state")
-    positions: Literal["t5"] = Field("t5", description="relative position bias of token to token attention")
+    positions: Literal["t5", "rotary", "none"] = Field(
+        "t5", description="positions of token to token attention: relative bias, rotation of queries and keys, or none"
+    )
     logit_scale: Literal["width", "vocab"] = Field(
         "width", description="logits are divided by the square root of this; 'vocab' is the 2022 code of the paper"
     )

@@ -120,23 +120,24 @@ def _rules(config: ModelConfig) -> Iterator[tuple[str, _Rule]]:
     yield "embedding.weight", _Same(("embed/embedding",))
     yield "final_norm.weight", _Same(("final_layernorm/scale",))
     for index in range(config.layers):
-        recurrent = index in config.recurrent_indices()
-        for name, rule in _layer_rules(config, f"transformer{index}", recurrent):
+        for name, rule in _layer_rules(config, f"transformer{index}", index in config.recurrent_indices()):
             yield f"layers.{index}.{name}", rule
 
 
 def _layer_rules(config: ModelConfig, layer: str, recurrent: bool) -> Iterator[tuple[str, _Rule]]:
-    tokens, kinds = f"{layer}/tbase", 2 if recurrent else 1
+    tokens, crosses = f"{layer}/tbase", recurrent or config.feedback
     yield "tokens.norm.weight", _Same((f"{tokens}/_kvq/pre_attn_layernorm/scale",))
-    yield "tokens.projections.weight", _projections(config, tokens, crosses=recurrent)
+    yield "tokens.projections.weight", _projections(config, tokens, crosses)
     yield "tokens.scale.weight", _Same((f"{tokens}/_kvq/attention_scale",))
-    yield "tokens.positions.weight", _Same((f"{layer}/relative_positions/rel_embedding",))
-    yield "tokens.merge.weight", _FromHeads((f"{tokens}/post_attn_mlp/output_layer/kernel",), config.heads, kinds)
+    if config.positions == "t5":
+        yield "tokens.positions.weight", _Same((f"{layer}/relative_positions/rel_embedding",))
+    yield "tokens.merge.weight", _FromHeads((f"{tokens}/post_attn_mlp/output_layer/kernel",), config.heads, 1 + crosses)
     yield "mlp.norm.weight", _Same((f"{tokens}/pre_ffn_layernorm/scale",))
     yield "mlp.hidden.weight", _Kernels((f"{tokens}/ffn/hidden0/kernel",))
     yield "mlp.output.weight", _Kernels((f"{tokens}/ffn/output_layer/kernel",))
-    if recurrent:
+    if crosses:
         yield "tokens.state_scale.weight", _Same((f"{tokens}/attention_scale2",))
+    if recurrent:
         yield "cell.initial_state", _Same((f"{layer}/recurrent_initial_state",))
         for name, rule in _cell_rules(config, f"{layer}/recurrent_tbase"):
             yield f"cell.{name}", rule

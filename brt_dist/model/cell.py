@@ -15,6 +15,18 @@ from brt_dist.model.parameters import declare, normal
 from brt_dist.model.scales import HeadScale
 
 
+class Entered(NamedTuple):
+    """A state that enters a block, and what attention makes of it."""
+
+    state: Tensor
+    """(S, b, D)"""
+    keys: Tensor
+    """(b, h, S, E), as the others; tokens of the block attend to these and the values"""
+    values: Tensor
+    queries: Tensor
+    token_queries: Tensor
+
+
 class Scanned(NamedTuple):
     """What a scan leaves."""
 
@@ -40,7 +52,6 @@ class RecurrentCell(nn.Module):
         width, attended = config.width, 2 * config.heads * config.head_dim
         self.head_dim = config.head_dim
         self.carries_float32 = config.state_dtype == "float32"
-        self.always_clear = config.clear_state
 
         self.initial_state = nn.Parameter(torch.empty(config.states, width))
         declare(self.initial_state, normal(0.1))
@@ -60,32 +71,55 @@ class RecurrentCell(nn.Module):
         dtype = self.initial_state.dtype
         return torch.promote_types(dtype, torch.float32) if self.carries_float32 else dtype
 
-    def forward(self, memory: Tensor, window: Window, starts: Tensor) -> Scanned:
-        """Run over the blocks in order.
+    def forward(
+        self, memory: Tensor, starts: Tensor, window: Window | None = None, entered: Entered | None = None
+    ) -> Scanned | Entered:
+        """Run over the blocks in order; without a window, only enter the first.
+
+        Both go through the module's call, so that whoever gathers weights before a forward (ZeRO-3) sees it.
 
         Args:
-            memory: (b, S, D) state after the segment before.
-            window: keys and values of the tokens that each block's states see (b, t, h, 2W, E).
+            memory: (b, S, D) state before the first block.
             starts: (b, t) bool; where true the state that enters the block is the learned initial one.
+            window: keys and values of the tokens that each block's states see (b, t, h, 2W, E).
+            entered: what the same call without a window gave, if there was one.
         """
-        initial = self.initial_state.to(self.state_dtype).unsqueeze(1)
-        identities = self.identities.unsqueeze(1)
-        if self.always_clear:
-            starts = torch.cat([torch.ones_like(starts[:, :1]), starts[:, 1:]], 1)
         state = memory.to(self.state_dtype).transpose(0, 1)  # sequence first, as Megatron's layers have it
+        if window is None:
+            return self._enter(state, starts[:, 0])
         seen = []
         for block in range(starts.shape[1]):
-            state = torch.where(starts[:, block, None], initial, state)
-            normed = self.norm(state) + identities
-            keys, values, queries, token_queries = split_heads(self.projections(normed), 4, self.head_dim)
-            keys = unit_length(keys).to(values.dtype)
-            seen.append((keys, values))
-            to_states = attend(self.scale(unit_length(queries)), keys, values)
-            token_queries = self.token_scale(unit_length(token_queries))
-            to_tokens = attend(token_queries, window.keys[:, block], window.values[:, block])
-            state = self.tail(state, merge_heads([to_states, to_tokens]))
+            if entered is None:
+                entered = self._enter(state, starts[:, block])
+            seen.append((entered.keys, entered.values))
+            state = self._update(entered, window.keys[:, block], window.values[:, block])
+            entered = None
         all_keys, all_values = zip(*seen, strict=True)
         return Scanned(torch.stack(all_keys, 1), torch.stack(all_values, 1), state.transpose(0, 1))
+
+    def _enter(self, state: Tensor, starts: Tensor) -> Entered:
+        """The state (S, b, D) into a block, which starts a document where `starts` (b,) is true."""
+        initial = self.initial_state.to(self.state_dtype).unsqueeze(1)
+        state = torch.where(starts[:, None], initial, state)
+        normed = self.norm(state) + self.identities.unsqueeze(1)
+        keys, values, queries, token_queries = split_heads(self.projections(normed), 4, self.head_dim)
+        keys = unit_length(keys).to(values.dtype)
+        return Entered(
+            state, keys, values, self.scale(unit_length(queries)), self.token_scale(unit_length(token_queries))
+        )
+
+    def _update(self, entered: Entered, token_keys: Tensor, token_values: Tensor) -> Tensor:
+        """The state out of a block (S, b, D), whose states see these tokens (b, h, 2W, E)."""
+        to_states = attend(entered.queries, entered.keys, entered.values)
+        to_tokens = attend(entered.token_queries, token_keys, token_values)
+        return self.tail(entered.state, merge_heads([to_states, to_tokens]))
+
+
+def state_starts(config: ModelConfig, starts: Tensor) -> Tensor:
+    """Blocks (b, t) of a segment that the initial state enters: where documents start, and `clear_state`'s first."""
+    if not config.clear_state:
+        return starts
+    return torch.cat([torch.ones_like(starts[:, :1]), starts[:, 1:]], 1)
 
 
 class _Skip(nn.Module):

@@ -6,7 +6,7 @@ along the segment, and that of the attention matrix is one block, shared by all 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from megatron.core import parallel_state
@@ -25,12 +25,18 @@ class Dropout:
         rate: probability that an element is dropped, in [0, 1).
         seed, step: of the run.
         streams: global number of each stream of the micro-batch (b,).
+        offset: position in the segment of the first token that is given.
     """
 
     rate: float
     seed: int
     step: int
     streams: Sequence[int]
+    offset: int = 0
+
+    def at(self, offset: int) -> "Dropout":
+        """The same masks, for activations that begin at this position of the segment."""
+        return replace(self, offset=offset)
 
     def activations(self, x: Tensor, layer: int, site: str) -> Tensor:
         """Drop elements of `x` (N, b, D), the same for all tensor parallel ranks."""
@@ -38,7 +44,7 @@ class Dropout:
             return x
         length, _, width = x.shape
         tile = torch.stack([self._factors((TILE, width), x, layer, site, stream) for stream in self.streams], 1)
-        return x * tile.repeat(-(-length // TILE), 1, 1)[:length]
+        return x * tile[torch.arange(self.offset, self.offset + length, device=x.device) % TILE]
 
     def attention(self, like: Tensor, heads: int, window: int, layer: int) -> Tensor | None:
         """Factors on attention probabilities (b, 1, h, W, 2W) for this rank's part of `heads`; none at rate 0.

@@ -2,6 +2,7 @@
 
 A layer is pure: `layer(x, memory, starts, dropout) -> (x, memory)`.  It keeps nothing between calls, so it may run
 twice (recompute) or for other streams (evaluation).  Hidden states are sequence first, (N, b, D), as Megatron's.
+The memory that comes out has its gradient: given to the next call, both calls together are one call on all tokens.
 """
 
 from typing import NamedTuple, cast
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import ConfigError
 from brt_dist.model.attention import Window, attend, merge_heads, split_heads, with_previous_block
-from brt_dist.model.cell import RecurrentCell
+from brt_dist.model.cell import Entered, RecurrentCell, state_starts
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.linear import ColumnLinear, RowLinear, local_heads, megatron_config
-from brt_dist.model.memory import LayerMemory, carried
+from brt_dist.model.memory import LayerMemory
 from brt_dist.model.norms import RMSNorm, unit_length
-from brt_dist.model.positions import RelativeBias, banded
+from brt_dist.model.positions import RelativeBias, banded, rotated
 from brt_dist.model.scales import HeadScale
 
 
@@ -28,15 +29,17 @@ def build_layer(config: ModelConfig, index: int, parallel: ModelParallelConfig |
     Raises:
         ConfigError: a kind of network that does not exist, or heads or MLP that cannot be split.
     """
-    if config.feedback:
-        raise ConfigError("model.feedback is not available yet; nearest: model.feedback=false")
+    if config.feedback and not config.recurrent_layers:
+        raise ConfigError(
+            "model.feedback needs a recurrent layer, whose state it feeds back; see model.recurrent_layers"
+        )
     parallel = parallel or megatron_config()
     ranks = parallel.tensor_model_parallel_size
     for name, size in (("heads", config.heads), ("mlp_width", config.mlp_width)):
         if size % ranks:
             raise ConfigError(f"model.{name}={size} cannot be split over parallel.tensor={ranks} ranks")
     kind = RecurrentLayer if index in config.recurrent_indices() else TransformerLayer
-    return kind(config, index, parallel)
+    return kind(config, index, parallel, crosses=config.feedback or kind is RecurrentLayer)
 
 
 class TransformerLayer(nn.Module):
@@ -45,48 +48,63 @@ class TransformerLayer(nn.Module):
     Args:
         config: the network.
         index: number of this layer in the whole model, from 0; it keys the dropout masks.
+        crosses: whether tokens also attend to a recurrent state: this layer's, or with feedback another one's.
     """
 
-    def __init__(self, config: ModelConfig, index: int, parallel: ModelParallelConfig, crosses: bool = False) -> None:
+    def __init__(self, config: ModelConfig, index: int, parallel: ModelParallelConfig, crosses: bool) -> None:
         super().__init__()
         self.config = config
         self.tokens = TokenAttention(config, index, parallel, crosses)
         self.mlp = MLP(config, index, parallel)
 
     def forward(
-        self, x: Tensor, memory: LayerMemory, starts: Tensor, dropout: Dropout | None = None
+        self,
+        x: Tensor,
+        memory: LayerMemory,
+        starts: Tensor,
+        dropout: Dropout | None = None,
+        entered: Entered | None = None,
     ) -> tuple[Tensor, LayerMemory]:
-        """One segment of b streams.
+        """One segment of b streams, or with feedback one block of it.
 
         Args:
             x: (N, b, D), N a multiple of the window.
             memory: what the layer remembers of these streams.
             starts: (b, N/W) bool, whether a document starts with the block.
             dropout: none outside training.
+            entered: with feedback, the state that entered the block: a recurrent layer's own, else the fed back one.
 
         Returns:
-            x of the same shape, and the memory for the next segment, without gradient.
+            x of the same shape, and the memory after the last token.
 
         Raises:
             ConfigError: shapes that do not belong together.
         """
-        self._check(x, memory, starts)
+        self._check(x, memory, starts, entered)
         heads = self.tokens.project(x, dropout)
         window = Window(
             with_previous_block(heads.keys, memory.keys, starts),
             with_previous_block(heads.values, memory.values, starts),
         )
-        attended, state = self.mix(heads, window, memory, starts, dropout)
+        attended, state = self.mix(heads, window, memory, starts, dropout, entered)
         x = x + self.tokens.output(attended)
         x = x + self.mlp(x, dropout)
-        last = heads.keys[:, -1], heads.values[:, -1]
-        return x, carried(state, *(block.transpose(1, 2) for block in last))
+        return x, LayerMemory(state, heads.keys[:, -1].transpose(1, 2), heads.values[:, -1].transpose(1, 2))
 
     def mix(
-        self, heads: "TokenHeads", window: Window, memory: LayerMemory, starts: Tensor, dropout: Dropout | None
+        self,
+        heads: "TokenHeads",
+        window: Window,
+        memory: LayerMemory,
+        starts: Tensor,
+        dropout: Dropout | None,
+        entered: Entered | None = None,
     ) -> tuple[list[Tensor], Tensor | None]:
         """What tokens gather, (b, t, h, W, E) per kind of attention, and the state (b, S, D) if there is one."""
-        return [self.tokens.to_tokens(heads, window, dropout)], None
+        attended = [self.tokens.to_tokens(heads, window, dropout)]
+        if entered is not None:
+            attended.append(self.tokens.to_states(heads, entered.keys.unsqueeze(1), entered.values.unsqueeze(1)))
+        return attended, None
 
     def memory_shapes(self, streams: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the fields of the memory that this layer has."""
@@ -98,7 +116,7 @@ class TransformerLayer(nn.Module):
         like, shapes = self.tokens.projections.weight, self.memory_shapes(streams)
         return LayerMemory(None, like.new_zeros(shapes["keys"]), like.new_zeros(shapes["values"]))
 
-    def _check(self, x: Tensor, memory: LayerMemory, starts: Tensor) -> None:
+    def _check(self, x: Tensor, memory: LayerMemory, starts: Tensor, entered: Entered | None) -> None:
         window = self.config.window
         if x.dim() != 3 or x.shape[2] != self.config.width or x.shape[0] % window or not x.shape[0]:
             raise ConfigError(
@@ -116,6 +134,8 @@ class TransformerLayer(nn.Module):
             if given is None or given.shape != shape:
                 found = "missing" if given is None else f"of shape {tuple(given.shape)}"
                 raise ConfigError(f"memory.{field} is {found}: expected shape {shape}")
+        if (entered is not None) != self.config.feedback or (entered is not None and starts.shape[1] != 1):
+            raise ConfigError("with model.feedback, and only then, a layer runs on one block, with the state it enters")
 
 
 class RecurrentLayer(TransformerLayer):
@@ -125,15 +145,21 @@ class RecurrentLayer(TransformerLayer):
     of the tokens run for all blocks at once.
     """
 
-    def __init__(self, config: ModelConfig, index: int, parallel: ModelParallelConfig) -> None:
-        super().__init__(config, index, parallel, crosses=True)
+    def __init__(self, config: ModelConfig, index: int, parallel: ModelParallelConfig, crosses: bool = True) -> None:
+        super().__init__(config, index, parallel, crosses)
         self.cell = RecurrentCell(config, parallel)
 
     def mix(
-        self, heads: "TokenHeads", window: Window, memory: LayerMemory, starts: Tensor, dropout: Dropout | None
+        self,
+        heads: "TokenHeads",
+        window: Window,
+        memory: LayerMemory,
+        starts: Tensor,
+        dropout: Dropout | None,
+        entered: Entered | None = None,
     ) -> tuple[list[Tensor], Tensor | None]:
         attended, _ = super().mix(heads, window, memory, starts, dropout)
-        scanned = self.cell(memory.state, window, starts)
+        scanned = self.cell(memory.state, state_starts(self.config, starts), window, entered)
         attended.append(self.tokens.to_states(heads, scanned.keys, scanned.values))
         return attended, scanned.state
 
@@ -171,7 +197,7 @@ class TokenAttention(nn.Module):
         )
         self.scale = HeadScale(config)
         self.state_scale = HeadScale(config) if crosses else None
-        self.positions = RelativeBias(config)
+        self.positions = RelativeBias(config) if config.positions == "t5" else None
         self.merge = RowLinear((1 + crosses) * size, config.width, parallel)
 
     def project(self, x: Tensor, dropout: Dropout | None) -> TokenHeads:
@@ -190,8 +216,13 @@ class TokenAttention(nn.Module):
         factors = None
         if dropout is not None:
             factors = dropout.attention(heads.values, self.config.heads, self.config.window, self.index)
-        bias = banded(self.scale(self.positions()))
-        return attend(heads.queries, window.keys, window.values, bias, factors)
+        queries, keys, visible = heads.queries, window.keys, heads.queries.new_zeros(1, 1, self.config.window)
+        if self.config.positions == "rotary":
+            # here and not before, so that the cache and what the states see know nothing of positions
+            queries, keys = rotated(queries, self.config.window), rotated(keys)
+        if self.positions is not None:
+            visible = self.scale(self.positions())
+        return attend(queries, keys, window.values, banded(visible), factors)
 
     def to_states(self, heads: TokenHeads, keys: Tensor, values: Tensor) -> Tensor:
         """Attention to all states (b, t, h, S, E) that entered the token's block -> (b, t, h, W, E)."""

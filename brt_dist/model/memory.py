@@ -20,13 +20,13 @@ class LayerMemory(NamedTuple):
     """(b, W, h, E) values of the last window of tokens"""
 
 
-def carried(state: Tensor | None, keys: Tensor, values: Tensor) -> LayerMemory:
-    """The memory to hand to the next segment, cut off from the graph of this one.
+def carried(memory: LayerMemory) -> LayerMemory:
+    """What a layer remembers at the end of a segment, to hand to the next one: cut off from the graph of this one.
 
     The only place where gradients end: back-propagation through time is truncated to a segment.  Copies, because a
     view would keep the keys of the whole segment alive.
     """
-    return LayerMemory(None if state is None else _cut(state), _cut(keys), _cut(values))
+    return LayerMemory(None if memory.state is None else _cut(memory.state), _cut(memory.keys), _cut(memory.values))
 
 
 def _cut(tensor: Tensor) -> Tensor:

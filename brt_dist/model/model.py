@@ -18,6 +18,7 @@ from brt_dist.model.linear import gather, megatron_config, no_initialization
 from brt_dist.model.memory import LayerMemory
 from brt_dist.model.norms import RMSNorm
 from brt_dist.model.parameters import declare, initialize, normal
+from brt_dist.model.segment import Network, read_segment
 from brt_dist.model.shapes import VOCAB_MULTIPLE, padded_vocab
 
 
@@ -131,9 +132,5 @@ class BlockRecurrentModel(nn.Module):
         Returns:
             This rank's logits (N, b, V/tp), for `loss_sum`, `token_losses` or `full_logits`, and the new memory.
         """
-        x = self.embedding(tokens)
-        carried = []
-        for layer, remembered in zip(self.layers, memory, strict=True):
-            x, after = layer(x, remembered, starts, dropout)
-            carried.append(after)
-        return self.embedding.logits(self.final_norm(x, dropout)), carried
+        network = Network(self.config, self.embedding, list(self.layers), self.final_norm)
+        return read_segment(network, tokens, memory, starts, dropout)

@@ -51,7 +51,15 @@ def _read_stream(
                 entering = LayerMemory(initial, torch.zeros_like(entering.keys), torch.zeros_like(entering.values))
             elif block == 0 and config.clear_state:
                 entering = entering._replace(state=initial)
-            x, memory[layer] = _layer(weights, config, layer, x, entering)
+            memory[layer] = entering
+        fed_back = None
+        if config.feedback:
+            source = config.recurrent_indices()[-1]
+            state = memory[source].state
+            assert state is not None
+            fed_back = _state_heads(weights, config, source, state)
+        for layer in range(config.layers):
+            x, memory[layer] = _layer(weights, config, layer, x, memory[layer], fed_back)
         x = _rms_norm(x, weights["final_layernorm/scale"])
         divisor = config.width if config.logit_scale == "width" else config.vocab_size or 0
         logits.append(x @ table.T / math.sqrt(divisor))
@@ -59,9 +67,14 @@ def _read_stream(
 
 
 def _layer(
-    weights: Weights, config: ModelConfig, layer: int, x: Tensor, memory: LayerMemory
+    weights: Weights,
+    config: ModelConfig,
+    layer: int,
+    x: Tensor,
+    memory: LayerMemory,
+    fed_back: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, LayerMemory]:
-    """One block: x (W, D), and what the layer remembers of the block before and of the state."""
+    """One block: x (W, D), what the layer remembers of the block before and of the state, another layer's state."""
     base = f"transformer{layer}/tbase"
     normed = _rms_norm(x, weights[f"{base}/_kvq/pre_attn_layernorm/scale"])
 
@@ -70,16 +83,17 @@ def _layer(
 
     keys, values, queries = _unit(project("keys")), project("values"), _unit(project("queries"))
     seen_keys, seen_values = torch.cat([memory.keys, keys]), torch.cat([memory.values, values])
-    table = weights[f"transformer{layer}/relative_positions/rel_embedding"]
-    attended = _attend(
-        queries, seen_keys, seen_values, _scale(weights[f"{base}/_kvq/attention_scale"], config), table
-    ).flatten(1)
+    scale = _scale(weights[f"{base}/_kvq/attention_scale"], config)
+    logits, mask = _with_positions(weights, config, layer, queries, seen_keys)
+    attended = _read(logits, seen_values, scale, mask).flatten(1)
 
-    state = memory.state
+    state, states = memory.state, fed_back
     if state is not None:
-        state_keys, state_values, state = _cell(weights, config, layer, state, seen_keys, seen_values)
+        states = _state_heads(weights, config, layer, state)
+        state = _cell(weights, config, layer, state, seen_keys, seen_values)
+    if states is not None:
         scale = _scale(weights[f"{base}/attention_scale2"], config)
-        crossed = _attend(_unit(project("queries2")), state_keys, state_values, scale).flatten(1)
+        crossed = _attend(_unit(project("queries2")), *states, scale).flatten(1)
         attended = torch.cat([attended, crossed], 1)
 
     x = x + attended @ weights[f"{base}/post_attn_mlp/output_layer/kernel"]
@@ -88,21 +102,27 @@ def _layer(
     return x + hidden @ weights[f"{base}/ffn/output_layer/kernel"], LayerMemory(state, keys, values)
 
 
+def _project_state(weights: Weights, config: ModelConfig, layer: int, state: Tensor, kind: str) -> Tensor:
+    base = f"transformer{layer}/recurrent_tbase/_kvq"
+    normed = _rms_norm(state, weights[f"{base}/pre_attn_layernorm/scale"]) + weights[f"{base}/position_embeddings"]
+    return _heads(normed @ weights[f"{base}/{kind}_layer/kernel"], config)
+
+
+def _state_heads(weights: Weights, config: ModelConfig, layer: int, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values (S, H, E) of the state (S, D) that enters a block."""
+    keys, values = (_project_state(weights, config, layer, state, kind) for kind in ("keys", "values"))
+    return _unit(keys), values
+
+
 def _cell(
     weights: Weights, config: ModelConfig, layer: int, state: Tensor, token_keys: Tensor, token_values: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys and values (S, H, E) of the state (S, D) that enters a block, and the state that leaves it."""
+) -> Tensor:
+    """The state (S, D) that leaves a block, from the one that enters it."""
     base = f"transformer{layer}/recurrent_tbase"
-    normed = _rms_norm(state, weights[f"{base}/_kvq/pre_attn_layernorm/scale"])
-    normed = normed + weights[f"{base}/_kvq/position_embeddings"]
-
-    def project(kind: str) -> Tensor:
-        return _heads(normed @ weights[f"{base}/_kvq/{kind}_layer/kernel"], config)
-
-    keys, values = _unit(project("keys")), project("values")
-    own = _attend(_unit(project("queries")), keys, values, _scale(weights[f"{base}/_kvq/attention_scale"], config))
-    scale = _scale(weights[f"{base}/attention_scale2"], config)
-    read = _attend(_unit(project("queries2")), token_keys, token_values, scale)
+    keys, values = _state_heads(weights, config, layer, state)
+    queries, queries2 = (_unit(_project_state(weights, config, layer, state, kind)) for kind in ("queries", "queries2"))
+    own = _attend(queries, keys, values, _scale(weights[f"{base}/_kvq/attention_scale"], config))
+    read = _attend(queries2, token_keys, token_values, _scale(weights[f"{base}/attention_scale2"], config))
     attended = torch.cat([own.flatten(1), read.flatten(1)], 1)
 
     if config.cell != "single":
@@ -110,13 +130,13 @@ def _cell(
         update = attended @ weights[f"{site}/output_layer/kernel"]
         state_after = _gate(weights, config, site, state, update, attended)
         if config.cell == "skip":
-            return keys, values, state_after
+            return state_after
         state, attended = state_after, _rms_norm(state_after, weights[f"{base}/pre_ffn_layernorm/scale"])
     hidden = torch.relu(attended @ weights[f"{base}/ffn/hidden0/kernel"])
     update = hidden @ weights[f"{base}/ffn/output_layer/kernel"]
     if config.cell == "single":
         update = torch.tanh(update)
-    return keys, values, _gate(weights, config, f"{base}/ffn", state, update, hidden)
+    return _gate(weights, config, f"{base}/ffn", state, update, hidden)
 
 
 def _gate(weights: Weights, config: ModelConfig, site: str, state: Tensor, update: Tensor, seen: Tensor) -> Tensor:
@@ -128,23 +148,42 @@ def _gate(weights: Weights, config: ModelConfig, site: str, state: Tensor, updat
     return state * torch.sigmoid(forget + 1) + update * torch.sigmoid(into - 1)
 
 
-def _attend(
-    queries: Tensor, keys: Tensor, values: Tensor, scale: Tensor, position_table: Tensor | None = None
-) -> Tensor:
-    """(n, H, E) queries, (m, H, E) keys.  With a table (H, 32): m = 2n, and a query sees the n keys before it."""
-    logits = torch.einsum("nhe,mhe->hnm", queries, keys)
-    bias, mask = torch.zeros_like(logits), torch.zeros_like(logits[0])
-    if position_table is not None:
-        window = len(queries)
-        for query in range(window):
-            for key in range(2 * window):
-                distance = query - (key - window)
-                if 1 <= distance <= window:
-                    bias[:, query, key] = position_table[:, _bucket(distance)]
-                else:
-                    mask[query, key] = -math.inf
-    probabilities = torch.softmax((logits + bias) * scale[:, None, None] + mask, -1)
-    return torch.einsum("hnm,mhe->nhe", probabilities, values)
+def _with_positions(
+    weights: Weights, config: ModelConfig, layer: int, queries: Tensor, keys: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits (H, n, m) of n queries to m = 2n keys, and their mask (n, m): 0 for the n keys before a query, or -inf."""
+    window = config.window
+    logits, mask = queries.new_zeros(config.heads, window, 2 * window), queries.new_zeros(window, 2 * window)
+    for query in range(window):
+        for key in range(2 * window):
+            distance = query - (key - window)
+            if not 1 <= distance <= window:
+                mask[query, key] = -math.inf
+                continue
+            seen = _turned(keys[key], -distance) if config.positions == "rotary" else keys[key]
+            logits[:, query, key] = (queries[query] * seen).sum(-1)
+            if config.positions == "t5":
+                table = weights[f"transformer{layer}/relative_positions/rel_embedding"]
+                logits[:, query, key] += table[:, _bucket(distance)]
+    return logits, mask
+
+
+def _turned(x: Tensor, position: int) -> Tensor:
+    """Rotary: channels j and j + E/2 of (H, E) are a complex number, multiplied by exp(i position 10000^(-2j/E))."""
+    size = x.shape[-1]
+    angles = torch.tensor([position * 10000 ** (-2 * j / size) for j in range(size // 2)], dtype=x.dtype)
+    turned = torch.complex(x[:, : size // 2], x[:, size // 2 :]) * torch.exp(1j * angles)
+    return torch.cat([turned.real, turned.imag], -1)
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, scale: Tensor) -> Tensor:
+    """(n, H, E) queries to all of (m, H, E) keys."""
+    return _read(torch.einsum("nhe,mhe->hnm", queries, keys), values, scale)
+
+
+def _read(logits: Tensor, values: Tensor, scale: Tensor, mask: Tensor | float = 0.0) -> Tensor:
+    """Logits (H, n, m) and values (m, H, E) -> (n, H, E)."""
+    return torch.einsum("hnm,mhe->nhe", torch.softmax(logits * scale[:, None, None] + mask, -1), values)
 
 
 def _bucket(distance: int) -> int:

@@ -1,4 +1,4 @@
-"""The relative position bias of token to token attention (T5), and the mask of the window in the same tensor."""
+"""Positions of token to token attention: T5's relative bias or rotation; and the mask of the window."""
 
 import math
 
@@ -13,6 +13,7 @@ from brt_dist.model.parameters import declare, normal
 
 BUCKETS = 32
 MAX_DISTANCE = 128
+ROTARY_BASE = 10_000.0
 
 
 def bucket(distance: int) -> int:
@@ -51,3 +52,25 @@ def banded(visible: Tensor) -> Tensor:
     window = visible.shape[-1]
     row = F.pad(visible.squeeze(1), (window - 1, window), value=-math.inf)
     return row.unfold(-1, 2 * window, 1).flip(-2)
+
+
+def rotated(x: Tensor, first: int = 0) -> Tensor:
+    """Rotary positions (arXiv 2104.09864): turn the pairs (x_j, x_{j+E/2}) of position p by p / 10000^(2j/E).
+
+    Positions are those within [previous block; block], which are the same for every block and segment; a product of
+    a query and a key depends on their distance alone.
+
+    Args:
+        x: (..., n, E) queries or keys, E even.
+        first: position of the first.
+
+    Returns:
+        The same shape and type; zeros stay zeros.
+    """
+    length, size = x.shape[-2:]
+    wide = widened(x)
+    rates = ROTARY_BASE ** -(torch.arange(0, size, 2, device=x.device, dtype=wide.dtype) / size)
+    angles = torch.arange(first, first + length, device=x.device, dtype=wide.dtype)[:, None] * rates
+    cos, sin = angles.cos(), angles.sin()
+    one, two = wide.chunk(2, -1)
+    return torch.cat([one * cos - two * sin, two * cos + one * sin], -1).to(x.dtype)

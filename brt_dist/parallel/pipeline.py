@@ -1,14 +1,16 @@
 """The model as a sequence of modules: whole on one rank, or cut into stages by DeepSpeed."""
 
 from collections.abc import Callable, Iterator
+from typing import cast
 
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from torch import Tensor, nn
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.model import TokenEmbedding
+from brt_dist.model.segment import Network, read_segment
 from brt_dist.parallel.layout import Layout, topology
-from brt_dist.parallel.stage import StageContext, StreamLayer, StreamNorm
+from brt_dist.parallel.stage import StageContext, StreamLayer, StreamNorm, called, recomputed
 
 EMBEDDING = "embedding"
 FINAL_NORM = "final_norm"
@@ -35,14 +37,19 @@ class WholeModel(nn.Module):
         self.embedding = TokenEmbedding(config)
         self.layers = nn.ModuleList(StreamLayer(config, i, context, recompute) for i in range(config.layers))
         self.final_norm = StreamNorm(config, context)
-        self._context = context
+        self._config, self._context = config, context
+        self._call = recomputed if recompute else called
 
     def forward(self, tokens: Tensor) -> Tensor:
         self._context.advance()
-        x = self.embedding(tokens)
-        for layer in self.layers:
-            x = layer(x)
-        return self.embedding.logits(self.final_norm(x))
+        layers = [cast(StreamLayer, layer).layer for layer in self.layers]
+        network = Network(self._config, self.embedding, layers, self.final_norm.norm, self._call)
+        memory = [self._context.read(index) for index in range(len(layers))]
+        micro_batch = self._context.micro_batch
+        logits, after = read_segment(network, tokens, memory, micro_batch.starts, micro_batch.dropout)
+        for index, layer in enumerate(after):
+            self._context.write(index, layer)
+        return logits
 
 
 class PipelineStage(PipelineModule):

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.layers import build_layer
-from brt_dist.model.memory import LayerMemory
+from brt_dist.model.memory import LayerMemory, carried
 from brt_dist.model.model import FinalNorm
 from brt_dist.parallel.stream_memory import StreamMemory
 
@@ -78,18 +78,26 @@ class StreamLayer(nn.Module):
         self.index = index
         self.layer = build_layer(config, index)
         self._context = context
-        self._recompute = recompute
+        self._call = recomputed if recompute else called
 
     def forward(self, x: Tensor) -> Tensor:
         micro_batch, memory = self._context.micro_batch, self._context.read(self.index)
-        arguments: tuple[Any, ...] = (x, memory, micro_batch.starts, micro_batch.dropout)
-        if self._recompute and torch.is_grad_enabled():
-            # masks are keyed, no global generator is drawn from: nothing to restore
-            x, memory = checkpoint(self.layer, *arguments, use_reentrant=False, preserve_rng_state=False)
-        else:
-            x, memory = self.layer(*arguments)
-        self._context.write(self.index, memory)
+        x, memory = self._call(self.layer, x, memory, micro_batch.starts, micro_batch.dropout)
+        self._context.write(self.index, carried(memory))
         return x
+
+
+def called(module: nn.Module, *arguments: Any) -> Any:
+    """Call a module and keep its activations for backward."""
+    return module(*arguments)
+
+
+def recomputed(module: nn.Module, *arguments: Any) -> Any:
+    """Call a pure module and keep its arguments only; backward runs it again."""
+    if not torch.is_grad_enabled():
+        return module(*arguments)
+    # masks are keyed, no global generator is drawn from: nothing to restore
+    return checkpoint(module, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 class StreamNorm(nn.Module):

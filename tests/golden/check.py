@@ -68,12 +68,10 @@ def model_config(golden: Mapping[str, Any]) -> ModelConfig:
     Raises:
         UnsupportedKind: the model does not have this kind.
     """
-    # the reference only feeds back where it also runs the stack block by block
-    if golden["feedback"] and golden["dstack"]:
-        raise UnsupportedKind("feedback")
     gates = {"bias": "fixed", "lstm": "lstm"}
     if golden["gate"] not in gates:
         raise UnsupportedKind(f"gate {golden['gate']}")
+    recurrent = ast.literal_eval(golden["rec"])
     return ModelConfig(
         layers=golden["L"],
         width=golden["D"],
@@ -82,10 +80,12 @@ def model_config(golden: Mapping[str, Any]) -> ModelConfig:
         mlp_width=golden["MLP"],
         vocab_size=golden["V"],
         window=golden["W"],
-        recurrent_layers=ast.literal_eval(golden["rec"]),
+        recurrent_layers=recurrent,
         states=golden["S"],
         cell="skip" if golden["skip"] else "single" if golden["single"] else "dual",
         gate=gates[golden["gate"]],
+        # the reference only feeds back where it also runs the stack block by block
+        feedback=bool(golden["feedback"] and golden["dstack"] and recurrent),
         dropout=0.0,
     )
 

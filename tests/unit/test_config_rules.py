@@ -33,6 +33,7 @@ def refusal(config: Config, *facts: DatasetFacts) -> str:
         ("parallel={data: 2, zero_stage: 2}",),
         ("model.states=333", "parallel.tensor=2"),
         ("model.recurrent_layers=[]",),
+        ("model.feedback=true", "parallel={tensor: 2, data: 4}", "model.positions=rotary"),
         ("model.recurrent_layers=[0, -1]", "model.layers=2"),
         ("optimizer.name=adafactor", "parallel.zero_stage=0", "run.precision=fp32"),
     ],
@@ -56,7 +57,12 @@ def test_accepted(overrides: tuple[str, ...]) -> None:
         (("parallel.zero_stage=0", "run.precision=bf16"), ("fp32", "nearest: parallel.zero_stage=1")),
         (("optimizer.name=adafactor", "parallel.zero_stage=2"), ("whole matrices", "parallel.zero_stage=1")),
         (("parallel.sequence_parallel=true",), ("not available yet",)),
-        (("model.feedback=true",), ("not available yet", "nearest: model.feedback=false")),
+        (("model.feedback=true", "model.recurrent_layers=[]"), ("no state", "nearest: model.recurrent_layers=[-1]")),
+        (
+            ("model.feedback=true", "parallel={pipeline: 2, data: 2}"),
+            ("a later one", "nearest: parallel.pipeline=1, or model.feedback=false", "pipeline=1 parallel.data=4 "),
+        ),
+        (("model.positions=rotary", "model.head_dim=15"), ("must be even", "nearest: model.head_dim=16")),
         (("parallel.data=2", "launch.nodes=3"), ("2 processes", "nearest: launch.nodes=2")),
         (("model.recurrent_layers=[12, -13]",), ("has 12, -13", "from -12 to 11", "nearest: 11, -12")),
         (("model.recurrent_layers=[3, -9]",), ("names a layer twice", "nearest: [3]")),
@@ -72,7 +78,7 @@ def test_refused(overrides: tuple[str, ...], parts: tuple[str, ...]) -> None:
 
 
 def test_all_problems_are_told_at_once() -> None:
-    message = refusal(config_of("data.segment=1000", "parallel.tensor=3", "model.feedback=true"))
+    message = refusal(config_of("data.segment=1000", "parallel.tensor=3", "model.recurrent_layers=[12]"))
     assert message.startswith("this config cannot run, 4 problems:")
     assert message.endswith("nearest layout that works: " + message.rpartition("works: ")[2])
 
@@ -98,6 +104,8 @@ configs: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
                 "window": st.integers(1, 4),
                 "recurrent_layers": st.lists(st.integers(-6, 6), max_size=3),
                 "feedback": st.booleans(),
+                "head_dim": small,
+                "positions": st.sampled_from(["t5", "rotary", "none"]),
             }
         ),
         "data": st.fixed_dictionaries({"dataset": st.just("d"), "segment": small, "streams": small}),
@@ -132,7 +140,7 @@ def test_any_config_is_refused_or_keeps_what_the_engine_needs(values: dict[str, 
         # The offered layout is one that the rules accept, once everything that is no layout is put right.
         repaired = {
             "parallel": nearest,
-            "model": model.model_copy(update={"feedback": False, "recurrent_layers": ()}),
+            "model": model.model_copy(update={"feedback": False, "recurrent_layers": (), "positions": "t5"}),
             "data": config.data.model_copy(update={"segment": model.window}),
             "optimizer": config.optimizer.model_copy(update={"warmup_steps": 0}),
             "launch": config.launch.model_copy(update={"nodes": 1}),
@@ -144,6 +152,8 @@ def test_any_config_is_refused_or_keeps_what_the_engine_needs(values: dict[str, 
     assert config.micro_batches * layout.micro_batch * layout.data == config.data.streams
     assert layout.pipeline <= model.layers
     assert layout.pipeline == 1 or layout.zero_stage == 1
+    assert not model.feedback or (layout.pipeline == 1 and model.recurrent_layers)
+    assert model.positions != "rotary" or model.head_dim % 2 == 0
     assert layout.world_size % config.launch.nodes == 0
     assert len(set(model.recurrent_indices())) == len(model.recurrent_layers)
     assert nearest_layout(config) == layout

@@ -152,7 +152,7 @@ def test_memory_of_another_kind_of_layer_is_refused() -> None:
 
 
 def test_networks_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(ConfigError, match="feedback"):
-        build_layer(small(feedback=True), 0)
+    with pytest.raises(ConfigError, match="feedback needs a recurrent layer"):
+        build_layer(small(feedback=True, recurrent_layers=()), 0)
     with pytest.raises(ConfigError, match="vocab_size"):
         TokenEmbedding(small(vocab_size=None))

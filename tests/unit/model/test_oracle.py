@@ -15,26 +15,30 @@ from tests.unit.model.networks import built, fields, gradients, some_memory, tok
 @st.composite
 def networks(draw: st.DrawFn) -> ModelConfig:
     layers = draw(st.integers(1, 3))
+    recurrent = tuple(draw(st.sets(st.integers(0, layers - 1), max_size=2)))
+    positions = draw(st.sampled_from(["t5", "rotary", "none"]))
     return ModelConfig(
         layers=layers,
         width=draw(st.integers(3, 9)),
         heads=draw(st.integers(1, 3)),
-        head_dim=draw(st.integers(1, 5)),
+        head_dim=draw(st.sampled_from([2, 4, 6]) if positions == "rotary" else st.integers(1, 5)),
         mlp_width=draw(st.integers(2, 9)),
         vocab_size=draw(st.integers(2, 30)),
         window=draw(st.integers(1, 5)),
         states=draw(st.integers(1, 6)),
-        recurrent_layers=tuple(draw(st.sets(st.integers(0, layers - 1), max_size=2))),
+        recurrent_layers=recurrent,
         cell=draw(st.sampled_from(["skip", "single", "dual"])),
         gate=draw(st.sampled_from(["fixed", "lstm"])),
+        feedback=bool(recurrent) and draw(st.booleans()),
         clear_state=draw(st.booleans()),
+        positions=positions,
         logit_scale=draw(st.sampled_from(["width", "vocab"])),
         attention_scale=draw(st.sampled_from(["absolute", "raw"])),
         dropout=0.0,
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     config=networks(),
     blocks=st.integers(1, 4),
