@@ -36,7 +36,7 @@ def report(paths: Sequence[Path]) -> int:
             print(f"{path.stem:{width}}  not ok: {error}")
         except UnsupportedKind as kind:
             unsupported = True
-            print(f"{path.stem:{width}}  the model does not have this kind yet: {kind}")
+            print(f"{path.stem:{width}}  the model does not have this kind: {kind}")
         else:
             failed |= not found.ok
             verdict = "ok" if found.ok else "not ok"

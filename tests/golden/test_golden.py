@@ -31,7 +31,7 @@ def test_golden(path: Path) -> None:
 
 
 def test_the_data_is_there() -> None:
-    assert len(FILES) >= 6
+    assert len(FILES) >= 7
 
 
 @pytest.mark.usefixtures("world_of_one")
@@ -50,24 +50,24 @@ def test_a_wrong_number_is_found(tmp_path: Path, name: str) -> None:
 @pytest.mark.usefixtures("world_of_one")
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One line per file; 2 for a kind that does not exist here, 1 for what cannot be read or is wrong."""
-    good, feedback, broken, absent = (
+    good, other, broken, absent = (
         DATA / "fixed_skip.npz",
-        tmp_path / "feedback.npz",
+        tmp_path / "other.npz",
         tmp_path / "broken.npz",
         tmp_path / "absent.npz",
     )
     settings = json.loads(good.with_suffix(".json").read_text())
     broken.with_suffix(".json").write_text(json.dumps(settings))
-    settings["config"] |= {"feedback": True, "dstack": 16}
-    feedback.with_suffix(".json").write_text(json.dumps(settings))
-    feedback.write_bytes(good.read_bytes())
+    settings["config"] |= {"gate": "full"}
+    other.with_suffix(".json").write_text(json.dumps(settings))
+    other.write_bytes(good.read_bytes())
     broken.write_bytes(good.read_bytes()[:100_000])
 
     assert report([good]) == 0
     assert capsys.readouterr().out.rstrip().endswith(" ok")
-    assert report([good, feedback]) == 2
-    assert "does not have this kind yet: feedback" in capsys.readouterr().out
-    assert report([broken, feedback, absent]) == 1
+    assert report([good, other]) == 2
+    assert "does not have this kind: gate full" in capsys.readouterr().out
+    assert report([broken, other, absent]) == 1
     lines = capsys.readouterr().out.splitlines()[1:]
     assert f"{broken}: not a golden file" in lines[0]
     assert f"{absent}: not a golden file" in lines[2]

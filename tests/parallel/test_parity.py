@@ -59,10 +59,30 @@ def test_variant_computes_the_same_in_four_parts(ranks: RankPool, model: dict[st
     compare(run(ranks, parallel={"tensor": 2, "pipeline": 2}, model=model), plain(tuple(model.items())))
 
 
+FEEDBACK = {"feedback": True, "cell": "dual", "recurrent_layers": (1, 3)}
+FEEDBACK_LAYOUTS: dict[str, dict[str, Any]] = {
+    "tp2": {"tensor": 2},
+    "tp2-recompute": {"tensor": 2, "recompute": True, "micro_batch": 2},
+    "dp2-zero2": {"data": 2, "zero_stage": 2},
+    "tp2-dp2": {"tensor": 2, "data": 2},
+}
+
+
+@pytest.mark.parametrize("layout", FEEDBACK_LAYOUTS.values(), ids=FEEDBACK_LAYOUTS.keys())
+def test_feedback_computes_the_same_in_every_layout_without_a_pipeline(ranks: RankPool, layout: dict[str, Any]) -> None:
+    compare(run(ranks, parallel=layout, model=FEEDBACK), plain(tuple(FEEDBACK.items())))
+
+
 @pytest.mark.parametrize("layout", ["tp2", "pp2-recompute", "tp2-pp2-dp2"])
 def test_dropout_masks_do_not_depend_on_the_layout(ranks: RankPool, layout: str) -> None:
     model = {"dropout": 0.1}
     compare(run(ranks, parallel=LAYOUTS[layout], model=model), run(ranks, parallel={"zero_stage": 0}, model=model))
+
+
+def test_dropout_masks_with_feedback_do_not_depend_on_the_layout(ranks: RankPool) -> None:
+    model = {"dropout": 0.1, "feedback": True}
+    given = {"tensor": 2, "data": 2, "recompute": True}
+    compare(run(ranks, parallel=given, model=model), run(ranks, parallel={"zero_stage": 0}, model=model))
 
 
 ADAFACTOR = {"name": "adafactor", "learning_rate": 3e-2, "clip_norm": None}

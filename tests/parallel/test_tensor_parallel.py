@@ -20,6 +20,8 @@ VARIANTS = {
     "skip-lstm": {"gate": "lstm"},
     "single-lstm": {"gate": "lstm", "cell": "single"},
     "dual-lstm": {"gate": "lstm", "cell": "dual", "recurrent_layers": (0, 2)},
+    "feedback": {"gate": "lstm", "cell": "single", "recurrent_layers": (0, 2), "feedback": True},
+    "rotary": {"positions": "rotary"},
 }
 
 

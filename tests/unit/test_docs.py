@@ -151,6 +151,14 @@ def test_pictures_are_well_formed() -> None:
         assert ElementTree.parse(picture).getroot().tag.endswith("svg")
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/sizes/*.yaml")), ids=lambda path: path.stem)
+def test_sizes_are_models_to_put_before_a_config(path: Path) -> None:
+    loaded = load([path, ROOT / "examples" / "paper_150m.yaml"], ["data.dataset=d", "model.feedback=true"])
+    check(loaded.config)
+    rest = load(path, ["data.dataset=d", "run.directory=r", "run.steps=5000"])
+    assert {key.split(".")[0] for key, origin in rest.provenance.items() if str(path) in origin} == {"model"}
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_load_and_can_run(path: Path, tmp_path: Path) -> None:
     given = path.read_text()

@@ -13,6 +13,16 @@ from brt_dist.model.parameters import initialize, logical_parameters
 
 ALL_CELLS = [(cell, gate) for cell in ("skip", "single", "dual") for gate in ("fixed", "lstm")]
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{f"{cell}-{gate}": {"cell": cell, "gate": gate} for cell, gate in ALL_CELLS},
+    **{f"feedback-{cell}-{gate}": {"cell": cell, "gate": gate, "feedback": True} for cell, gate in ALL_CELLS},
+    "two-recurrent": {"recurrent_layers": (0, 2)},
+    "feedback-two-recurrent": {"recurrent_layers": (0, 2), "feedback": True},
+    "transformer-xl": {"recurrent_layers": ()},
+    "rotary": {"positions": "rotary"},
+    "no-positions": {"positions": "none"},
+}
+
 
 def small(**changes: Any) -> ModelConfig:
     """Sizes that are all different, so that no two can be mixed up unseen; heads*head_dim is not the width."""

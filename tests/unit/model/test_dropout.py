@@ -34,6 +34,10 @@ def test_rate_tile_and_scale() -> None:
     assert torch.equal(y[TILE : 2 * TILE], y[:TILE])
     assert torch.equal(y[2 * TILE :], y[:9])
 
+    for offset in (0, 5, TILE, TILE + 100):  # a part of the segment has the masks of its place
+        part = Dropout(0.25, 0, 0, (0,)).at(offset).activations(x[offset:], 0, "site")
+        assert torch.equal(part, y[offset:])
+
     factors = Dropout(0.25, 0, 0, (0, 1)).attention(x, 4, 16, 0)
     assert factors.shape == (2, 1, 4, 16, 32)
     assert not torch.equal(factors[0], factors[1])

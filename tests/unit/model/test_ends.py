@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from brt_dist.model.attention import merge_heads, split_heads
 from brt_dist.model.model import TokenEmbedding, full_logits, loss_sum, token_losses
 from brt_dist.model.parameters import initialize
-from brt_dist.model.positions import RelativeBias, banded, bucket
+from brt_dist.model.positions import RelativeBias, banded, bucket, rotated
 from brt_dist.model.shapes import padded_vocab
 from tests.unit.model.networks import small
 
@@ -104,3 +104,20 @@ def test_heads_are_split_and_merged_head_slowest() -> None:
     assert torch.equal(second[1, 2, 3, 4], x[2, 4, 1].view(4, 2, 6)[3, 1])
     assert torch.equal(merge_heads([first, second]), x)
     assert torch.equal(merge_heads(list(split_heads(x[0], 2, 6))), x[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_rotation_keeps_lengths_and_leaves_distances_only(dtype: torch.dtype) -> None:
+    query, key = torch.randn(2, 1, 8, dtype=torch.float64)
+    # the same vector everywhere
+    queries, keys = (x.expand(600, 8).to(dtype) for x in (query, key))
+    turned = rotated(keys)
+    assert turned.dtype == dtype
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1}[dtype]
+    torch.testing.assert_close(turned.norm(dim=-1), keys.norm(dim=-1), rtol=0, atol=tolerance)
+    products = rotated(queries, 5).double() @ turned.double().T  # query of position 5 + i, key of position j
+    for distance in (-3, 0, 1, 7, 400):
+        along = products.diagonal(5 - distance)
+        torch.testing.assert_close(along, along[:1].expand_as(along), rtol=0, atol=10 * tolerance)
+    assert not torch.allclose(products.diagonal(5)[:9], products.diagonal(4)[:9], rtol=0, atol=1e-3)
+    assert torch.equal(rotated(torch.zeros(3, 8), 2), torch.zeros(3, 8))

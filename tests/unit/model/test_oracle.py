@@ -1,5 +1,6 @@
-"""The fast path against the plain float64 version, on networks and inputs drawn at random."""
+"""The fast path against the plain float64 version, on every variant and on networks and inputs drawn at random."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from brt_dist.export.reference import to_reference
 from brt_dist.model.model import full_logits
 from brt_dist.model.naive import read_segment
 from brt_dist.model.parameters import logical_parameters
-from tests.unit.model.networks import built, fields, gradients, some_memory, tokens_of
+from tests.unit.model.networks import ALL_CELLS, built, fields, gradients, some_memory, starts_of, tokens_of
 
 
 @st.composite
@@ -54,7 +55,27 @@ def test_outputs_memory_and_gradients_equal_the_oracle(
             st.lists(st.lists(st.booleans(), min_size=blocks, max_size=blocks), min_size=streams, max_size=streams)
         )
     )
-    model = built(config, seed)
+    compare(config, starts, seed)
+
+
+LAYERS = {
+    "one": {"recurrent_layers": (-3,)},
+    "two, more states than tokens": {"recurrent_layers": (0, 2), "states": 11},
+    "feedback": {"recurrent_layers": (-3,), "feedback": True},
+    "feedback, two": {"recurrent_layers": (0, 2), "states": 11, "feedback": True},
+}
+
+
+@pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS.keys())
+@pytest.mark.parametrize(("cell", "gate"), ALL_CELLS)
+def test_every_variant_equals_the_oracle(cell: str, gate: str, layers: dict[str, object]) -> None:
+    sizes = dict(layers=4, width=12, heads=2, head_dim=8, mlp_width=20, vocab_size=31, window=6, states=6, dropout=0.0)
+    config = ModelConfig.model_validate({**sizes, "cell": cell, "gate": gate, **layers})
+    compare(config, starts_of([1, 0, 0], [0, 1, 0]), 1)
+
+
+def compare(config: ModelConfig, starts: torch.Tensor, seed: int) -> None:
+    model, (streams, blocks) = built(config, seed), starts.shape
     tokens, memory = tokens_of(config, streams, blocks, seed), some_memory(model, streams, seed)
     weights = {
         name: tensor.clone().requires_grad_()

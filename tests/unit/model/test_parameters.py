@@ -1,59 +1,59 @@
 """Parameters: counts, names, initial values, parts."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from brt_dist.config.loading import load as load_config
 from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import CheckpointError
 from brt_dist.model.model import BlockRecurrentModel
 from brt_dist.model.parameters import initialize, load, logical_parameters
 from tests.unit.model.networks import ALL_CELLS, built, small
 
-SIZES = {  # layers, width, heads, head_dim, mlp_width
-    "37M": (12, 512, 8, 64, 2048),
-    "75M": (12, 512, 8, 128, 4096),
-    "150M": (12, 1024, 8, 128, 4096),
-    "300M": (12, 1024, 16, 128, 8192),
-    "600M": (12, 2048, 16, 128, 8192),
-    "1.2B": (12, 2048, 32, 128, 16384),
-}
+SIZES = Path(__file__).parents[3] / "examples" / "sizes"
+XL: dict[str, object] = {"recurrent_layers": ()}
 BODIES = [  # millions of parameters without the token table, from the reference implementation
-    ("37M", {"recurrent_layers": ()}, 37.76),
-    ("75M", {"recurrent_layers": ()}, 75.51),
-    ("150M", {"recurrent_layers": ()}, 151.02),
-    ("300M", {"recurrent_layers": ()}, 302.02),
-    ("600M", {"recurrent_layers": ()}, 604.04),
-    ("1.2B", {"recurrent_layers": ()}, 1208.02),
-    ("37M", {"recurrent_layers": (), "layers": 13}, 40.91),
-    ("150M", {"recurrent_layers": (), "layers": 13}, 163.61),
-    ("600M", {"recurrent_layers": (), "layers": 13}, 654.37),
-    ("37M", {}, 40.39),
-    ("75M", {}, 80.23),
-    ("150M", {}, 160.46),
-    ("300M", {}, 319.85),
-    ("600M", {}, 639.69),
-    ("1.2B", {}, 1277.23),
+    *(
+        row
+        for size, xl, more, recurrent in [
+            ("37M", 37.76, 40.91, 40.39),
+            ("75M", 75.51, 81.81, 80.23),
+            ("150M", 151.02, 163.61, 160.46),
+            ("300M", 302.02, 327.19, 319.85),
+            ("600M", 604.04, 654.37, 639.69),
+            ("1.2B", 1208.02, 1308.69, 1277.23),
+        ]
+        for row in [(size, XL, xl), (size, XL | {"layers": 13}, more), (size, {}, recurrent)]
+    ),
     ("150M", {"cell": "single"}, 170.95),
     ("150M", {"cell": "dual"}, 168.85),
     ("150M", {"gate": "lstm"}, 164.66),
     ("150M", {"gate": "lstm", "cell": "single"}, 179.34),
     ("150M", {"gate": "lstm", "cell": "dual"}, 181.44),
-    ("600M", {"layers": 24, "recurrent_layers": (9, 19)}, 1279.4),
-    ("600M", {"layers": 26, "recurrent_layers": ()}, 1308.7),
+    ("150M", {"feedback": True}, 183.53),
+    ("150M", {"feedback": True, "gate": "lstm", "cell": "single"}, 202.41),
+    ("1.3B-24L", {}, 1279.4),
+    ("1.3B-24L", XL | {"layers": 26}, 1308.7),
+    ("150M", {"layers": 24, "recurrent_layers": (9, 19)}, 320.9),
 ]
 
 
 @pytest.mark.parametrize(("size", "changes", "millions"), BODIES)
 def test_parameter_counts_of_the_published_sizes(size: str, changes: dict[str, object], millions: float) -> None:
-    layers, width, heads, head_dim, mlp_width = SIZES[size]
-    sizes = dict(layers=layers, width=width, heads=heads, head_dim=head_dim, mlp_width=mlp_width, vocab_size=32001)
+    given = load_config(SIZES / f"{size}.yaml", ["data.dataset=books", "run.directory=run", "run.steps=1"]).config.model
+    config = ModelConfig.model_validate({**given.model_dump(), "vocab_size": 32001, **changes})
     with torch.device("meta"):
-        model = BlockRecurrentModel(ModelConfig(**{**sizes, **changes}))
+        model = BlockRecurrentModel(config)
     total = sum(parameter.size for parameter in logical_parameters(model))
     digits = len(str(millions).split(".")[1])
-    assert round((total - 32001 * width) / 1e6, digits) == millions
+    assert round((total - 32001 * config.width) / 1e6, digits) == millions
+
+
+def test_every_size_is_counted() -> None:
+    assert {path.stem for path in SIZES.glob("*.yaml")} == {size for size, _, _ in BODIES}
 
 
 def test_initial_values_have_the_published_distributions() -> None:

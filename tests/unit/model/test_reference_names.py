@@ -1,5 +1,7 @@
 """Weights with the reference's names and shapes, in and out."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,12 +9,12 @@ from brt_dist.errors import CheckpointError
 from brt_dist.export.reference import from_reference, to_reference
 from brt_dist.model.model import BlockRecurrentModel
 from brt_dist.model.parameters import logical_parameters
-from tests.unit.model.networks import ALL_CELLS, small
+from tests.unit.model.networks import VARIANTS, small
 
 
-@pytest.mark.parametrize(("cell", "gate"), ALL_CELLS)
-def test_round_trip_of_every_parameter(cell: str, gate: str) -> None:
-    config = small(cell=cell, gate=gate, recurrent_layers=(0, -1))
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+def test_round_trip_of_every_parameter(variant: dict[str, Any]) -> None:
+    config = small(**variant)
     ours = {p.name: torch.randn(p.shape) for p in logical_parameters(BlockRecurrentModel(config))}
     reference = to_reference(ours, config)
     back = from_reference(reference, config)
