@@ -20,8 +20,10 @@ from brt_dist.config.deepspeed import deepspeed_config
 from brt_dist.config.schema import Config
 from brt_dist.errors import CheckpointError
 from brt_dist.model.dropout import Dropout
+from brt_dist.model.linear import megatron_config
 from brt_dist.model.model import loss_sum
-from brt_dist.model.parameters import LogicalParameter, initialize, logical_parameters
+from brt_dist.model.parameters import LogicalParameter, initialize, logical_parameters, replicated
+from brt_dist.model.sequence import sum_gradients
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.layout import Layout, MegatronGroups
 from brt_dist.parallel.pipeline import PipelineStage, WholeModel, named_parts
@@ -65,9 +67,13 @@ class Engine(ABC):
         self.layout = layout
         self.device = device
         self._context = StageContext(StreamMemory({}, 0))
+        self._parallel = megatron_config(config.parallel.sequence_parallel)
         self.stage = self._build_stage()
         for name, part in named_parts(self.stage):
             initialize(part, config.run.seed, name)
+            if self._parallel.sequence_parallel:
+                for parameter in replicated(part):
+                    sum_gradients(parameter)
         self.parameters = self._logical_parameters()
         self.optimizer = build_optimizer(self.parameters, config, layout)
         self._deepspeed = self._wrap()
@@ -137,14 +143,12 @@ class Engine(ABC):
     def _micro_batches(self, step: StepInput, training: bool) -> list[MicroBatch]:
         rate = self.config.model.dropout if training else 0.0
         size = self.layout.micro_batch
-        streams = self.layout.local_streams
-        return [
-            MicroBatch(
-                starts,
-                Dropout(rate, self.config.run.seed, step.number, streams[i * size : (i + 1) * size]) if rate else None,
-            )
-            for i, starts in enumerate(step.starts.split(size))
-        ]
+        streams, seed, is_split = self.layout.local_streams, self.config.run.seed, self._parallel.sequence_parallel
+
+        def dropout(i: int) -> Dropout | None:
+            return Dropout(rate, seed, step.number, streams[i * size : (i + 1) * size], is_split) if rate else None
+
+        return [MicroBatch(starts, dropout(i)) for i, starts in enumerate(step.starts.split(size))]
 
     def _portions(self, step: StepInput) -> Iterator[tuple[Tensor | None, tuple[Tensor, Tensor, Tensor] | None]]:
         """Per micro-batch: tokens, and (target, mask, weight of a nat in the mean loss)."""
@@ -180,7 +184,8 @@ class WholeEngine(Engine):
     """Without a pipeline: tensor and data parallel, any ZeRO stage that the rules allow."""
 
     def _build_stage(self) -> WholeModel:
-        return WholeModel(self.config.model, self._context, self.config.parallel.recompute).to(self.device.torch)
+        model = WholeModel(self.config.model, self._context, self._parallel, self.config.parallel.recompute)
+        return model.to(self.device.torch)
 
     def _wrap(self) -> Any:
         return _initialize(self.stage, self.optimizer, self.config, MegatronGroups())
@@ -226,7 +231,7 @@ class PipelinedEngine(Engine):
 
     def _build_stage(self) -> PipelineStage:
         recompute = self.config.parallel.recompute
-        return PipelineStage(self.config.model, self.layout, self._context, recompute, self._loss)
+        return PipelineStage(self.config.model, self.layout, self._context, self._parallel, recompute, self._loss)
 
     def _wrap(self) -> Any:
         return _initialize(self.stage, self.optimizer, self.config, None)
