@@ -104,7 +104,7 @@ class Engine(ABC):
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that changes in training and lives on this rank, by name."""
-        named = {f"weights/{p.name}": p.local.detach() for p in self.parameters}
+        named = {f"weights/{p.name}": _held(p.local).detach() for p in self.parameters}
         for i, (master, state) in enumerate(self._optimizer_entries()):
             named[f"optimizer/{i}/master"] = master.detach()
             named |= {f"optimizer/{i}/{key}": value for key, value in state.items() if torch.is_tensor(value)}
@@ -118,7 +118,7 @@ class Engine(ABC):
         """
         with torch.no_grad():
             for parameter in self.parameters:
-                _copy(parameter.local, tensors, f"weights/{parameter.name}")
+                _copy(_held(parameter.local), tensors, f"weights/{parameter.name}")
             for i, (master, state) in enumerate(self._optimizer_entries()):
                 _copy(master, tensors, f"optimizer/{i}/master")
                 state.clear()
@@ -128,14 +128,30 @@ class Engine(ABC):
                     if name.startswith(prefix) and key != "master":
                         # AdamW and Adafactor keep the number of updates on the host
                         state[key] = value.clone() if value.ndim == 0 else value.to(master.device, copy=True)
+            self._renew_weights()
         prefix = "memory/"
         self.memory.load({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
 
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of this rank's parts of the weights, by logical name.  Collective under ZeRO-3, which spreads them."""
+        with deepspeed.zero.GatheredParameters([p.local for p in self.parameters]):
+            return {p.name: p.local.detach().clone() for p in self.parameters}
+
     def _optimizer_entries(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """Master tensors and their optimizer state: flat ZeRO partitions, or whole parameters without ZeRO."""
-        for group in self.optimizer.param_groups:
-            for master in group["params"]:
-                yield master, self.optimizer.state[master]
+        if self.config.parallel.zero_stage == 3:  # between steps its groups are empty
+            masters = self._deepspeed.optimizer.fp32_partitioned_groups_flat
+        else:
+            masters = [master for group in self.optimizer.param_groups for master in group["params"]]
+        for master in masters:
+            yield master, self.optimizer.state[master]
+
+    def _renew_weights(self) -> None:
+        """After a change of the weights that this rank holds: those that ZeRO-3 keeps whole everywhere, as small."""
+        if self.config.parallel.zero_stage == 3:
+            whole = self._deepspeed.optimizer.persistent_parameters
+            if whole:
+                whole[0].all_gather(whole)
 
     def _logical_parameters(self) -> list[LogicalParameter]:
         return [p for name, part in named_parts(self.stage) for p in logical_parameters(part, name)]
@@ -255,6 +271,11 @@ def _initialize(stage: Any, optimizer: torch.optim.Optimizer, config: Config, gr
         model=stage, optimizer=optimizer, config=deepspeed_config(config), mpu=groups, dist_init_required=False
     )
     return engine
+
+
+def _held(parameter: Tensor) -> Tensor:
+    """What this rank holds of its part of a parameter: all of it, or under ZeRO-3 a shard."""
+    return getattr(parameter, "ds_tensor", parameter)
 
 
 def _copy(target: Tensor, tensors: Mapping[str, Tensor], name: str) -> None:

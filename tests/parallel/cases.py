@@ -116,13 +116,13 @@ def train_on_rank(rank: int, store: str, given: Config, steps: int = STEPS) -> d
             result = engine.train_step(step, learning_rate(number + 1, given.run.steps, given.optimizer))
             losses.append(result.loss)
             norms.append(result.grad_norm)
+        weights = engine.weights()
         return {
             "layout": layout,
+            "is_split": given.parallel.sequence_parallel,
             "losses": losses,
             "grad_norms": norms,
-            "weights": {
-                p.name: (p.local.detach().float().clone(), p.partition_dim, p.shape) for p in engine.parameters
-            },
+            "weights": {p.name: (weights[p.name].float(), p.partition_dim, p.shape) for p in engine.parameters},
             "memory": {name: tensor.float().clone() for name, tensor in engine.memory.tensors().items()},
         }
     finally:
@@ -162,8 +162,11 @@ def _join_memory(parts: list[dict[str, Any]]) -> dict[str, Tensor]:
         rows = []
         for data_rank in range(holders[0]["layout"].data):
             peers = [part["memory"][name] for part in holders if part["layout"].data_rank == data_rank]
-            # caches hold this rank's heads, the state is whole on every rank
-            rows.append(torch.cat(peers, 2) if not name.endswith("state") else peers[0])
+            # caches hold this rank's heads, the state is whole on every rank unless sequence parallel splits it
+            if name.endswith("state"):
+                rows.append(torch.cat(peers, 1) if holders[0]["is_split"] else peers[0])
+            else:
+                rows.append(torch.cat(peers, 2))
         joined[name] = torch.cat(rows)
     return joined
 
