@@ -49,7 +49,7 @@ def _run(run: Path, attempt: int) -> ExitCode:
     for notice in _NOTICES:
         warnings.filterwarnings("ignore", message=notice)
     from brt_dist.config.loading import load
-    from brt_dist.config.rules import check
+    from brt_dist.config.rules import DatasetFacts, check
 
     config = load(run / "config.yaml").config
     check(config)
@@ -69,6 +69,7 @@ def _run(run: Path, attempt: int) -> ExitCode:
     stop.listen()
     train = Dataset.open(config.data.dataset)
     validation = Dataset.open(config.data.validation) if config.data.validation else None
+    check(config, DatasetFacts.of(train), DatasetFacts.of(validation) if validation else None)
     model = config.model.model_copy(update={"vocab_size": train.vocab_size})
     config = config.model_copy(update={"model": model})
     layout = Layout.of(config, rank)

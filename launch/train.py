@@ -85,7 +85,7 @@ def _facts(folder: Path) -> DatasetFacts:
     from pipelines.dataset import Dataset
 
     with Dataset.open(folder) as dataset:
-        return DatasetFacts(len(dataset.lengths), dataset.vocab_size, dataset.record.tokenizer.sha256)
+        return DatasetFacts.of(dataset)
 
 
 def _attempt(

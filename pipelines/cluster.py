@@ -1,13 +1,80 @@
-"""Ray, for as long as a build needs it."""
+"""Ray, for as long as a build or a run needs it: one of its own on the loopback interface, or a cluster to join."""
 
 import logging
 import os
+import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from brt_dist.errors import PlatformError
 
 _OBJECT_STORE_BYTES = 100 << 20  # results are small records; the default would take 30% of the machine's memory
+_TOKEN_NAMES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+@contextmanager
+def ray_cluster(address: str | None, **resources: Any) -> Iterator[None]:
+    """Be connected to Ray: to a new one on this machine (address None), which ends with this process, or to `address`.
+
+    resources: further arguments of `ray.init` for a new one (num_cpus, ...).  Call it before anything imports ray.
+    PlatformError: Ray cannot be started or reached.
+    """
+    os.environ.update(local_environment() if address is None else joining_environment())
+    import ray
+
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if address is None:
+            common |= {"object_store_memory": _OBJECT_STORE_BYTES, **resources}
+            ray.init(address="local", include_dashboard=False, **common)
+        else:
+            ray.init(address=address, **common)
+    except Exception as error:  # Ray raises whatever its many parts raise
+        what = f"cannot join the Ray cluster at {address}" if address else "cannot start Ray on this machine"
+        hint = "; if it asks for a token, set RAY_AUTH_TOKEN_PATH to its file" if address else ""
+        raise PlatformError(f"{what}: {str(error).strip() or type(error).__name__}{hint}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def local_environment() -> dict[str, str]:
+    """Variables for a Ray that only this user and this machine can reach.
+
+    Without them Ray listens on all interfaces, and `ray.init()` writes a token into the home folder that turns
+    authentication on for the next `ray start` there.
+    """
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN", secrets.token_hex(32)),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that makes Ray take 127.0.0.1 as its address
+        "RAY_ADDRESS": "",  # a cluster of somebody else
+        **_quiet(),
+    }
+
+
+def joining_environment() -> dict[str, str]:
+    """Variables for joining a cluster: what the user exported, else token authentication where there is a token."""
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode is None:
+        has_token = (
+            any(os.environ.get(name) for name in _TOKEN_NAMES) or (Path.home() / ".ray" / "auth_token").is_file()
+        )
+        mode = "token" if has_token else "disabled"
+    return {"RAY_AUTH_MODE": mode, **_quiet()}
+
+
+def _quiet() -> dict[str, str]:
+    return {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_ENABLE_METRICS_COLLECTION": "0",
+        "RAY_DEDUP_LOGS": "0",
+    }
 
 
 def available_cores() -> int:
@@ -23,52 +90,28 @@ def running_ray(workers: int | None, address: str | None = None) -> Iterator[int
     `address` (workers: by default all that it has) and leaves it running.  If this process already has one, that is
     used as it is.  PlatformError: Ray does not start or cannot be reached.
     """
-    environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    if address is None:
-        # Ray would switch this on by itself, for this process and all that it starts later, and warn about it.
-        environment["RAY_AUTH_MODE"] = "token"
-    with _environment(environment):
-        import ray
+    if is_connected():
+        yield workers or _hand_out(_cluster_cores())
+    elif address is None:
+        with ray_cluster(None, num_cpus=workers or available_cores()):
+            yield _hand_out(workers or available_cores())
+    else:
+        with ray_cluster(address):
+            yield workers or _hand_out(_cluster_cores())
 
-        if ray.is_initialized():
-            yield workers or _hand_out(int(ray.cluster_resources().get("CPU", 1)))
-            return
-        try:
-            if address is None:
-                ray.init(
-                    address="local",
-                    num_cpus=workers or available_cores(),
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
-            else:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except Exception as error:  # Ray raises many kinds
-            what = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
-            raise PlatformError(f"could not {what}: {error}") from error
-        try:
-            if address is None:
-                yield _hand_out(workers or available_cores())
-            else:
-                yield workers or _hand_out(int(ray.cluster_resources().get("CPU", 1)))
-        finally:
-            ray.shutdown()
+
+def is_connected() -> bool:
+    """Whether this process is connected to a Ray; asks without importing it."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def _cluster_cores() -> int:
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 1))
 
 
 def _hand_out(running: int) -> int:
     """Tasks to hand out where `running` can run: as many again wait, so that nothing is idle in between."""
     return 2 * max(1, running)
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set variables that are not set, for a while."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)

@@ -6,9 +6,13 @@ value that works, and for the layout as a whole the nearest layout that works.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from brt_dist.config.schema import Config, ParallelConfig
 from brt_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipelines.dataset import Dataset
 
 _LARGEST_FACTOR = 1 << 14  # nothing is ever split into more parts than this
 
@@ -20,6 +24,10 @@ class DatasetFacts:
     documents: int
     vocab_size: int
     tokenizer_digest: str
+
+    @classmethod
+    def of(cls, dataset: "Dataset") -> "DatasetFacts":
+        return cls(len(dataset.lengths), dataset.vocab_size, dataset.record.tokenizer.sha256)
 
 
 def check(config: Config, dataset: DatasetFacts | None = None, validation: DatasetFacts | None = None) -> None:
@@ -127,6 +135,14 @@ def _optimizer_layout(config: Config) -> Iterator[str]:
         )
 
 
+def _zero(config: Config) -> Iterator[str]:
+    if config.parallel.zero_stage == 0 and config.run.precision == "bf16":
+        yield (
+            "parallel.zero_stage=0 with run.precision=bf16: DeepSpeed cannot add gradients up in fp32 then; "
+            "nearest: parallel.zero_stage=1"
+        )
+
+
 def _sequence_parallel(config: Config) -> Iterator[str]:
     ranks = config.parallel.tensor
     if not config.parallel.sequence_parallel:
@@ -145,14 +161,6 @@ def _sequence_parallel(config: Config) -> Iterator[str]:
                 f"{name}={size} cannot be split over parallel.tensor={ranks} ranks, which sequence parallel does; "
                 f"nearest: {name}={_nearest_multiple(size, ranks)}, or parallel.sequence_parallel=false"
             )
-
-
-def _precision(config: Config) -> Iterator[str]:
-    if config.run.precision == "bf16" and config.parallel.zero_stage == 0:
-        yield (
-            "run.precision=bf16 with parallel.zero_stage=0: without ZeRO, DeepSpeed would add up gradients and update "
-            "weights in bf16; nearest: parallel.zero_stage=1, which keeps float32 masters, or run.precision=fp32"
-        )
 
 
 def _nodes(config: Config) -> Iterator[str]:
@@ -241,9 +249,9 @@ _LAYOUT_RULES: tuple[_Rule, ...] = (
     _divisibility,
     _streams,
     _pipeline,
+    _zero,
     _optimizer_layout,
     _sequence_parallel,
-    _precision,
     _nodes,
 )
 _OTHER_RULES: tuple[_Rule, ...] = (_segment, _recurrent_layers, _feedback, _schedule, _folders)

@@ -97,7 +97,7 @@ class OptimizerConfig(Section):
     final_ratio: NonNegativeFloat = Field(0.1, le=1.0, description="cosine: last rate as a share of the peak")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW: decay of the two moments")
     eps: PositiveFloat = Field(1e-8, description="AdamW: added to the denominator")
-    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW: decoupled decay; matrices only")
+    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW: decoupled decay, of the weights of linear maps")
     momentum: NonNegativeFloat = Field(0.9, lt=1.0, description="adafactor: decay of the first moment, 0 for none")
     decay_rate: PositiveFloat = Field(0.8, description="adafactor: exponent of the second moment's decay")
     clip_norm: PositiveFloat | None = Field(1.0, description="largest global gradient norm; none: no clipping")

@@ -6,6 +6,7 @@ Memory belongs to the stage that owns the layer and to the data parallel row tha
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -64,7 +65,7 @@ class StreamMemory:
         """
         committed = {}
         for layer, blank in self._blank.items():
-            fields: dict[str, list[torch.Tensor | None]] = {}
+            fields: dict[str, Any] = {}
             for field, value in blank._asdict().items():
                 if value is None:
                     fields[field] = [None] * self._micro_batches
@@ -79,5 +80,5 @@ class StreamMemory:
                     )
                 fields[field] = [part.to(value) for part in found.to(value).split(value.shape[0])]
             for i in range(self._micro_batches):
-                committed[layer, i] = LayerMemory(**{field: rows[i] for field, rows in fields.items()})
+                committed[layer, i] = blank._replace(**{field: rows[i] for field, rows in fields.items()})
         self._committed, self._pending = committed, {}

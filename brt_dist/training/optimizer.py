@@ -47,10 +47,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def _adamw_groups(parameters: Sequence[LogicalParameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; norms, scales, gate biases and position tables do not."""
-    matrices = [p.local for p in parameters if len(p.shape) > 1]
-    others = [p.local for p in parameters if len(p.shape) == 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    """The weights of linear maps decay.  Tables (tokens, positions, states), norms, scales and gate biases do not."""
+    decayed = [p.local for p in parameters if p.initializer.kind == "fan_in"]
+    others = [p.local for p in parameters if p.initializer.kind != "fan_in"]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 

@@ -55,7 +55,8 @@ def config(
             "model": shape | (model or {}),
             "data": {"dataset": "unused", "segment": 64, "streams": 4},
             "parallel": {"micro_batch": 1} | (parallel or {}),
-            "optimizer": {"learning_rate": 3e-3, "warmup_steps": 2, "clip_norm": 0.5} | (optimizer or {}),
+            "optimizer": {"learning_rate": 3e-3, "warmup_steps": 2, "clip_norm": 0.5, "weight_decay": 0.1}
+            | (optimizer or {}),
             "run": {"directory": "unused", "steps": STEPS, "precision": precision, "seed": 3},
         }
     )
@@ -197,8 +198,10 @@ def train_plainly(given: Config, steps: int = STEPS) -> Outcome:
     with single_process():
         model = BlockRecurrentModel(given.model, given.run.seed)
         settings = given.optimizer
-        decayed = [p for p in model.parameters() if p.dim() > 1]
-        others = [p for p in model.parameters() if p.dim() == 1]
+        tables = ("embedding.weight", "positions.weight", "cell.initial_state", "cell.identities")
+        named = dict(model.named_parameters())
+        decayed = [p for name, p in named.items() if p.dim() > 1 and not name.endswith(tables)]
+        others = [p for name, p in named.items() if p.dim() == 1 or name.endswith(tables)]
         optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=settings.learning_rate, betas=settings.betas, eps=settings.eps,

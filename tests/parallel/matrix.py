@@ -54,7 +54,7 @@ RATE = 1.0
 _EPSILON = 1e6
 DESCENT = {
     "learning_rate": RATE * _EPSILON, "eps": _EPSILON, "betas": (0.0, 0.0), "schedule": "constant", "warmup_steps": 0,
-    "clip_norm": 0.5,
+    "clip_norm": 0.5, "weight_decay": 0.0,
 }  # fmt: skip
 
 # Bounds in fp32.  That of a gradient is a share of the largest entry of the same parameter, beside the rounding of the

@@ -30,7 +30,7 @@ def refusal(config: Config, *facts: DatasetFacts) -> str:
     [
         (),
         ("parallel={tensor: 2, pipeline: 2, data: 4, micro_batch: 2}", "launch.nodes=4"),
-        ("parallel={data: 2, zero_stage: 3}",),
+        ("parallel={data: 2, zero_stage: 2}",),
         ("model.states=333", "parallel.tensor=2"),
         ("model.recurrent_layers=[]",),
         ("model.recurrent_layers=[0, -1]", "model.layers=2"),
@@ -54,6 +54,7 @@ def test_accepted(overrides: tuple[str, ...]) -> None:
         (("parallel.pipeline=13",), ("every stage needs a layer", "nearest: parallel.pipeline=12")),
         (("parallel={pipeline: 2, zero_stage: 3}",), ("no ZeRO 2 or 3", "nearest: parallel.zero_stage=1")),
         (("parallel={pipeline: 2, zero_stage: 0}",), ("drifts", "nearest: parallel.zero_stage=1")),
+        (("parallel.zero_stage=0", "run.precision=bf16"), ("fp32", "nearest: parallel.zero_stage=1")),
         (("optimizer.name=adafactor", "parallel.zero_stage=2"), ("whole matrices", "parallel.zero_stage=1")),
         (("parallel.sequence_parallel=true",), ("there is one", "nearest: parallel.sequence_parallel=false")),
         (
@@ -64,7 +65,6 @@ def test_accepted(overrides: tuple[str, ...]) -> None:
             ("parallel={tensor: 2, sequence_parallel: true}", "data.segment=1023", "model.window=341"),
             ("data.segment=1023", "nearest: data.segment=1024"),
         ),
-        (("parallel.zero_stage=0",), ("run.precision=bf16", "nearest: parallel.zero_stage=1")),
         (("model.feedback=true",), ("not available yet", "nearest: model.feedback=false")),
         (("parallel.data=2", "launch.nodes=3"), ("2 processes", "nearest: launch.nodes=2")),
         (("model.recurrent_layers=[12, -13]",), ("has 12, -13", "from -12 to 11", "nearest: 11, -12")),

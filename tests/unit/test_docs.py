@@ -2,9 +2,9 @@
 
 import re
 import shlex
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import click
 import pytest
@@ -25,9 +25,9 @@ OTHER_OPTIONS = {"--index-url", "--attempt", "--help"}  # of pip, and of the wor
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
 
-def fenced(document: Path) -> str:
+def fenced(document: Path, language: str = "[a-z]*") -> str:
     """All code blocks."""
-    return "\n".join(re.findall(r"^```[a-z]*\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE))
+    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE))
 
 
 def inline(document: Path) -> list[str]:
@@ -38,7 +38,7 @@ def inline(document: Path) -> list[str]:
 
 def shell_lines(document: Path, program: str) -> Iterator[list[str]]:
     """Arguments of every call of `program` in the code blocks."""
-    for line in fenced(document).splitlines():
+    for line in fenced(document, "sh").splitlines():
         for part in line.split("&&"):
             words = shlex.split(part, comments=True)
             if words and Path(words[0]).name == program:
@@ -118,8 +118,9 @@ def test_files_that_are_named_exist(document: Path) -> None:
 def test_config_keys_that_are_named_exist(document: Path) -> None:
     keys = set(leaf_keys())
     sections = {key.rpartition(".")[0] for key in keys}
+    key = re.compile(rf"((?:{'|'.join(Config.model_fields)})\.[a-z][a-z_.]*)(?:=\S+)?$")
     for code in inline(document):
-        match = re.match(r"((?:%s)\.[a-z][a-z_.]*)(?:=\S+)?$" % "|".join(Config.model_fields), code)
+        match = key.match(code)
         if match:
             assert match[1] in keys | sections, f"no config key {match[1]}"
 
