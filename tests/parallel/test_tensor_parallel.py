@@ -67,6 +67,29 @@ def test_two_ranks_compute_what_one_does(ranks: RankPool, variant: str, sequence
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
 
 
+def test_parts_of_a_long_segment_have_the_masks_of_the_whole(ranks: RankPool) -> None:
+    """400 tokens on two ranks: the tile of 128 that repeats along the segment begins at neither part's first token."""
+    (whole,) = ranks.run(1, mask_of_ones, 400, 1)
+    assert 0.4 < float((whole == 0).float().mean()) < 0.6
+    assert torch.equal(torch.cat(ranks.run(2, mask_of_ones, 200, 2)), whole)
+
+
+def mask_of_ones(rank: int, store: str, length: int, tensor: int) -> Tensor:
+    """What dropout leaves of ones (length, 2, 3) on one rank."""
+    import torch.distributed as dist
+
+    from brt_dist.model.dropout import Dropout
+    from brt_dist.parallel.device import choose
+    from brt_dist.parallel.layout import Layout, finalize, initialize
+
+    layout = Layout(tensor=tensor, pipeline=1, data=1, micro_batch=2, streams=2, rank=rank)
+    initialize(layout, choose("cpu", rank), 120.0, dist.FileStore(store, tensor))
+    try:
+        return Dropout(0.5, 0, 3, (5, 9), is_split=tensor > 1).activations(torch.ones(length, 2, 3), 1, "site")
+    finally:
+        finalize()
+
+
 def read_two_segments(
     rank: int, store: str, config: ModelConfig, tensor: int, sequence_parallel: bool
 ) -> dict[str, Any]:
