@@ -108,12 +108,8 @@ def train_on_rank(rank: int, store: str, given: Config, steps: int = STEPS) -> d
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)
     initialize(layout, device, 120.0, dist.FileStore(store, layout.world_size))
-    from deepspeed.runtime.zero.partition_parameters import Init
-
     from brt_dist.parallel.engine import StepInput, build_engine
 
-    # ZeRO-3 numbers parameters per process and compares over ranks, of which some may have run more cases
-    Init.param_id = 0
     try:
         engine = build_engine(given, layout, device)
         mine = list(layout.local_streams)
