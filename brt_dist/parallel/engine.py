@@ -77,6 +77,8 @@ class Engine(ABC):
         self.parameters = self._logical_parameters()
         self.optimizer = build_optimizer(self.parameters, config, layout)
         self._deepspeed = self._wrap()
+        if config.parallel.zero_stage == 3:
+            self._clear_padding()
         # DeepSpeed has cast the module: memory takes its types from it
         self.memory = self.new_memory()
 
@@ -145,6 +147,18 @@ class Engine(ABC):
             masters = [master for group in self.optimizer.param_groups for master in group["params"]]
         for master in masters:
             yield master, self.optimizer.state[master]
+
+    def _clear_padding(self) -> None:
+        """ZeRO-3 pads weights to equal shards; the padding is what was in memory, and would get into checkpoints."""
+        for parameter in self.parameters:
+            shard = _held(parameter.local)
+            held = parameter.local.ds_numel - self.layout.data_rank * shard.numel()  # type: ignore[attr-defined]
+            shard.data.view(-1)[max(held, 0) :] = 0
+        optimizer = self._deepspeed.optimizer
+        for master, weights in zip(
+            optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True
+        ):
+            master.data.copy_(weights)
 
     def _renew_weights(self) -> None:
         """After a change of the weights that this rank holds: those that ZeRO-3 keeps whole everywhere, as small."""

@@ -44,6 +44,7 @@ def config(
     model: dict[str, Any] | None = None,
     optimizer: dict[str, Any] | None = None,
     precision: str = "fp32",
+    seed: int = 3,
 ) -> Config:
     """The config of the case: 4 layers, 4 streams of 64 tokens in blocks of 16."""
     shape = {
@@ -57,7 +58,7 @@ def config(
             "parallel": {"micro_batch": 1} | (parallel or {}),
             "optimizer": {"learning_rate": 3e-3, "warmup_steps": 2, "clip_norm": 0.5, "weight_decay": 0.1}
             | (optimizer or {}),
-            "run": {"directory": "unused", "steps": STEPS, "precision": precision, "seed": 3},
+            "run": {"directory": "unused", "steps": STEPS, "precision": precision, "seed": seed},
         }
     )
 

@@ -29,18 +29,24 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A kind of model: what it changes of the case's, and the layouts that it can have (all, unless given)."""
+    """A kind of model: what it changes of the case's, and the layouts that it can have (all, unless given).
+
+    With the seed no input of a ReLU may come so near zero (some 5e-7) that rounding decides its gradient: a layout that
+    rounds otherwise then takes another course from there on, and is not wrong.
+    """
 
     model: dict[str, Any]
     layouts: tuple[str, ...] = tuple(LAYOUTS)
+    seed: int = 3
 
 
 VARIANTS: dict[str, Variant] = {
-    **{
-        f"{cell}-{gate}": Variant({"cell": cell, "gate": gate})
-        for cell in ("skip", "single", "dual")
-        for gate in ("fixed", "lstm")
-    },
+    "skip-fixed": Variant({}),
+    "skip-lstm": Variant({"gate": "lstm"}),
+    "single-fixed": Variant({"cell": "single"}, seed=4),
+    "single-lstm": Variant({"cell": "single", "gate": "lstm"}),
+    "dual-fixed": Variant({"cell": "dual"}),
+    "dual-lstm": Variant({"cell": "dual", "gate": "lstm"}),
     "two-recurrent": Variant({"cell": "dual", "gate": "lstm", "recurrent_layers": (1, 3)}),
     "one-block": Variant({"window": 64}),
     "clear-state": Variant({"clear_state": True}),
@@ -88,8 +94,7 @@ class Case:
 
     def config(self) -> Config:
         options = {name: getattr(self, name) for name in ("recompute", "sequence_parallel", "zero_stage")}
-        model = VARIANTS[self.variant].model
-        return config(parallel=LAYOUTS[self.layout] | options, model=model, optimizer=DESCENT)
+        return _config(VARIANTS[self.variant], LAYOUTS[self.layout] | options)
 
 
 def full() -> list[Case]:
@@ -122,7 +127,11 @@ def pairwise(cases: Sequence[Case]) -> list[Case]:
 @cache
 def truth(variant: str) -> Outcome:
     """What the plain loop computes."""
-    return train_plainly(config(model=VARIANTS[variant].model, optimizer=DESCENT))
+    return train_plainly(_config(VARIANTS[variant]))
+
+
+def _config(variant: Variant, parallel: dict[str, Any] | None = None) -> Config:
+    return config(parallel=parallel, model=variant.model, optimizer=DESCENT, seed=variant.seed)
 
 
 @dataclass(frozen=True)
