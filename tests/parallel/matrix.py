@@ -15,14 +15,14 @@ from brt_dist.config.schema import Config
 from tests.parallel.cases import Outcome, config, train_plainly
 
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "tp2": {"tensor": 2},
+    "tp2": {"tensor": 2, "micro_batch": 2},
     "pp2": {"pipeline": 2},
     "dp2": {"data": 2},
     "tp2-pp2": {"tensor": 2, "pipeline": 2},
     "tp2-dp2": {"tensor": 2, "data": 2},
     "pp3": {"pipeline": 3},
     "pp4": {"pipeline": 4},
-    "tp4": {"tensor": 4},
+    "tp4": {"tensor": 4, "micro_batch": 2},
     "tp2-pp2-dp2": {"tensor": 2, "pipeline": 2, "data": 2},
 }
 
