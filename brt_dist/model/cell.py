@@ -1,5 +1,6 @@
 """The recurrent cell and its scan over the blocks of a segment: the horizontal direction of a recurrent layer."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from brt_dist.model.linear import ColumnLinear, gather
 from brt_dist.model.norms import RMSNorm, unit_length
 from brt_dist.model.parameters import declare, normal
 from brt_dist.model.scales import HeadScale
+from brt_dist.model.sequence import own_part
 
 
 class Scanned(NamedTuple):
@@ -22,7 +24,7 @@ class Scanned(NamedTuple):
     """(b, t, h, S, E) of the state that entered each block"""
     values: Tensor
     state: Tensor
-    """(b, S, D) after the last block"""
+    """(b, S, D) after the last block; under sequence parallel this rank's states (b, S/tp, D)"""
 
 
 class RecurrentCell(nn.Module):
@@ -41,6 +43,7 @@ class RecurrentCell(nn.Module):
         self.head_dim = config.head_dim
         self.carries_float32 = config.state_dtype == "float32"
         self.always_clear = config.clear_state
+        self.is_split = parallel.sequence_parallel
 
         self.initial_state = nn.Parameter(torch.empty(config.states, width))
         declare(self.initial_state, normal(0.1))
@@ -64,12 +67,13 @@ class RecurrentCell(nn.Module):
         """Run over the blocks in order.
 
         Args:
-            memory: (b, S, D) state after the segment before.
+            memory: (b, S, D) state after the segment before; under sequence parallel this rank's part of S.
             window: keys and values of the tokens that each block's states see (b, t, h, 2W, E).
             starts: (b, t) bool; where true the state that enters the block is the learned initial one.
         """
-        initial = self.initial_state.to(self.state_dtype).unsqueeze(1)
-        identities = self.identities.unsqueeze(1)
+        initial, identities = self.initial_state.to(self.state_dtype).unsqueeze(1), self.identities.unsqueeze(1)
+        if self.is_split:
+            initial, identities = own_part(initial), own_part(identities)
         if self.always_clear:
             starts = torch.cat([torch.ones_like(starts[:, :1]), starts[:, 1:]], 1)
         state = memory.to(self.state_dtype).transpose(0, 1)  # sequence first, as Megatron's layers have it
@@ -100,7 +104,8 @@ class _Skip(nn.Module):
 class _Single(nn.Module):
     def __init__(self, config: ModelConfig, attended: int, parallel: ModelParallelConfig) -> None:
         super().__init__()
-        self.hidden = ColumnLinear(attended, config.mlp_width, parallel)
+        # its input is a gather of heads, which every rank has for all states
+        self.hidden = ColumnLinear(attended, config.mlp_width, replace(parallel, sequence_parallel=False))
         self.update = GatedUpdate(config.mlp_width, config.width, config.gate, parallel, tanh=True)
 
     def forward(self, state: Tensor, attended: Tensor) -> Tensor:

@@ -25,20 +25,23 @@ class Dropout:
         rate: probability that an element is dropped, in [0, 1).
         seed, step: of the run.
         streams: global number of each stream of the micro-batch (b,).
+        is_split: whether activations hold this rank's part of the segment (sequence parallel).
     """
 
     rate: float
     seed: int
     step: int
     streams: Sequence[int]
+    is_split: bool = False
 
     def activations(self, x: Tensor, layer: int, site: str) -> Tensor:
-        """Drop elements of `x` (N, b, D), the same for all tensor parallel ranks."""
+        """Drop elements of `x` (N, b, D), the same whichever rank holds them."""
         if self.rate == 0:
             return x
         length, _, width = x.shape
         tile = torch.stack([self._factors((TILE, width), x, layer, site, stream) for stream in self.streams], 1)
-        return x * tile.repeat(-(-length // TILE), 1, 1)[:length]
+        first = length * parallel_state.get_tensor_model_parallel_rank() if self.is_split else 0
+        return x * tile[torch.arange(first, first + length, device=x.device) % TILE]
 
     def attention(self, like: Tensor, heads: int, window: int, layer: int) -> Tensor | None:
         """Factors on attention probabilities (b, 1, h, W, 2W) for this rank's part of `heads`; none at rate 0.

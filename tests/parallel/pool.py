@@ -6,6 +6,7 @@ deadlock under gloo), and every case gets process groups of its own through a fr
 
 import multiprocessing
 import os
+import sys
 import tempfile
 import traceback
 import uuid
@@ -80,7 +81,21 @@ def _serve(rank: int, tasks: Any, results: Any) -> None:
     torch.set_num_threads(1)
     while True:
         function, store, arguments = tasks.get()
+        _forget_numbers()
         try:
             results.put((rank, function(rank, store, *arguments), None))
         except BaseException:
             results.put((rank, None, traceback.format_exc()))
+
+
+def _forget_numbers() -> None:
+    """Set back DeepSpeed's counters of parameters and modules.
+
+    ZeRO-3 compares these numbers over ranks, but they count per process, and some ranks have run more cases.
+    """
+    parameters = sys.modules.get("deepspeed.runtime.zero.partition_parameters")
+    modules = sys.modules.get("deepspeed.runtime.zero.parameter_offload")
+    if parameters and modules:
+        parameters.Init.param_id = 0
+        (counter,) = modules.DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__
+        counter[0] = 0
