@@ -139,6 +139,10 @@ class Engine(ABC):
         with deepspeed.zero.GatheredParameters([p.local for p in self.parameters]):
             return {p.name: p.local.detach().clone() for p in self.parameters}
 
+    def close(self) -> None:
+        """Take DeepSpeed's hooks off the weights; without this the engine and its process groups outlive their use."""
+        self._deepspeed.destroy()
+
     def _optimizer_entries(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """Master tensors and their optimizer state: flat ZeRO partitions, or whole parameters without ZeRO."""
         if self.config.parallel.zero_stage == 3:  # between steps its groups are empty
@@ -272,6 +276,12 @@ class PipelinedEngine(Engine):
 
     def _evaluate(self, step: StepInput) -> float:
         return float(self._deepspeed.eval_batch(self._portions(step)))
+
+    def close(self) -> None:
+        super().close()
+        # the last graph, which would keep all of the engine: autograd's references are no garbage collector's
+        self._deepspeed.loss = None
+        self._deepspeed.pipe_buffers = {}
 
 
 def build_engine(config: Config, layout: Layout, device: Device) -> Engine:

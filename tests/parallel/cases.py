@@ -111,8 +111,8 @@ def train_on_rank(rank: int, store: str, given: Config, steps: int = STEPS) -> d
     initialize(layout, device, 120.0, dist.FileStore(store, layout.world_size))
     from brt_dist.parallel.engine import StepInput, build_engine
 
+    engine = build_engine(given, layout, device)
     try:
-        engine = build_engine(given, layout, device)
         mine = list(layout.local_streams)
         losses, norms, history = [], [], [engine.weights()]
         for number, (plan, segments) in enumerate(read_steps(given, steps=steps)):
@@ -141,6 +141,7 @@ def train_on_rank(rank: int, store: str, given: Config, steps: int = STEPS) -> d
             "memory": {name: tensor.float().clone() for name, tensor in engine.memory.tensors().items()},
         }
     finally:
+        engine.close()
         finalize()
 
 

@@ -92,7 +92,9 @@ def train(rank: int, store: str, given: Config, attempt: int, stop_after: int) -
     try:
         with Dataset.open(given.data.dataset) as data:
             trainer = Trainer(given, run, layout, device, events, data, data, StopAfter())
-            return int(trainer.run()), []
+            code = int(trainer.run())
+            trainer.engine.close()
+            return code, []
     finally:
         events.close()
         finalize()
