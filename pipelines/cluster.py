@@ -74,6 +74,7 @@ def _quiet() -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_ENABLE_METRICS_COLLECTION": "0",
         "RAY_DEDUP_LOGS": "0",
+        "RAY_worker_niceness": "0",  # ranks are below a worker, and are what this machine is for
     }
 
 

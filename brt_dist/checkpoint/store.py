@@ -134,7 +134,8 @@ class CheckpointStore:
         parallel = self._config.parallel
         fields = asdict(self._layout)
         fields.pop("rank")
-        return fields | {"zero_stage": parallel.zero_stage, "precision": self._config.run.precision}
+        kinds = {"zero_stage": parallel.zero_stage, "sequence_parallel": parallel.sequence_parallel}
+        return fields | kinds | {"precision": self._config.run.precision}
 
     def _new_draft(self, draft: Path) -> None:
         for left_over in self._folder.glob(".step_*"):

@@ -21,6 +21,10 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "steps_per_print": _NEVER,  # what is told, and when, is ours to say
         "wall_clock_breakdown": False,
     }
+    if config.parallel.sequence_parallel:
+        # By default a stage sends each tensor parallel rank's slice of the activations and puts them together at the
+        # receiver, which takes it that they are the same on all ranks.  Here each has tokens of its own.
+        settings["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
     if bf16:
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return settings

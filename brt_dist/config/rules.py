@@ -70,10 +70,11 @@ def _candidates(config: Config) -> Iterator[ParallelConfig]:
                     "pipeline": pipeline,
                     "data": data,
                     "micro_batch": max(divisors(streams // data, given.micro_batch)),
-                    "sequence_parallel": False,
                 }
                 for stage in {given.zero_stage, 0, 1}:
-                    yield given.model_copy(update={**sizes, "zero_stage": stage})
+                    for sequence_parallel in {given.sequence_parallel, False}:
+                        rest = {"zero_stage": stage, "sequence_parallel": sequence_parallel}
+                        yield given.model_copy(update=sizes | rest)
 
 
 def divisors(number: int, limit: int) -> set[int]:
@@ -93,11 +94,6 @@ def _divisibility(config: Config) -> Iterator[str]:
                 f"nearest: parallel.tensor={max(divisors(size, layout.tensor))} "
                 f"or model.{name}={_nearest_multiple(size, layout.tensor)}"
             )
-    if layout.sequence_parallel and model.states % layout.tensor:
-        yield (
-            f"model.states={model.states} cannot be split over parallel.tensor={layout.tensor} ranks, which sequence "
-            f"parallel does; nearest: model.states={_nearest_multiple(model.states, layout.tensor)}"
-        )
 
 
 def _streams(config: Config) -> Iterator[str]:
@@ -146,13 +142,7 @@ def _optimizer_layout(config: Config) -> Iterator[str]:
 
 
 def _zero(config: Config) -> Iterator[str]:
-    stage = config.parallel.zero_stage
-    if stage == 3:
-        yield (
-            "parallel.zero_stage=3 is not available yet: the checkpoints do not know its cut up weights; "
-            "nearest: parallel.zero_stage=2, or 1 with a pipeline"
-        )
-    if stage == 0 and config.run.precision == "bf16":
+    if config.parallel.zero_stage == 0 and config.run.precision == "bf16":
         yield (
             "parallel.zero_stage=0 with run.precision=bf16: DeepSpeed cannot add gradients up in fp32 then; "
             "nearest: parallel.zero_stage=1"
@@ -160,8 +150,24 @@ def _zero(config: Config) -> Iterator[str]:
 
 
 def _sequence_parallel(config: Config) -> Iterator[str]:
-    if config.parallel.sequence_parallel:
-        yield "parallel.sequence_parallel is not available yet; nearest: parallel.sequence_parallel=false"
+    ranks = config.parallel.tensor
+    if not config.parallel.sequence_parallel:
+        return
+    if ranks == 1:
+        yield (
+            "parallel.sequence_parallel=true with parallel.tensor=1: the sequence is split over the tensor parallel "
+            "ranks, and there is one; nearest: parallel.sequence_parallel=false"
+        )
+    # with feedback the stack runs on one block at a time
+    sizes = {"model.window": config.model.window} if config.model.feedback else {"data.segment": config.data.segment}
+    if config.model.recurrent_layers:
+        sizes["model.states"] = config.model.states
+    for name, size in sizes.items():
+        if size % ranks:
+            yield (
+                f"{name}={size} cannot be split over parallel.tensor={ranks} ranks, which sequence parallel does; "
+                f"nearest: {name}={_nearest_multiple(size, ranks)}, or parallel.sequence_parallel=false"
+            )
 
 
 def _nodes(config: Config) -> Iterator[str]:
@@ -299,12 +305,14 @@ def _distance(given: ParallelConfig, layout: ParallelConfig) -> tuple[int, float
     change = sum(max(pair) / min(pair) - 1 for pair in pairs)
     # Between ZeRO stages that work, 1 is the nearer one: it costs nothing and saves memory.
     stage = {given.zero_stage: 0.0, 1: 0.5}.get(layout.zero_stage, 0.6)
-    return given.world_size - layout.world_size, change + stage
+    split = 0.1 * (given.sequence_parallel != layout.sequence_parallel)  # the numbers do not depend on it
+    return given.world_size - layout.world_size, change + stage + split
 
 
 def _layout_text(config: Config) -> str:
     names = ("tensor", "pipeline", "data", "zero_stage", "micro_batch")
     text = " ".join(f"parallel.{name}={getattr(config.parallel, name)}" for name in names)
+    text += " parallel.sequence_parallel=true" if config.parallel.sequence_parallel else ""
     return text + (f" launch.nodes={config.launch.nodes}" if config.launch.nodes > 1 else "")
 
 

@@ -1,5 +1,6 @@
 """The recurrent cell and its scan over the blocks of a segment: the horizontal direction of a recurrent layer."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,13 +14,14 @@ from brt_dist.model.linear import ColumnLinear, gather
 from brt_dist.model.norms import RMSNorm, unit_length
 from brt_dist.model.parameters import declare, normal
 from brt_dist.model.scales import HeadScale
+from brt_dist.model.sequence import own_part
 
 
 class Entered(NamedTuple):
     """A state that enters a block, and what attention makes of it."""
 
     state: Tensor
-    """(S, b, D)"""
+    """(S, b, D); under sequence parallel this rank's states (S/tp, b, D)"""
     keys: Tensor
     """(b, h, S, E), as the others; tokens of the block attend to these and the values"""
     values: Tensor
@@ -34,7 +36,7 @@ class Scanned(NamedTuple):
     """(b, t, h, S, E) of the state that entered each block"""
     values: Tensor
     state: Tensor
-    """(b, S, D) after the last block"""
+    """(b, S, D) after the last block; under sequence parallel this rank's states (b, S/tp, D)"""
 
 
 class RecurrentCell(nn.Module):
@@ -52,6 +54,7 @@ class RecurrentCell(nn.Module):
         width, attended = config.width, 2 * config.heads * config.head_dim
         self.head_dim = config.head_dim
         self.carries_float32 = config.state_dtype == "float32"
+        self.is_split = parallel.sequence_parallel
 
         self.initial_state = nn.Parameter(torch.empty(config.states, width))
         declare(self.initial_state, normal(0.1))
@@ -79,7 +82,7 @@ class RecurrentCell(nn.Module):
         Both go through the module's call, so that whoever gathers weights before a forward (ZeRO-3) sees it.
 
         Args:
-            memory: (b, S, D) state before the first block.
+            memory: (b, S, D) state before the first block; under sequence parallel this rank's part of S.
             starts: (b, t) bool; where true the state that enters the block is the learned initial one.
             window: keys and values of the tokens that each block's states see (b, t, h, 2W, E).
             entered: what the same call without a window gave, if there was one.
@@ -99,9 +102,11 @@ class RecurrentCell(nn.Module):
 
     def _enter(self, state: Tensor, starts: Tensor) -> Entered:
         """The state (S, b, D) into a block, which starts a document where `starts` (b,) is true."""
-        initial = self.initial_state.to(self.state_dtype).unsqueeze(1)
+        initial, identities = self.initial_state.to(self.state_dtype).unsqueeze(1), self.identities.unsqueeze(1)
+        if self.is_split:
+            initial, identities = own_part(initial), own_part(identities)
         state = torch.where(starts[:, None], initial, state)
-        normed = self.norm(state) + self.identities.unsqueeze(1)
+        normed = self.norm(state) + identities
         keys, values, queries, token_queries = split_heads(self.projections(normed), 4, self.head_dim)
         keys = unit_length(keys).to(values.dtype)
         return Entered(
@@ -134,7 +139,8 @@ class _Skip(nn.Module):
 class _Single(nn.Module):
     def __init__(self, config: ModelConfig, attended: int, parallel: ModelParallelConfig) -> None:
         super().__init__()
-        self.hidden = ColumnLinear(attended, config.mlp_width, parallel)
+        # its input is a gather of heads, which every rank has for all states
+        self.hidden = ColumnLinear(attended, config.mlp_width, replace(parallel, sequence_parallel=False))
         self.update = GatedUpdate(config.mlp_width, config.width, config.gate, parallel, tanh=True)
 
     def forward(self, state: Tensor, attended: Tensor) -> Tensor:

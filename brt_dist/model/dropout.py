@@ -25,6 +25,7 @@ class Dropout:
         rate: probability that an element is dropped, in [0, 1).
         seed, step: of the run.
         streams: global number of each stream of the micro-batch (b,).
+        is_split: whether activations hold this rank's part of the segment (sequence parallel).
         offset: position in the segment of the first token that is given.
     """
 
@@ -32,6 +33,7 @@ class Dropout:
     seed: int
     step: int
     streams: Sequence[int]
+    is_split: bool = False
     offset: int = 0
 
     def at(self, offset: int) -> "Dropout":
@@ -39,12 +41,13 @@ class Dropout:
         return replace(self, offset=offset)
 
     def activations(self, x: Tensor, layer: int, site: str) -> Tensor:
-        """Drop elements of `x` (N, b, D), the same for all tensor parallel ranks."""
+        """Drop elements of `x` (N, b, D), the same whichever rank holds them."""
         if self.rate == 0:
             return x
         length, _, width = x.shape
         tile = torch.stack([self._factors((TILE, width), x, layer, site, stream) for stream in self.streams], 1)
-        return x * tile[torch.arange(self.offset, self.offset + length, device=x.device) % TILE]
+        first = self.offset + (length * parallel_state.get_tensor_model_parallel_rank() if self.is_split else 0)
+        return x * tile[torch.arange(first, first + length, device=x.device) % TILE]
 
     def attention(self, like: Tensor, heads: int, window: int, layer: int) -> Tensor | None:
         """Factors on attention probabilities (b, 1, h, W, 2W) for this rank's part of `heads`; none at rate 0.

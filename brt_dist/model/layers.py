@@ -54,6 +54,7 @@ class TransformerLayer(nn.Module):
     def __init__(self, config: ModelConfig, index: int, parallel: ModelParallelConfig, crosses: bool) -> None:
         super().__init__()
         self.config = config
+        self.parts = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
         self.tokens = TokenAttention(config, index, parallel, crosses)
         self.mlp = MLP(config, index, parallel)
 
@@ -68,7 +69,7 @@ class TransformerLayer(nn.Module):
         """One segment of b streams, or with feedback one block of it.
 
         Args:
-            x: (N, b, D), N a multiple of the window.
+            x: (N, b, D), N a multiple of the window; under sequence parallel this rank's tokens (N/tp, b, D).
             memory: what the layer remembers of these streams.
             starts: (b, N/W) bool, whether a document starts with the block.
             dropout: none outside training.
@@ -118,12 +119,13 @@ class TransformerLayer(nn.Module):
 
     def _check(self, x: Tensor, memory: LayerMemory, starts: Tensor, entered: Entered | None) -> None:
         window = self.config.window
-        if x.dim() != 3 or x.shape[2] != self.config.width or x.shape[0] % window or not x.shape[0]:
+        length = len(x) * self.parts
+        if x.dim() != 3 or x.shape[2] != self.config.width or length % window or not length:
             raise ConfigError(
                 f"hidden states of shape {tuple(x.shape)}: expected (segment, streams, {self.config.width}) with a "
                 f"segment that is a multiple of model.window={window}"
             )
-        length, streams, _ = x.shape
+        streams = x.shape[1]
         if starts.shape != (streams, length // window) or starts.dtype != torch.bool:
             raise ConfigError(
                 f"starts of shape {tuple(starts.shape)} and {starts.dtype}: expected {(streams, length // window)} "
@@ -164,7 +166,8 @@ class RecurrentLayer(TransformerLayer):
         return attended, scanned.state
 
     def memory_shapes(self, streams: int) -> dict[str, tuple[int, ...]]:
-        return {"state": (streams, self.config.states, self.config.width), **super().memory_shapes(streams)}
+        states = self.config.states // self.parts
+        return {"state": (streams, states, self.config.width), **super().memory_shapes(streams)}
 
     def blank_memory(self, streams: int) -> LayerMemory:
         memory, shape = super().blank_memory(streams), self.memory_shapes(streams)["state"]

@@ -12,15 +12,19 @@ import torch.distributed as dist
 from megatron.core import ModelParallelConfig, parallel_state
 from megatron.core.tensor_parallel import layers as megatron
 from torch import Tensor
+from torch.nn import functional
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.parameters import Initializer, declare, fan_in
+from brt_dist.model.sequence import linear_of_parts, sum_to_parts
 
 
-def megatron_config() -> ModelParallelConfig:
+def megatron_config(sequence_parallel: bool = False) -> ModelParallelConfig:
     """Megatron's settings for the layers of this rank, under the process groups that exist."""
+    ranks = parallel_state.get_tensor_model_parallel_world_size()
     return ModelParallelConfig(
-        tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
+        tensor_model_parallel_size=ranks,
+        sequence_parallel=sequence_parallel and ranks > 1,
         perform_initialization=False,  # we do it, by name: `parameters.initialize`
         use_cpu_initialization=True,  # that is: on torch's default device; the other branch insists on CUDA
         gradient_accumulation_fusion=False,
@@ -32,7 +36,10 @@ def no_initialization(weight: Tensor) -> None:
 
 
 class ColumnLinear(megatron.ColumnParallelLinear):
-    """(..., inputs) whole on every rank -> (..., outputs/tp), this rank's part of the outputs."""
+    """(..., inputs) whole on every rank -> (..., outputs/tp), this rank's part of the outputs.
+
+    Under sequence parallel the input is this rank's positions (n/tp, ..., inputs); the output has all n.
+    """
 
     def __init__(
         self,
@@ -53,11 +60,16 @@ class ColumnLinear(megatron.ColumnParallelLinear):
         declare(self.weight, initializer or fan_in(), partition_dim=0, stacked=stacked)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.sequence_parallel:
+            return linear_of_parts(x, self.weight)
         return super().forward(x)[0]
 
 
 class RowLinear(megatron.RowParallelLinear):
-    """(..., inputs/tp), this rank's part of the inputs -> (..., outputs), summed over the ranks."""
+    """(..., inputs/tp), this rank's part of the inputs -> (..., outputs), summed over the ranks.
+
+    Under sequence parallel the input has all n positions (n, ..., inputs/tp), the output this rank's (n/tp, ...).
+    """
 
     def __init__(
         self,
@@ -80,6 +92,8 @@ class RowLinear(megatron.RowParallelLinear):
         declare(self.weight, initializer or fan_in(), partition_dim=1, stacked=stacked)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.sequence_parallel:
+            return sum_to_parts(functional.linear(x, self.weight))
         return super().forward(x)[0]
 
 

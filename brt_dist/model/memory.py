@@ -13,7 +13,8 @@ class LayerMemory(NamedTuple):
     """
 
     state: Tensor | None
-    """(b, S, D) recurrent state before the next block; none in a layer without recurrence"""
+    """(b, S, D) recurrent state before the next block, none in a layer without recurrence; under sequence parallel this
+    rank's vectors (b, S/tp, D)"""
     keys: Tensor
     """(b, W, h, E) normalised keys of the last window of tokens"""
     values: Tensor

@@ -9,6 +9,7 @@ from megatron.core import ModelParallelConfig, parallel_state
 from megatron.core.tensor_parallel import layers as megatron
 from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from torch import Tensor, nn
+from torch.nn import functional
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import ConfigError
@@ -17,8 +18,9 @@ from brt_dist.model.layers import TransformerLayer, build_layer
 from brt_dist.model.linear import gather, megatron_config, no_initialization
 from brt_dist.model.memory import LayerMemory
 from brt_dist.model.norms import RMSNorm
-from brt_dist.model.parameters import declare, initialize, normal
+from brt_dist.model.parameters import declare, initialize, normal, replicated
 from brt_dist.model.segment import Network, read_segment
+from brt_dist.model.sequence import linear_of_parts, sum_gradients, sum_to_parts
 from brt_dist.model.shapes import VOCAB_MULTIPLE, padded_vocab
 
 
@@ -38,6 +40,7 @@ class TokenEmbedding(megatron.VocabParallelEmbedding):
         super().__init__(rows, config.width, init_method=no_initialization, config=parallel, tp_group=group)
         declare(self.weight, normal(1.0), 0, logical_size=config.vocab_size, multiple=VOCAB_MULTIPLE)
         self.vocab_size = config.vocab_size
+        self.is_split = parallel.sequence_parallel
         self.scale = 1 / math.sqrt(config.width if config.logit_scale == "width" else config.vocab_size)
         self._projection = megatron.ColumnParallelLinear(
             config.width,
@@ -52,16 +55,23 @@ class TokenEmbedding(megatron.VocabParallelEmbedding):
     def forward(self, x: Tensor, score: bool = False) -> Tensor:
         """Tokens (b, N) -> (N, b, D); with `score`, hidden states (N, b, D) -> this rank's logits (N, b, V/tp).
 
+        Under sequence parallel hidden states are this rank's tokens (N/tp, b, D); logits are of all N.
         Both go through the module's call, so that whoever gathers weights before a forward (ZeRO-3) sees it.
         """
         if not score:
-            return super().forward(x.transpose(0, 1))
-        # scaling the states is scaling the logits, at a fraction of the cost
-        logits, _ = self._projection(x * self.scale, weight=self.weight)
+            tokens = x.transpose(0, 1)
+            return self._embed_part(tokens) if self.is_split else super().forward(tokens)
+        x = x * self.scale  # scaling the states is scaling the logits, at a fraction of the cost
+        logits = linear_of_parts(x, self.weight) if self.is_split else self._projection(x, weight=self.weight)[0]
         valid = max(self.vocab_size - self.vocab_start_index, 0)
         if valid < logits.shape[-1]:
             logits[..., valid:] = -math.inf
         return logits
+
+    def _embed_part(self, tokens: Tensor) -> Tensor:
+        elsewhere = (tokens < self.vocab_start_index) | (tokens >= self.vocab_end_index)
+        rows = functional.embedding((tokens - self.vocab_start_index).masked_fill(elsewhere, 0), self.weight)
+        return sum_to_parts(rows.masked_fill(elsewhere.unsqueeze(-1), 0.0))
 
     def logits(self, x: Tensor) -> Tensor:
         """This rank's part (N, b, V/tp) of the logits of hidden states x (N, b, D), for the functions below."""
@@ -103,17 +113,21 @@ class BlockRecurrentModel(nn.Module):
     Args:
         config: the network; `vocab_size` must be known.
         seed: of the initial values; none leaves them unset (to be loaded, or on the meta device).
+        sequence_parallel: split hidden states and recurrent states over the tensor parallel ranks.
     """
 
-    def __init__(self, config: ModelConfig, seed: int | None = None) -> None:
+    def __init__(self, config: ModelConfig, seed: int | None = None, sequence_parallel: bool = False) -> None:
         super().__init__()
-        parallel = megatron_config()
+        parallel = megatron_config(sequence_parallel)
         self.config = config
         self.embedding = TokenEmbedding(config, parallel)
         self.layers = nn.ModuleList(build_layer(config, index, parallel) for index in range(config.layers))
         self.final_norm = FinalNorm(config)
         if seed is not None:
             initialize(self, seed)
+        if parallel.sequence_parallel:
+            for parameter in replicated(self):
+                sum_gradients(parameter)
 
     def blank_memory(self, streams: int) -> list[LayerMemory]:
         """Memory of each layer before the first document."""

@@ -131,6 +131,11 @@ def logical_parameters(module: nn.Module, prefix: str = "") -> Iterator[LogicalP
         yield LogicalParameter(**vars(logical), name=f"{prefix}.{name}" if prefix else name, local=parameter)
 
 
+def replicated(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters of `module` that every tensor parallel rank holds whole."""
+    return (parameter.local for parameter in logical_parameters(module) if parameter.partition_dim is None)
+
+
 def initialize(module: nn.Module, seed: int, prefix: str = "") -> None:
     """Set the initial values of the parameters of `module`, the same whatever the layout.
 

@@ -20,8 +20,10 @@ from brt_dist.config.deepspeed import deepspeed_config
 from brt_dist.config.schema import Config
 from brt_dist.errors import CheckpointError
 from brt_dist.model.dropout import Dropout
+from brt_dist.model.linear import megatron_config
 from brt_dist.model.model import loss_sum
-from brt_dist.model.parameters import LogicalParameter, initialize, logical_parameters
+from brt_dist.model.parameters import LogicalParameter, initialize, logical_parameters, replicated
+from brt_dist.model.sequence import sum_gradients
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.layout import Layout, MegatronGroups
 from brt_dist.parallel.pipeline import PipelineStage, WholeModel, named_parts
@@ -65,12 +67,18 @@ class Engine(ABC):
         self.layout = layout
         self.device = device
         self._context = StageContext(StreamMemory({}, 0))
+        self._parallel = megatron_config(config.parallel.sequence_parallel)
         self.stage = self._build_stage()
         for name, part in named_parts(self.stage):
             initialize(part, config.run.seed, name)
+            if self._parallel.sequence_parallel:
+                for parameter in replicated(part):
+                    sum_gradients(parameter)
         self.parameters = self._logical_parameters()
         self.optimizer = build_optimizer(self.parameters, config, layout)
         self._deepspeed = self._wrap()
+        if config.parallel.zero_stage == 3:
+            self._clear_padding()
         # DeepSpeed has cast the module: memory takes its types from it
         self.memory = self.new_memory()
 
@@ -98,7 +106,7 @@ class Engine(ABC):
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that changes in training and lives on this rank, by name."""
-        named = {f"weights/{p.name}": p.local.detach() for p in self.parameters}
+        named = {f"weights/{p.name}": _held(p.local).detach() for p in self.parameters}
         for i, (master, state) in enumerate(self._optimizer_entries()):
             named[f"optimizer/{i}/master"] = master.detach()
             named |= {f"optimizer/{i}/{key}": value for key, value in state.items() if torch.is_tensor(value)}
@@ -112,7 +120,7 @@ class Engine(ABC):
         """
         with torch.no_grad():
             for parameter in self.parameters:
-                _copy(parameter.local, tensors, f"weights/{parameter.name}")
+                _copy(_held(parameter.local), tensors, f"weights/{parameter.name}")
             for i, (master, state) in enumerate(self._optimizer_entries()):
                 _copy(master, tensors, f"optimizer/{i}/master")
                 state.clear()
@@ -122,14 +130,46 @@ class Engine(ABC):
                     if name.startswith(prefix) and key != "master":
                         # AdamW and Adafactor keep the number of updates on the host
                         state[key] = value.clone() if value.ndim == 0 else value.to(master.device, copy=True)
+            self._renew_weights()
         prefix = "memory/"
         self.memory.load({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
 
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of this rank's parts of the weights, by logical name.  Collective under ZeRO-3, which spreads them."""
+        with deepspeed.zero.GatheredParameters([p.local for p in self.parameters]):
+            return {p.name: p.local.detach().clone() for p in self.parameters}
+
+    def close(self) -> None:
+        """Take DeepSpeed's hooks off the weights; without this the engine and its process groups outlive their use."""
+        self._deepspeed.destroy()
+
     def _optimizer_entries(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
         """Master tensors and their optimizer state: flat ZeRO partitions, or whole parameters without ZeRO."""
-        for group in self.optimizer.param_groups:
-            for master in group["params"]:
-                yield master, self.optimizer.state[master]
+        if self.config.parallel.zero_stage == 3:  # between steps its groups are empty
+            masters = self._deepspeed.optimizer.fp32_partitioned_groups_flat
+        else:
+            masters = [master for group in self.optimizer.param_groups for master in group["params"]]
+        for master in masters:
+            yield master, self.optimizer.state[master]
+
+    def _clear_padding(self) -> None:
+        """ZeRO-3 pads weights to equal shards; the padding is what was in memory, and would get into checkpoints."""
+        for parameter in self.parameters:
+            shard = _held(parameter.local)
+            held = parameter.local.ds_numel - self.layout.data_rank * shard.numel()  # type: ignore[attr-defined]
+            shard.data.view(-1)[max(held, 0) :] = 0
+        optimizer = self._deepspeed.optimizer
+        for master, weights in zip(
+            optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True
+        ):
+            master.data.copy_(weights)
+
+    def _renew_weights(self) -> None:
+        """After a change of the weights that this rank holds: those that ZeRO-3 keeps whole everywhere, as small."""
+        if self.config.parallel.zero_stage == 3:
+            whole = self._deepspeed.optimizer.persistent_parameters
+            if whole:
+                whole[0].all_gather(whole)
 
     def _logical_parameters(self) -> list[LogicalParameter]:
         return [p for name, part in named_parts(self.stage) for p in logical_parameters(part, name)]
@@ -137,14 +177,12 @@ class Engine(ABC):
     def _micro_batches(self, step: StepInput, training: bool) -> list[MicroBatch]:
         rate = self.config.model.dropout if training else 0.0
         size = self.layout.micro_batch
-        streams = self.layout.local_streams
-        return [
-            MicroBatch(
-                starts,
-                Dropout(rate, self.config.run.seed, step.number, streams[i * size : (i + 1) * size]) if rate else None,
-            )
-            for i, starts in enumerate(step.starts.split(size))
-        ]
+        streams, seed, is_split = self.layout.local_streams, self.config.run.seed, self._parallel.sequence_parallel
+
+        def dropout(i: int) -> Dropout | None:
+            return Dropout(rate, seed, step.number, streams[i * size : (i + 1) * size], is_split) if rate else None
+
+        return [MicroBatch(starts, dropout(i)) for i, starts in enumerate(step.starts.split(size))]
 
     def _portions(self, step: StepInput) -> Iterator[tuple[Tensor | None, tuple[Tensor, Tensor, Tensor] | None]]:
         """Per micro-batch: tokens, and (target, mask, weight of a nat in the mean loss)."""
@@ -180,7 +218,8 @@ class WholeEngine(Engine):
     """Without a pipeline: tensor and data parallel, any ZeRO stage that the rules allow."""
 
     def _build_stage(self) -> WholeModel:
-        return WholeModel(self.config.model, self._context, self.config.parallel.recompute).to(self.device.torch)
+        model = WholeModel(self.config.model, self._context, self._parallel, self.config.parallel.recompute)
+        return model.to(self.device.torch)
 
     def _wrap(self) -> Any:
         return _initialize(self.stage, self.optimizer, self.config, MegatronGroups())
@@ -226,7 +265,7 @@ class PipelinedEngine(Engine):
 
     def _build_stage(self) -> PipelineStage:
         recompute = self.config.parallel.recompute
-        return PipelineStage(self.config.model, self.layout, self._context, recompute, self._loss)
+        return PipelineStage(self.config.model, self.layout, self._context, self._parallel, recompute, self._loss)
 
     def _wrap(self) -> Any:
         return _initialize(self.stage, self.optimizer, self.config, None)
@@ -237,6 +276,12 @@ class PipelinedEngine(Engine):
 
     def _evaluate(self, step: StepInput) -> float:
         return float(self._deepspeed.eval_batch(self._portions(step)))
+
+    def close(self) -> None:
+        super().close()
+        # the last graph, which would keep all of the engine: autograd's references are no garbage collector's
+        self._deepspeed.loss = None
+        self._deepspeed.pipe_buffers = {}
 
 
 def build_engine(config: Config, layout: Layout, device: Device) -> Engine:
@@ -250,6 +295,11 @@ def _initialize(stage: Any, optimizer: torch.optim.Optimizer, config: Config, gr
         model=stage, optimizer=optimizer, config=deepspeed_config(config), mpu=groups, dist_init_required=False
     )
     return engine
+
+
+def _held(parameter: Tensor) -> Tensor:
+    """What this rank holds of its part of a parameter: all of it, or under ZeRO-3 a shard."""
+    return getattr(parameter, "ds_tensor", parameter)
 
 
 def _copy(target: Tensor, tensors: Mapping[str, Tensor], name: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import cast
 
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+from megatron.core import ModelParallelConfig
 from torch import Tensor, nn
 
 from brt_dist.config.schema import ModelConfig
@@ -32,10 +33,12 @@ def named_parts(stage: "WholeModel | PipelineStage") -> Iterator[tuple[str, nn.M
 class WholeModel(nn.Module):
     """All layers on this rank: tokens (b, N) -> logits (N, b, V/tp)."""
 
-    def __init__(self, config: ModelConfig, context: StageContext, recompute: bool) -> None:
+    def __init__(
+        self, config: ModelConfig, context: StageContext, parallel: ModelParallelConfig, recompute: bool
+    ) -> None:
         super().__init__()
-        self.embedding = TokenEmbedding(config)
-        self.layers = nn.ModuleList(StreamLayer(config, i, context, recompute) for i in range(config.layers))
+        self.embedding = TokenEmbedding(config, parallel)
+        self.layers = nn.ModuleList(StreamLayer(config, i, context, parallel, recompute) for i in range(config.layers))
         self.final_norm = StreamNorm(config, context)
         self._config, self._context = config, context
         self._call = recomputed if recompute else called
@@ -59,13 +62,22 @@ class PipelineStage(PipelineModule):
     copy each of the token embedding, which is tied to the output; DeepSpeed adds up their gradients.
     """
 
-    def __init__(self, config: ModelConfig, layout: Layout, context: StageContext, recompute: bool, loss: Loss) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        layout: Layout,
+        context: StageContext,
+        parallel: ModelParallelConfig,
+        recompute: bool,
+        loss: Loss,
+    ) -> None:
+        table = (EMBEDDING, TokenEmbedding, config, parallel)
         super().__init__(
             layers=[
-                TiedLayerSpec(EMBEDDING, TokenEmbedding, config, tied_weight_attr="weight"),
-                *(LayerSpec(StreamLayer, config, i, context, recompute) for i in range(config.layers)),
+                TiedLayerSpec(*table, tied_weight_attr="weight"),
+                *(LayerSpec(StreamLayer, config, i, context, parallel, recompute) for i in range(config.layers)),
                 LayerSpec(StreamNorm, config, context),
-                TiedLayerSpec(EMBEDDING, TokenEmbedding, config, tied_weight_attr="weight", forward_fn=_logits),
+                TiedLayerSpec(*table, tied_weight_attr="weight", forward_fn=_logits),
             ],
             topology=topology(layout),
             loss_fn=loss,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from megatron.core import ModelParallelConfig
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -73,10 +74,12 @@ class StreamLayer(nn.Module):
     running it again in backward, when another micro-batch may be in forward, gives the same result.
     """
 
-    def __init__(self, config: ModelConfig, index: int, context: StageContext, recompute: bool) -> None:
+    def __init__(
+        self, config: ModelConfig, index: int, context: StageContext, parallel: ModelParallelConfig, recompute: bool
+    ) -> None:
         super().__init__()
         self.index = index
-        self.layer = build_layer(config, index)
+        self.layer = build_layer(config, index, parallel)
         self._context = context
         self._call = recomputed if recompute else called
 

@@ -1,30 +1,65 @@
-"""`python -m tests.parallel`: the layouts against one process, as a table; exit 1 if one is off."""
+"""`python -m tests.parallel`: layouts against one process, as a table; exit 1 if one is off.
 
+--pairwise    a selection in which every pair of options meets (what the tests run), not the whole matrix
+--only TEXT   cases with TEXT in their name, such as `tp2-pp2`, `sequence` or `dual-lstm.tp4`; may be repeated: all
+"""
+
+import argparse
 import sys
+import time
 
-from tests.parallel.cases import config, join, train_on_rank
+from tests.parallel.cases import join, train_on_rank
+from tests.parallel.matrix import Differences, full, pairwise, truth
 from tests.parallel.pool import RankPool
-from tests.parallel.test_parity import LAYOUTS, LOSS, NORM, STATE, WEIGHT, largest_difference, plain
+
+ROW = "{:14} {:11} {:9} {:8} {:4}  {:>8} {:>9} {:>8} {:>8} {:>7}  {}"
 
 
 def main() -> int:
-    truth, failed = plain(), False
-    row = "{:18} {:>10} {:>10} {:>10} {:>10}  {}"
-    print(row.format("layout", "loss", "grad norm", "memory", "weights", ""))
-    with RankPool(8) as ranks:
-        for name, layout in LAYOUTS.items():
-            given = config(parallel=layout)
-            found = join(ranks.run(given.parallel.world_size, train_on_rank, given))
-            differences = (
-                max(abs(a - b) for a, b in zip(found.losses, truth.losses, strict=True)),
-                max(abs(a - b) for a, b in zip(found.grad_norms, truth.grad_norms, strict=True)),
-                largest_difference(found.memory, truth.memory),
-                largest_difference(found.weights, truth.weights),
+    parser = argparse.ArgumentParser(prog="python -m tests.parallel", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--pairwise", action="store_true", help="a selection in which every pair of options meets")
+    parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="cases with TEXT in their name")
+    options = parser.parse_args()
+    cases = pairwise(full()) if options.pairwise else full()
+    cases = [case for case in cases if all(text in case.name for text in options.only)]
+    if not cases:
+        parser.error(f"no case has {' and '.join(options.only)} in its name; one is called {full()[0].name}")
+    off, began = 0, time.perf_counter()
+    print("gradient: largest difference of any parameter at any step, as a share of the bound")
+    print(
+        ROW.format(
+            "variant",
+            "layout",
+            "recompute",
+            "sequence",
+            "ZeRO",
+            "loss",
+            "grad norm",
+            "gradient",
+            "memory",
+            "seconds",
+            "",
+        )
+    )
+    with RankPool(max(case.config().parallel.world_size for case in cases)) as ranks:
+        for case in cases:
+            started, given, expected = time.perf_counter(), case.config(), truth(case.variant)
+            flags = ["on" if flag else "off" for flag in (case.recompute, case.sequence_parallel)]
+            try:
+                found = join(ranks.run(given.parallel.world_size, train_on_rank, given))
+                gap = Differences.between(found, expected)
+            except AssertionError as error:
+                figures, verdict = ["-"] * 4, f"FAILED {str(error).strip().splitlines()[-1]}"
+            else:
+                figures = [f"{v:.1e}" for v in (gap.loss, gap.grad_norm)] + [f"{gap.gradient:.3f}", f"{gap.memory:.1e}"]
+                verdict = "ok" if gap.is_within_bounds else f"OFF ({gap.worst})"
+            off += verdict != "ok"
+            seconds = f"{time.perf_counter() - started:.1f}"
+            print(
+                ROW.format(case.variant, case.layout, *flags, case.zero_stage, *figures, seconds, verdict), flush=True
             )
-            ok = all(d <= bound for d, bound in zip(differences, (LOSS, NORM, STATE, WEIGHT), strict=True))
-            failed |= not ok
-            print(row.format(name, *(f"{d:.1e}" for d in differences), "ok" if ok else "OFF"), flush=True)
-    return int(failed)
+    print(f"{len(cases)} cases, {off} off, {time.perf_counter() - began:.0f} s")
+    return int(off > 0)
 
 
 if __name__ == "__main__":

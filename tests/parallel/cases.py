@@ -44,6 +44,7 @@ def config(
     model: dict[str, Any] | None = None,
     optimizer: dict[str, Any] | None = None,
     precision: str = "fp32",
+    seed: int = 3,
 ) -> Config:
     """The config of the case: 4 layers, 4 streams of 64 tokens in blocks of 16."""
     shape = {
@@ -57,19 +58,29 @@ def config(
             "parallel": {"micro_batch": 1} | (parallel or {}),
             "optimizer": {"learning_rate": 3e-3, "warmup_steps": 2, "clip_norm": 0.5, "weight_decay": 0.1}
             | (optimizer or {}),
-            "run": {"directory": "unused", "steps": STEPS, "precision": precision, "seed": 3},
+            "run": {"directory": "unused", "steps": STEPS, "precision": precision, "seed": seed},
         }
     )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run computed: per step loss and gradient norm, and at the end weights and memory, all logical."""
+    """What a run computed: per step loss and gradient norm, all weights, and at the end the memory; all logical."""
 
     losses: list[float]
     grad_norms: list[float]
-    weights: dict[str, Tensor]
+    history: dict[str, Tensor]
+    """weights before the first step and after each, (steps + 1, *shape)"""
     memory: dict[str, Tensor]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return {name: values[-1] for name, values in self.history.items()}
+
+    @property
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients times the learning rate (steps, *shape), of an optimizer that is gradient descent."""
+        return {name: values[:-1] - values[1:] for name, values in self.history.items()}
 
 
 def read_steps(given: Config, start: Cursor | None = None, steps: int = STEPS) -> list[tuple[StepPlan, Segments]]:
@@ -100,10 +111,10 @@ def train_on_rank(rank: int, store: str, given: Config, steps: int = STEPS) -> d
     initialize(layout, device, 120.0, dist.FileStore(store, layout.world_size))
     from brt_dist.parallel.engine import StepInput, build_engine
 
+    engine = build_engine(given, layout, device)
     try:
-        engine = build_engine(given, layout, device)
         mine = list(layout.local_streams)
-        losses, norms = [], []
+        losses, norms, history = [], [], [engine.weights()]
         for number, (plan, segments) in enumerate(read_steps(given, steps=steps)):
             reads = layout.is_first_stage or layout.is_last_stage
             step = StepInput(
@@ -117,16 +128,20 @@ def train_on_rank(rank: int, store: str, given: Config, steps: int = STEPS) -> d
             result = engine.train_step(step, learning_rate(number + 1, given.run.steps, given.optimizer))
             losses.append(result.loss)
             norms.append(result.grad_norm)
+            history.append(engine.weights())
         return {
             "layout": layout,
+            "is_split": given.parallel.sequence_parallel,
             "losses": losses,
             "grad_norms": norms,
-            "weights": {
-                p.name: (p.local.detach().float().clone(), p.partition_dim, p.shape) for p in engine.parameters
+            "history": {
+                p.name: (torch.stack([weights[p.name].float() for weights in history]), p.partition_dim, p.shape)
+                for p in engine.parameters
             },
             "memory": {name: tensor.float().clone() for name, tensor in engine.memory.tensors().items()},
         }
     finally:
+        engine.close()
         finalize()
 
 
@@ -135,24 +150,25 @@ def join(parts: list[dict[str, Any]]) -> Outcome:
     for part in parts[1:]:
         assert part["losses"] == parts[0]["losses"], "ranks report different losses"
         assert part["grad_norms"] == parts[0]["grad_norms"], "ranks report different gradient norms"
-    weights: dict[str, Tensor] = {}
+    history: dict[str, Tensor] = {}
     for row in parts:
         layout = row["layout"]
         if layout.tensor_rank:
             continue
         peers = [p for p in parts if (p["layout"].stage, p["layout"].data_rank) == (layout.stage, layout.data_rank)]
-        for name, (local, dim, shape) in row["weights"].items():
-            whole = local if dim is None else torch.cat([p["weights"][name][0] for p in peers], dim)
-            whole = whole.narrow(dim or 0, 0, shape[dim or 0])
-            if name in weights:  # replicas over data parallel ranks, and the tied embedding of first and last stage
-                torch.testing.assert_close(whole, weights[name], rtol=0, atol=0, msg=f"replicas of {name} differ")
-            weights[name] = whole
+        for name, (local, dim, shape) in row["history"].items():
+            whole = local
+            if dim is not None:  # behind the steps
+                whole = torch.cat([p["history"][name][0] for p in peers], dim + 1).narrow(dim + 1, 0, shape[dim])
+            if name in history:  # replicas over data parallel ranks, and the tied embedding of first and last stage
+                assert torch.equal(whole, history[name]), f"replicas of {name} differ"
+            history[name] = whole
             if dim is None:
                 for peer in peers:
                     torch.testing.assert_close(
-                        peer["weights"][name][0], local, rtol=0, atol=1e-7, msg=f"tensor parallel copies of {name}"
+                        peer["history"][name][0], local, rtol=0, atol=1e-7, msg=f"tensor parallel copies of {name}"
                     )
-    return Outcome(parts[0]["losses"], parts[0]["grad_norms"], weights, _join_memory(parts))
+    return Outcome(parts[0]["losses"], parts[0]["grad_norms"], history, _join_memory(parts))
 
 
 def _join_memory(parts: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -163,8 +179,11 @@ def _join_memory(parts: list[dict[str, Any]]) -> dict[str, Tensor]:
         rows = []
         for data_rank in range(holders[0]["layout"].data):
             peers = [part["memory"][name] for part in holders if part["layout"].data_rank == data_rank]
-            # caches hold this rank's heads, the state is whole on every rank
-            rows.append(torch.cat(peers, 2) if not name.endswith("state") else peers[0])
+            # caches hold this rank's heads, the state is whole on every rank unless sequence parallel splits it
+            if name.endswith("state"):
+                rows.append(torch.cat(peers, 1) if holders[0]["is_split"] else peers[0])
+            else:
+                rows.append(torch.cat(peers, 2))
         joined[name] = torch.cat(rows)
     return joined
 
@@ -172,7 +191,6 @@ def _join_memory(parts: list[dict[str, Any]]) -> dict[str, Tensor]:
 def train_plainly(given: Config, steps: int = STEPS) -> Outcome:
     """The same run without DeepSpeed, micro-batches or stream memory: a whole batch, autograd, torch's AdamW."""
     from brt_dist.model.model import BlockRecurrentModel, loss_sum
-    from brt_dist.model.parameters import logical_parameters
     from brt_dist.parallel.layout import single_process
 
     with single_process():
@@ -187,7 +205,7 @@ def train_plainly(given: Config, steps: int = STEPS) -> Outcome:
             lr=settings.learning_rate, betas=settings.betas, eps=settings.eps,
         )  # fmt: skip
         memory = model.blank_memory(given.data.streams)
-        losses, norms = [], []
+        losses, norms, history = [], [], [_weights(model)]
         for number, (plan, segments) in enumerate(read_steps(given, steps=steps)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(number + 1, given.run.steps, settings)
@@ -199,11 +217,18 @@ def train_plainly(given: Config, steps: int = STEPS) -> Outcome:
             norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm or float("inf"))))
             losses.append(loss.item())
             optimizer.step()
-        weights = {p.name: p.whole([p.local.detach().clone()]) for p in logical_parameters(model)}
+            history.append(_weights(model))
         remembered = {
             f"layers.{i}.{field}": value.clone()
             for i, layer in enumerate(memory)
             for field, value in layer._asdict().items()
             if value is not None
         }
-        return Outcome(losses, norms, weights, remembered)
+        whole = {name: torch.stack([weights[name] for weights in history]) for name in history[0]}
+        return Outcome(losses, norms, whole, remembered)
+
+
+def _weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    from brt_dist.model.parameters import logical_parameters
+
+    return {p.name: p.whole([p.local.detach().clone()]) for p in logical_parameters(model)}

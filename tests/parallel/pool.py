@@ -4,9 +4,12 @@ Starting a rank costs ten seconds of imports; a case costs one.  Processes are s
 deadlock under gloo), and every case gets process groups of its own through a fresh file store.
 """
 
+import gc
 import multiprocessing
 import os
+import sys
 import tempfile
+import threading
 import traceback
 import uuid
 from collections.abc import Callable
@@ -78,9 +81,33 @@ def _serve(rank: int, tasks: Any, results: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         function, store, arguments = tasks.get()
+        _forget_numbers()
         try:
             results.put((rank, function(rank, store, *arguments), None))
         except BaseException:
             results.put((rank, None, traceback.format_exc()))
+        gc.collect()  # engines are full of cycles, and each keeps the threads of its process groups
+
+
+def _end_with_parent() -> None:
+    """A rank that waits in a collective for ranks that are gone would stay for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _forget_numbers() -> None:
+    """Set back DeepSpeed's counters of parameters and modules.
+
+    ZeRO-3 compares these numbers over ranks, but they count per process, and some ranks have run more cases.
+    """
+    parameters = sys.modules.get("deepspeed.runtime.zero.partition_parameters")
+    modules = sys.modules.get("deepspeed.runtime.zero.parameter_offload")
+    if parameters and modules:
+        parameters.Init.param_id = 0
+        (counter,) = modules.DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__
+        counter[0] = 0

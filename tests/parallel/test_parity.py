@@ -1,4 +1,4 @@
-"""Every layout computes what one process computes: loss, gradient norm, weights and memory after six steps.
+"""Every layout computes what one process computes: loss, gradient norm, gradients and memory over six steps.
 
 The truth is a plain loop over whole batches with autograd and torch's AdamW (`cases.train_plainly`); where the engine
 has parts that the loop lacks (dropout, Adafactor), one rank of the engine without ZeRO.
@@ -8,14 +8,13 @@ from functools import cache
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from tests.parallel.cases import Outcome, config, join, train_on_rank, train_plainly
+from tests.parallel.matrix import LOSS, NORM, STATE, Case, Differences, full, largest_difference, pairwise, truth
 from tests.parallel.pool import RankPool
 
 pytestmark = pytest.mark.slow
 
-LOSS, NORM, STATE = 1e-5, 1e-4, 1e-5
 WEIGHT = (
     2e-4  # AdamW divides by the root of the second moment: rounding in a tiny gradient moves a weight by a share of lr
 )
@@ -23,57 +22,38 @@ WEIGHT = (
 LAYOUTS: dict[str, dict[str, Any]] = {
     "one": {},
     "tp2": {"tensor": 2},
+    "tp2-sequence": {"tensor": 2, "sequence_parallel": True},
     "pp2": {"pipeline": 2},
-    "dp2": {"data": 2},
-    "tp2-pp2": {"tensor": 2, "pipeline": 2},
-    "tp2-pp2-dp2": {"tensor": 2, "pipeline": 2, "data": 2},
-    "pp3": {"pipeline": 3},
     "pp2-recompute": {"pipeline": 2, "recompute": True},
-    "tp2-recompute": {"tensor": 2, "recompute": True},
-    "tp2-pp2-micro2": {"tensor": 2, "pipeline": 2, "micro_batch": 2},
-    "dp2-zero0": {"data": 2, "zero_stage": 0},
+    "dp2": {"data": 2},
     "dp2-zero2": {"data": 2, "zero_stage": 2},
+    "dp2-zero3": {"data": 2, "zero_stage": 3},
+    "tp2-pp2-micro2": {"tensor": 2, "pipeline": 2, "micro_batch": 2},
+    "tp2-pp2-dp2": {"tensor": 2, "pipeline": 2, "data": 2},
+    "tp2-pp2-sequence": {"tensor": 2, "pipeline": 2, "sequence_parallel": True},
 }
 
 
 @cache
-def plain(model: tuple[tuple[str, Any], ...] = ()) -> Outcome:
-    return train_plainly(config(model=dict(model)))
+def plain() -> Outcome:
+    return train_plainly(config())
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_layout_computes_what_one_process_computes(ranks: RankPool, layout: dict[str, Any]) -> None:
-    compare(run(ranks, parallel=layout), plain())
+@pytest.mark.parametrize("case", pairwise(full()), ids=lambda case: case.name)
+def test_layout_computes_what_one_process_computes(ranks: RankPool, case: Case) -> None:
+    """A selection of the matrix in which every pair of options meets."""
+    given, expected = case.config(), truth(case.variant)
+    found = join(ranks.run(given.parallel.world_size, train_on_rank, given))
+    differences = Differences.between(found, expected)
+    assert differences.is_within_bounds, differences
 
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "lstm-dual": {"cell": "dual", "gate": "lstm"},
-    "single-two-layers": {"cell": "single", "recurrent_layers": (1, 3)},
-    "transformer-xl": {"recurrent_layers": (), "window": 64},
-    "one-block": {"window": 64},
-}
+@pytest.mark.parametrize("layout", ["one", "tp2-pp2-micro2", "dp2-zero2", "dp2-zero3"])
+def test_adamw_moves_weights_alike(ranks: RankPool, layout: str) -> None:
+    compare(run(ranks, parallel=LAYOUTS[layout]), plain())
 
 
-@pytest.mark.parametrize("model", VARIANTS.values(), ids=VARIANTS.keys())
-def test_variant_computes_the_same_in_four_parts(ranks: RankPool, model: dict[str, Any]) -> None:
-    compare(run(ranks, parallel={"tensor": 2, "pipeline": 2}, model=model), plain(tuple(model.items())))
-
-
-FEEDBACK = {"feedback": True, "cell": "dual", "recurrent_layers": (1, 3)}
-FEEDBACK_LAYOUTS: dict[str, dict[str, Any]] = {
-    "tp2": {"tensor": 2},
-    "tp2-recompute": {"tensor": 2, "recompute": True, "micro_batch": 2},
-    "dp2-zero2": {"data": 2, "zero_stage": 2},
-    "tp2-dp2": {"tensor": 2, "data": 2},
-}
-
-
-@pytest.mark.parametrize("layout", FEEDBACK_LAYOUTS.values(), ids=FEEDBACK_LAYOUTS.keys())
-def test_feedback_computes_the_same_in_every_layout_without_a_pipeline(ranks: RankPool, layout: dict[str, Any]) -> None:
-    compare(run(ranks, parallel=layout, model=FEEDBACK), plain(tuple(FEEDBACK.items())))
-
-
-@pytest.mark.parametrize("layout", ["tp2", "pp2-recompute", "tp2-pp2-dp2"])
+@pytest.mark.parametrize("layout", ["tp2", "tp2-sequence", "pp2-recompute", "tp2-pp2-dp2", "tp2-pp2-sequence"])
 def test_dropout_masks_do_not_depend_on_the_layout(ranks: RankPool, layout: str) -> None:
     model = {"dropout": 0.1}
     compare(run(ranks, parallel=LAYOUTS[layout], model=model), run(ranks, parallel={"zero_stage": 0}, model=model))
@@ -81,7 +61,7 @@ def test_dropout_masks_do_not_depend_on_the_layout(ranks: RankPool, layout: str)
 
 def test_dropout_masks_with_feedback_do_not_depend_on_the_layout(ranks: RankPool) -> None:
     model = {"dropout": 0.1, "feedback": True}
-    given = {"tensor": 2, "data": 2, "recompute": True}
+    given = {"tensor": 2, "data": 2, "recompute": True, "sequence_parallel": True}
     compare(run(ranks, parallel=given, model=model), run(ranks, parallel={"zero_stage": 0}, model=model))
 
 
@@ -95,13 +75,13 @@ FACTORED = {
 }  # big enough to be factored
 
 
-@pytest.mark.parametrize("layout", ["tp2", "dp2", "tp2-pp2-dp2"])
+@pytest.mark.parametrize("layout", ["tp2", "dp2", "tp2-pp2-dp2", "tp2-sequence"])
 def test_adafactor_sees_whole_matrices_in_every_layout(ranks: RankPool, layout: str) -> None:
     found = run(ranks, parallel=LAYOUTS[layout], model=FACTORED, optimizer=ADAFACTOR)
     compare(found, run(ranks, parallel={"zero_stage": 0}, model=FACTORED, optimizer=ADAFACTOR))
 
 
-@pytest.mark.parametrize("layout", ["one", "tp2", "pp2", "dp2-zero2"])
+@pytest.mark.parametrize("layout", ["one", "tp2", "pp2", "dp2-zero2", "dp2-zero3", "tp2-pp2-sequence"])
 def test_bf16_stays_near_fp32(ranks: RankPool, layout: str) -> None:
     """bf16 has 8 bits of mantissa: the loss of about 5 may be off by a few thousandths, and no more."""
     found = run(ranks, parallel=LAYOUTS[layout], precision="bf16")
@@ -121,8 +101,3 @@ def compare(found: Outcome, truth: Outcome) -> None:
     assert found.grad_norms == pytest.approx(truth.grad_norms, abs=NORM)
     assert largest_difference(found.memory, truth.memory) <= STATE
     assert largest_difference(found.weights, truth.weights) <= WEIGHT
-
-
-def largest_difference(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
-    assert found.keys() == truth.keys()
-    return max(float((found[name] - truth[name]).abs().max()) for name in truth)

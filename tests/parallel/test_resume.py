@@ -29,6 +29,15 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "adafactor", "learning_rate": 0.03},
     },
     "one-zero0": {"parallel": {"zero_stage": 0}},
+    "tp2-pp2-sequence-dropout": {
+        "parallel": {"tensor": 2, "pipeline": 2, "sequence_parallel": True},
+        "model": {"dropout": 0.1},
+        "run": {"precision": "bf16"},
+    },
+    "dp2-zero3-bf16": {"parallel": {"data": 2, "zero_stage": 3}, "run": {"precision": "bf16"}},
+    "tp2-dp2-zero3-sequence-recompute": {
+        "parallel": {"tensor": 2, "data": 2, "zero_stage": 3, "sequence_parallel": True, "recompute": True},
+    },
 }
 
 
@@ -83,7 +92,9 @@ def train(rank: int, store: str, given: Config, attempt: int, stop_after: int) -
     try:
         with Dataset.open(given.data.dataset) as data:
             trainer = Trainer(given, run, layout, device, events, data, data, StopAfter())
-            return int(trainer.run()), []
+            code = int(trainer.run())
+            trainer.engine.close()
+            return code, []
     finally:
         events.close()
         finalize()

@@ -31,14 +31,15 @@ def ranks() -> Iterator[RankPool]:
         yield pool
 
 
+@pytest.mark.parametrize("sequence_parallel", [False, True], ids=["whole", "sequence-parallel"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_two_ranks_compute_what_one_does(ranks: RankPool, variant: str) -> None:
+def test_two_ranks_compute_what_one_does(ranks: RankPool, variant: str, sequence_parallel: bool) -> None:
     config = ModelConfig(
         layers=3, width=24, heads=4, head_dim=8, mlp_width=32, vocab_size=37, window=8, states=6, dropout=0.2,
         **{"recurrent_layers": (1,), **VARIANTS[variant]},
     )  # fmt: skip
-    (one,) = ranks.run(1, read_two_segments, config, 1)
-    first, second = ranks.run(2, read_two_segments, config, 2)
+    (one,) = ranks.run(1, read_two_segments, config, 1, False)
+    first, second = ranks.run(2, read_two_segments, config, 2, sequence_parallel)
 
     torch.testing.assert_close(first["losses"], one["losses"], rtol=1e-6, atol=1e-6)
     assert torch.equal(first["losses"], second["losses"])
@@ -58,13 +59,42 @@ def test_two_ranks_compute_what_one_does(ranks: RankPool, variant: str) -> None:
     torch.testing.assert_close(first["logits"], one["logits"], rtol=0, atol=1e-5)
     for name, expected in one["memory"].items():
         parts = [first["memory"][name], second["memory"][name]]
-        found = parts[0] if name.endswith("state") else torch.cat(parts, 2)
+        if not name.endswith("state"):
+            found = torch.cat(parts, 2)
+        elif sequence_parallel:
+            found = torch.cat(parts, 1)
+        else:
+            found = parts[0]
+            assert torch.equal(*parts)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
-        if name.endswith("state"):
-            torch.testing.assert_close(*parts, rtol=0, atol=0)
 
 
-def read_two_segments(rank: int, store: str, config: ModelConfig, tensor: int) -> dict[str, Any]:
+def test_parts_of_a_long_segment_have_the_masks_of_the_whole(ranks: RankPool) -> None:
+    """400 tokens on two ranks: the tile of 128 that repeats along the segment begins at neither part's first token."""
+    (whole,) = ranks.run(1, mask_of_ones, 400, 1)
+    assert 0.4 < float((whole == 0).float().mean()) < 0.6
+    assert torch.equal(torch.cat(ranks.run(2, mask_of_ones, 200, 2)), whole)
+
+
+def mask_of_ones(rank: int, store: str, length: int, tensor: int) -> Tensor:
+    """What dropout leaves of ones (length, 2, 3) on one rank."""
+    import torch.distributed as dist
+
+    from brt_dist.model.dropout import Dropout
+    from brt_dist.parallel.device import choose
+    from brt_dist.parallel.layout import Layout, finalize, initialize
+
+    layout = Layout(tensor=tensor, pipeline=1, data=1, micro_batch=2, streams=2, rank=rank)
+    initialize(layout, choose("cpu", rank), 120.0, dist.FileStore(store, tensor))
+    try:
+        return Dropout(0.5, 0, 3, (5, 9), is_split=tensor > 1).activations(torch.ones(length, 2, 3), 1, "site")
+    finally:
+        finalize()
+
+
+def read_two_segments(
+    rank: int, store: str, config: ModelConfig, tensor: int, sequence_parallel: bool
+) -> dict[str, Any]:
     """On one rank: losses of two segments, local gradients of their sum with split dimension, memory afterwards."""
     import torch.distributed as dist
 
@@ -77,13 +107,13 @@ def read_two_segments(rank: int, store: str, config: ModelConfig, tensor: int) -
     layout = Layout(tensor=tensor, pipeline=1, data=1, micro_batch=2, streams=2, rank=rank)
     initialize(layout, choose("cpu", rank), 120.0, dist.FileStore(store, tensor))
     try:
-        model = BlockRecurrentModel(config, seed=4)
+        model = BlockRecurrentModel(config, seed=4, sequence_parallel=sequence_parallel)
         memory, losses = model.blank_memory(2), []
         generator = torch.Generator().manual_seed(0)
         for step, starts in enumerate(([[1, 0, 1], [1, 0, 0]], [[0, 0, 0], [0, 1, 0]])):
             tokens = torch.randint(config.vocab_size, (2, 25), generator=generator)
             mask = torch.rand(2, 24, generator=generator) < 0.8
-            dropout = Dropout(config.dropout, 0, step, (5, 9))
+            dropout = Dropout(config.dropout, 0, step, (5, 9), sequence_parallel)
             logits, memory = model(tokens[:, :-1], memory, torch.tensor(starts, dtype=torch.bool), dropout)
             losses.append(loss_sum(logits, tokens[:, 1:], mask))
         torch.stack(losses).sum().backward()

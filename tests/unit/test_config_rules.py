@@ -33,9 +33,11 @@ def refusal(config: Config, *facts: DatasetFacts) -> str:
         ("parallel={data: 2, zero_stage: 2}",),
         ("model.states=333", "parallel.tensor=2"),
         ("model.recurrent_layers=[]",),
-        ("model.feedback=true", "parallel={tensor: 2, data: 4}", "model.positions=rotary"),
+        ("model.feedback=true", "parallel={tensor: 2, data: 4, sequence_parallel: true}", "model.positions=rotary"),
         ("model.recurrent_layers=[0, -1]", "model.layers=2"),
         ("optimizer.name=adafactor", "parallel.zero_stage=0", "run.precision=fp32"),
+        ("parallel={tensor: 4, sequence_parallel: true, zero_stage: 3}",),
+        ("parallel={tensor: 2, sequence_parallel: true}", "model.recurrent_layers=[]", "model.states=333"),
     ],
 )
 def test_accepted(overrides: tuple[str, ...]) -> None:
@@ -53,14 +55,29 @@ def test_accepted(overrides: tuple[str, ...]) -> None:
         (("parallel.pipeline=13",), ("every stage needs a layer", "nearest: parallel.pipeline=12")),
         (("parallel={pipeline: 2, zero_stage: 3}",), ("no ZeRO 2 or 3", "nearest: parallel.zero_stage=1")),
         (("parallel={pipeline: 2, zero_stage: 0}",), ("drifts", "nearest: parallel.zero_stage=1")),
-        (("parallel.zero_stage=3",), ("not available yet", "nearest: parallel.zero_stage=2")),
         (("parallel.zero_stage=0", "run.precision=bf16"), ("fp32", "nearest: parallel.zero_stage=1")),
         (("optimizer.name=adafactor", "parallel.zero_stage=2"), ("whole matrices", "parallel.zero_stage=1")),
-        (("parallel.sequence_parallel=true",), ("not available yet",)),
+        (("parallel.sequence_parallel=true",), ("there is one", "nearest: parallel.sequence_parallel=false")),
+        (
+            ("parallel={tensor: 2, sequence_parallel: true}", "model.states=333"),
+            ("model.states=333", "nearest: model.states=334", "tensor=2 parallel.pipeline=1"),
+        ),
+        (
+            ("parallel={tensor: 2, sequence_parallel: true}", "data.segment=1023", "model.window=341"),
+            ("data.segment=1023", "nearest: data.segment=1024"),
+        ),
         (("model.feedback=true", "model.recurrent_layers=[]"), ("no state", "nearest: model.recurrent_layers=[-1]")),
         (
             ("model.feedback=true", "parallel={pipeline: 2, data: 2}"),
             ("a later one", "nearest: parallel.pipeline=1, or model.feedback=false", "pipeline=1 parallel.data=4 "),
+        ),
+        (
+            (
+                "parallel={tensor: 2, sequence_parallel: true}",
+                "model={feedback: true, window: 511}",
+                "data.segment=1022",
+            ),
+            ("model.window=511", "nearest: model.window=512, or parallel.sequence_parallel=false"),
         ),
         (("model.positions=rotary", "model.head_dim=15"), ("must be even", "nearest: model.head_dim=16")),
         (("parallel.data=2", "launch.nodes=3"), ("2 processes", "nearest: launch.nodes=2")),
@@ -122,7 +139,13 @@ configs: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "optimizer": st.fixed_dictionaries(
             {"name": st.sampled_from(["adamw", "adafactor"]), "warmup_steps": st.integers(0, 12)}
         ),
-        "run": st.fixed_dictionaries({"directory": st.just("r"), "steps": st.integers(1, 12)}),
+        "run": st.fixed_dictionaries(
+            {
+                "directory": st.just("r"),
+                "steps": st.integers(1, 12),
+                "precision": st.sampled_from(["fp32", "bf16"]),
+            }
+        ),
         "launch": st.fixed_dictionaries({"nodes": st.integers(1, 4)}),
     }
 )
@@ -142,7 +165,7 @@ def test_any_config_is_refused_or_keeps_what_the_engine_needs(values: dict[str, 
         repaired = {
             "parallel": nearest,
             "model": model.model_copy(update={"feedback": False, "recurrent_layers": (), "positions": "t5"}),
-            "data": config.data.model_copy(update={"segment": model.window}),
+            "data": config.data.model_copy(update={"segment": config.data.segment * model.window}),
             "optimizer": config.optimizer.model_copy(update={"warmup_steps": 0}),
             "launch": config.launch.model_copy(update={"nodes": 1}),
         }
@@ -155,6 +178,11 @@ def test_any_config_is_refused_or_keeps_what_the_engine_needs(values: dict[str, 
     assert layout.pipeline == 1 or layout.zero_stage == 1
     assert not model.feedback or (layout.pipeline == 1 and model.recurrent_layers)
     assert model.positions != "rotary" or model.head_dim % 2 == 0
+    assert config.run.precision == "fp32" or layout.zero_stage > 0
+    if layout.sequence_parallel:
+        assert layout.tensor > 1 and config.data.segment % layout.tensor == 0
+        assert not model.feedback or model.window % layout.tensor == 0
+        assert not model.recurrent_layers or model.states % layout.tensor == 0
     assert layout.world_size % config.launch.nodes == 0
     assert len(set(model.recurrent_indices())) == len(model.recurrent_layers)
     assert nearest_layout(config) == layout

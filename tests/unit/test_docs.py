@@ -20,7 +20,7 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG
 EXAMPLES = sorted(ROOT.glob("examples/*.yaml"))
 FOLDERS = ("brt_dist", "pipelines", "launch", "tests", "examples", "docs")
 PATH = re.compile(rf"(?:{'|'.join(FOLDERS)})/[\w./*-]+\w")
-OTHER_OPTIONS = {"--index-url", "--attempt", "--help"}  # of pip, and of the worker
+OTHER_OPTIONS = {"--index-url", "--attempt", "--help", "--pairwise", "--only"}  # of pip, the worker and the matrix
 
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 

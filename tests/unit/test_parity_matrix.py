@@ -1,0 +1,24 @@
+"""The selection of parity cases: nothing that may run together goes untested together."""
+
+from tests.parallel.matrix import LAYOUTS, VARIANTS, Case, full, pairs, pairwise
+
+
+def test_every_pair_of_options_meets() -> None:
+    every, chosen = full(), pairwise(full())
+    assert set(chosen) <= set(every)
+    assert {pair for case in chosen for pair in pairs(case)} == {pair for case in every for pair in pairs(case)}
+    assert len(chosen) < len(every) / 5
+
+
+def test_the_selection_is_the_same_each_time() -> None:
+    assert pairwise(full()) == pairwise(full())
+
+
+def test_the_matrix_is_whole() -> None:
+    every = full()
+    whole = sum(4 if "pipeline" not in sizes else 1 for sizes in LAYOUTS.values())
+    with_sequence = sum(4 if "pipeline" not in sizes else 1 for sizes in LAYOUTS.values() if "tensor" in sizes)
+    assert len(every) == 2 * (whole + with_sequence) * len(VARIANTS)
+    assert len({case.name for case in every}) == len(every)
+    assert not Case("skip-fixed", "pp2", False, False, 3).is_allowed
+    assert not Case("skip-fixed", "dp2", False, True, 1).is_allowed
