@@ -12,7 +12,7 @@ from tests.parallel.cases import join, train_on_rank
 from tests.parallel.matrix import Differences, full, pairwise, truth
 from tests.parallel.pool import RankPool
 
-ROW = "{:14} {:11} {:9} {:8} {:4}  {:>8} {:>9} {:>8} {:>8} {:>7}  {}"
+ROW = "{:22} {:11} {:9} {:8} {:4}  {:>8} {:>9} {:>8} {:>8} {:>7}  {}"
 
 
 def main() -> int:
