@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-STEPS ?= 800
+STEPS ?= 600
 
 .PHONY: quickstart install test check format parity lock clean
 
