@@ -33,7 +33,7 @@ class Size:
     streams: int = 32
     width: int = 48
     steps: int = 500
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
 
 
 def model_config(size: Size, **settings: Any) -> ModelConfig:
