@@ -22,7 +22,11 @@ def ray_cluster(address: str | None, **resources: Any) -> Iterator[None]:
     resources: further arguments of `ray.init` for a new one (num_cpus, ...).  Call it before anything imports ray.
     PlatformError: Ray cannot be started or reached.
     """
-    os.environ.update(local_environment() if address is None else joining_environment())
+    with _environment(local_environment() if address is None else joining_environment()):
+        yield from _connected(address, resources)
+
+
+def _connected(address: str | None, resources: dict[str, Any]) -> Iterator[None]:
     import ray
 
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
@@ -40,6 +44,21 @@ def ray_cluster(address: str | None, **resources: Any) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables for a while: the next Ray that this process starts or joins may want others."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def local_environment() -> dict[str, str]:
