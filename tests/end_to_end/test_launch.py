@@ -53,7 +53,7 @@ def test_ranks_on_two_nodes_meet_and_the_run_goes_on_in_one_mlflow_run(config: P
     settings = [f"launch.ray_address={cluster.address}", "launch.nodes=2"]
     for attempt in (1, 2):
         code, outcome, errors = finish(drive("train", config, *settings, environment=cluster.environment))
-        assert code == 0, errors
+        assert code == 0, (outcome, errors)
         assert (outcome["verdict"], outcome["step"], outcome["tracked"]) == ("finished", 2 * attempt, True)
         settings.append("run.steps=8")  # may change
     run = run_folder(config)

@@ -19,7 +19,13 @@ class Rank:
         self.run, self.attempt = options.run, options.attempt
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.folder = self.run / "attempts" / f"{self.attempt:03d}"
-        (self.folder / f"rank_{self.rank}.pid").write_text(str(os.getpid()))
+        self.leave_pid("rank", os.getpid())
+
+    def leave_pid(self, what: str, pid: int) -> None:
+        """For the test, which may look at any moment: a file that is there is whole."""
+        new = self.folder / f"{what}_{self.rank}.new"
+        new.write_text(str(pid))
+        new.rename(new.with_suffix(".pid"))
 
     def event(self, event: str, **fields: Any) -> None:
         if self.rank == 0:
@@ -37,6 +43,14 @@ def meet() -> None:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
+
+
+def part() -> None:
+    """Leave the others; gloo's threads abort a process that ends without this, now and then."""
+    import torch.distributed as dist
+
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def sum_of_ranks(rank: int) -> float:

@@ -2,7 +2,7 @@
 
 import sys
 
-from common import Rank, meet, sum_of_ranks
+from common import Rank, meet, part, sum_of_ranks
 
 rank = Rank()
 done = rank.run / "done"
@@ -19,4 +19,5 @@ rank.event("end", status="finished", exit_code=0, step=start + 2)
 if rank.rank == 0:
     done.write_text(str(start + 2))
 print("the sum is", total)
+part()
 sys.exit(0)

@@ -11,7 +11,7 @@ rank = Rank()
 stop: list[int] = []
 signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
 helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-(rank.folder / f"helper_{rank.rank}.pid").write_text(str(helper.pid))
+rank.leave_pid("helper", helper.pid)
 rank.event("attempt", world_size=rank.world_size, layout={"data": rank.world_size}, start_step=0)
 step = 0
 while not stop:
