@@ -8,25 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from brt_dist.config.changes import changes
 from brt_dist.config.loading import Resolved, dump, flatten, load
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.files import write_atomic
 from launch.tracking.uri import redact
-
-# What may change between attempts, as no weight depends on it.  run.steps: to go on for longer.
-_MAY_CHANGE = (
-    "run.name",
-    "run.steps",
-    "run.log_every",
-    "run.checkpoint_every",
-    "run.keep_checkpoints",
-    "run.evaluate_every",
-    "run.evaluation_steps",
-    "run.tracking.",
-    "launch.",
-    "data.validation",
-)
 
 
 def absolute(config: Config) -> Config:
@@ -74,15 +61,16 @@ def refuse_other_run(run: Path, config: Config) -> None:
     """ConfigError listing every difference that would make this another run than the one in `run`."""
     before = flatten(load(run / "config.yaml").config)
     differences = [
-        f"  - {key}: {_shown(before[key])} in the run, {_shown(value)} now"
-        for key, value in flatten(config).items()
-        if value != before[key] and not key.startswith(_MAY_CHANGE) and key != "run.directory"
+        f"  - {change.key}: {_shown(change.before)} in the run, {_shown(change.now)} now"
+        + (f" (cannot change: {change.reason})" if change.reason else "")
+        for change in changes(before, flatten(config), config.run.allow)
     ]
     if differences:
         raise ConfigError(
             f"run directory {run} holds a run with another config:\n"
             + "\n".join(differences)
-            + "\nput these back to go on with it, or set another run.directory for a new run"
+            + "\nput these back to go on with it, name those that are wanted in run.allow, or set another "
+            "run.directory for a new run"
         )
 
 

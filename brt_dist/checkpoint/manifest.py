@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from brt_dist.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
-LATEST = "latest"
 
 
 @dataclass(frozen=True)
@@ -21,88 +19,100 @@ class FileEntry:
     bytes: int
     sha256: str
 
-    @classmethod
-    def of(cls, path: Path) -> "FileEntry":
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return cls(path.name, path.stat().st_size, digest)
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One logical tensor: the file that holds it, its type (as safetensors names it) and its shape."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything of a checkpoint that is not a tensor.
+    """Everything of a checkpoint that is not a tensor.  Nothing in it depends on a layout but `saved_by`.
 
     Attributes:
-        step: finished optimizer steps.
+        step: finished steps of the training loop.
+        updates: optimizer updates; fewer than `step` where steps were skipped.
         tokens: unmasked tokens seen so far.
         cursor: place of all streams in the corpus, as the schedule writes it.
-        layout: layout that saved it.
+        evaluations: bits/token at this step by `DATASET/MEMORY`, if it was evaluated.
         config: the run's config, resolved.
         dataset: digest of the training dataset.
         versions: of the libraries that matter to the numbers.
-        files: one for each rank, in the order of ranks.
+        saved_by: the layout that wrote it; only told to people.
+        files, tensors: what is in the folder.
     """
 
     step: int
+    updates: int
     tokens: int
     cursor: dict[str, Any]
-    layout: dict[str, Any]
+    evaluations: dict[str, float]
     config: dict[str, Any]
     dataset: str
     versions: dict[str, str]
+    saved_by: dict[str, Any]
     files: tuple[FileEntry, ...]
+    tensors: dict[str, TensorEntry] = field(repr=False)
     format: int = FORMAT
 
+    @property
+    def total_bytes(self) -> int:
+        """Size of all tensor files."""
+        return sum(entry.bytes for entry in self.files)
+
     def dump(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """JSON with a digest of itself at the end."""
+        values = asdict(self)
+        return json.dumps({**values, "digest": _digest(values)}, indent=1) + "\n"
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
-        """Read `folder`'s manifest.
+    def parse(cls, text: str | bytes, where: str) -> "Manifest":
+        """Read what :meth:`dump` wrote.
 
         Raises:
-            CheckpointError: there is none, it is damaged, or it was written by a newer version.
+            CheckpointError: damaged, or written by another version; begins with `where`.
         """
-        path = folder / MANIFEST
         try:
-            values = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder}: no readable {MANIFEST} ({error})") from error
-        if values.get("format") != FORMAT:
+            values = json.loads(text)
+            written = values.pop("format")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{where}: {MANIFEST} is damaged ({type(error).__name__}: {error})") from error
+        if written != FORMAT:
+            newer = "written by a newer version of brt_dist" if _is_newer(written) else "of a format no longer read"
             raise CheckpointError(
-                f"{folder}: checkpoint format {values.get('format')}, this version of brt_dist reads format {FORMAT}"
+                f"{where}: checkpoint format {written} is {newer}; this version reads format {FORMAT}"
             )
+        digest = values.pop("digest", None)
+        if digest != _digest({**values, "format": written}):
+            raise CheckpointError(f"{where}: {MANIFEST} was altered: its digest is not that of its content")
         try:
             values["files"] = tuple(FileEntry(**entry) for entry in values["files"])
+            values["tensors"] = {
+                name: TensorEntry(entry["file"], entry["dtype"], tuple(entry["shape"]))
+                for name, entry in values["tensors"].items()
+            }
             return cls(**values)
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: not a manifest of a checkpoint ({error})") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{where}: {MANIFEST} is not that of a checkpoint ({error})") from error
 
 
 def folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def newest_first(checkpoints: Path) -> list[Path]:
-    """Folders of complete checkpoints, the one named by `latest` before the others, then from new to old."""
-    folders = sorted((path for path in checkpoints.glob("step_*") if (path / MANIFEST).is_file()), reverse=True)
-    try:
-        latest = (checkpoints / LATEST).read_text().strip()
-    except OSError:
-        return folders
-    return sorted(folders, key=lambda path: path.name != latest)
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint's folder; none for other names."""
+    number = name.removeprefix("step_")
+    return int(number) if number != name and number.isdigit() else None
 
 
-def check_file(folder: Path, entry: FileEntry) -> None:
-    """Compare a tensor file with its entry.
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
-    Raises:
-        CheckpointError: missing, of another size, or of other content.
-    """
-    path = folder / entry.name
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing")
-    if path.stat().st_size != entry.bytes:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, the manifest says {entry.bytes}")
-    if FileEntry.of(path).sha256 != entry.sha256:
-        raise CheckpointError(f"{path} was altered: its sha256 is not the one in the manifest")
+
+def _is_newer(written: Any) -> bool:
+    return isinstance(written, int) and written > FORMAT

@@ -123,7 +123,13 @@ class RunConfig(Section):
     precision: Literal["fp32", "bf16"] = Field("bf16", description="type of weights and activations; masters are fp32")
     log_every: PositiveInt = Field(1, description="steps between step events in metrics.jsonl")
     checkpoint_every: PositiveInt = Field(1000, description="steps between checkpoints; the last step always has one")
+    checkpoints: str | None = Field(
+        None, description="where checkpoints are kept: a folder or a URL (s3://...); none: in the run directory"
+    )
     keep_checkpoints: PositiveInt = Field(3, description="newest checkpoints that are kept")
+    keep_every: NonNegativeInt = Field(0, description="steps whose multiples are kept for good; 0: none")
+    keep_best: NonNegativeInt = Field(1, description="checkpoints with the lowest held-out loss that are kept")
+    allow: tuple[str, ...] = Field((), description="settings that may differ from those of the checkpoint gone on from")
     evaluate_every: NonNegativeInt = Field(0, description="steps between evaluations; 0: only after the last step")
     evaluation_steps: PositiveInt = Field(50, description="segments per stream that an evaluation reads at most")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")

@@ -102,6 +102,15 @@ class LogicalParameter(_Logical):
         """Number of elements, without padding."""
         return math.prod(self.shape)
 
+    def box(self, rank: int, ranks: int) -> tuple[tuple[int, int], ...]:
+        """Where that part lies in the logical tensor: a range in each dimension, without padding."""
+        box = [(0, size) for size in self.shape]
+        dim = self.partition_dim
+        if dim is not None:
+            size, step = self.shape[dim], padded(self.shape[dim], ranks, self.multiple) // ranks
+            box[dim] = (min(rank * step, size), min((rank + 1) * step, size))
+        return tuple(box)
+
     def part(self, full: Tensor, rank: int, ranks: int) -> Tensor:
         """The part of the logical tensor `full` that tensor parallel rank `rank` of `ranks` holds."""
         dim = self.partition_dim

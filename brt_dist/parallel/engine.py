@@ -6,7 +6,7 @@ global batch divided by their number, which every rank knows from the schedule b
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from brt_dist.config.deepspeed import deepspeed_config
 from brt_dist.config.schema import Config
-from brt_dist.errors import CheckpointError
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.linear import megatron_config
 from brt_dist.model.model import loss_sum
@@ -26,8 +25,10 @@ from brt_dist.model.parameters import LogicalParameter, initialize, logical_para
 from brt_dist.model.sequence import sum_gradients
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.layout import Layout, MegatronGroups
+from brt_dist.parallel.pieces import Piece, Read
 from brt_dist.parallel.pipeline import PipelineStage, WholeModel, named_parts
 from brt_dist.parallel.stage import MicroBatch, StageContext, stream_layers
+from brt_dist.parallel.state import RankState
 from brt_dist.parallel.stream_memory import StreamMemory
 from brt_dist.training.optimizer import build_optimizer, set_learning_rate
 
@@ -77,8 +78,7 @@ class Engine(ABC):
         self.parameters = self._logical_parameters()
         self.optimizer = build_optimizer(self.parameters, config, layout)
         self._deepspeed = self._wrap()
-        if config.parallel.zero_stage == 3:
-            self._clear_padding()
+        self._state = RankState(config, layout, self.parameters, self.optimizer, self._deepspeed)
         # DeepSpeed has cast the module: memory takes its types from it
         self.memory = self.new_memory()
 
@@ -104,35 +104,22 @@ class Engine(ABC):
         memory.commit()
         return loss
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that changes in training and lives on this rank, by name."""
-        named = {f"weights/{p.name}": _held(p.local).detach() for p in self.parameters}
-        for i, (master, state) in enumerate(self._optimizer_entries()):
-            named[f"optimizer/{i}/master"] = master.detach()
-            named |= {f"optimizer/{i}/{key}": value for key, value in state.items() if torch.is_tensor(value)}
-        return named | {f"memory/{name}": tensor for name, tensor in self.memory.tensors().items()}
+    @property
+    def updates(self) -> int:
+        """Optimizer updates so far."""
+        return self._state.updates
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over the values of :meth:`tensors`, as saved by the same rank of the same layout.
+    def pieces(self) -> list[Piece]:
+        """Everything that changes in training and lives on this rank, as views."""
+        return self._state.pieces(self.memory)
+
+    def load(self, read: Read, updates: int) -> None:
+        """Take over the state that any layout saved.  Collective.
 
         Raises:
-            CheckpointError: a tensor is missing or has another shape.
+            CheckpointError: from `read`: a tensor is missing or has another shape.
         """
-        with torch.no_grad():
-            for parameter in self.parameters:
-                _copy(_held(parameter.local), tensors, f"weights/{parameter.name}")
-            for i, (master, state) in enumerate(self._optimizer_entries()):
-                _copy(master, tensors, f"optimizer/{i}/master")
-                state.clear()
-                prefix = f"optimizer/{i}/"
-                for name, value in tensors.items():
-                    key = name.removeprefix(prefix)
-                    if name.startswith(prefix) and key != "master":
-                        # AdamW and Adafactor keep the number of updates on the host
-                        state[key] = value.clone() if value.ndim == 0 else value.to(master.device, copy=True)
-            self._renew_weights()
-        prefix = "memory/"
-        self.memory.load({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+        self._state.load(self.memory, read, updates)
 
     def weights(self) -> dict[str, Tensor]:
         """Copies of this rank's parts of the weights, by logical name.  Collective under ZeRO-3, which spreads them."""
@@ -142,34 +129,6 @@ class Engine(ABC):
     def close(self) -> None:
         """Take DeepSpeed's hooks off the weights; without this the engine and its process groups outlive their use."""
         self._deepspeed.destroy()
-
-    def _optimizer_entries(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        """Master tensors and their optimizer state: flat ZeRO partitions, or whole parameters without ZeRO."""
-        if self.config.parallel.zero_stage == 3:  # between steps its groups are empty
-            masters = self._deepspeed.optimizer.fp32_partitioned_groups_flat
-        else:
-            masters = [master for group in self.optimizer.param_groups for master in group["params"]]
-        for master in masters:
-            yield master, self.optimizer.state[master]
-
-    def _clear_padding(self) -> None:
-        """ZeRO-3 pads weights to equal shards; the padding is what was in memory, and would get into checkpoints."""
-        for parameter in self.parameters:
-            shard = _held(parameter.local)
-            held = parameter.local.ds_numel - self.layout.data_rank * shard.numel()  # type: ignore[attr-defined]
-            shard.data.view(-1)[max(held, 0) :] = 0
-        optimizer = self._deepspeed.optimizer
-        for master, weights in zip(
-            optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True
-        ):
-            master.data.copy_(weights)
-
-    def _renew_weights(self) -> None:
-        """After a change of the weights that this rank holds: those that ZeRO-3 keeps whole everywhere, as small."""
-        if self.config.parallel.zero_stage == 3:
-            whole = self._deepspeed.optimizer.persistent_parameters
-            if whole:
-                whole[0].all_gather(whole)
 
     def _logical_parameters(self) -> list[LogicalParameter]:
         return [p for name, part in named_parts(self.stage) for p in logical_parameters(part, name)]
@@ -295,16 +254,3 @@ def _initialize(stage: Any, optimizer: torch.optim.Optimizer, config: Config, gr
         model=stage, optimizer=optimizer, config=deepspeed_config(config), mpu=groups, dist_init_required=False
     )
     return engine
-
-
-def _held(parameter: Tensor) -> Tensor:
-    """What this rank holds of its part of a parameter: all of it, or under ZeRO-3 a shard."""
-    return getattr(parameter, "ds_tensor", parameter)
-
-
-def _copy(target: Tensor, tensors: Mapping[str, Tensor], name: str) -> None:
-    found = tensors.get(name)
-    if found is None or found.shape != target.shape:
-        state = "missing" if found is None else f"of shape {tuple(found.shape)}"
-        raise CheckpointError(f"tensor {name} is {state}, expected shape {tuple(target.shape)}")
-    target.copy_(found)

@@ -5,12 +5,10 @@ So running a forward twice (recompute), skipping a step or dying in the middle o
 Memory belongs to the stage that owns the layer and to the data parallel row that owns the streams; it never travels.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
-from brt_dist.errors import CheckpointError
 from brt_dist.model.memory import LayerMemory
 
 
@@ -23,8 +21,6 @@ class StreamMemory:
     """
 
     def __init__(self, blank: Mapping[int, LayerMemory], micro_batches: int) -> None:
-        self._blank = dict(blank)
-        self._micro_batches = micro_batches
         self._pending: dict[tuple[int, int], LayerMemory] = {}
         self._committed = {(layer, i): memory for layer, memory in blank.items() for i in range(micro_batches)}
 
@@ -47,38 +43,22 @@ class StreamMemory:
         """Forget a step that was begun and is not taken."""
         self._pending = {}
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Committed memory by name `layers.LAYER.FIELD`, rows in the order of the layout's `local_streams`."""
-        named = {}
-        for layer, blank in self._blank.items():
-            for field, value in blank._asdict().items():
+    def tensors(self) -> Iterator[tuple[int, int, str, torch.Tensor]]:
+        """Committed memory as (layer, micro-batch, field, tensor)."""
+        for (layer, micro_batch), memory in self._committed.items():
+            for field, value in memory._asdict().items():
                 if value is not None:
-                    rows = [getattr(self._committed[layer, i], field) for i in range(self._micro_batches)]
-                    named[f"layers.{layer}.{field}"] = torch.cat(rows)
-        return named
+                    yield layer, micro_batch, field, value
 
-    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Replace the committed memory; the inverse of :meth:`tensors`.
+    def replace(self, tensors: Iterable[tuple[int, int, str, torch.Tensor]]) -> None:
+        """Replace the committed memory; what :meth:`tensors` gave, with other values in the same shapes.
 
-        Raises:
-            CheckpointError: a tensor is missing or has another shape.
+        The types and devices stay those of the model.  Nothing is written in place: blank memory may be one tensor
+        for all micro-batches.
         """
-        committed = {}
-        for layer, blank in self._blank.items():
-            fields: dict[str, Any] = {}
-            for field, value in blank._asdict().items():
-                if value is None:
-                    fields[field] = [None] * self._micro_batches
-                    continue
-                name = f"layers.{layer}.{field}"
-                shape = (value.shape[0] * self._micro_batches, *value.shape[1:])
-                found = tensors.get(name)
-                if found is None or tuple(found.shape) != shape:
-                    raise CheckpointError(
-                        f"memory tensor {name} is {'missing' if found is None else f'of shape {tuple(found.shape)}'}, "
-                        f"expected shape {shape}"
-                    )
-                fields[field] = [part.to(value) for part in found.to(value).split(value.shape[0])]
-            for i in range(self._micro_batches):
-                committed[layer, i] = blank._replace(**{field: rows[i] for field, rows in fields.items()})
+        committed = dict(self._committed)
+        for layer, micro_batch, field, value in tensors:
+            memory = committed[layer, micro_batch]
+            like = getattr(memory, field)
+            committed[layer, micro_batch] = memory._replace(**{field: value.to(like, copy=True).view(like.shape)})
         self._committed, self._pending = committed, {}

@@ -68,6 +68,12 @@ class MatrixPart:
     def is_factored(self) -> bool:
         return len(self.shape) > 1 and min(self.rows_per_matrix, self.logical_columns) >= FACTOR_FROM
 
+    def second_moments(self, count: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Names and shapes of the second moment's tensors where `count` elements of the part are held."""
+        if self.is_factored:
+            return ("row_moment", (self.rows,)), ("column_moment", (self.stacked[0], self.columns))
+        return (("second_moment", (count,)),)
+
     def matrix_of_row(self, device: torch.device) -> torch.Tensor:
         """Number of the stacked matrix that each local row belongs to, (rows,)."""
         count, run = self.stacked
@@ -114,8 +120,8 @@ class Adafactor(torch.optim.Optimizer):
         tensor_group: dist.ProcessGroup,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "decay_rate": decay_rate})
-        self._parts = parts
-        self._flat = flat
+        self.parts = parts
+        self.is_flat = flat
         self._shards, self._shard = shards, shard
         self._data_group, self._tensor_group = data_group, tensor_group
 
@@ -128,11 +134,11 @@ class Adafactor(torch.optim.Optimizer):
 
     def _pieces(self, held: list[torch.Tensor]) -> Iterator[tuple[_Piece, dict[str, Any]]]:
         """Every parameter of the group, whole (each tensor is one) or as a range of the one flat tensor."""
-        flat = self._flat
+        flat = self.is_flat
         begin = self._shard * held[0].numel() if flat else 0
         end = begin + held[0].numel()
         offset = 0
-        for index, part in enumerate(self._parts):
+        for index, part in enumerate(self.parts):
             tensor = held[0] if flat else held[index]
             if flat:
                 start, stop = max(begin - offset, 0), max(0, min(end - offset, part.numel))

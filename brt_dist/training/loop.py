@@ -4,6 +4,7 @@ import math
 import time
 from pathlib import Path
 
+from brt_dist.checkpoint.storage import open_storage
 from brt_dist.checkpoint.store import CheckpointStore
 from brt_dist.config.schema import Config
 from brt_dist.errors import ExitCode
@@ -55,9 +56,11 @@ class Trainer:
             seed=config.run.seed,
         )
         self.engine = build_engine(config, layout, device)
-        self.store = CheckpointStore(run / "checkpoints", config, layout, train.digest, report=self._report)
+        storage = open_storage(config.run.checkpoints or run / "checkpoints")
+        self.store = CheckpointStore(storage, config, layout, train.digest, report=self._report)
         self.step, self.tokens, self.cursor = 0, 0, self.schedule.start()
         self.saved_step: int | None = None
+        self.evaluations: dict[str, float] = {}  # of this step
 
     def run(self) -> ExitCode:
         """Resume, train to the last step or to a request to stop, evaluate, save.  Collective."""
@@ -69,6 +72,7 @@ class Trainer:
         try:
             while self.step < self.config.run.steps:
                 self._train_step(prefetcher)
+                self._tell_saved()
                 last = self.step == self.config.run.steps
                 if _is_due(self.step, self.config.run.evaluate_every) or last:
                     self._evaluate()
@@ -76,7 +80,9 @@ class Trainer:
                     self._save()
                 if self.stop.agreed(self.device) and not last:
                     self._save()
+                    self._finish_saving()
                     return ExitCode.PREEMPTED
+            self._finish_saving()
         finally:
             prefetcher.close()
         return ExitCode.FINISHED
@@ -89,6 +95,7 @@ class Trainer:
         result = self.engine.train_step(batch, rate)
         check_finite(result, self.step + 1)
         self.step, self.tokens, self.cursor = self.step + 1, self.tokens + plan.loss_tokens, cursor
+        self.evaluations = {}
         if _is_due(self.step, self.config.run.log_every) or self.step == self.config.run.steps:
             self.device.synchronize()
             seconds = time.perf_counter() - began
@@ -111,6 +118,7 @@ class Trainer:
             for memory in ("carried", "cleared"):
                 began = time.perf_counter()
                 found = evaluate(self.engine, dataset, self.config.run.evaluation_steps, memory == "cleared")
+                self.evaluations[f"{name}/{memory}"] = found.bits_per_token
                 self.events.write(
                     "evaluation",
                     step=self.step,
@@ -123,22 +131,39 @@ class Trainer:
                 )
 
     def _save(self) -> None:
-        if self.saved_step == self.step:
-            return
-        began = time.perf_counter()
-        folder = self.store.save(self.step, self.tokens, self.cursor.to_json(), self.engine.tensors())
-        self.saved_step = self.step
-        path = f"{folder.parent.name}/{folder.name}"
-        self.events.write("checkpoint", step=self.step, path=path, seconds=time.perf_counter() - began)
+        if self.saved_step != self.step:
+            self.store.save(self.step, self.tokens, self.cursor.to_json(), self.evaluations, self.engine)
+            self.saved_step = self.step
+            self._tell_saved()
+
+    def _finish_saving(self) -> None:
+        self.store.wait()
+        self._tell_saved()
+        self.store.close()
+
+    def _tell_saved(self) -> None:
+        for saved in self.store.finished():
+            self.events.write(
+                "checkpoint",
+                step=saved.step,
+                path=f"checkpoints/{saved.name}",
+                seconds=saved.seconds,
+                stall_seconds=saved.stall_seconds,
+                bytes=saved.bytes,
+            )
 
     def _resume(self) -> None:
-        found = self.store.load_newest()
-        if found is None:
+        checkpoint = self.store.open_newest()
+        if checkpoint is None:
             return
-        manifest, tensors = found
-        self.engine.load(tensors)
+        with checkpoint:
+            manifest = checkpoint.manifest
+            self.engine.load(checkpoint.read, manifest.updates)
         self.step, self.tokens = manifest.step, manifest.tokens
-        self.cursor = Cursor.from_json(manifest.cursor)
+        if self.store.is_new_dataset(manifest):
+            self._report("the training data is another than before: streams begin anew")
+        else:
+            self.cursor = Cursor.from_json(manifest.cursor)
         self.saved_step = self.step
         self._report(f"resumed after step {self.step}")
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from brt_dist.config.schema import Config
+from brt_dist.parallel.stream_memory import StreamMemory
 from brt_dist.training.schedule import learning_rate
 from pipelines.reader import Segments
 from pipelines.schedule import Cursor, StepPlan, StreamSchedule
@@ -138,11 +139,18 @@ def train_on_rank(rank: int, store: str, given: Config, steps: int = STEPS) -> d
                 p.name: (torch.stack([weights[p.name].float() for weights in history]), p.partition_dim, p.shape)
                 for p in engine.parameters
             },
-            "memory": {name: tensor.float().clone() for name, tensor in engine.memory.tensors().items()},
+            "memory": _local_memory(engine.memory),
         }
     finally:
         engine.close()
         finalize()
+
+
+def _local_memory(memory: StreamMemory) -> dict[str, Tensor]:
+    rows: dict[str, dict[int, Tensor]] = {}
+    for layer, micro_batch, field, value in memory.tensors():
+        rows.setdefault(f"layers.{layer}.{field}", {})[micro_batch] = value.float()
+    return {name: torch.cat([parts[i] for i in sorted(parts)]) for name, parts in rows.items()}
 
 
 def join(parts: list[dict[str, Any]]) -> Outcome:
@@ -166,7 +174,7 @@ def join(parts: list[dict[str, Any]]) -> Outcome:
             if dim is None:
                 for peer in peers:
                     torch.testing.assert_close(
-                        peer["history"][name][0], local, rtol=0, atol=1e-7, msg=f"tensor parallel copies of {name}"
+                        peer["history"][name][0], local, rtol=0, atol=0, msg=f"tensor parallel copies of {name}"
                     )
     return Outcome(parts[0]["losses"], parts[0]["grad_norms"], history, _join_memory(parts))
 

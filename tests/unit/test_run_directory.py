@@ -36,14 +36,18 @@ def test_what_may_change_and_what_not(tmp_path: Path) -> None:
         "run.tracking.uri=http://h",
         "launch.nodes=2",
         "data.validation=v",
+        "parallel.data=2",
     ]
     refuse_other_run(run, resolved(tmp_path, *changes).config)
     with pytest.raises(ConfigError) as error:
-        refuse_other_run(run, resolved(tmp_path, *changes, "model.width=8", "parallel.data=2", "run.seed=1").config)
+        refuse_other_run(run, resolved(tmp_path, *changes, "model.width=8", "run.seed=1").config)
     message = str(error.value)
-    assert "model.width: 1024 in the run, 8 now" in message
-    assert "parallel.data: 1 in the run, 2 now" in message and "run.seed: 0 in the run, 1 now" in message
-    assert "steps" not in message and "nodes" not in message
+    assert "model.width: 1024 in the run, 8 now (cannot change: the weights of the run belong" in message
+    assert "run.seed: 0 in the run, 1 now" in message
+    assert "steps" not in message and "nodes" not in message and "parallel" not in message
+    refuse_other_run(run, resolved(tmp_path, "run.seed=1", 'run.allow=["run.seed"]').config)
+    with pytest.raises(ConfigError, match=r"model\.width"):
+        refuse_other_run(run, resolved(tmp_path, "model.width=8", 'run.allow=["model.width"]').config)
 
 
 def test_the_config_with_a_password_is_the_owners_alone(tmp_path: Path) -> None:

@@ -1,0 +1,249 @@
+"""Where checkpoints are kept: a folder (local disk, NFS, Lustre) or a prefix in an object store (`s3://...`).
+
+A checkpoint is a name (`step_00000012`) with files.  It exists when its manifest does: everything else is written
+before, under a name that no reader looks at where the storage can rename, and in place where it cannot.
+"""
+
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from brt_dist.checkpoint.manifest import MANIFEST, step_of
+from brt_dist.errors import CheckpointError, PlatformError
+from brt_dist.files import sync_directory, temporary_name, write_atomic
+
+LATEST = "latest"
+
+
+class Storage(ABC):
+    """What saving and loading need of a place.  OSError comes through from all methods."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Checkpoints that have a manifest, from the first step to the last."""
+
+    @abstractmethod
+    def latest(self) -> str | None:
+        """What the last save called the newest; a hint, as it is written after the fact."""
+
+    @abstractmethod
+    def prepare(self, name: str) -> None:
+        """Remove what earlier saves left half done, and make room for the checkpoint `name`."""
+
+    @abstractmethod
+    def create(self, name: str, file: str) -> Any:
+        """Context manager: a binary file of the checkpoint that is being made; durable at the end of the block."""
+
+    @abstractmethod
+    def publish(self, name: str, manifest: str) -> None:
+        """All files are there: make it a checkpoint, and the latest."""
+
+    @abstractmethod
+    def manifest(self, name: str) -> str:
+        """Text of its manifest."""
+
+    @abstractmethod
+    def size(self, name: str, file: str) -> int | None:
+        """Bytes of a file, none where there is none."""
+
+    @abstractmethod
+    def local(self, name: str, file: str) -> Path:
+        """A path under which the file can be read; in an object store a copy, until :meth:`forget`."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a checkpoint; one that is cut short leaves nothing that looks whole."""
+
+    def forget(self) -> None:  # noqa: B027 - nothing to do where nothing was copied
+        """Remove the copies that :meth:`local` made."""
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other runs from saving here meanwhile.  PlatformError: one does."""
+        yield
+
+
+def open_storage(place: str | Path) -> Storage:
+    """Storage for a path or an fsspec URL."""
+    text = str(place)
+    return (
+        ObjectStorage(text)
+        if "://" in text and not text.startswith("file://")
+        else FolderStorage(Path(text.removeprefix("file://")))
+    )
+
+
+class FolderStorage(Storage):
+    """A folder of a file system that all ranks see."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __str__(self) -> str:
+        return str(self._folder)
+
+    def names(self) -> list[str]:
+        if not self._folder.is_dir():
+            return []
+        found = (path.name for path in self._folder.iterdir() if (path / MANIFEST).is_file())
+        return sorted(name for name in found if step_of(name) is not None)
+
+    def latest(self) -> str | None:
+        try:
+            return (self._folder / LATEST).read_text().strip()
+        except OSError:
+            return None
+
+    def prepare(self, name: str) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for left_over in self._folder.glob(".step_*"):
+            shutil.rmtree(left_over)
+        self._draft(name).mkdir()
+
+    @contextmanager
+    def create(self, name: str, file: str) -> Iterator[IO[bytes]]:
+        path = self._draft(name) / file
+        path.parent.mkdir(exist_ok=True)
+        with open(path, "wb") as output:
+            yield output
+            output.flush()
+            os.fsync(output.fileno())
+        sync_directory(path.parent)
+
+    def publish(self, name: str, manifest: str) -> None:
+        draft, final = self._draft(name), self._folder / name
+        write_atomic(draft / MANIFEST, manifest)
+        if final.exists():  # a step that was run again: the one before it was damaged, or is being replaced
+            replaced = self._folder / f".{name}.replaced"
+            final.rename(replaced)
+            draft.rename(final)
+            shutil.rmtree(replaced)
+        else:
+            draft.rename(final)
+        sync_directory(self._folder)
+        self._point_at(name)
+
+    def manifest(self, name: str) -> str:
+        return (self._folder / name / MANIFEST).read_text()
+
+    def size(self, name: str, file: str) -> int | None:
+        path = self._folder / name / file
+        return path.stat().st_size if path.is_file() else None
+
+    def local(self, name: str, file: str) -> Path:
+        return self._folder / name / file
+
+    def remove(self, name: str) -> None:
+        # without its manifest a folder is no checkpoint
+        (self._folder / name / MANIFEST).unlink()
+        shutil.rmtree(self._folder / name)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        import fcntl
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with open(self._folder / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise PlatformError(
+                    f"another run saves its checkpoints to {self._folder}; end it, or set another run.directory"
+                ) from None
+            yield
+
+    def _draft(self, name: str) -> Path:
+        return self._folder / f".{name}.draft"
+
+    def _point_at(self, name: str) -> None:
+        path = self._folder / LATEST
+        try:
+            write_atomic(path, name + "\n")
+        except OSError:
+            # some network file systems do not rename over a file; without `latest` the newest step counts
+            path.unlink(missing_ok=True)
+            write_atomic(path, name + "\n")
+
+
+class ObjectStorage(Storage):
+    """A prefix in an object store, by fsspec.  An object appears whole or not at all, so nothing is renamed."""
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        try:
+            self._files, self._root = fsspec.url_to_fs(url.rstrip("/"))
+        except (ImportError, ValueError) as error:
+            raise CheckpointError(f"checkpoints at {url}: {error}") from error
+        self._url = url
+        self._copies = Path(tempfile.mkdtemp(prefix="brt-checkpoint-"))
+
+    def __str__(self) -> str:
+        return self._url
+
+    def names(self) -> list[str]:
+        found = {Path(path).parent.name for path in self._files.glob(f"{self._root}/step_*/{MANIFEST}")}
+        return sorted(name for name in found if step_of(name) is not None)
+
+    def latest(self) -> str | None:
+        try:
+            text: bytes = self._files.cat_file(f"{self._root}/{LATEST}")
+        except OSError:
+            return None
+        return text.decode().strip()
+
+    def prepare(self, name: str) -> None:
+        self._files.invalidate_cache()
+        whole = set(self.names()) - {name}
+        with suppress(FileNotFoundError):
+            for path in self._files.ls(self._root, detail=False):
+                other = Path(path).name
+                if step_of(other) is not None and other not in whole:
+                    self.remove(other)
+
+    @contextmanager
+    def create(self, name: str, file: str) -> Iterator[IO[bytes]]:
+        with tempfile.NamedTemporaryFile(prefix="brt-checkpoint-") as output:
+            yield output
+            output.flush()
+            self._files.put_file(output.name, f"{self._root}/{name}/{file}")
+
+    def publish(self, name: str, manifest: str) -> None:
+        self._files.pipe_file(f"{self._root}/{name}/{MANIFEST}", manifest.encode())
+        self._files.pipe_file(f"{self._root}/{LATEST}", f"{name}\n".encode())
+        self._files.invalidate_cache()
+
+    def manifest(self, name: str) -> str:
+        text: bytes = self._files.cat_file(f"{self._root}/{name}/{MANIFEST}")
+        return text.decode()
+
+    def size(self, name: str, file: str) -> int | None:
+        try:
+            size: int = self._files.size(f"{self._root}/{name}/{file}")
+        except FileNotFoundError:
+            return None
+        return size
+
+    def local(self, name: str, file: str) -> Path:
+        path = self._copies / name / file
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = temporary_name(path)
+            self._files.get_file(f"{self._root}/{name}/{file}", str(part))
+            part.rename(path)
+        return path
+
+    def remove(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self._files.rm_file(f"{self._root}/{name}/{MANIFEST}")
+        self._files.rm(f"{self._root}/{name}", recursive=True)
+        self._files.invalidate_cache()
+
+    def forget(self) -> None:
+        shutil.rmtree(self._copies, ignore_errors=True)
+        self._copies.mkdir()

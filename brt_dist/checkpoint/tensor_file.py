@@ -1,0 +1,112 @@
+"""Tensor files: the safetensors format, which every user of it can open, and which holds no code.
+
+Reading is the library's.  Writing is ours, because the library wants all tensors of a file in memory at once: here
+they are written one after another as they arrive, and hashed on the way.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from brt_dist.errors import CheckpointError
+from brt_dist.parallel.pieces import LogicalTensor, Region
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+def code_of(dtype: torch.dtype) -> str:
+    """The format's name of a type, such as F32."""
+    return _CODES[dtype]
+
+
+def name_in_file(name: str) -> str:
+    """A logical name without its kind: that is the folder of the file."""
+    return name.partition("/")[2]
+
+
+class TensorFileWriter:
+    """Writes `tensors` to `file`, in order, one call of :meth:`write` for each."""
+
+    def __init__(self, file: IO[bytes], tensors: Sequence[LogicalTensor]) -> None:
+        self._file, self._tensors, self._next = file, tensors, 0
+        self._sha256 = hashlib.sha256()
+        self.bytes = 0
+        header: dict[str, Any] = {}
+        offset = 0
+        for tensor in tensors:
+            place = [offset, offset + tensor.bytes]
+            described = {"dtype": code_of(tensor.dtype), "shape": tensor.shape, "data_offsets": place}
+            header[name_in_file(tensor.name)] = described
+            offset = place[1]
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._put(len(text).to_bytes(8, "little"))
+        self._put(text)
+
+    def write(self, values: Tensor) -> None:
+        """The next tensor, whole, on the host."""
+        expected = self._tensors[self._next]
+        if tuple(values.shape) != expected.shape or values.dtype != expected.dtype:
+            raise RuntimeError(f"{expected} was announced, not {tuple(values.shape)} of {values.dtype}")
+        self._next += 1
+        self._put(values.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+    @property
+    def sha256(self) -> str:
+        """Of everything written so far."""
+        return self._sha256.hexdigest()
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._sha256.update(data)
+        self.bytes += len(data)
+
+
+class TensorFileReader:
+    """Regions of the tensors of one file; nothing is read but what is asked for.  Close it, or use it in `with`.
+
+    CheckpointError: the file is not a tensor file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = safe_open(path, framework="pt")
+            self._file.__enter__()
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is not a readable tensor file ({error})") from error
+
+    def __enter__(self) -> "TensorFileReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.__exit__(None, None, None)
+
+    def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Names in the file, with type and shape."""
+        slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118 - not a dict
+        return {name: (found.get_dtype(), tuple(found.get_shape())) for name, found in slices.items()}
+
+    def read(self, tensor: LogicalTensor, region: Region) -> Tensor:
+        """The region's elements (region.size,).  CheckpointError: the file has no such tensor."""
+        try:
+            found = self._file.get_slice(name_in_file(tensor.name))
+        except SafetensorError as error:
+            raise CheckpointError(f"{self._path} has no tensor {name_in_file(tensor.name)} ({error})") from error
+        if tuple(found.get_shape()) != tensor.shape:
+            raise CheckpointError(
+                f"{self._path}: tensor {name_in_file(tensor.name)} is of shape {tuple(found.get_shape())}, "
+                f"expected {tensor.shape}"
+            )
+        values: Tensor = region.take(lambda slices: found[slices])
+        return values

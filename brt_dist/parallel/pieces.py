@@ -1,0 +1,98 @@
+"""What a rank holds of the run's state, in words that no layout is part of.
+
+The state of a run is a set of logical tensors: weights, optimizer state, memory of the streams.  A rank holds pieces
+of them, whatever cut them: tensor, data or pipeline parallel, ZeRO, or the number of streams.  Every such cut is a box
+of the tensor (a range in each dimension) and a run of consecutive elements of that box, so one form serves them all.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Box = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class LogicalTensor:
+    """A tensor of the run: name as `KIND/OWNER...` (`weights/layers.3.mlp.up.weight`), shape without padding, type."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Region:
+    """Elements `begin` to `end`, counted row by row, of the box `box` of a logical tensor."""
+
+    box: Box
+    begin: int
+    end: int
+
+    @classmethod
+    def whole(cls, shape: tuple[int, ...]) -> "Region":
+        return cls.of_box(tuple((0, size) for size in shape))
+
+    @classmethod
+    def of_box(cls, box: Box) -> "Region":
+        return cls(box, 0, math.prod(stop - start for start, stop in box))
+
+    @property
+    def size(self) -> int:
+        return self.end - self.begin
+
+    def part(self, begin: int, end: int) -> "Region":
+        """Elements `begin` to `end` of this region, as far as it reaches."""
+        begin, end = min(begin, self.size), min(end, self.size)
+        return Region(self.box, self.begin + begin, self.begin + end)
+
+    def take(self, read: Callable[[tuple[slice, ...]], Tensor]) -> Tensor:
+        """The region's elements (size,), of a tensor of which `read` gives boxes; only the rows in touch are read."""
+        slices, begin = self._touched()
+        return read(slices).reshape(-1)[begin : begin + self.size]
+
+    def put(self, tensor: Tensor, values: Tensor) -> None:
+        """Write `values` (size,) to the region of the logical tensor `tensor`."""
+        slices, begin = self._touched()
+        view = tensor[slices]
+        if view.is_contiguous():
+            view.view(-1)[begin : begin + self.size] = values
+        else:
+            rows = view.reshape(-1)  # a copy
+            rows[begin : begin + self.size] = values
+            view.copy_(rows.view(view.shape))
+
+    def _touched(self) -> tuple[tuple[slice, ...], int]:
+        """The smallest box of whole rows around the region, and where in it the region begins."""
+        row = max(math.prod(stop - start for start, stop in self.box[1:]), 1)
+        first, last = self.begin // row, -(-self.end // row)
+        start = self.box[0][0]
+        slices = (slice(start + first, start + last), *(slice(*side) for side in self.box[1:]))
+        return slices, self.begin - first * row
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A region of a logical tensor and its values here, (region.size,): a view of what the rank works with.
+
+    Several ranks may hold the same piece; then all of them hold the same values.
+    """
+
+    tensor: LogicalTensor
+    region: Region
+    values: Tensor
+
+
+Read = Callable[[LogicalTensor, Region], Tensor]
+"""Gives the saved values of a region, (region.size,), on the host.  CheckpointError: missing, or of another shape."""

@@ -1,0 +1,153 @@
+"""The state of one rank: weights, optimizer state and stream memory as pieces of logical tensors, out and in."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from brt_dist.config.schema import Config
+from brt_dist.model.parameters import LogicalParameter
+from brt_dist.parallel.layout import Layout
+from brt_dist.parallel.pieces import LogicalTensor, Piece, Read, Region
+from brt_dist.parallel.pipeline import EMBEDDING
+from brt_dist.parallel.stream_memory import StreamMemory
+from brt_dist.training.optimizer_state import Fragment, optimizer_pieces, prepare, updates_done
+
+
+class RankState:
+    """Where DeepSpeed keeps what this rank trains.
+
+    Args:
+        parameters: of this rank, in the order in which the optimizer has them.
+        optimizer: ours, inside DeepSpeed's.
+        engine: DeepSpeed's.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        layout: Layout,
+        parameters: Sequence[LogicalParameter],
+        optimizer: torch.optim.Optimizer,
+        engine: Any,
+    ) -> None:
+        self._config, self._layout = config, layout
+        self._parameters, self._optimizer = parameters, optimizer
+        self._zero = engine.optimizer if config.parallel.zero_stage else None
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates so far."""
+        return updates_done(self._optimizer)
+
+    def pieces(self, memory: StreamMemory) -> list[Piece]:
+        """Everything that changes in training and lives on this rank."""
+        fragments = list(self._fragments())
+        if not self.updates:
+            prepare(self._optimizer, fragments, 0)
+        found = [Piece(_weight(f.parameter), f.region, f.of(f.master.detach())) for f in fragments if f.count]
+        found += optimizer_pieces(self._optimizer, fragments, self._layout.tensor_rank)
+        if self._layout.stage:
+            # the copy of the tied table on the last stage; ZeRO cuts it elsewhere than on the first
+            found = [piece for piece in found if f"/{EMBEDDING}." not in piece.tensor.name]
+        found += [piece for *_, piece in self._memory_pieces(memory)]
+        return [piece for piece in found if piece.region.size]
+
+    @torch.no_grad()
+    def load(self, memory: StreamMemory, read: Read, updates: int) -> None:
+        """Take over a saved state, whatever layout it was saved on.
+
+        Raises:
+            CheckpointError: from `read`: a tensor is missing or has another shape.
+        """
+        for parameter in self._parameters:
+            _copy(*self._working(parameter), read)
+        fragments = list(self._fragments())
+        prepare(self._optimizer, fragments, updates)
+        for fragment in fragments:
+            _copy(_weight(fragment.parameter), fragment.region, fragment.of(fragment.master.data), read)
+        for piece in optimizer_pieces(self._optimizer, fragments, self._layout.tensor_rank):
+            _copy(piece.tensor, piece.region, piece.values, read)
+        if self._config.parallel.zero_stage == 3:
+            # those small ones that it keeps whole everywhere
+            whole = self._zero.persistent_parameters  # type: ignore[union-attr]
+            if whole:
+                whole[0].all_gather(whole)
+        memory.replace(
+            [
+                (layer, micro_batch, field, read(piece.tensor, piece.region))
+                for layer, micro_batch, field, piece in self._memory_pieces(memory)
+            ]
+        )
+
+    def _region(self, parameter: LogicalParameter) -> Region:
+        return Region.of_box(parameter.box(self._layout.tensor_rank, self._layout.tensor))
+
+    def _working(self, parameter: LogicalParameter) -> tuple[LogicalTensor, Region, Tensor]:
+        """What forward reads: in the precision of the run, under ZeRO-3 a shard."""
+        region = self._region(parameter)
+        held: Tensor = getattr(parameter.local, "ds_tensor", parameter.local).data.view(-1)
+        if held.numel() != parameter.local.numel() and hasattr(parameter.local, "ds_tensor"):
+            start = self._layout.data_rank * held.numel()
+            region = region.part(start, start + held.numel())
+        return _weight(parameter), region, held[: region.size]
+
+    def _fragments(self) -> Iterator[Fragment]:
+        """For each parameter, in order, what of its master values is here; asked of DeepSpeed."""
+        flats = [flat for group in self._optimizer.param_groups for flat in group["params"]]
+        for parameter in self._parameters:
+            region, local = self._region(parameter), parameter.local
+            if self._zero is None:
+                yield Fragment(parameter, region, 0, local.numel(), local, 0)
+            elif self._config.parallel.zero_stage == 3:
+                group, offset, count = self._zero.grad_position[self._zero.get_param_id(local)]
+                start = self._layout.data_rank * count
+                master = self._zero.fp32_partitioned_groups_flat[group]
+                yield Fragment(parameter, region.part(start, start + count), start, count, master, offset)
+            elif local._hp_mapping is None:  # type: ignore[attr-defined]
+                yield Fragment(parameter, region.part(0, 0), 0, 0, flats[0], 0)
+            else:
+                mapping = local._hp_mapping  # type: ignore[attr-defined]
+                here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+                master = _holder(flats, mapping.hp_fragment)
+                held = region.part(here.start, here.start + here.numel)
+                yield Fragment(parameter, held, here.start, here.numel, master, there.start)
+
+    def _memory_pieces(self, memory: StreamMemory) -> Iterator[tuple[int, int, str, Piece]]:
+        layout = self._layout
+        for layer, micro_batch, field, values in memory.tensors():
+            first = layout.local_streams[micro_batch * layout.micro_batch]
+            shape = [layout.streams, *values.shape[1:]]
+            box = [(first, first + layout.micro_batch), *((0, size) for size in values.shape[1:])]
+            split = self._split_dim(field)
+            if split is not None:
+                size = shape[split]
+                shape[split] = size * layout.tensor
+                box[split] = (layout.tensor_rank * size, (layout.tensor_rank + 1) * size)
+            tensor = LogicalTensor(f"memory/layers.{layer}/{field}", tuple(shape), values.dtype)
+            yield layer, micro_batch, field, Piece(tensor, Region.of_box(tuple(box)), values.reshape(-1))
+
+    def _split_dim(self, field: str) -> int | None:
+        """Dimension of a memory tensor that tensor parallel ranks share: heads of a cache, vectors of the state."""
+        if field == "state":
+            return 1 if self._config.parallel.sequence_parallel else None
+        return 2
+
+
+def _weight(parameter: LogicalParameter) -> LogicalTensor:
+    return LogicalTensor(f"weights/{parameter.name}", parameter.shape, torch.float32)
+
+
+def _copy(tensor: LogicalTensor, region: Region, values: Tensor, read: Read) -> None:
+    if region.size:
+        values.copy_(read(tensor, region))
+
+
+def _holder(flats: Sequence[Tensor], fragment: Tensor) -> Tensor:
+    """The flat tensor that `fragment` is a view of."""
+    for flat in flats:
+        begin = flat.data_ptr()
+        if begin <= fragment.data_ptr() < begin + flat.numel() * flat.element_size():
+            return flat
+    raise RuntimeError("DeepSpeed's master values are in no parameter group of the optimizer")

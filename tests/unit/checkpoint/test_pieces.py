@@ -1,0 +1,107 @@
+"""Regions and the plan of a save: whatever cuts a tensor, its pieces are the whole of it, each element once."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from brt_dist.checkpoint.assembly import Exchange, file_of, plan_files, sent_by
+from brt_dist.parallel.pieces import LogicalTensor, Region
+
+SHAPES = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A box of a tensor, split over one dimension, and of each part flat ranges."""
+
+    tensor: LogicalTensor
+    regions: list[Region]
+
+
+@st.composite
+def cuts(draw: Any) -> Cut:
+    shape = draw(SHAPES)
+    dim = draw(st.integers(0, len(shape) - 1))
+    borders = sorted({0, shape[dim], *draw(st.lists(st.integers(0, shape[dim]), max_size=2))})
+    regions = []
+    for start, stop in pairwise(borders):
+        box = tuple((start, stop) if i == dim else (0, size) for i, size in enumerate(shape))
+        whole = Region.of_box(box)
+        ends = sorted({0, whole.size, *draw(st.lists(st.integers(0, whole.size), max_size=3))})
+        regions += [whole.part(begin, end) for begin, end in pairwise(ends)]
+    return Cut(LogicalTensor("weights/embedding.weight", shape, torch.float32), regions)
+
+
+def numbered(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.arange(torch.Size(shape).numel(), dtype=torch.float32).view(shape)
+
+
+@given(cuts())
+def test_what_is_taken_can_be_put_back(cut: Cut) -> None:
+    full = numbered(cut.tensor.shape)
+    again = torch.full_like(full, -1)
+    for region in cut.regions:
+        values = region.take(lambda slices: full[slices])
+        assert values.shape == (region.size,)
+        region.put(again, values)
+    assert torch.equal(again, full)
+
+
+@given(cuts())
+def test_only_the_rows_in_touch_are_read(cut: Cut) -> None:
+    full = numbered(cut.tensor.shape)
+    for region in cut.regions:
+        row = max(full[0].numel(), 1)
+        read: list[int] = []
+        region.take(lambda slices, read=read: read.append(full[slices].numel()) or full[slices])  # type: ignore
+        assert sum(read) < region.size + 2 * row
+
+
+@given(cuts(), st.integers(1, 4), st.randoms())
+def test_each_region_is_sent_by_one_of_its_holders(cut: Cut, ranks: int, random: Any) -> None:
+    holdings: list[list[tuple[LogicalTensor, Region]]] = [[] for _ in range(ranks)]
+    for region in cut.regions:
+        for rank in random.sample(range(ranks), random.randint(1, ranks)):
+            holdings[rank].append((cut.tensor, region))
+    (plan,) = plan_files(holdings)
+    sent = [holdings[rank][index] for rank in range(ranks) for index in sent_by([plan], rank)]
+    assert sorted(map(repr, sent)) == sorted(repr((cut.tensor, region)) for region in cut.regions)
+    assert holdings[plan.writer], "the writer holds a part"
+
+
+@given(cuts())
+def test_one_rank_assembles_what_it_holds(cut: Cut) -> None:
+    full = numbered(cut.tensor.shape)
+    plans = plan_files([[(cut.tensor, region) for region in cut.regions]])
+    values = {i: region.take(lambda slices: full[slices]) for i, region in enumerate(cut.regions)}
+    exchange = Exchange(plans, values, 0, None)
+    ((_, tensors),) = list(exchange.files())
+    (found,) = list(tensors)
+    assert torch.equal(found, full)
+
+
+@pytest.mark.parametrize("regions", [[Region(((0, 4),), 0, 3)], [Region.whole((4,)), Region(((0, 4),), 0, 1)]])
+def test_a_gap_or_an_overlap_is_a_defect_that_is_noticed(regions: list[Region]) -> None:
+    tensor = LogicalTensor("weights/final_norm.scale", (4,), torch.float32)
+    with pytest.raises(RuntimeError, match="not the whole"):
+        plan_files([[(tensor, region) for region in regions]])
+
+
+def test_bytes_are_spread_over_ranks() -> None:
+    layers = [LogicalTensor(f"weights/layers.{i}.mlp.weight", (8, 8), torch.float32) for i in range(8)]
+    held = [(layer, Region.whole(layer.shape)) for layer in layers]
+    plans = plan_files([held] * 4)
+    assert [len(sent_by(plans, rank)) for rank in range(4)] == [2, 2, 2, 2]
+    assert sorted(plan.writer for plan in plans[:4]) == [0, 1, 2, 3], "all writers are busy from the start"
+
+
+def test_files_are_named_by_kind_and_layer() -> None:
+    assert file_of("weights/layers.3.mlp.up.weight") == "weights/layers.3.safetensors"
+    assert file_of("optimizer/layers.3.mlp.up.weight/exp_avg") == "optimizer/layers.3.safetensors"
+    assert file_of("memory/layers.3/state") == "memory/layers.3.safetensors"
+    assert file_of("optimizer/embedding.weight/exp_avg") == "optimizer/embedding.safetensors"
