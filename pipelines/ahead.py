@@ -11,13 +11,13 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from brt_dist.errors import BrtError
+from brt_dist.errors import BrtError, PlatformError
 from brt_dist.files import temporary_name
-from pipelines.cache import CacheSettings, ClosedError, FileCache, NoRoomError, RemoteFile
+from pipelines.cache import CacheSettings, ClosedError, FileCache, NoRoomError, RemoteFile, default_directory
 
 _LOOK_SECONDS = 0.2  # between looks at the requests
 _TRIES = 10  # to be the cache process of the node
@@ -111,16 +111,26 @@ class Reader:
 
 
 class NodeCache:
-    """The cache process of a node; `launch.gang` makes it an actor.  Fetches what all readers of the node want.
+    """The cache process of a node; `launch.gang` makes it an actor.  Fetches what all readers of the node want."""
 
-    PlatformError: the folder cannot be written.  A second one for the same folder does nothing.
-    """
-
-    def __init__(self, directory: str, budget: int, retry_seconds: float) -> None:
-        self._folder = Path(directory)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self._folder / "locks.server", "w")  # noqa: SIM115 - held for life
+    def __init__(self) -> None:
         self._fetcher: Fetcher | None = None
+
+    def start(self, directory: Path | None, budget: int, retry_seconds: float, variables: Mapping[str, str]) -> None:
+        """Fetch from now on; where the folder has another cache process, do nothing.
+
+        directory: none for the node's default.  variables: of the environment, with what storage wants to know.
+        PlatformError: the folder cannot be written.
+        """
+        os.environ.update(variables)
+        self._folder = directory or default_directory()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self._folder / "locks.server", "w")  # noqa: SIM115 - held for life
+        except OSError as error:
+            raise PlatformError(
+                f"the cache {self._folder} cannot be written: {error.strerror}; set data.cache.directory"
+            ) from None
         if not self._is_first():
             return
         cache = FileCache(CacheSettings(self._folder, budget, retry_seconds), lambda text: print(text, flush=True))
@@ -133,7 +143,7 @@ class NodeCache:
     def close(self) -> None:
         if self._fetcher is not None:
             self._fetcher.close()
-        self._lock.close()
+            self._lock.close()
 
     def _is_first(self) -> bool:
         for _ in range(_TRIES):  # a reader that looks whether there is one holds the lock for a moment

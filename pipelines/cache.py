@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import os
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -337,6 +338,11 @@ class FileCache:
             f"the cache {self.settings.directory} cannot be written: {error.strerror or error}; "
             "set data.cache.directory to a writable place with room"
         )
+
+
+def default_directory() -> Path:
+    """The cache of this user on this node."""
+    return Path(tempfile.gettempdir()) / f"brt-cache-{os.getuid()}"
 
 
 def file_system(url: str) -> tuple[Any, str]:

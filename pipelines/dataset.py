@@ -43,8 +43,12 @@ class Dataset:
         self.digest = record.digest
         self.vocab_size = record.tokenizer.vocab_size
         self.tokenizer = files.tokenizer()
+        self.tokenizer_sha256 = record.tokenizer.sha256
+        self.documents = record.documents
+        self.is_remote = not isinstance(files, LocalFiles)
         documents = open_documents(files.documents(), record.documents)
         self.lengths = documents[1]
+        self.parts, self.weights = [self.lengths], (1.0,)  # it is a mixture of one
         self._offsets = documents[0]
         self._ends = np.cumsum([shard.documents for shard in record.shards])  # documents before the end of each shard
         self._type = storage_type(record.dtype)

@@ -18,7 +18,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     record = dataset.record
     quantiles = np.quantile(dataset.lengths, [0, 0.25, 0.5, 0.75, 1], method="nearest").tolist()
     return {
-        "dataset": str(dataset.folder),
+        "dataset": str(dataset.place),
         "digest": dataset.digest,
         "documents": record.documents,
         "tokens": record.tokens,

@@ -53,7 +53,7 @@ class RemoteFiles:
         """Bytes (size,) of a shard: a copy, so that the file need not stay."""
         with self._cache.reading(self._file(shard)) as descriptor:
             data = np.empty(size, dtype=np.uint8)
-            view, position = memoryview(data), begin
+            view, position = memoryview(data.data), begin
             while view:
                 got = os.preadv(descriptor, [view], position)
                 if not got:

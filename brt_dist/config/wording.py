@@ -13,6 +13,7 @@ _WANTED = {
     "bool_type": "true or false",
     "string_type": "text (put quotes around it)",
     "path_type": "a path",
+    "place_type": "a folder or a URL",
     "tuple_type": "a list, for example [-3]",
     "list_type": "a list",
     "finite_number": "a finite number",

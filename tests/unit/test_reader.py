@@ -158,5 +158,5 @@ def test_more_shards_than_may_be_open_at_once(tmp_path: Path) -> None:
     with Dataset.open(tmp_path / "dataset") as dataset:
         assert len(dataset.record.shards) == 300
         views = [dataset.tokens(number, 0, 10) for number in range(300)]
-        assert dataset._map.cache_info().currsize <= 256
+        assert dataset._files._map.cache_info().currsize <= 256
     assert ["".join(map(chr, view)) for view in views] == texts
