@@ -173,7 +173,7 @@ class FileCache:
                 position += len(chunk[: end - begin])
             self.fetched_bytes += size
             if sha256.hexdigest() != file.sha256:
-                os.unlink(part)
+                part.unlink(missing_ok=True)
                 os.close(descriptor)
                 return None
             self._keep(descriptor, part, file)
@@ -238,6 +238,8 @@ class FileCache:
                 while room:
                     try:
                         return self._allocate(part, size), part
+                    except FileNotFoundError:  # the folder was removed under way
+                        continue
                     except OSError as error:
                         if error.errno not in _NO_ROOM:
                             raise self._trouble(error) from None
@@ -258,6 +260,7 @@ class FileCache:
             self._wait(_LOOK)
 
     def _allocate(self, part: Path, size: int) -> int:
+        part.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True)  # of a process that was killed: we hold the lock of this file
         descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -311,11 +314,15 @@ class FileCache:
     @contextmanager
     def _held(self, name: str) -> Iterator[None]:
         path = self.settings.directory / "locks" / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise self._trouble(error) from None
+        while True:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+                break
+            except FileNotFoundError:  # the folder was removed between the two
+                self._wait(_LOOK)
+            except OSError as error:
+                raise self._trouble(error) from None
         try:
             self._lock(descriptor, fcntl.LOCK_EX)
             yield

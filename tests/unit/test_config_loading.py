@@ -101,7 +101,6 @@ def test_all_problems_in_one_message() -> None:
         "model.cell",
         "foo",
         "data.streams",
-        "data.dataset is missing",
         "run.steps is missing",
     ):
         assert part in message
