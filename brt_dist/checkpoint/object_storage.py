@@ -34,8 +34,10 @@ class ObjectStorage(Storage):
         return self._url
 
     def names(self) -> list[str]:
+        found: set[str] = set()
         with self._asking():
-            found = {Path(path).parent.name for path in self._files.glob(f"{self._root}/step_*/{MANIFEST}")}
+            with suppress(FileNotFoundError):
+                found = {Path(path).parent.name for path in self._files.glob(f"{self._root}/step_*/{MANIFEST}")}
             bucket = self._root.partition("/")[0]
             if not found and bucket and not self._files.exists(bucket):
                 raise UnreachableError(f"there is no bucket {bucket}, or it is not to be seen with these credentials")
