@@ -22,7 +22,7 @@ class ObjectStore:
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_MAX_ATTEMPTS": "1",
+            "AWS_MAX_ATTEMPTS": "2",
         }
         self.fault: Callable[[str, str], bool] | None = None
 
