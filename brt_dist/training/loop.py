@@ -64,17 +64,37 @@ class Trainer:
 
     def run(self) -> ExitCode:
         """Resume, train to the last step or to a request to stop, evaluate, save.  Collective."""
-        self._resume()
+        self.resume()
         layout = {key: getattr(self.layout, key) for key in ("tensor", "pipeline", "data", "micro_batch", "streams")}
         self.events.write("attempt", world_size=self.layout.world_size, layout=layout, start_step=self.step)
+        return self.train_until(self.config.run.steps)
+
+    def resume(self) -> None:
+        """Take over the newest checkpoint, if there is one.  Collective."""
+        checkpoint = self.store.open_newest()
+        if checkpoint is None:
+            return
+        with checkpoint:
+            manifest = checkpoint.manifest
+            self.engine.load(checkpoint.read, manifest.updates)
+        self.step, self.tokens = manifest.step, manifest.tokens
+        if self.store.is_new_dataset(manifest):
+            self._report("the training data is another than before: streams begin anew")
+        else:
+            self.cursor = Cursor.from_json(manifest.cursor)
+        self.saved_step = self.step
+        self._report(f"resumed after step {self.step}")
+
+    def train_until(self, end: int) -> ExitCode:
+        """Train, evaluate and save up to step `end`, or until asked to stop.  Collective."""
         reader = SegmentReader(self.datasets["train"], self.schedule)
         prefetcher = Prefetcher(reader, self.schedule, self.cursor, streams_to_read(self.layout))
         try:
-            while self.step < self.config.run.steps:
+            while self.step < end:
                 self._train_step(prefetcher)
                 self._tell_saved()
-                last = self.step == self.config.run.steps
-                if _is_due(self.step, self.config.run.evaluate_every) or last:
+                last = self.step == end
+                if _is_due(self.step, self.config.run.evaluate_every) or self.step == self.config.run.steps:
                     self._evaluate()
                 if _is_due(self.step, self.config.run.checkpoint_every) or last:
                     self._save()
@@ -86,6 +106,11 @@ class Trainer:
         finally:
             prefetcher.close()
         return ExitCode.FINISHED
+
+    def close(self) -> None:
+        """Give back what outlives the objects: DeepSpeed's hooks, process groups, threads."""
+        self.store.close()
+        self.engine.close()
 
     def _train_step(self, prefetcher: Prefetcher) -> None:
         began = time.perf_counter()
@@ -139,7 +164,6 @@ class Trainer:
     def _finish_saving(self) -> None:
         self.store.wait()
         self._tell_saved()
-        self.store.close()
 
     def _tell_saved(self) -> None:
         for saved in self.store.finished():
@@ -151,21 +175,6 @@ class Trainer:
                 stall_seconds=saved.stall_seconds,
                 bytes=saved.bytes,
             )
-
-    def _resume(self) -> None:
-        checkpoint = self.store.open_newest()
-        if checkpoint is None:
-            return
-        with checkpoint:
-            manifest = checkpoint.manifest
-            self.engine.load(checkpoint.read, manifest.updates)
-        self.step, self.tokens = manifest.step, manifest.tokens
-        if self.store.is_new_dataset(manifest):
-            self._report("the training data is another than before: streams begin anew")
-        else:
-            self.cursor = Cursor.from_json(manifest.cursor)
-        self.saved_step = self.step
-        self._report(f"resumed after step {self.step}")
 
     def _report(self, message: str) -> None:
         print(message, flush=True)

@@ -92,7 +92,7 @@ def train(rank: int, store: str, given: Config, attempt: int, stop_after: int) -
         with Dataset.open(given.data.dataset) as data:
             trainer = Trainer(given, run, layout, device, events, data, data, StopAfter())
             code = int(trainer.run())
-            trainer.engine.close()
+            trainer.close()
             return code, []
     finally:
         events.close()

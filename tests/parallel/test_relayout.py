@@ -1,0 +1,47 @@
+"""What one layout saved, any other goes on from (all pairs: `python -m tests.parallel.relayout`)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.parallel.pool import RankPool
+from tests.parallel.relayout import LAYOUTS, LOSS, Relayout
+
+pytestmark = pytest.mark.slow
+
+NAMES = list(LAYOUTS)
+# each layout saves once and loads once, by steps of two through the list: no layout meets itself
+PAIRS = [(name, NAMES[(i + 2) % len(NAMES)]) for i, name in enumerate(NAMES)]
+
+
+@pytest.fixture(scope="module")
+def relayout(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relayout]:
+    yield Relayout(ranks, tmp_path_factory.mktemp("relayout"))
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_goes_on_on_another_layout(relayout: Relayout, source: str, target: str) -> None:
+    assert relayout.compare(source, target) <= LOSS
+
+
+def test_factored_statistics_and_bf16_too(ranks: RankPool, tmp_path: Path) -> None:
+    """bf16: the losses differ by rounding, the files may not."""
+    big = {"width": 128, "head_dim": 64, "mlp_width": 128, "states": 128, "vocab_size": 256, "dropout": 0.0}
+    given = Relayout(
+        ranks,
+        tmp_path,
+        model=big,
+        optimizer={"name": "adafactor", "learning_rate": 0.03},
+        run={"precision": "bf16"},
+    )
+    for source, target in (("tp2", "dp2"), ("dp2", "tp2-pp2")):
+        assert given.compare(source, target) <= 0.05
+
+
+def test_sequence_parallel_and_not(ranks: RankPool, tmp_path: Path) -> None:
+    given = Relayout(ranks, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LAYOUTS, "split", {"tensor": 2, "data": 2, "zero_stage": 3, "sequence_parallel": True})
+        assert given.compare("split", "pp2") <= LOSS
+        assert given.compare("tp2", "split") <= LOSS
