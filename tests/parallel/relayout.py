@@ -98,7 +98,7 @@ def saved(folder: Path) -> dict[str, Any]:
 
 
 class Relayout:
-    """Saves once on each layout and goes on on others; `ranks`: at least eight."""
+    """Saves once on each layout and goes on on others."""
 
     def __init__(self, ranks: RankPool, folder: Path, **sections: dict[str, Any]) -> None:
         self._ranks, self._folder, self._sections = ranks, folder, sections
@@ -136,7 +136,7 @@ class Relayout:
 
 def main() -> int:
     off = 0
-    with RankPool(8) as ranks, tempfile.TemporaryDirectory() as folder:
+    with RankPool() as ranks, tempfile.TemporaryDirectory() as folder:
         relayout = Relayout(ranks, Path(folder))
         print("largest difference of the next losses; saved on (rows), went on on (columns)")
         print(f"{'':12}", *(f"{name:>12}" for name in LAYOUTS), flush=True)
