@@ -15,6 +15,7 @@ _COMMANDS = {
     "data": ("pipelines.commands:data", "Build, verify and inspect datasets."),
     "train": ("launch.commands.train:train", "Train a model as a config says; go on if the run was begun."),
     "status": ("launch.commands.status:status", "Show where a run stands."),
+    "checkpoint": ("launch.commands.checkpoint:checkpoint", "List, show, verify and prune the checkpoints of a run."),
     "config": ("launch.commands.config:config", "Show a resolved config, or the schema of all keys."),
 }
 

@@ -119,6 +119,16 @@ class Bucket:
     def put(self, key: str, content: bytes) -> None:
         self._client.put_object(Bucket="data", Key=key, Body=content)
 
+    @contextmanager
+    def instead(self, key: str, content: bytes | None) -> Iterator[None]:
+        """Another content of an object for a while; none: no object."""
+        before = self._client.get_object(Bucket="data", Key=key)["Body"].read()
+        self.delete(key) if content is None else self.put(key, content)
+        try:
+            yield
+        finally:
+            self.put(key, before)
+
     def delete(self, key: str) -> None:
         self._client.delete_object(Bucket="data", Key=key)
 

@@ -62,6 +62,10 @@ def _description(key: str, root: type[BaseModel]) -> str | None:
     section: Any = root
     *sections, name = key.split(".")
     for part in sections:
+        if part not in getattr(section, "model_fields", {}):
+            return None  # a field of an item of a list
         section = section.model_fields[part].annotation
+    if not hasattr(section, "model_fields"):
+        return None
     field = section.model_fields.get(name)
     return field.description if field else None
