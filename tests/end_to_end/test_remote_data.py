@@ -343,3 +343,35 @@ def test_a_cache_process_serves_the_readers_of_its_node(url: str, truth: str, tm
         found, _ = read(dataset, before_step=stop_it, ahead=30)
     assert digest(found) == truth
     assert node.describe()["files"] >= 3 and second.describe()["files"] == 0
+
+
+def test_training_on_a_mixture_is_the_same_from_local_folders_and_from_s3(
+    store: Bucket, url: str, folder: Path, tmp_path: Path
+) -> None:
+    """`brt train` with two ranks: equal losses to the bit; the node's cache actor fetches for both."""
+    texts = [f"another document, number {number}. " * 30 for number in range(8)]
+    other = make_dataset(tmp_path / "other", texts).folder
+    losses: dict[str, list[float]] = {}
+    for name, place in (("local", folder), ("s3", url)):
+        run = tmp_path / name
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(TRAINING.format(one=place, other=other, run=run, cache=tmp_path / "cache"))
+        command = [sys.executable, "-m", "launch.cli", "train", str(config)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
+        assert done.returncode == 0, done.stderr
+        events = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        steps = [event for event in events if event["event"] == "step"]
+        losses[name] = [event["loss"] for event in steps]
+        assert all(event["data_wait_seconds"] >= 0 for event in steps)
+    assert losses["local"] == losses["s3"] and len(losses["s3"]) == 6
+    assert (tmp_path / "cache" / "locks.server").exists()  # only the actor makes it
+
+
+TRAINING = """\
+model: {{layers: 2, width: 16, heads: 2, head_dim: 8, mlp_width: 32, window: 8, states: 8, recurrent_layers: [-1]}}
+data: {{mixture: [{{dataset: "{one}", weight: 0.7}}, {{dataset: "{other}", weight: 0.3}}], validation: "{one}",
+  segment: 16, streams: 4, cache: {{directory: "{cache}", budget_gb: 0.0012, ahead_steps: 4}}}}
+parallel: {{data: 2}}
+optimizer: {{warmup_steps: 2}}
+run: {{directory: "{run}", steps: 6, precision: fp32, device: cpu, evaluation_steps: 2, tracking: {{enabled: false}}}}
+"""
