@@ -54,11 +54,16 @@ class Outcome:
 
 
 def train(
-    sources: Sequence[Path | str], overrides: Sequence[str], console: "Console", worker: Sequence[str] = WORKER
+    sources: Sequence[Path | str],
+    overrides: Sequence[str],
+    console: "Console",
+    worker: Sequence[str] = WORKER,
+    ray_address: str | None = None,
 ) -> Outcome:
     """Run one attempt and say how it ended.  BrtError: it could not be started.
 
-    console: standard error.  worker: command of a rank, to which `RUN --attempt N` is added.
+    console: standard error.  worker: command of a rank, to which `RUN --attempt N` is added.  ray_address: in place of
+    launch.ray_address, for this attempt alone.
     """
     resolved = load(sources, overrides)
     resolved = replace(resolved, config=absolute(resolved.config))
@@ -70,7 +75,7 @@ def train(
         if stack.enter_context(claimed(run)):
             refuse_other_run(run, config)
         try:
-            verdict, tracked = _attempt(resolved, stop, console, tuple(worker))
+            verdict, tracked = _attempt(resolved, stop, console, tuple(worker), ray_address)
         except KeyboardInterrupt:
             verdict, tracked = Verdict(ExitCode.INTERRUPTED, "stopped before anything was trained"), None
         return Outcome(run, verdict, config, tracked, _plot(config, run))
@@ -89,7 +94,7 @@ def _facts(folder: Path) -> DatasetFacts:
 
 
 def _attempt(
-    resolved: Resolved, stop: StopRequests, console: "Console", worker: tuple[str, ...]
+    resolved: Resolved, stop: StopRequests, console: "Console", worker: tuple[str, ...], ray_address: str | None
 ) -> tuple[Verdict, bool | None]:
     from launch.backends.local import ray_cluster
     from launch.gang import Gang
@@ -99,9 +104,10 @@ def _attempt(
     console.print(f"run directory {run}", markup=False, highlight=False, soft_wrap=True)
     syncer: SyncerProcess | None = None
     try:
-        where = config.launch.ray_address or "this machine"
+        address = ray_address or config.launch.ray_address
+        where = address or "this machine"
         console.print(f"starting Ray on {where}", markup=False, highlight=False, soft_wrap=True)
-        with ray_cluster(config.launch.ray_address), Gang(config) as gang:
+        with ray_cluster(address), Gang(config) as gang:
             stop.install()  # Ray has put its own handlers in the way
             progress = Progress(run, config.run.steps, console)
             supervisor = Supervisor(
