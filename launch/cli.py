@@ -19,6 +19,7 @@ _COMMANDS = {
     "stop": ("launch.commands.submit:stop", "Ask a submitted run to save and end."),
     "logs": ("launch.commands.submit:logs", "Print what a submitted run, or one of its ranks, has printed."),
     "status": ("launch.commands.status:status", "Show where a run stands."),
+    "doctor": ("launch.commands.doctor:doctor", "Check the nodes: versions, devices, network, storage, clocks."),
     "config": ("launch.commands.config:config", "Show a resolved config, or the schema of all keys."),
 }
 

@@ -24,6 +24,8 @@ from launch.verdict import Verdict
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from launch.gang import Gang
+
 WORKER = (sys.executable, "-m", "brt_dist.worker")
 
 
@@ -109,6 +111,8 @@ def _attempt(
         console.print(f"starting Ray on {where}", markup=False, highlight=False, soft_wrap=True)
         with ray_cluster(address), Gang(config) as gang:
             stop.install()  # Ray has put its own handlers in the way
+            if config.launch.preflight:
+                _preflight(gang, config, console)
             progress = Progress(run, config.run.steps, console)
             supervisor = Supervisor(
                 run,
@@ -133,6 +137,16 @@ def _attempt(
     finally:
         if syncer is not None:
             syncer.kill()
+
+
+def _preflight(gang: "Gang", config: Config, console: "Console") -> None:
+    from launch.doctor.examine import line, preflight, refuse
+
+    found = preflight(gang, config, config.run.directory)
+    refuse(found)
+    for finding in found:
+        if finding.status == "warning":
+            console.print(f"warning: {line(finding)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _finish(syncer: SyncerProcess | None, run: Path, stop: StopRequests, console: "Console") -> bool | None:

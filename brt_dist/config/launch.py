@@ -1,11 +1,14 @@
 """Where the processes of a run are started: the section `launch`, with one section for each kind of cluster."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from brt_dist.config.section import Section
+
+# An empty mapping in YAML is read like a section without keys.
+Texts = Annotated[dict[str, str], BeforeValidator(lambda given: {} if given is None else given)]
 
 BackendName = Literal["local", "ray", "slurm", "kubernetes"]
 
@@ -54,10 +57,10 @@ class KubernetesConfig(Section):
     memory: str = Field("64Gi", min_length=1, description="memory of a node's pod")
     shared_memory: str = Field("16Gi", min_length=1, description="size of /dev/shm, part of the pod's memory")
     gpu_resource: str = Field("nvidia.com/gpu", min_length=1, description="name of the resource that counts GPUs")
-    node_selector: dict[str, str] = Field({}, description="labels that a machine must have")
+    node_selector: Texts = Field({}, description="labels that a machine must have")
     tolerations: tuple[str, ...] = Field((), description="keys of taints that are tolerated")
-    volumes: dict[str, str] = Field({}, description="path in the pod to the name of a persistent volume claim")
-    secret_environment: dict[str, str] = Field({}, description="environment variable to SECRET/KEY")
+    volumes: Texts = Field({}, description="path in the pod to the name of a persistent volume claim")
+    secret_environment: Texts = Field({}, description="environment variable to SECRET/KEY")
     token_secret: str | None = Field(None, description="secret with Ray's token; none: the operator makes one")
     ttl_seconds: NonNegativeInt = Field(3600, description="how long a job that ended is kept")
     retries: NonNegativeInt = Field(2, description="how often the operator starts the job again when it failed")
@@ -66,7 +69,10 @@ class KubernetesConfig(Section):
 class LaunchConfig(Section):
     """Where the processes run."""
 
-    backend: BackendName = Field("local", description="what brt submit gives the run to")
+    backend: # An empty mapping in YAML is read like a section without keys.
+Texts = Annotated[dict[str, str], BeforeValidator(lambda given: {} if given is None else given)]
+
+BackendName = Field("local", description="what brt submit gives the run to")
     nodes: PositiveInt = Field(1, description="machines")
     gpus_per_node: NonNegativeInt | None = Field(
         None, description="GPUs asked of a node; none: one for each rank with run.device=cuda, else none"

@@ -11,7 +11,18 @@ _QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTP]i?)?$")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
 _SIZE = re.compile(r"\d+[KMGT]?$")
 # Options of sbatch that the launcher gives itself.
-_TAKEN = ("--nodes", "-N", "--ntasks", "-n", "--ntasks-per-node", "--output", "-o", "--error", "--signal", "--requeue")
+_TAKEN: tuple[str, ...] = (
+    "--nodes",
+    "-N",
+    "--ntasks",
+    "-n",
+    "--ntasks-per-node",
+    "--output",
+    "-o",
+    "--error",
+    "--signal",
+    "--requeue",
+)
 _TAKEN += ("--no-requeue", "--array", "-a", "--job-name", "-J", "--parsable", "--wrap", "--chdir", "-D", "--export")
 
 
