@@ -69,10 +69,7 @@ class KubernetesConfig(Section):
 class LaunchConfig(Section):
     """Where the processes run."""
 
-    backend: # An empty mapping in YAML is read like a section without keys.
-Texts = Annotated[dict[str, str], BeforeValidator(lambda given: {} if given is None else given)]
-
-BackendName = Field("local", description="what brt submit gives the run to")
+    backend: BackendName = Field("local", description="what brt submit gives the run to")
     nodes: PositiveInt = Field(1, description="machines")
     gpus_per_node: NonNegativeInt | None = Field(
         None, description="GPUs asked of a node; none: one for each rank with run.device=cuda, else none"
