@@ -33,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--interface", help="network interface between the nodes")
     parser.add_argument("--gpus", type=int, default=0)
     parser.add_argument("--dashboard", action="store_true", help="the head also takes jobs")
-    parser.add_argument("--patience", type=float, default=300.0, help="seconds to wait for the head")
+    parser.add_argument("--dashboard-port", type=int, default=8265)
+    parser.add_argument("--patience", type=float, default=300.0, help="seconds in which the node must be up")
     options = parser.parse_args(arguments)
     try:
         return _run(options)
@@ -60,11 +61,20 @@ def own_address(interface: str | None) -> str:
                 ) from None
         return socket.inet_ntoa(answer[20:24])
     try:
-        return socket.gethostbyname(socket.gethostname())
+        address = socket.gethostbyname(socket.gethostname())
     except OSError:
-        raise PlatformError(
-            f"the host name {socket.gethostname()} has no address; name a network interface instead"
-        ) from None
+        address = ""
+    if address and not address.startswith("127."):
+        return address
+    # Debian gives the host name a loopback address.  The address of the default route then; nothing is sent.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            if address:
+                return address
+    raise PlatformError(f"the host name {socket.gethostname()} has no address; name a network interface instead")
 
 
 def token_environment(folder: Path) -> dict[str, str]:
@@ -74,31 +84,33 @@ def token_environment(folder: Path) -> dict[str, str]:
 
 def _run(options: argparse.Namespace) -> int:
     folder, address = options.folder.absolute(), own_address(options.interface)
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={address}"]
-    command += [f"--num-cpus={available_cores()}", f"--num-gpus={options.gpus}", "--disable-usage-stats"]
-    command += [f"--object-store-memory={_OBJECT_STORE_BYTES}"]
-    head = ""
-    if options.node == 0:
+    is_head = options.node == 0
+    if is_head:
         folder.mkdir(parents=True, exist_ok=True)
         _write_token(folder / "token")
         (folder / "head").unlink(missing_ok=True)
-        head = f"{address}:{_free_port(address)}"
-        command += ["--head", f"--port={head.rpartition(':')[2]}", f"--include-dashboard={options.dashboard}"]
-        command += [f"--dashboard-host={address}"]
-    else:
-        head = _wait_for_head(folder, options.patience)
-        command += [f"--address={head}"]
     environment = {**os.environ, **token_environment(folder), "RAY_ADDRESS": "", "PYTHONUNBUFFERED": "1"}
     if options.interface is not None:
         environment["GLOO_SOCKET_IFNAME"] = environment["NCCL_SOCKET_IFNAME"] = options.interface
-    node = ProcessSet()
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     log = folder / f"ray_{options.node:03d}.log"
+    deadline = time.monotonic() + options.patience
+    node = ProcessSet()
     try:
-        node.start([ProcessSpec(0, tuple(command), environment, Path.cwd(), log)])
-        if options.node == 0:
-            _wait_until_it_answers(head, node, log, options.patience)
+        while True:
+            head = f"{address}:{_free_port(address)}" if is_head else _wait_for_head(folder, options.patience)
+            begin = log.stat().st_size if log.exists() else 0
+            command = tuple(_ray_start(options, address, head))
+            node.start([ProcessSpec(0, command, environment, Path.cwd(), log)])
+            if _started(node, log, begin, deadline):
+                break
+            # Ray gives a node 30 seconds to come up, which a busy machine may need longer for.
+            node.kill()
+            if time.monotonic() > deadline:
+                raise PlatformError(f"{socket.gethostname()}: Ray did not start; see {log}")
+            node = ProcessSet()
+        if is_head:
             write_atomic(folder / "head", head)
         while not node.ended():
             time.sleep(0.2)
@@ -108,6 +120,17 @@ def _run(options: argparse.Namespace) -> int:
         node.kill()
     print(f"error: Ray on {address} ended by itself; see {log}", file=sys.stderr)
     return int(ExitCode.LOST_NODE)
+
+
+def _ray_start(options: argparse.Namespace, address: str, head: str) -> list[str]:
+    """`ray start` for this node; head: HOST:PORT of node 0."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={address}"]
+    command += [f"--num-cpus={available_cores()}", f"--num-gpus={options.gpus}", "--disable-usage-stats"]
+    command += [f"--object-store-memory={_OBJECT_STORE_BYTES}"]
+    if options.node:
+        return [*command, f"--address={head}"]
+    command += ["--head", f"--port={head.rpartition(':')[2]}", f"--include-dashboard={options.dashboard}"]
+    return [*command, f"--dashboard-host={address}", f"--dashboard-port={options.dashboard_port}"]
 
 
 class _Left(Exception):
@@ -141,19 +164,15 @@ def _wait_for_head(folder: Path, patience: float) -> str:
     raise PlatformError(f"{socket.gethostname()}: no head in {folder} after {patience:g} s; is it on shared storage?")
 
 
-def _wait_until_it_answers(head: str, node: ProcessSet, log: Path, patience: float) -> None:
-    host, _, port = head.rpartition(":")
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline and not node.ended():
-        try:
-            # The last line of a start: the port alone answers before the node can take anything.
-            if "Ray runtime started" in log.read_text(errors="replace"):
-                socket.create_connection((host, int(port)), 5.0).close()
-                return
-        except OSError:
-            pass
+def _started(node: ProcessSet, log: Path, begin: int, deadline: float) -> bool:
+    """Whether Ray has said so in `log`, after its first `begin` bytes; false once it ended, or the time is up."""
+    while not node.ended() and time.monotonic() < deadline:
+        with open(log, "rb") as file:
+            file.seek(begin)
+            if b"Ray runtime started" in file.read():
+                return True
         time.sleep(0.2)
-    raise PlatformError(f"Ray's head on {head} did not start; see {log}")
+    return False
 
 
 if __name__ == "__main__":
