@@ -1,129 +1,239 @@
 """A task that only memory can solve: a key is shown once, and asked for again many windows later.
 
-Each document begins with a key, one of KEYS tokens, at a random place of its first block; the rest is noise.  In every
-block one token asks for the key.  The answer is never in the input, so what is not carried is lost: a sliding window
-of L layers sees at most L*W tokens back and can only guess (1/KEYS) at what was shown before that.
+Each document begins with a key, one of KEYS tokens, at a random place of its first window; the rest is noise.  In every
+later window one token asks for the key.  The answer is never in the input, so what is not carried is lost: a sliding
+window of L layers sees at most L*W tokens back, and can only guess (1/KEYS) at what was shown before that.
+
+Documents are longer than a segment and of different lengths: they begin anywhere in a segment, and gradients never run
+from a late question to the key.  Training is that of the library: stream schedule, reader and engine.
 
 `python -m benchmarks.recall` trains one model of each kind and prints the accuracy by distance.
 """
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from brt_dist.config.schema import ModelConfig
-from brt_dist.model.model import BlockRecurrentModel, loss_sum
-from brt_dist.model.parameters import seeded_generator
+from brt_dist.config.schema import Config, ModelConfig
+from brt_dist.model.model import BlockRecurrentModel, full_logits
+from brt_dist.parallel.device import Device
+from brt_dist.parallel.layout import Layout
+from brt_dist.training.schedule import learning_rate
+from pipelines.dataset import Dataset
+from pipelines.one_pass import OnePassSchedule
+from pipelines.reader import SegmentReader, Segments
+from pipelines.schedule import StepPlan, StreamSchedule
 
-KEYS, NOISE = 16, 15
+KEYS, NOISE = 8, 4
 ASK = KEYS + NOISE  # the token that asks
 VOCAB = ASK + 1
+WINDOW = 4
+Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Size:
-    """blocks: of a document, which is one segment; streams: documents per step."""
+    """windows: shortest and longest document.  segment: in windows.  streams: rows of a step."""
 
-    window: int = 8
-    blocks: int = 14
+    windows: tuple[int, int] = (10, 15)
+    segment: int = 5
     streams: int = 32
-    width: int = 48
-    steps: int = 500
+    layers: int = 1
+    width: int = 32
+    steps: int = 400
     learning_rate: float = 1e-2
 
 
-def model_config(size: Size, **settings: Any) -> ModelConfig:
+class Documents:
+    """`count` documents, drawn from `seed`; read like a dataset."""
+
+    def __init__(self, size: Size, count: int, seed: Sequence[int]) -> None:
+        random = np.random.default_rng(seed)
+        shortest, longest = size.windows
+        shape = (count, longest, WINDOW)
+        self.lengths = random.integers(shortest, longest + 1, count) * WINDOW
+        self.key = random.integers(KEYS, size=count)
+        tokens = random.integers(KEYS, KEYS + NOISE, shape)
+        np.put_along_axis(tokens, random.integers(WINDOW, size=(*shape[:2], 1)), ASK, 2)
+        tokens[:, 0] = random.integers(KEYS, KEYS + NOISE, (count, WINDOW))
+        tokens[np.arange(count), 0, random.integers(WINDOW, size=count)] = self.key
+        self._tokens = tokens.reshape(count, -1)
+
+    def tokens(self, document: int, offset: int, count: int) -> Int64Array:
+        """As `Dataset.tokens`."""
+        return self._tokens[document, offset : offset + count]
+
+    def reader(self, schedule: StreamSchedule | OnePassSchedule) -> SegmentReader:
+        """A reader needs lengths and tokens of a dataset, and no more."""
+        return SegmentReader(cast(Dataset, self), schedule)
+
+    def answers(self, plan: StepPlan, segments: Segments) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
+        """Target (b, N) and mask (b, N): the key, where it is asked for, instead of the next token."""
+        window = segments.input.shape[1] // plan.document.shape[1]
+        asked = (segments.input == ASK) & (_in_tokens(plan.length, window) > 0)
+        return _in_tokens(self.key[plan.document], window), asked
+
+
+@dataclass
+class Recall:
+    """Right answers by distance: entry i for i windows after the key.
+
+    last: documents whose last question was answered right.  Documents are independent; questions about one are not.
+    """
+
+    right: Int64Array
+    asked: Int64Array
+    last: int
+    documents: int
+
+    def accuracy(self, first: int, end: int | None = None) -> float:
+        """Share of right answers at distances from `first` windows on, below `end` if it is given."""
+        return float(self.right[first:end].sum() / self.asked[first:end].sum())
+
+
+def configuration(size: Size, seed: int, **model: Any) -> Config:
+    """The run; `model` are further settings of the model."""
+    window = model.get("window", WINDOW)
     shape = {
-        "layers": 2, "width": size.width, "heads": 4, "head_dim": size.width // 4, "mlp_width": 2 * size.width,
-        "vocab_size": VOCAB, "window": size.window, "states": 8, "recurrent_layers": (0,), "dropout": 0.0,
+        "layers": size.layers, "width": size.width, "heads": 2, "head_dim": size.width // 2, "mlp_width": size.width,
+        "vocab_size": VOCAB, "window": window, "states": 4, "recurrent_layers": (0,), "dropout": 0.0,
     }  # fmt: skip
-    return ModelConfig.model_validate(shape | settings)
+    return Config.model_validate(
+        {
+            "model": shape | model,
+            "data": {"dataset": "none", "segment": size.segment * WINDOW, "streams": size.streams},
+            "parallel": {"micro_batch": size.streams, "zero_stage": 0},
+            "optimizer": {"learning_rate": size.learning_rate, "warmup_steps": 20, "clip_norm": 1.0},
+            "run": {"directory": "none", "steps": size.steps, "precision": "fp32", "seed": seed, "device": "cpu"},
+        }
+    )
 
 
-def documents(size: Size, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Input (b, N), target (b, N) and mask (b, N): where the key is asked for."""
-    b, t, w = size.streams, size.blocks, size.window
-    key = torch.randint(KEYS, (b,), generator=generator)
-    tokens = torch.randint(KEYS, KEYS + NOISE, (b, t, w), generator=generator)
-    rows = torch.arange(b)
-    tokens[rows, 0, torch.randint(w, (b,), generator=generator)] = key
-    asked = torch.randint(w, (b, t - 1), generator=generator)
-    tokens[:, 1:].scatter_(2, asked.unsqueeze(2), ASK)
-    tokens = tokens.view(b, t * w)
-    return tokens, key.unsqueeze(1).expand_as(tokens).contiguous(), tokens == ASK
+def train(config: Config, size: Size, device: Device) -> tuple[BlockRecurrentModel, list[float]]:
+    """Train on documents that come only once; the model, and the loss of each step in nats per question."""
+    from benchmarks.models import trained_model
+    from brt_dist.parallel.engine import StepInput, build_engine
 
-
-def train(config: ModelConfig, size: Size, seed: int) -> BlockRecurrentModel:
-    """Train on fresh documents, one step each, with AdamW and a rate that falls to zero."""
-    model = BlockRecurrentModel(config, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=size.learning_rate, weight_decay=0.0)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, size.learning_rate, total_steps=size.steps)
-    generator = seeded_generator(f"recall/train/{seed}")
-    starts = document_starts(size)
-    memory = model.blank_memory(size.streams)
-    for _ in range(size.steps):
-        tokens, target, mask = documents(size, generator)
-        logits, _ = model(tokens, memory, starts)
-        loss = loss_sum(logits, target, mask) / mask.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-    return model
-
-
-def document_starts(size: Size) -> Tensor:
-    starts = torch.zeros(size.streams, size.blocks, dtype=torch.bool)
-    starts[:, 0] = True
-    return starts
+    streams, blocks = config.data.streams, size.segment * config.run.steps
+    count = streams * (2 + blocks // size.windows[0])  # more than the run gets to
+    documents = Documents(size, count, (config.run.seed, 0))
+    schedule = StreamSchedule(
+        documents.lengths,
+        streams=streams,
+        segment=config.data.segment,
+        window=config.model.window,
+        seed=config.run.seed,
+    )
+    reader, cursor = documents.reader(schedule), schedule.start()
+    engine, losses = build_engine(config, Layout.of(config, 0), device), []
+    try:
+        for number in range(config.run.steps):
+            plan, cursor = schedule.step(cursor)
+            segments = reader.read(plan, range(streams))
+            target, mask = documents.answers(plan, segments)
+            step = StepInput(
+                number=number,
+                starts=torch.from_numpy(segments.starts),
+                tokens=torch.from_numpy(segments.input),
+                target=torch.from_numpy(target),
+                mask=torch.from_numpy(mask),
+                loss_tokens=int(mask.sum()),
+            )
+            rate = learning_rate(number + 1, config.run.steps, config.optimizer)
+            losses.append(engine.train_step(step, rate).loss)
+        return trained_model(engine), losses
+    finally:
+        engine.close()
 
 
 @torch.no_grad()
-def accuracy_by_block(model: BlockRecurrentModel, size: Size, seed: int, batches: int = 8) -> list[float]:
-    """Share of right answers in blocks 1, 2, ...: that many windows after the key."""
-    generator = seeded_generator(f"recall/test/{seed}")
-    right, memory = torch.zeros(size.blocks - 1), model.blank_memory(size.streams)
-    for _ in range(batches):
-        tokens, target, mask = documents(size, generator)
-        logits, _ = model(tokens, memory, document_starts(size))
-        hits = (target == logits.argmax(-1).T) & mask
-        right += hits.view(size.streams, size.blocks, size.window).sum((0, 2))[1:]
-    return (right / (size.streams * batches)).tolist()
+def recall(model: BlockRecurrentModel, config: Config, size: Size, count: int = 256) -> Recall:
+    """Ask the model about `count` documents that it was not trained on."""
+    documents = Documents(size, count, (config.run.seed, 1))
+    streams, window = config.data.streams, config.model.window
+    schedule = OnePassSchedule(documents.lengths, streams=streams, segment=config.data.segment, window=window)
+    reader, cursor, memory = documents.reader(schedule), schedule.start(), model.blank_memory(streams)
+    longest = size.windows[1]
+    found = Recall(np.zeros(longest, np.int64), np.zeros(longest, np.int64), last=0, documents=count)
+    while not schedule.is_finished(cursor):
+        plan, cursor = schedule.step(cursor)
+        segments = reader.read(plan, range(streams))
+        target, mask = documents.answers(plan, segments)
+        logits, memory = model(torch.from_numpy(segments.input), memory, torch.from_numpy(segments.starts))
+        right = (full_logits(logits, VOCAB).argmax(-1).numpy() == target) & mask
+        position = _in_tokens(plan.offset, window) + np.tile(np.arange(window), plan.offset.shape[1])
+        distance = position // WINDOW
+        np.add.at(found.asked, distance[mask], 1)
+        np.add.at(found.right, distance[mask], right[mask])
+        in_last = distance == _in_tokens(documents.lengths[plan.document], window) // WINDOW - 1
+        found.last += int((right & in_last).sum())
+    return found
 
 
-KINDS: dict[str, dict[str, Any]] = {
-    "sliding window": {"recurrent_layers": ()},
-    **{
-        f"{gate}:{cell}": {"gate": gate, "cell": cell}
-        for gate in ("fixed", "lstm")
-        for cell in ("skip", "single", "dual")
-    },
+def without_recurrence(config: ModelConfig, **model: Any) -> dict[str, Any]:
+    """Settings of a model without a state and with as many parameters as `config`, in a wider MLP."""
+    from benchmarks.models import parameter_count, with_parameters
+
+    plain = config.model_copy(update={"recurrent_layers": ()} | model)
+    return {"recurrent_layers": (), "mlp_width": with_parameters(plain, parameter_count(config)).mlp_width} | model
+
+
+def _in_tokens(blocks: Int64Array, window: int) -> Int64Array:
+    """(b, nb) -> (b, N)"""
+    return np.repeat(blocks, window, 1)
+
+
+CELLS: dict[str, dict[str, Any]] = {
+    f"{gate}:{cell}": {"gate": gate, "cell": cell} for gate in ("fixed", "lstm") for cell in ("skip", "single", "dual")
 }
+OTHERS = ("state cleared", "sliding window", "XL")
+
+
+def settings(kind: str, size: Size) -> dict[str, Any]:
+    """Settings of the model of that kind; those without a state have the size of `fixed:skip`."""
+    reference = configuration(size, 0).model
+    if kind in CELLS:
+        return CELLS[kind]
+    return {
+        "state cleared": lambda: {"clear_state": True},
+        "sliding window": lambda: without_recurrence(reference),
+        "XL": lambda: without_recurrence(reference, window=size.segment * WINDOW),
+    }[kind]()
 
 
 def main() -> None:
+    from benchmarks.models import parameter_count
     from brt_dist.parallel.layout import single_process
 
+    kinds = [*CELLS, *OTHERS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--blocks", type=int, default=34, help="of a document; the key is asked for up to the last")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--windows", type=int, nargs=2, default=(30, 40), help="shortest and longest document")
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--only", nargs="*", default=kinds, choices=kinds, metavar="KIND", help=", ".join(kinds))
     options = parser.parse_args()
-    size = Size(steps=options.steps, blocks=options.blocks)
-    print(f"chance {1 / KEYS:.3f}; accuracy by windows since the key, {size.steps} steps, seed {options.seed}")
-    with single_process():
+    torch.set_num_threads(1)
+    size = Size(windows=tuple(options.windows), steps=options.steps, layers=options.layers)
+    shown = [1, 2, 4, 8, 16, 32]
+    print(f"right answers; chance {1 / KEYS:.3f}; {size.steps} steps, {size.layers} layers, seed {options.seed}")
+    print("| windows since the key | " + " | ".join(map(str, shown)) + " | parameters | seconds |")
+    print("|" + "---|" * (len(shown) + 3))
+    with single_process() as device:
         for kind in options.only:
             began = time.perf_counter()
-            model = train(model_config(size, **KINDS[kind]), size, options.seed)
-            found = accuracy_by_block(model, size, options.seed)
-            shown = "  ".join(f"{i + 1}: {found[i]:.2f}" for i in range(0, len(found), max(1, len(found) // 8)))
-            print(f"{kind:15} {shown}   ({time.perf_counter() - began:.0f} s)", flush=True)
+            config = configuration(size, options.seed, **settings(kind, size))
+            model, _ = train(config, size, device)
+            found = recall(model, config, size)
+            shares = [f"{found.accuracy(i, i + 1):.2f}" if i < size.windows[1] else "" for i in shown]
+            row = [kind, *shares, str(parameter_count(config.model)), f"{time.perf_counter() - began:.0f}"]
+            print("| " + " | ".join(row) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -76,8 +76,10 @@ def _run(run: Path, attempt: int) -> ExitCode:
     initialize(layout, device, config.launch.start_timeout_seconds)
     events = EventLog(run, attempt, enabled=rank == 0)
     try:
-        code = Trainer(config, run, layout, device, events, train, validation, stop).run()
+        trainer = Trainer(config, run, layout, device, events, train, validation, stop)
+        code = trainer.run()
         events.write("end", status=code.name.lower(), exit_code=int(code))
+        trainer.close()
         finalize()  # not after an error: the other ranks may wait in a collective that never comes
         return code
     except BaseException as error:

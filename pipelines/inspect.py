@@ -50,9 +50,7 @@ def describe_stream(
     if not 0 <= stream < schedule.streams:
         raise DataError(f"stream {stream} does not exist; the run has 0 to {schedule.streams - 1}")
     # Block by block, so that the ordinal of each document is seen.
-    blocks = StreamSchedule(
-        schedule.lengths, streams=schedule.streams, segment=schedule.window, window=schedule.window, seed=schedule.seed
-    )
+    blocks = schedule.block_by_block()
     cursor = blocks.at(step * schedule.blocks)
     ranges: list[dict[str, Any]] = []
     for block in range(schedule.blocks):
@@ -73,7 +71,7 @@ def describe_stream(
         ranges[-1]["end"] = offset + int(plan.length[stream, 0])
     for item in ranges:
         item["text"] = _text(dataset, item["document"], item["begin"], item["end"], characters)
-    return {"stream": stream, "step": step, "documents_handed_out": int(cursor.ordinal.max()) + 1, "reads": ranges}
+    return {"stream": stream, "step": step, "documents_handed_out": sum(cursor.next), "reads": ranges}
 
 
 def _text(dataset: Dataset, document: int, begin: int, end: int, characters: int) -> str:

@@ -4,11 +4,14 @@ The same interface as `StreamSchedule`, with two differences: there may be fewer
 that finds no further document idles: its blocks have length 0 and no targets.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from brt_dist.errors import DataError
+from pipelines.cursor import Cursor
 from pipelines.order import Int64Array
-from pipelines.schedule import Cursor, StepPlan
+from pipelines.schedule import StepPlan
 
 
 class OnePassSchedule:
@@ -25,7 +28,7 @@ class OnePassSchedule:
 
     def start(self) -> Cursor:
         """The cursor of step 0."""
-        return Cursor(np.arange(self.streams, dtype=np.int64), np.zeros(self.streams, dtype=np.int64))
+        return replace(Cursor.fresh(self.streams), ordinal=np.arange(self.streams, dtype=np.int64))
 
     def is_finished(self, cursor: Cursor) -> bool:
         """Whether every document was handed out and read to its end."""
@@ -53,7 +56,8 @@ class OnePassSchedule:
             loss_tokens += int(np.minimum(left[busy] - 1, self.window).sum())
             offset[busy] += self.window
         # an idle block counts as a start of its own: nothing is carried into it
-        return StepPlan(document, offsets, length, offsets == 0, loss_tokens), Cursor(ordinal, offset)
+        plan = StepPlan(document, offsets, length, offsets == 0, loss_tokens)
+        return plan, replace(cursor, ordinal=ordinal, offset=offset)
 
     def _left(self, ordinal: Int64Array, offset: Int64Array) -> Int64Array:
         """Tokens of each stream's document that are not read yet, (B,); at most 0 where it has none."""

@@ -1,6 +1,7 @@
 """The checkpoints of a run, as the training loop uses them: save, go on from the newest, keep the right ones."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -32,6 +33,9 @@ class CheckpointStore:
         layout: this rank's.
         dataset: digest of the training data.
         report: called on rank 0 with a line for the log when a damaged checkpoint is passed over.
+
+    Raises:
+        PlatformError: (on rank 0) another run saves to the same place.
     """
 
     def __init__(
@@ -39,6 +43,9 @@ class CheckpointStore:
     ) -> None:
         self._storage, self._config, self._layout = storage, config, layout
         self._dataset, self._report = dataset, report
+        self._claim = ExitStack()
+        if layout.rank == 0:
+            self._claim.enter_context(storage.claimed())
         self._saver = Saver(storage, layout.rank, layout.world_size, self._remove_old)
 
     def save(
@@ -88,7 +95,9 @@ class CheckpointStore:
         )
 
     def close(self) -> None:
+        """Wait for the save under way, and let others save here."""
         self._saver.close()
+        self._claim.close()
 
     def is_new_dataset(self, manifest: Manifest) -> bool:
         """Whether the run goes on with other data, which was allowed: the streams begin anew."""

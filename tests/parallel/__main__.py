@@ -1,6 +1,7 @@
 """`python -m tests.parallel`: layouts against one process, as a table; exit 1 if one is off.
 
 --pairwise    a selection in which every pair of options meets (what the tests run), not the whole matrix
+--from N      begin with case N of the selection, to go on with a run that was cut short
 --only TEXT   cases with TEXT in their name, such as `tp2-pp2`, `sequence` or `dual-lstm.tp4`; may be repeated: all
 """
 
@@ -18,12 +19,14 @@ ROW = "{:22} {:11} {:9} {:8} {:4}  {:>8} {:>9} {:>8} {:>8} {:>7}  {}"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.parallel", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--pairwise", action="store_true", help="a selection in which every pair of options meets")
+    parser.add_argument("--from", type=int, default=1, dest="first", metavar="N", help="begin with case N")
     parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="cases with TEXT in their name")
     options = parser.parse_args()
     cases = pairwise(full()) if options.pairwise else full()
     cases = [case for case in cases if all(text in case.name for text in options.only)]
     if not cases:
         parser.error(f"no case has {' and '.join(options.only)} in its name; one is called {full()[0].name}")
+    cases = cases[options.first - 1 :]
     off, began = 0, time.perf_counter()
     print("gradient: largest difference of any parameter at any step, as a share of the bound")
     print(
@@ -41,7 +44,7 @@ def main() -> int:
             "",
         )
     )
-    with RankPool(max(case.config().parallel.world_size for case in cases)) as ranks:
+    with RankPool() as ranks:
         for case in cases:
             started, given, expected = time.perf_counter(), case.config(), truth(case.variant)
             flags = ["on" if flag else "off" for flag in (case.recompute, case.sequence_parallel)]

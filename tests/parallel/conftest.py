@@ -7,6 +7,6 @@ from tests.parallel.pool import RankPool
 
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[RankPool]:
-    """Eight ranks, started once for all tests of the folder."""
-    with RankPool(8) as pool:
+    """One for all tests of the folder: its imports are done once."""
+    with RankPool() as pool:
         yield pool

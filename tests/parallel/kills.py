@@ -3,13 +3,9 @@
 Prints a table of layouts and moments; exit 1 if anything differs.  A run is 12 steps with a checkpoint every second.
 It is killed at one moment after another and gone on with, as often as it takes; what the finished run holds must be
 that of the undisturbed run to the bit.
-
-Ranks are ordinary processes, forked from one that has the imports done (which cost ten seconds): a killed rank is gone
-with its threads, sockets and half-written files.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -24,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from brt_dist.config.schema import Config
+from tests.parallel.pool import RankPool
 from tests.parallel.relayout import config, documents, saved
 
 STEPS = 12
@@ -115,10 +110,8 @@ def set_traps(trap: Trap, kill: Kill) -> None:
 
 def rank_main(rank: int, store: str, given: Config, kill: Kill | None) -> None:
     """One rank of one attempt, to the end of the run or to its death."""
-    import torch
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.guards import StopRequest
@@ -145,45 +138,25 @@ def rank_main(rank: int, store: str, given: Config, kill: Kill | None) -> None:
     os._exit(0)
 
 
-class Ranks:
-    """Starts the ranks of an attempt and waits for its end; keep one for all attempts, as its imports are shared."""
+def attempt(ranks: RankPool, given: Config, kill: Kill | None) -> bool:
+    """Whether a rank was killed; the others are then killed too, as a supervisor would.
 
-    def __init__(self) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["brt_dist.training.loop", "tests.parallel.kills"])
-        with pytest.MonkeyPatch.context() as patch:  # for the server, which starts with the first process
-            for name, value in (("OMP_NUM_THREADS", "1"), ("DS_ACCELERATOR", "cpu"), ("PYTHONWARNINGS", "ignore")):
-                patch.setenv(name, value)
-            self._context.Process(target=os.getpid).start()
-
-    def run(self, given: Config, kill: Kill | None) -> bool:
-        """Whether a rank was killed; the others are then killed too, as a supervisor would.
-
-        AssertionError: a rank ended in another way.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            world = given.parallel.world_size
-            processes = [
-                self._context.Process(target=rank_main, args=(rank, f"{folder}/store", given, kill))
-                for rank in range(world)
-            ]
-            for process in processes:
-                process.start()
-            try:
-                while any(process.exitcode is None for process in processes):
-                    if any(process.exitcode for process in processes):
-                        break
-                    time.sleep(0.02)
-                if kill is not None and processes[kill.rank].exitcode is None:
-                    processes[kill.rank].join(5)  # its peers may have seen its end before us
-            finally:
-                for process in processes:
-                    process.kill()
-            codes = [process.exitcode for process in processes if process.join() is None]
-        if all(code == 0 for code in codes):
-            return False
-        assert kill is not None and codes[kill.rank] == -signal.SIGKILL, f"ranks ended with {codes}; meant: {kill}"
-        return True
+    AssertionError: a rank ended in another way.
+    """
+    processes = ranks.start(given.parallel.world_size, rank_main, given, kill)
+    try:
+        while any(process.exitcode is None for process in processes):
+            if any(process.exitcode for process in processes):
+                break
+            time.sleep(0.02)
+        if kill is not None and processes[kill.rank].exitcode is None:
+            processes[kill.rank].join(5)  # its peers may have seen its end before us
+    finally:
+        codes = ranks.stop()
+    if all(code == 0 for code in codes):
+        return False
+    assert kill is not None and codes[kill.rank] == -signal.SIGKILL, f"ranks ended with {codes}; meant: {kill}"
+    return True
 
 
 @dataclass(frozen=True)
@@ -196,7 +169,7 @@ class Outcome:
     differences: list[str]
 
 
-def hammer(ranks: Ranks, folder: Path, parallel: dict[str, Any], seed: int) -> Outcome:
+def hammer(ranks: RankPool, folder: Path, parallel: dict[str, Any], seed: int) -> Outcome:
     """Kill once at every moment, over as many runs of the layout as it takes, and compare each finished run."""
     draw = random.Random(seed)
     data = documents(folder)
@@ -207,7 +180,7 @@ def hammer(ranks: Ranks, folder: Path, parallel: dict[str, Any], seed: int) -> O
         return config(data, run, parallel, run=about)
 
     straight = settings(folder / "straight")
-    ranks.run(straight, None)
+    attempt(ranks, straight, None)
     moments = draw.sample(MOMENTS, len(MOMENTS))
     kills: Counter[str] = Counter()
     attempts = runs = 0
@@ -221,7 +194,7 @@ def hammer(ranks: Ranks, folder: Path, parallel: dict[str, Any], seed: int) -> O
                 rank = 0 if moments[0] in _FIRST_RANK else draw.randrange(given.parallel.world_size)
                 kill = Kill(moments[0], rank, draw.randint(1, 4), draw.uniform(0.2, 1.0))
             attempts += 1
-            finished = not ranks.run(given, kill)
+            finished = not attempt(ranks, given, kill)
             if not finished:
                 kills[moments.pop(0)] += 1
         differences += [f"run {runs}: {text}" for text in _differences(straight, given)]
@@ -244,11 +217,11 @@ def _losses(run: Path) -> dict[int, tuple[float, float]]:
 
 
 def main() -> int:
-    ranks, off, total = Ranks(), 0, 0
+    off = total = 0
     print(f"{'layout':10} {'kills':>5} {'attempts':>8} {'runs':>4} {'seconds':>7}  result")
     for seed, (name, parallel) in enumerate(LAYOUTS.items()):
         began = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
+        with RankPool() as ranks, tempfile.TemporaryDirectory() as folder:
             found = hammer(ranks, Path(folder), parallel, seed)
         result = "; ".join(found.differences) or "equal to the bit"
         kills, seconds = sum(found.kills.values()), time.perf_counter() - began

@@ -1,29 +1,36 @@
-"""Ranks for tests: processes that are started once and then run one case after another.
+"""Ranks for tests: ordinary processes that start at once, because their imports were done before.
 
-Starting a rank costs ten seconds of imports; a case costs one.  Processes are spawned (never forked: forked ones
-deadlock under gloo), and every case gets process groups of its own through a fresh file store.
+Importing torch, DeepSpeed and Megatron costs ten seconds; a case costs one.  One server process does the imports, and
+every rank of every case is forked from it: it has no process groups and no threads then, so nothing is inherited but
+the modules, and nothing outlives a case.
 """
 
-import gc
 import multiprocessing
 import os
-import sys
+import pickle
+import queue
 import tempfile
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CASE_TIMEOUT_SECONDS = 240
+_PRELOADED = ["brt_dist.training.loop", "brt_dist.checkpoint.store", "tests.parallel.cases"]
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
 
 
 class RankPool:
-    """Up to `size` ranks on this machine.  A context manager; leaving it ends the processes."""
+    """Starts ranks on this machine; a context manager, which ends what is left of them."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(_PRELOADED)
         self._folder = tempfile.TemporaryDirectory()
         self._processes: list[Any] = []
 
@@ -31,65 +38,81 @@ class RankPool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        self.stop()
         self._folder.cleanup()
 
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._tasks = [context.Queue() for _ in range(self._size)]
-        self._results: Any = context.Queue()
-        self._processes = [
-            context.Process(target=_serve, args=(rank, tasks, self._results), daemon=True)
-            for rank, tasks in enumerate(self._tasks)
-        ]
-        before = dict(os.environ)
-        os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", PYTHONWARNINGS="ignore")
-        try:
+    def start(self, world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Processes that run `function(rank, store_path, *arguments)` for ranks 0..world-1; ended by :meth:`stop`."""
+        store = str(Path(self._folder.name) / uuid.uuid4().hex)
+        with pytest.MonkeyPatch.context() as patch:  # for the server, which starts with the first process
+            for name, value in _ENVIRONMENT.items():
+                patch.setenv(name, value)
+            self._processes = [
+                self._context.Process(target=_main, args=(function, rank, store, *arguments)) for rank in range(world)
+            ]
             for process in self._processes:
                 process.start()
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+        return self._processes
 
-    def _stop(self) -> None:
+    def stop(self) -> list[int]:
+        """Kill what still runs of the last start; the exit codes."""
         for process in self._processes:
             process.kill()
             process.join()
+        codes = [process.exitcode for process in self._processes]
         self._processes = []
+        return codes
 
     def run(self, world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """`function(rank, store_path, *arguments)` on ranks 0..world-1; their results in the order of ranks.
 
         `function` must be importable.  The first failure of a rank is raised with its traceback.
         """
-        if not self._processes:
-            self._start()
-        store = str(Path(self._folder.name) / uuid.uuid4().hex)
-        for tasks in self._tasks[:world]:
-            tasks.put((function, store, arguments))
+        answers = self._context.Queue()
+        self.start(world, _answer, answers, function, *arguments)
         results: dict[int, Any] = {}
-        for _ in range(world):
-            rank, value, error = self._results.get(timeout=CASE_TIMEOUT_SECONDS)
-            if error:
-                self._stop()  # the others may hang in a collective; the next case starts anew
-                raise AssertionError(f"rank {rank} of {world} failed in {function.__name__}:\n{error}")
-            results[rank] = value
+        deadline = time.monotonic() + CASE_TIMEOUT_SECONDS
+        try:
+            while len(results) < world:
+                rank, value, error = self._next(answers, deadline)
+                if error:
+                    raise AssertionError(f"rank {rank} of {world} failed in {function.__name__}:\n{error}")
+                results[rank] = pickle.loads(value)
+        finally:
+            self.stop()
+            answers.close()
         return [results[rank] for rank in range(world)]
 
+    def _next(self, answers: Any, deadline: float) -> tuple[int, Any, str | None]:
+        while True:
+            try:
+                answer: tuple[int, Any, str | None] = answers.get(timeout=1.0)
+                return answer
+            except queue.Empty:
+                dead = [rank for rank, process in enumerate(self._processes) if process.exitcode]
+                if dead:
+                    raise AssertionError(f"rank {dead[0]} ended with {self._processes[dead[0]].exitcode}") from None
+                if time.monotonic() > deadline:
+                    raise AssertionError(f"no answer of all ranks for {CASE_TIMEOUT_SECONDS} s") from None
 
-def _serve(rank: int, tasks: Any, results: Any) -> None:
+
+def _main(function: Callable[..., Any], rank: int, store: str, *arguments: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    while True:
-        function, store, arguments = tasks.get()
-        _forget_numbers()
-        try:
-            results.put((rank, function(rank, store, *arguments), None))
-        except BaseException:
-            results.put((rank, None, traceback.format_exc()))
-        gc.collect()  # engines are full of cycles, and each keeps the threads of its process groups
+    function(rank, store, *arguments)
+
+
+def _answer(rank: int, store: str, answers: Any, function: Callable[..., Any], *arguments: Any) -> None:
+    try:
+        # pickled here: tensors in a queue are handles to memory of this process, which is about to end
+        answers.put((rank, pickle.dumps(function(rank, store, *arguments)), None))
+    except BaseException:
+        answers.put((rank, None, traceback.format_exc()))
+    answers.close()
+    answers.join_thread()
+    os._exit(0)  # threads of process groups that a failed case left would abort the interpreter's own way out
 
 
 def _end_with_parent() -> None:
@@ -98,16 +121,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _forget_numbers() -> None:
-    """Set back DeepSpeed's counters of parameters and modules.
-
-    ZeRO-3 compares these numbers over ranks, but they count per process, and some ranks have run more cases.
-    """
-    parameters = sys.modules.get("deepspeed.runtime.zero.partition_parameters")
-    modules = sys.modules.get("deepspeed.runtime.zero.parameter_offload")
-    if parameters and modules:
-        parameters.Init.param_id = 0
-        (counter,) = modules.DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__
-        counter[0] = 0

@@ -1,21 +1,20 @@
-"""kill -9 at any moment loses nothing that a resume does not do again (as a table: `python -m tests.parallel.kills`)."""
+"""kill -9 at any moment loses nothing that a resume does not do again.
+
+As a table: `python -m tests.parallel.kills`.
+"""
 
 from pathlib import Path
 
 import pytest
 
-from tests.parallel.kills import LAYOUTS, MOMENTS, Ranks, hammer
+from tests.parallel.kills import LAYOUTS, MOMENTS, hammer
+from tests.parallel.pool import RankPool
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def killable() -> Ranks:
-    return Ranks()
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_killed_run_ends_as_the_one_that_was_not(killable: Ranks, tmp_path: Path, layout: str) -> None:
-    found = hammer(killable, tmp_path, LAYOUTS[layout], seed=list(LAYOUTS).index(layout))
+def test_a_killed_run_ends_as_the_one_that_was_not(ranks: RankPool, tmp_path: Path, layout: str) -> None:
+    found = hammer(ranks, tmp_path, LAYOUTS[layout], seed=list(LAYOUTS).index(layout))
     assert set(found.kills) == set(MOMENTS) and found.attempts >= len(MOMENTS) + found.runs
     assert found.differences == []

@@ -27,7 +27,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[RankPool]:
-    with RankPool(2) as pool:
+    with RankPool() as pool:
         yield pool
 
 

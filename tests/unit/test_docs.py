@@ -18,7 +18,7 @@ from launch.cli import brt
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
 EXAMPLES = sorted(ROOT.glob("examples/*.yaml"))
-FOLDERS = ("brt_dist", "pipelines", "launch", "tests", "examples", "docs")
+FOLDERS = ("brt_dist", "pipelines", "launch", "tests", "examples", "docs", "benchmarks")
 PATH = re.compile(rf"(?:{'|'.join(FOLDERS)})/[\w./*-]+\w")
 OTHER_OPTIONS = {"--index-url", "--attempt", "--help", "--pairwise", "--only"}  # of pip, the worker and the matrix
 
@@ -95,7 +95,7 @@ def test_make_targets_and_modules_exist(document: Path) -> None:
     targets |= {item.split()[1] for item in inline(document) if item.startswith("make ")}
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"no target {target} in the Makefile"
-    for module in re.findall(r"-m ((?:brt_dist|launch|pipelines|tests)[\w.]*)", code):
+    for module in re.findall(r"-m ((?:brt_dist|launch|pipelines|tests|benchmarks)[\w.]*)", code):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), f"no module {module}"
 

@@ -1,6 +1,9 @@
 """The stream schedule: properties that must hold for any corpus, any B and any seed."""
 
+import json
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,14 +52,15 @@ def blocks_read(schedule: StreamSchedule, steps: int) -> list[tuple[int, int, in
 def slow_schedule(schedule: StreamSchedule, steps: int) -> list[tuple[int, int, int, int, int]]:
     """The same from the words of the contract alone: a clock, a queue of documents, one stream after the other."""
     order: list[int] = []
-    window, lengths = schedule.window, schedule.lengths.tolist()
+    window, lengths = schedule.window, schedule.parts[0].tolist()
+    order_of = EpochOrder(len(lengths), schedule.seed)
     positions = np.arange(len(lengths), dtype=np.int64)
     epoch = 0
 
     def take() -> int:
         nonlocal epoch
         if not order:
-            order.extend(schedule.order(epoch * len(lengths) + positions).tolist())
+            order.extend(order_of(epoch * len(lengths) + positions).tolist())
             epoch += 1
         return order.pop(0)
 
@@ -110,43 +114,47 @@ def test_the_schedule_is_the_contract(schedule: StreamSchedule, steps: int) -> N
     assert blocks_read(schedule, steps) == slow_schedule(schedule, steps)
 
 
-@untimed
-@given(schedule=schedules(), epochs=st.integers(1, 3))
-def test_every_token_of_an_epoch_is_read_exactly_once(schedule: StreamSchedule, epochs: int) -> None:
-    """The documents of the first epochs, told apart by ordinal, are covered block by block, no block twice."""
-    documents = len(schedule.lengths)
+@settings(deadline=None, max_examples=40)
+@given(schedule=schedules(), epochs=st.integers(1, 3), sizes=st.lists(st.integers(1, 12), max_size=6))
+def test_every_token_of_an_epoch_is_read_exactly_once(schedule: StreamSchedule, epochs: int, sizes: list[int]) -> None:
+    """The documents of the first epochs, told apart by ordinal, are covered block by block, no block twice.
+
+    With every step the number of streams changes to the next of `sizes`, if there is one.
+    """
+    documents = len(schedule.parts[0])
     wanted = Counter((g, o) for g in range(epochs * documents) for o in offsets_of(schedule, g))
     found: Counter[tuple[int, int]] = Counter()
     cursor = schedule.start()
-    while cursor.ordinal.max() + 1 < epochs * documents or reading(schedule, cursor, epochs).any():
-        plan, after = schedule.step(cursor)
-        # ordinals of the step: each stream's own at the start, then the next free one at every start of a document
-        ordinal, following = cursor.ordinal.copy(), int(cursor.ordinal.max()) + 1
-        for block in range(schedule.blocks):
-            for stream in range(schedule.streams):
-                offset = int(plan.offset[stream, block])
-                if plan.starts[stream, block] and not (block == 0 and cursor.offset[stream] == 0):
-                    ordinal[stream] = following
-                    following += 1
-                document = int(schedule.order(ordinal[stream : stream + 1])[0])
-                assert document == plan.document[stream, block]
-                assert plan.length[stream, block] == min(schedule.window, schedule.lengths[document] - offset)
-                if ordinal[stream] < epochs * documents:
-                    found[int(ordinal[stream]), offset] += 1
-        assert np.array_equal(ordinal, after.ordinal)
-        cursor = after
+    while found.total() < wanted.total():
+        if sizes:
+            schedule = schedule.resized(min(sizes.pop(0), documents))
+            cursor = Cursor.from_json(json.loads(json.dumps(cursor.resized(schedule.streams).to_json())))
+        for stream, ordinal, offset, length in ordinals_read(schedule, cursor):
+            document = int(schedule.deal.look_up(np.array([0]), np.array([ordinal]))[0][0])
+            assert length == min(schedule.window, schedule.parts[0][document] - offset), stream
+            if ordinal < epochs * documents:
+                found[ordinal, offset] += 1
+        cursor = schedule.step(cursor)[1]
     assert found == wanted
 
 
+def ordinals_read(schedule: StreamSchedule, cursor: Cursor) -> Iterator[tuple[int, int, int, int]]:
+    """(stream, ordinal, offset, length) of every block of a step, from steps of a block each, checked with the step."""
+    whole, after = schedule.step(cursor)
+    single = schedule.block_by_block()
+    for block in range(schedule.blocks):
+        plan, cursor = single.step(cursor)
+        for name in ("document", "offset", "length", "starts"):
+            assert np.array_equal(getattr(plan, name)[:, 0], getattr(whole, name)[:, block])
+        for stream in range(schedule.streams):
+            place = (plan.offset[stream, 0], plan.length[stream, 0])
+            yield stream, int(cursor.ordinal[stream]), *map(int, place)
+    assert same(cursor, after)
+
+
 def offsets_of(schedule: StreamSchedule, ordinal: int) -> range:
-    document = int(schedule.order(np.array([ordinal]))[0])
-    return range(0, int(schedule.lengths[document]), schedule.window)
-
-
-def reading(schedule: StreamSchedule, cursor: Cursor, epochs: int) -> np.ndarray:
-    """Which streams are inside a document of the first `epochs` epochs."""
-    wanted = cursor.ordinal < epochs * len(schedule.lengths)
-    return wanted & (cursor.offset < schedule.lengths[schedule.order(cursor.ordinal)])
+    document = int(schedule.deal.look_up(np.array([0]), np.array([ordinal]))[0][0])
+    return range(0, int(schedule.parts[0][document]), schedule.window)
 
 
 @untimed
@@ -161,7 +169,7 @@ def test_the_cursor_of_a_step_is_the_same_from_anywhere(schedule: StreamSchedule
 
 
 def same(one: Cursor, other: Cursor) -> bool:
-    return np.array_equal(one.ordinal, other.ordinal) and np.array_equal(one.offset, other.offset)
+    return one.to_json() == other.to_json()
 
 
 @untimed
@@ -170,7 +178,7 @@ def test_loss_tokens_count_every_token_but_the_last_of_each_document(schedule: S
     cursor = schedule.start()
     for _ in range(steps):
         plan, cursor = schedule.step(cursor)
-        last = plan.offset + plan.length == schedule.lengths[plan.document]
+        last = plan.offset + plan.length == schedule.parts[0][plan.document]
         assert plan.loss_tokens == int((plan.length - last).sum())
 
 
@@ -185,7 +193,8 @@ def test_ten_million_documents_at_a_late_position() -> None:
     """The cost of a step is that of its streams: position 10^15 of 10^7 documents is as good as the first."""
     lengths = np.full(10_000_000, 5000, dtype=np.int64)
     schedule = StreamSchedule(lengths, streams=64, segment=4096, window=512, seed=1)
-    cursor = Cursor(np.arange(64, dtype=np.int64) + 10**15, np.zeros(64, dtype=np.int64))
+    nobody = Cursor.fresh(64)
+    cursor = replace(nobody, ordinal=np.arange(64, dtype=np.int64) + 10**15, next=(10**15 + 64,))
     for _ in range(20):
         plan, cursor = schedule.step(cursor)
     assert cursor.ordinal.min() > 10**15 + 500
@@ -200,18 +209,68 @@ def test_refusals_say_what_would_fit() -> None:
         StreamSchedule(lengths, streams=2, segment=10, window=4, seed=0)
     with pytest.raises(DataError, match="no documents"):
         StreamSchedule(np.array([], dtype=np.int64), streams=1, segment=8, window=4, seed=0)
+    empty = StreamSchedule(np.array([5, 0]), streams=2, segment=8, window=4, seed=0)
     with pytest.raises(DataError, match="document 1 of the dataset is empty"):
-        StreamSchedule(np.array([5, 0]), streams=1, segment=8, window=4, seed=0)
+        empty.step(empty.start())
     with pytest.raises(DataError, match="positive"):
         StreamSchedule(lengths, streams=0, segment=8, window=4, seed=0)
 
 
 def test_a_foreign_cursor_is_refused() -> None:
     schedule = StreamSchedule(np.array([5, 6, 7]), streams=2, segment=8, window=4, seed=0)
-    with pytest.raises(DataError, match="cursor is of 3 streams, this schedule has 2"):
-        schedule.step(Cursor(np.arange(3), np.zeros(3, dtype=np.int64)))
+    with pytest.raises(DataError, match=r"cursor is of 3 streams, this schedule has 2: `cursor.resized\(2\)`"):
+        schedule.step(Cursor.fresh(3))
     with pytest.raises(DataError, match="does not fit a window of 4"):
-        schedule.step(Cursor(np.arange(2), np.array([0, 6])))
-    for broken in ({}, {"ordinal": [1]}, {"ordinal": [1], "offset": ["x"]}, {"ordinal": [1, 2], "offset": [0]}):
+        schedule.step(replace(Cursor.fresh(2), offset=np.array([0, 6])))
+    with pytest.raises(DataError, match="cursor is of 2 datasets, this schedule of 1"):
+        schedule.step(Cursor.fresh(2, parts=2))
+    good = schedule.step(schedule.start())[1].to_json()
+    assert same(Cursor.from_json(good), schedule.step(schedule.start())[1])
+    with pytest.raises(DataError, match="version 9; this program knows version 1"):
+        Cursor.from_json(good | {"version": 9})
+    broken: list[dict[str, object]] = [
+        {"ordinal": [1]}, {"ordinal": ["x", 1]}, {"offset": [-4, 0]}, {"part": [1, 0]}, {"next": []}, {"tokens": [-1]},
+        {"next": [1]}, {"returned": [[0, 1]]}, {"returned": [[0, 9, 4]]}, {"returned": [[1, 0, 4]]},
+        {"ordinal": [-2, 0]},
+    ]  # fmt: skip
+    for change in broken:
         with pytest.raises(DataError, match="not a stream cursor"):
-            Cursor.from_json(broken)
+            Cursor.from_json(good | change)
+    with pytest.raises(DataError, match="not a stream cursor"):
+        Cursor.from_json({})
+
+
+def test_the_json_of_a_cursor_is_fixed() -> None:
+    """Checkpoints hold it: what this version wrote must be read for ever."""
+    schedule = StreamSchedule(np.array([9, 6, 7, 30]), streams=3, segment=8, window=4, seed=0)
+    cursor = schedule.step(schedule.start())[1].resized(2)
+    assert cursor.to_json() == {
+        "version": 1, "ordinal": [0, 1], "offset": [8, 8], "part": [0, 0], "next": [3], "tokens": [45],
+        "returned": [[0, 2, 8]],
+    }  # fmt: skip
+
+
+def test_what_a_dropped_stream_left_is_read_on_first_and_with_a_clear_memory() -> None:
+    schedule = StreamSchedule(np.array([20, 20, 20, 20]), streams=2, segment=4, window=4, seed=0)
+    cursor = schedule.start()
+    for _ in range(3):
+        cursor = schedule.step(cursor)[1]
+    single = schedule.resized(1)
+    cursor = cursor.resized(1)
+    read = []
+    for _ in range(6):
+        plan, cursor = single.step(cursor)
+        read.append((int(cursor.ordinal[0]), int(plan.offset[0, 0]), bool(plan.starts[0, 0])))
+    assert read == [(0, 12, False), (0, 16, False), (1, 12, True), (1, 16, False), (2, 0, True), (2, 4, False)]
+
+
+@settings(deadline=None, max_examples=40)
+@given(schedule=schedules(), data=st.data())
+def test_a_resized_run_can_be_looked_ahead(schedule: StreamSchedule, data: st.DataObject) -> None:
+    """`skip` is as many steps, from any cursor, also one with returned documents or idle streams."""
+    cursor = schedule.skip(schedule.start(), data.draw(st.integers(0, 9)))
+    other = schedule.resized(data.draw(st.integers(1, len(schedule.parts[0]))))
+    stepped = cursor = cursor.resized(other.streams)
+    for steps in range(8):
+        assert same(other.skip(cursor, steps), stepped)
+        stepped = other.step(stepped)[1]
