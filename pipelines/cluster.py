@@ -33,7 +33,7 @@ def _connected(address: str | None, resources: dict[str, Any]) -> Iterator[None]
     try:
         if address is None:
             common |= {"object_store_memory": _OBJECT_STORE_BYTES, **resources}
-            ray.init(address="local", include_dashboard=False, **common)
+            _start_ray(include_dashboard=False, **common)
         else:
             ray.init(address=address, **common)
     except Exception as error:  # Ray raises whatever its many parts raise
@@ -44,6 +44,20 @@ def _connected(address: str | None, resources: dict[str, Any]) -> Iterator[None]
         yield
     finally:
         ray.shutdown()
+
+
+def _start_ray(attempts: int = 3, **settings: Any) -> None:
+    """`ray.init`, again when the machine was too busy for the 30 seconds that Ray gives a node to come up."""
+    import ray
+
+    for left in reversed(range(attempts)):
+        try:
+            ray.init(address="local", **settings)
+            return
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
 
 
 @contextmanager
