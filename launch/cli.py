@@ -20,6 +20,7 @@ _COMMANDS = {
     "logs": ("launch.commands.submit:logs", "Print what a submitted run, or one of its ranks, has printed."),
     "status": ("launch.commands.status:status", "Show where a run stands."),
     "doctor": ("launch.commands.doctor:doctor", "Check the nodes: versions, devices, network, storage, clocks."),
+    "checkpoint": ("launch.commands.checkpoint:checkpoint", "List, show, verify and prune the checkpoints of a run."),
     "config": ("launch.commands.config:config", "Show a resolved config, or the schema of all keys."),
 }
 

@@ -20,11 +20,16 @@ def absolute(config: Config) -> Config:
     """`config` with absolute folders, so that it means the same for every process, wherever that was started."""
     data, run = config.data, config.run
     validation = Path(os.path.abspath(data.validation)) if data.validation else None
+    checkpoints = run.checkpoints
+    if checkpoints is not None and "://" not in checkpoints:
+        checkpoints = os.path.abspath(checkpoints)
     folders = {"dataset": Path(os.path.abspath(data.dataset)), "validation": validation}
     return config.model_copy(
         update={
             "data": data.model_copy(update=folders),
-            "run": run.model_copy(update={"directory": Path(os.path.abspath(run.directory))}),
+            "run": run.model_copy(
+                update={"directory": Path(os.path.abspath(run.directory)), "checkpoints": checkpoints}
+            ),
         }
     )
 
