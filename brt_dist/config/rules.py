@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from brt_dist.config.launch_rules import broken_launch_rules
 from brt_dist.config.schema import Config, ParallelConfig
 from brt_dist.errors import ConfigError
 
@@ -313,6 +314,7 @@ _OTHER_RULES: tuple[_Rule, ...] = (
     _positions,
     _schedule,
     _folders,
+    broken_launch_rules,
 )
 
 
