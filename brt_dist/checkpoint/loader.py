@@ -1,16 +1,15 @@
 """Find the newest checkpoint that is whole, and read from it whatever a rank needs."""
 
-import hashlib
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from brt_dist.checkpoint.manifest import FileEntry, Manifest
-from brt_dist.checkpoint.storage import Storage
+from brt_dist.checkpoint.storage import Storage, UnreachableError
 from brt_dist.checkpoint.tensor_file import TensorFileReader
-from brt_dist.errors import CheckpointError
+from brt_dist.checkpoint.verification import read_manifest, verify_file
+from brt_dist.errors import CheckpointError, PlatformError
 from brt_dist.parallel.pieces import LogicalTensor, Region
 
 Gather = Callable[[str | None], list[str | None]]
@@ -49,7 +48,7 @@ class Checkpoint:
             CheckpointError: the first that is not as it should be.
         """
         for entry in self.manifest.files if files is None else files:
-            self._verify(entry)
+            verify_file(self._storage, self.name, self.manifest, entry)
 
     def read(self, tensor: LogicalTensor, region: Region) -> Tensor:
         """Values of the region (region.size,), in the saved type.
@@ -89,35 +88,6 @@ class Checkpoint:
             self._readers[file] = TensorFileReader(self._storage.local(self.name, file))
         return self._readers[file]
 
-    def _verify(self, entry: FileEntry) -> None:
-        where = f"{self._storage}/{self.name}/{entry.name}"
-        size = self._storage.size(self.name, entry.name)
-        if size is None:
-            raise CheckpointError(f"{where} is missing")
-        if size != entry.bytes:
-            raise CheckpointError(f"{where} has {size} bytes, the manifest says {entry.bytes}")
-        path = self._storage.local(self.name, entry.name)
-        if _sha256(path) != entry.sha256:
-            raise CheckpointError(f"{where} was altered: its sha256 is not the one in the manifest")
-        with TensorFileReader(path) as reader:
-            found = {f"{entry.name.partition('/')[0]}/{name}": value for name, value in reader.tensors().items()}
-        listed = {
-            name: (tensor.dtype, tensor.shape)
-            for name, tensor in self.manifest.tensors.items()
-            if tensor.file == entry.name
-        }
-        if found != listed:
-            raise CheckpointError(f"{where} holds other tensors than the manifest lists")
-
-
-def read_manifest(storage: Storage, name: str) -> Manifest:
-    """CheckpointError: there is none, or it is damaged or of another format."""
-    try:
-        text = storage.manifest(name)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{storage}/{name}: no readable manifest ({error})") from error
-    return Manifest.parse(text, f"{storage}/{name}")
-
 
 def newest_first(storage: Storage) -> list[str]:
     """Names of the checkpoints, from new to old."""
@@ -140,8 +110,12 @@ def open_newest(
 
     Raises:
         CheckpointError: there are checkpoints and none is whole, or the newest whole one does not belong to this run.
+        PlatformError: the storage does not answer, so which one is the newest cannot be known.
     """
-    names = newest_first(storage)
+    try:
+        names = newest_first(storage)
+    except OSError as error:
+        raise PlatformError(f"checkpoints at {storage} cannot be listed: {error}") from error
     for name in names:
         checkpoint, problem = _try(storage, name, rank, ranks)
         problems = [text for text in gather(problem) if text]
@@ -164,11 +138,8 @@ def _try(storage: Storage, name: str, rank: int, ranks: int) -> tuple[Checkpoint
     try:
         checkpoint = Checkpoint.open(storage, name)
         checkpoint.verify(checkpoint.manifest.files[rank::ranks])
+    except UnreachableError as error:  # it may be whole: an older one in its place would be a loss
+        raise PlatformError(f"checkpoint {storage}/{name} cannot be read: {error}") from error
     except (CheckpointError, OSError) as error:
         return checkpoint, str(error)
     return checkpoint, None
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

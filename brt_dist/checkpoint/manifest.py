@@ -2,13 +2,21 @@
 
 import hashlib
 import json
+import math
+import re
+from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from brt_dist.errors import CheckpointError
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+MANIFEST_LIMIT = 64 << 20  # bytes; that of a model with 1000 layers has 20 MB
+ELEMENT_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}
+_FILE_NAME = re.compile(r"[a-z]+/\w[\w.-]*\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,11 @@ class TensorEntry:
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    def bytes(self) -> int:
+        """Size of its values.  KeyError: of a type that is not saved here."""
+        return math.prod(self.shape) * ELEMENT_BYTES[self.dtype]
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -43,6 +56,7 @@ class Manifest:
         dataset: digest of the training dataset.
         versions: of the libraries that matter to the numbers.
         saved_by: the layout that wrote it; only told to people.
+        time: when, in unix seconds; only told to people.  0: not known.
         files, tensors: what is in the folder.
     """
 
@@ -57,6 +71,7 @@ class Manifest:
     saved_by: dict[str, Any]
     files: tuple[FileEntry, ...]
     tensors: dict[str, TensorEntry] = field(repr=False)
+    time: float = 0.0
     format: int = FORMAT
 
     @property
@@ -71,15 +86,15 @@ class Manifest:
 
     @classmethod
     def parse(cls, text: str | bytes, where: str) -> "Manifest":
-        """Read what :meth:`dump` wrote.
+        """Read what :meth:`dump` wrote.  Whatever the text says, nothing is allocated and no file is touched for it.
 
         Raises:
-            CheckpointError: damaged, or written by another version; begins with `where`.
+            CheckpointError: damaged, inconsistent, or written by another version; begins with `where`.
         """
         try:
             values = json.loads(text)
             written = values.pop("format")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{where}: {MANIFEST} is damaged ({type(error).__name__}: {error})") from error
         if written != FORMAT:
             newer = "written by a newer version of brt_dist" if _is_newer(written) else "of a format no longer read"
@@ -90,14 +105,35 @@ class Manifest:
         if digest != _digest({**values, "format": written}):
             raise CheckpointError(f"{where}: {MANIFEST} was altered: its digest is not that of its content")
         try:
-            values["files"] = tuple(FileEntry(**entry) for entry in values["files"])
-            values["tensors"] = {
-                name: TensorEntry(entry["file"], entry["dtype"], tuple(entry["shape"]))
-                for name, entry in values["tensors"].items()
-            }
-            return cls(**values)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{where}: {MANIFEST} is not that of a checkpoint ({error})") from error
+            manifest = _ADAPTER.validate_json(json.dumps(values), strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise CheckpointError(f"{where}: {MANIFEST} is not that of a checkpoint ({key}: {first['msg']})") from None
+        problem = manifest.contradiction()
+        if problem:
+            raise CheckpointError(f"{where}: {MANIFEST} contradicts itself: {problem}")
+        return manifest
+
+    def contradiction(self) -> str | None:
+        """What in it cannot be: names that lead out of the folder, tensors that do not fit into their files."""
+        sizes = {entry.name: entry.bytes for entry in self.files}
+        for name in sizes:
+            if not _FILE_NAME.fullmatch(name):
+                return f"{name!r} is no name of a tensor file"
+        used: dict[str, int] = defaultdict(int)
+        for name, tensor in self.tensors.items():
+            if tensor.file not in sizes:
+                return f"tensor {name} is in {tensor.file!r}, which is not among its files"
+            if tensor.dtype not in ELEMENT_BYTES or any(size < 0 for size in tensor.shape):
+                return f"tensor {name} cannot be {tensor.dtype} {list(tensor.shape)}"
+            used[tensor.file] += tensor.bytes
+            if used[tensor.file] > sizes[tensor.file]:
+                return f"the tensors of {tensor.file} up to {name} have more than its {sizes[tensor.file]} bytes"
+        return None
+
+
+_ADAPTER = TypeAdapter(Manifest)
 
 
 def folder_name(step: int) -> str:

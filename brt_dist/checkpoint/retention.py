@@ -4,6 +4,13 @@ from collections.abc import Collection, Mapping
 
 from brt_dist.config.schema import RunConfig
 
+SCORE = ("validation/carried", "train/carried")  # what "best" means: the first of these that was measured
+
+
+def score(evaluations: Mapping[str, float]) -> float | None:
+    """bits/token by which checkpoints are compared; none where nothing was evaluated."""
+    return next((evaluations[key] for key in SCORE if key in evaluations), None)
+
 
 def to_remove(scores: Mapping[int, float | None], keep: RunConfig, protected: Collection[int] = ()) -> list[int]:
     """Steps whose checkpoints go, oldest first.

@@ -6,18 +6,21 @@ before, under a name that no reader looks at where the storage can rename, and i
 
 import os
 import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from brt_dist.checkpoint.manifest import MANIFEST, step_of
-from brt_dist.errors import CheckpointError, PlatformError
-from brt_dist.files import sync_directory, temporary_name, write_atomic
+from brt_dist.errors import PlatformError
+from brt_dist.files import sync_directory, write_atomic
 
 LATEST = "latest"
+
+
+class UnreachableError(OSError):
+    """The storage does not answer as it should.  That says nothing about what it holds."""
 
 
 class Storage(ABC):
@@ -59,7 +62,10 @@ class Storage(ABC):
     def remove(self, name: str) -> None:
         """Remove a checkpoint; one that is cut short leaves nothing that looks whole."""
 
-    def forget(self) -> None:  # noqa: B027 - nothing to do where nothing was copied
+    def release(self, name: str, file: str) -> None:  # noqa: B027 - nothing to do where nothing was copied
+        """The copy that :meth:`local` made of this file is not needed any more."""
+
+    def forget(self) -> None:  # noqa: B027
         """Remove the copies that :meth:`local` made."""
 
     @contextmanager
@@ -69,13 +75,22 @@ class Storage(ABC):
 
 
 def open_storage(place: str | Path) -> Storage:
-    """Storage for a path or an fsspec URL."""
+    """Storage for a path or an fsspec URL.
+
+    Raises:
+        PlatformError: the package for the URL's protocol is not installed, or there is none.
+    """
     text = str(place)
-    return (
-        ObjectStorage(text)
-        if "://" in text and not text.startswith("file://")
-        else FolderStorage(Path(text.removeprefix("file://")))
-    )
+    if is_url(text):
+        from brt_dist.checkpoint.object_storage import ObjectStorage
+
+        return ObjectStorage(text)
+    return FolderStorage(Path(text.removeprefix("file://")))
+
+
+def is_url(place: str) -> bool:
+    """Whether a place is in an object store, and not a folder."""
+    return "://" in place and not place.startswith("file://")
 
 
 class FolderStorage(Storage):
@@ -139,9 +154,9 @@ class FolderStorage(Storage):
         return self._folder / name / file
 
     def remove(self, name: str) -> None:
-        # without its manifest a folder is no checkpoint
-        (self._folder / name / MANIFEST).unlink()
-        shutil.rmtree(self._folder / name)
+        # without its manifest a folder is no checkpoint; another process may remove it at the same time
+        (self._folder / name / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(self._folder / name, ignore_errors=True)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -168,82 +183,3 @@ class FolderStorage(Storage):
             # some network file systems do not rename over a file; without `latest` the newest step counts
             path.unlink(missing_ok=True)
             write_atomic(path, name + "\n")
-
-
-class ObjectStorage(Storage):
-    """A prefix in an object store, by fsspec.  An object appears whole or not at all, so nothing is renamed."""
-
-    def __init__(self, url: str) -> None:
-        import fsspec
-
-        try:
-            self._files, self._root = fsspec.url_to_fs(url.rstrip("/"))
-        except (ImportError, ValueError) as error:
-            raise CheckpointError(f"checkpoints at {url}: {error}") from error
-        self._url = url
-        self._copies = Path(tempfile.mkdtemp(prefix="brt-checkpoint-"))
-
-    def __str__(self) -> str:
-        return self._url
-
-    def names(self) -> list[str]:
-        found = {Path(path).parent.name for path in self._files.glob(f"{self._root}/step_*/{MANIFEST}")}
-        return sorted(name for name in found if step_of(name) is not None)
-
-    def latest(self) -> str | None:
-        try:
-            text: bytes = self._files.cat_file(f"{self._root}/{LATEST}")
-        except OSError:
-            return None
-        return text.decode().strip()
-
-    def prepare(self, name: str) -> None:
-        self._files.invalidate_cache()
-        whole = set(self.names()) - {name}
-        with suppress(FileNotFoundError):
-            for path in self._files.ls(self._root, detail=False):
-                other = Path(path).name
-                if step_of(other) is not None and other not in whole:
-                    self.remove(other)
-
-    @contextmanager
-    def create(self, name: str, file: str) -> Iterator[IO[bytes]]:
-        with tempfile.NamedTemporaryFile(prefix="brt-checkpoint-") as output:
-            yield output
-            output.flush()
-            self._files.put_file(output.name, f"{self._root}/{name}/{file}")
-
-    def publish(self, name: str, manifest: str) -> None:
-        self._files.pipe_file(f"{self._root}/{name}/{MANIFEST}", manifest.encode())
-        self._files.pipe_file(f"{self._root}/{LATEST}", f"{name}\n".encode())
-        self._files.invalidate_cache()
-
-    def manifest(self, name: str) -> str:
-        text: bytes = self._files.cat_file(f"{self._root}/{name}/{MANIFEST}")
-        return text.decode()
-
-    def size(self, name: str, file: str) -> int | None:
-        try:
-            size: int = self._files.size(f"{self._root}/{name}/{file}")
-        except FileNotFoundError:
-            return None
-        return size
-
-    def local(self, name: str, file: str) -> Path:
-        path = self._copies / name / file
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = temporary_name(path)
-            self._files.get_file(f"{self._root}/{name}/{file}", str(part))
-            part.rename(path)
-        return path
-
-    def remove(self, name: str) -> None:
-        with suppress(FileNotFoundError):
-            self._files.rm_file(f"{self._root}/{name}/{MANIFEST}")
-        self._files.rm(f"{self._root}/{name}", recursive=True)
-        self._files.invalidate_cache()
-
-    def forget(self) -> None:
-        shutil.rmtree(self._copies, ignore_errors=True)
-        self._copies.mkdir()

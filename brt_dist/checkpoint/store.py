@@ -1,5 +1,6 @@
 """The checkpoints of a run, as the training loop uses them: save, go on from the newest, keep the right ones."""
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -8,11 +9,12 @@ from typing import Any
 
 import torch.distributed as dist
 
-from brt_dist.checkpoint.loader import Checkpoint, open_newest, read_manifest
+from brt_dist.checkpoint.loader import Checkpoint, open_newest
 from brt_dist.checkpoint.manifest import Manifest, folder_name, step_of
-from brt_dist.checkpoint.retention import to_remove
+from brt_dist.checkpoint.retention import score, to_remove
 from brt_dist.checkpoint.saver import Saved, Saver
 from brt_dist.checkpoint.storage import Storage
+from brt_dist.checkpoint.verification import read_manifest
 from brt_dist.config.changes import changes
 from brt_dist.config.loading import flatten
 from brt_dist.config.schema import Config
@@ -21,7 +23,6 @@ from brt_dist.parallel.engine import Engine
 from brt_dist.parallel.layout import Layout
 
 VERSIONS = ("torch", "deepspeed", "megatron-core", "numpy", "brt_dist")
-SCORE = ("validation/carried", "train/carried")  # what "best" means: the first of these that was measured
 
 
 class CheckpointStore:
@@ -68,6 +69,7 @@ class CheckpointStore:
             saved_by=self._layout_fields(),
             files=(),
             tensors={},
+            time=time.time(),
         )
         return self._saver.save(manifest, engine.pieces())
 
@@ -131,7 +133,7 @@ class CheckpointStore:
                 found = read_manifest(self._storage, name).evaluations
             except CheckpointError:
                 continue  # damaged: kept for whoever wants to look
-            scores[step_of(name) or 0] = next((found[key] for key in SCORE if key in found), None)
+            scores[step_of(name) or 0] = score(found)
         for old in to_remove(scores, self._config.run, protected=(step,)):
             self._storage.remove(folder_name(old))
 

@@ -92,11 +92,6 @@ class TensorFileReader:
     def close(self) -> None:
         self._file.__exit__(None, None, None)
 
-    def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Names in the file, with type and shape."""
-        slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118 - not a dict
-        return {name: (found.get_dtype(), tuple(found.get_shape())) for name, found in slices.items()}
-
     def read(self, tensor: LogicalTensor, region: Region) -> Tensor:
         """The region's elements (region.size,).  CheckpointError: the file has no such tensor."""
         try:

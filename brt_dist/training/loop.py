@@ -81,7 +81,10 @@ class Trainer:
         if self.store.is_new_dataset(manifest):
             self._report("the training data is another than before: streams begin anew")
         else:
-            self.cursor = Cursor.from_json(manifest.cursor)
+            cursor = Cursor.from_json(manifest.cursor)
+            if cursor.streams != self.layout.streams:
+                self._report(f"{self.layout.streams} streams, {cursor.streams} before")
+            self.cursor = cursor.resized(self.layout.streams)
         self.saved_step = self.step
         self._report(f"resumed after step {self.step}")
 

@@ -102,7 +102,7 @@ class Relayout:
 
     def __init__(self, ranks: RankPool, folder: Path, **sections: dict[str, Any]) -> None:
         self._ranks, self._folder, self._sections = ranks, folder, sections
-        self._dataset = documents(folder)
+        self.dataset = documents(folder)
         self._sources: dict[str, Path] = {}
         straight = self._config("one", folder / "straight")
         self.losses = self._run(straight, BEFORE + AFTER)[BEFORE:]
@@ -110,13 +110,17 @@ class Relayout:
     def compare(self, source: str, target: str) -> float:
         """The largest difference of a loss.  AssertionError: the files are not the same."""
         start = self._source(source)
-        run = self._folder / f"{source} to {target}"
-        shutil.copytree(start / "checkpoints", run / "checkpoints")
+        run = self.copy(source, self._folder / f"{source} to {target}")
         losses = self._run(self._config(target, run), AFTER, str(run / "copy"))
         here, there = saved(start / "checkpoints"), saved(run / "copy")
         changed = [key for key in here if here[key] != there[key]]
         assert not changed, f"loaded on {target} and saved again, {', '.join(changed)} changed"
         return max(abs(a - b) for a, b in zip(losses, self.losses, strict=True))
+
+    def copy(self, source: str, run: Path) -> Path:
+        """A run directory that goes on from what `source` saved."""
+        shutil.copytree(self._source(source) / "checkpoints", run / "checkpoints")
+        return run
 
     def _source(self, layout: str) -> Path:
         if layout not in self._sources:
@@ -127,7 +131,7 @@ class Relayout:
 
     def _config(self, layout: str, run: Path) -> Config:
         run.mkdir(exist_ok=True)
-        return config(self._dataset, run, LAYOUTS[layout], **self._sections)
+        return config(self.dataset, run, LAYOUTS[layout], **self._sections)
 
     def _run(self, given: Config, steps: int, copy: str | None = None) -> list[float]:
         losses: list[float] = self._ranks.run(given.parallel.world_size, attempt, given, steps, copy)[0]

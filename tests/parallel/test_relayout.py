@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.parallel.pool import RankPool
-from tests.parallel.relayout import LAYOUTS, LOSS, Relayout
+from tests.parallel.relayout import LAYOUTS, LOSS, Relayout, attempt, config, saved
 
 pytestmark = pytest.mark.slow
 
@@ -25,9 +25,37 @@ def test_goes_on_on_another_layout(relayout: Relayout, source: str, target: str)
     assert relayout.compare(source, target) <= LOSS
 
 
+@pytest.mark.parametrize("streams", [2, 6])
+def test_streams_come_and_go_alike_on_all_layouts(
+    relayout: Relayout, ranks: RankPool, tmp_path: Path, streams: int
+) -> None:
+    """Dropped streams hand their documents back, added ones begin new ones; not without being told to."""
+    losses = {}
+    for layout in ("one", "tp2-pp2-dp2"):
+        run = relayout.copy("tp2", tmp_path / layout)
+        data = {"dataset": relayout.dataset, "segment": 32, "streams": streams}
+        about = {"directory": run, "steps": 9, "precision": "fp32"}
+        given = config(relayout.dataset, run, LAYOUTS[layout], data=data, run=about | {"allow": ("data.streams",)})
+        losses[layout] = ranks.run(given.parallel.world_size, attempt, given, 4)[0]
+        cursor = saved(run / "checkpoints")["cursor"]
+        assert len(cursor["ordinal"]) == streams
+        refused = config(relayout.dataset, run, LAYOUTS[layout], run=about)  # four streams again
+        with pytest.raises(AssertionError, match=rf"data\.streams: {streams} in the run, 4 now"):
+            ranks.run(given.parallel.world_size, attempt, refused, 1)
+    assert losses["one"] == pytest.approx(losses["tp2-pp2-dp2"], abs=LOSS)
+
+
 def test_factored_statistics_and_bf16_too(ranks: RankPool, tmp_path: Path) -> None:
     """bf16: the losses differ by rounding, the files may not."""
-    big = {"width": 128, "head_dim": 64, "mlp_width": 128, "states": 128, "vocab_size": 256, "dropout": 0.0}
+    big = {
+        "layers": 2,
+        "width": 128,
+        "head_dim": 64,
+        "mlp_width": 128,
+        "states": 128,
+        "vocab_size": 256,
+        "dropout": 0.0,
+    }
     given = Relayout(
         ranks,
         tmp_path,

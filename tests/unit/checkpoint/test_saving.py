@@ -14,7 +14,7 @@ from brt_dist.checkpoint.loader import Checkpoint, open_newest
 from brt_dist.checkpoint.manifest import Manifest, folder_name
 from brt_dist.checkpoint.saver import Saver
 from brt_dist.checkpoint.storage import FolderStorage
-from brt_dist.errors import CheckpointError
+from brt_dist.errors import CheckpointError, PlatformError
 from brt_dist.parallel.layout import single_process
 from brt_dist.parallel.pieces import LogicalTensor, Piece, Region
 
@@ -200,3 +200,14 @@ def flip(path: Path, position: int) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= 1
     path.write_bytes(data)
+
+
+def test_two_runs_cannot_save_to_one_place(tmp_path: Path) -> None:
+    with (
+        FolderStorage(tmp_path).claimed(),
+        pytest.raises(PlatformError, match="another run saves its checkpoints to"),
+        FolderStorage(tmp_path).claimed(),
+    ):
+        pass
+    with FolderStorage(tmp_path).claimed():
+        pass

@@ -1,0 +1,74 @@
+"""What people call a place of checkpoints: a run directory, a folder or URL that holds some, or one of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from brt_dist.checkpoint.manifest import MANIFEST, folder_name, step_of
+from brt_dist.checkpoint.storage import FolderStorage, Storage, is_url, open_storage
+from brt_dist.config.schema import RunConfig
+from brt_dist.errors import CheckpointError, PlatformError
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Place:
+    """storage: of the checkpoints; run: the config's section, where a run directory was named; name: of the one
+    checkpoint that was named."""
+
+    storage: Storage
+    run: RunConfig | None = None
+    name: str | None = None
+
+    def names(self) -> list[str]:
+        """All checkpoints, or the one that was named, from the first step to the last.
+
+        Raises:
+            CheckpointError: there is none.
+            PlatformError: the storage does not answer.
+        """
+        with answering(self.storage):
+            found = self.storage.names()
+        if self.name is not None:
+            found = [name for name in found if name == self.name]
+        if not found:
+            raise CheckpointError(f"there is no checkpoint{f' {self.name}' if self.name else ''} at {self.storage}")
+        return found
+
+    def of_step(self, step: int) -> str:
+        """The checkpoint after `step` steps.  CheckpointError: there is none; names the nearest."""
+        steps = [number for number in map(step_of, self.names()) if number is not None]
+        if step not in steps:
+            nearest = min(steps, key=lambda other: (abs(other - step), other))
+            raise CheckpointError(f"{self.storage} has no checkpoint of step {step}; nearest: {nearest}")
+        return folder_name(step)
+
+
+def find_place(where: str) -> Place:
+    """The place that `where` means.  CheckpointError: none; ConfigError: a run whose config cannot be read."""
+    if is_url(where):
+        parent, _, last = where.rstrip("/").rpartition("/")
+        return Place(open_storage(where)) if step_of(last) is None else Place(open_storage(parent), name=last)
+    folder = Path(where.removeprefix("file://"))
+    if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
+        from brt_dist.config.loading import load
+
+        run = load(folder / "config.yaml").config.run
+        return Place(open_storage(run.checkpoints or folder / CHECKPOINTS), run)
+    if step_of(folder.resolve().name) is not None and folder.is_dir():
+        return Place(FolderStorage(folder.resolve().parent), name=folder.resolve().name)
+    if folder.is_dir() and (FolderStorage(folder).names() or not any(folder.iterdir())):
+        return Place(FolderStorage(folder))
+    what = "does not exist" if not folder.exists() else "is neither a run directory nor a folder with checkpoints"
+    raise CheckpointError(f"{where} {what}; a run directory has config.yaml, a checkpoint {MANIFEST}")
+
+
+@contextmanager
+def answering(storage: Storage) -> Iterator[None]:
+    """In this block an OSError of the storage becomes a PlatformError."""
+    try:
+        yield
+    except OSError as error:
+        raise PlatformError(f"checkpoints at {storage} cannot be reached: {error}") from error

@@ -1,0 +1,143 @@
+"""What `brt checkpoint` tells of checkpoints, as plain values.  Needs no torch."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from brt_dist.checkpoint.manifest import FileEntry, Manifest, step_of
+from brt_dist.checkpoint.places import Place, answering
+from brt_dist.checkpoint.retention import score, to_remove
+from brt_dist.checkpoint.storage import Storage
+from brt_dist.checkpoint.verification import newest_whole, read_manifest, size_problem, verify_files
+from brt_dist.config.schema import Config
+from brt_dist.errors import CheckpointError
+
+KINDS = ("weights", "optimizer", "memory")
+
+
+def row_of(storage: Storage, name: str) -> dict[str, Any]:
+    """A line of `list`; with "problem" where the manifest or the sizes of the files are not as they should be.
+
+    Raises:
+        PlatformError: the storage does not answer.
+    """
+    row: dict[str, Any] = {"checkpoint": name, "step": step_of(name), "problem": None}
+    with answering(storage):
+        try:
+            manifest = read_manifest(storage, name)
+        except CheckpointError as error:
+            return row | {"problem": str(error)}
+        found = (size_problem(storage, name, entry) for entry in manifest.files)
+        row["problem"] = next((problem for problem in found if problem), None)
+    return row | _facts(manifest)
+
+
+def describe(storage: Storage, name: str, manifest: Manifest) -> dict[str, Any]:
+    """The whole manifest in the words of `show`, but for the config and the digests."""
+    tensors = {
+        tensor: {"dtype": entry.dtype, "shape": list(entry.shape), "file": entry.file}
+        for tensor, entry in manifest.tensors.items()
+    }
+    kinds = {
+        kind: {
+            "tensors": sum(tensor.startswith(f"{kind}/") for tensor in tensors),
+            "bytes": sum(entry.bytes for entry in manifest.files if entry.name.startswith(f"{kind}/")),
+        }
+        for kind in KINDS
+    }
+    return {
+        "checkpoint": name,
+        "place": str(storage),
+        "step": manifest.step,
+        **_facts(manifest),
+        "updates": manifest.updates,
+        "tokens": manifest.tokens,
+        "streams": len(manifest.cursor.get("ordinal", [])),
+        "evaluations": manifest.evaluations,
+        "dataset": manifest.dataset,
+        "model": manifest.config.get("model", {}),
+        "versions": manifest.versions,
+        "kinds": kinds,
+        "tensors": tensors,
+    }
+
+
+def verify_all(
+    storage: Storage, names: Sequence[str], progress: Callable[[int, int], None], threads: int | None = None
+) -> dict[str, list[str]]:
+    """What is wrong with each of the checkpoints; an empty list for those that are whole.
+
+    Args:
+        progress: told how many bytes were looked at, and of how many; from any thread.
+
+    Raises:
+        PlatformError: the storage does not answer.
+    """
+    found: dict[str, list[str]] = {name: [] for name in names}
+    manifests: dict[str, Manifest] = {}
+    lock, looked_at = threading.Lock(), 0
+    with answering(storage):
+        for name in names:
+            try:
+                manifests[name] = read_manifest(storage, name)
+            except CheckpointError as error:
+                found[name] = [str(error)]
+        total = sum(manifest.total_bytes for manifest in manifests.values())
+
+        def done(entry: FileEntry) -> None:
+            nonlocal looked_at
+            with lock:
+                looked_at += entry.bytes
+                progress(looked_at, total)
+
+        for name, manifest in manifests.items():
+            found[name] = verify_files(storage, name, manifest, done, threads)
+    return found
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Names of checkpoints that go and that stay; damaged ones stay too, with what is wrong with them."""
+
+    remove: list[str]
+    keep: list[str]
+    damaged: dict[str, str]
+
+
+def plan_pruning(place: Place, given: Mapping[str, int]) -> Pruning:
+    """Which checkpoints of a place need not stay.
+
+    Args:
+        given: settings of retention (`keep_checkpoints`, ...) in place of those of the run.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or none that is whole.
+        PlatformError: the storage does not answer.
+    """
+    names = place.names()
+    rows = {name: row_of(place.storage, name) for name in names}
+    damaged = {name: str(row["problem"]) for name, row in rows.items() if row["problem"]}
+    with answering(place.storage):
+        whole = newest_whole(place.storage, [name for name in names if name not in damaged])
+        if whole is None:
+            raise CheckpointError(
+                f"none of the {len(names)} checkpoints at {place.storage} is whole: nothing is removed"
+            )
+        # those after it look whole and are not
+        damaged |= {name: "its content is damaged" for name in names if name > whole and name not in damaged}
+        run = place.run or Config.model_validate(read_manifest(place.storage, whole).config).run
+    by_step = {row["step"]: name for name, row in rows.items() if name not in damaged}
+    scores = {step: rows[name]["bits_per_token"] for step, name in by_step.items()}
+    steps = to_remove(scores, run.model_copy(update=dict(given)), protected=(rows[whole]["step"],))
+    remove = [by_step[step] for step in steps]
+    return Pruning(remove, [name for name in by_step.values() if name not in remove], damaged)
+
+
+def _facts(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "time": manifest.time or None,
+        "bytes": manifest.total_bytes,
+        "bits_per_token": score(manifest.evaluations),
+        "saved_by": manifest.saved_by,
+    }

@@ -1,0 +1,140 @@
+"""`brt checkpoint`: list, show, verify and prune what a run has saved.  Needs no torch."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launch.commands.arguments import json_option
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_place = click.argument("run", metavar="RUN")
+
+
+@click.group()
+def checkpoint() -> None:
+    """List, show, verify and prune the checkpoints of a run.
+
+    RUN is a run directory, a folder or URL (s3://...) that holds checkpoints, or one checkpoint.
+    """
+
+
+@checkpoint.command("list")
+@_place
+@json_option
+def list_(run: str, as_json: bool) -> None:
+    """One line for each checkpoint, the newest last.
+
+    "whole" looks at the manifest and at the sizes of the files; `brt checkpoint verify` reads them.
+    """
+    from brt_dist.checkpoint.places import find_place
+    from brt_dist.checkpoint.report import row_of
+    from launch.tables import checkpoint_table
+
+    place = find_place(run)
+    rows = [row_of(place.storage, name) for name in place.names()]
+    if as_json:
+        click.echo(json.dumps({"place": str(place.storage), "checkpoints": rows}))
+    else:
+        click.echo("\n".join(checkpoint_table(rows)))
+
+
+@checkpoint.command()
+@_place
+@click.argument("step", type=click.IntRange(0), required=False)
+@json_option
+def show(run: str, step: int | None, as_json: bool) -> None:
+    """What is in the checkpoint of STEP, or in the newest: where the run stood, and all tensors with their shapes."""
+    from brt_dist.checkpoint.places import answering, find_place
+    from brt_dist.checkpoint.report import describe
+    from brt_dist.checkpoint.verification import read_manifest
+    from launch.tables import checkpoint_description
+
+    place = find_place(run)
+    name = place.names()[-1] if step is None else place.of_step(step)
+    with answering(place.storage):
+        found = describe(place.storage, name, read_manifest(place.storage, name))
+    click.echo(json.dumps(found) if as_json else "\n".join(checkpoint_description(found)))
+
+
+@checkpoint.command()
+@_place
+@click.argument("steps", type=click.IntRange(0), nargs=-1, metavar="[STEP ...]")
+@click.option("--threads", type=click.IntRange(1), help="Files at once.  [default: cores of this machine, at most 8]")
+@json_option
+def verify(run: str, steps: tuple[int, ...], threads: int | None, as_json: bool) -> None:
+    """Read every file of the checkpoints of STEP ..., or of all, and compare it with its digest.
+
+    The exit code is 12 when something is damaged, and each damaged file is named.
+    """
+    from brt_dist.checkpoint.places import find_place
+    from brt_dist.checkpoint.report import verify_all
+    from brt_dist.errors import CheckpointError
+
+    place = find_place(run)
+    names = [place.of_step(step) for step in steps] or place.names()
+    with _bar() as bar:
+        task = bar.add_task("verifying", total=None)
+        found = verify_all(
+            place.storage, names, lambda done, total: bar.update(task, completed=done, total=total), threads
+        )
+    problems = [problem for results in found.values() for problem in results]
+    if as_json:
+        rows = [{"checkpoint": name, "ok": not results, "problems": results} for name, results in found.items()]
+        click.echo(json.dumps({"place": str(place.storage), "ok": not problems, "checkpoints": rows}))
+    if problems:
+        damaged = sum(bool(results) for results in found.values())
+        raise CheckpointError(
+            f"{damaged} of {len(found)} checkpoints are damaged:\n" + "\n".join(f"  {text}" for text in problems)
+        )
+    _console().print(f"{place.storage}: {len(found)} checkpoints, all digests agree", soft_wrap=True, markup=False)
+
+
+@checkpoint.command()
+@_place
+@click.option("--keep", type=click.IntRange(1), help="The newest that stay.  [default: run.keep_checkpoints]")
+@click.option("--every", type=click.IntRange(0), help="Multiples of this step stay.  [default: run.keep_every]")
+@click.option("--best", type=click.IntRange(0), help="The best on held-out data that stay.  [default: run.keep_best]")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
+@json_option
+def prune(run: str, keep: int | None, every: int | None, best: int | None, dry_run: bool, as_json: bool) -> None:
+    """Remove checkpoints that need not stay.
+
+    What is not given is as in the run's config.  The newest whole checkpoint always stays, and so do damaged ones,
+    which are named: look at them, and remove them by hand.
+    """
+    from brt_dist.checkpoint.places import answering, find_place
+    from brt_dist.checkpoint.report import plan_pruning
+
+    place = find_place(run)
+    given = {"keep_checkpoints": keep, "keep_every": every, "keep_best": best}
+    plan = plan_pruning(place, {key: value for key, value in given.items() if value is not None})
+    if not dry_run:
+        for name in plan.remove:
+            with answering(place.storage):
+                place.storage.remove(name)
+    if as_json:
+        answer: dict[str, Any] = {"place": str(place.storage), "dry_run": dry_run}
+        click.echo(json.dumps(answer | {"removed": plan.remove, "kept": plan.keep, "damaged": plan.damaged}))
+        return
+    verb = "would be removed" if dry_run else "removed"
+    for name in plan.remove:
+        click.echo(f"{name}  {verb}")
+    for name, problem in plan.damaged.items():
+        click.echo(f"{name}  stays: {problem}")
+    click.echo(f"{len(plan.remove)} {verb}, {len(plan.keep) + len(plan.damaged)} stay at {place.storage}")
+
+
+def _bar() -> Any:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, console=_console(), transient=True)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)
