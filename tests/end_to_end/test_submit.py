@@ -107,8 +107,8 @@ def head(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     finally:
         below = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
-        process.wait(60)
-        assert not psutil.wait_procs(below, timeout=30)[1]
+        process.wait(120)
+        assert not psutil.wait_procs(below, timeout=100)[1]
 
 
 def test_jobs_of_a_ray_cluster(config: Path, head: tuple[str, Path], tmp_path: Path) -> None:
