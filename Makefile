@@ -47,7 +47,7 @@ parity: $(INSTALLED)
 
 # Not in `make test`: they need root, and change the machine (packages) or its network (namespaces) for a while.
 test-cluster: $(INSTALLED)
-	$(BIN)/python -m pytest tests/cluster/check_namespaces.py --timeout 1800
+	$(BIN)/python -m pytest tests/cluster/check_namespaces.py tests/cluster/check_ray_jobs.py --timeout 1800
 
 test-slurm: $(INSTALLED)
 	@command -v slurmctld >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends \
