@@ -1,6 +1,7 @@
 """What `brt submit`, `resume`, `stop` and `logs` do, the same for every backend."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -61,6 +62,7 @@ def submit(sources: Sequence[Path | str], overrides: Sequence[str], *, dry_run: 
 
 def resume(run: Path, overrides: Sequence[str], *, dry_run: bool = False) -> Submitted:
     """Submit the run in `run` again, with other settings where they may differ (see launch.run_directory)."""
+    run = Path(os.path.abspath(run))
     return submit([config_of(run)], [*overrides, f"run.directory={json.dumps(str(run))}"], dry_run=dry_run)
 
 

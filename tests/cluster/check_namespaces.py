@@ -49,8 +49,8 @@ def ray_on(nodes: list[Machine], folder: Path, *, alone: int | None = None) -> I
         for process in processes:
             process.terminate()
         for process in processes:
-            process.wait(60)
-        assert not psutil.wait_procs(below, timeout=30)[1]
+            process.wait(120)
+        assert not psutil.wait_procs(below, timeout=100)[1]
 
 
 @pytest.fixture
