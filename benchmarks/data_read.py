@@ -52,9 +52,8 @@ def main() -> None:
         return
     for name, rate in median.items():
         print(f"{name:12} {rate / 1e6:8.1f} million tokens/s   {rate / median['ours']:.2f} of ours")
-    print(
-        f"step 1,000,000 of {options.documents:,} documents: {position['seconds']:.3f} s, {position['megabytes']:.0f} MB"
-    )
+    cost = f"{position['seconds']:.3f} s, {position['megabytes']:.0f} MB"
+    print(f"step 1,000,000 of {options.documents:,} documents: {cost}")
 
 
 def make(place: Path, tokens: int) -> Path:
