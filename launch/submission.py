@@ -142,8 +142,12 @@ def _check_here(config: Config) -> None:
             "(launch.kubernetes.secret_environment) or of the cluster"
         )
     # The folders of other clusters need not be here.
-    if launch.backend in ("local", "slurm") or config.data.dataset.is_dir():
+    if launch.backend in ("local", "slurm") or _are_here(config):
         check(config, *dataset_facts(config))
+
+
+def _are_here(config: Config) -> bool:
+    return all(isinstance(place, Path) and place.is_dir() for place, _ in config.data.training)
 
 
 def _refuse_second(run: Path) -> None:
