@@ -36,6 +36,7 @@ class Dataset:
         self.digest = record.digest
         self.vocab_size = record.tokenizer.vocab_size
         self.tokenizer = folder / TOKENIZER_FILE
+        self.tokenizer_sha256 = record.tokenizer.sha256
         self.lengths = documents[1]
         self._offsets = documents[0]
         self._ends = np.cumsum([shard.documents for shard in record.shards])  # documents before the end of each shard

@@ -112,7 +112,7 @@ def test_a_bad_document_ends_the_build_with_its_place(corpus: BuildSettings, ray
     (tmp_path / "corpus").mkdir()
     for number in range(40):
         (tmp_path / "corpus" / f"{number:02d}.txt").write_bytes(b"\xff" if number == 33 else b"some text " * 1000)
-    settings = BuildSettings((str(tmp_path / "corpus"),), corpus.tokenizer, 20_000, allow_lossy=True)
+    settings = BuildSettings((str(tmp_path / "corpus"),), corpus.tokenizer, 20_000, lossy="allow")
     with pytest.raises(DataError, match=r"^corpus/33\.txt, byte 0: not UTF-8; --on-bad skip"):
         build(settings, tmp_path / "out")
     assert not (tmp_path / "out/dataset.json").exists() and not list((tmp_path / "out").glob(".*tmp*"))
