@@ -97,6 +97,7 @@ def build(
     """
     from pipelines.build import BuildSettings
     from pipelines.build import build as run_build
+    from pipelines.card import write_card
     from pipelines.report import BuildBar, build_json, print_build
 
     settings = BuildSettings(
@@ -110,6 +111,7 @@ def build(
     )
     with BuildBar(_console()) as bar:
         report = run_build(settings, out, workers=workers, ray_address=ray_address, overwrite=overwrite, progress=bar)
+    write_card(report)
     print_build(report, _console())
     if as_json:
         _print_json(build_json(report))
@@ -134,6 +136,25 @@ def verify(folder: Path, workers: int | None, as_json: bool) -> None:
     _console().print(
         f"{folder}: {len(record.shards)} shards, {record.tokens:,} tokens, all digests agree", soft_wrap=True
     )
+
+
+@data.command()
+@click.argument("folder", type=_folder)
+@click.option("--plots", type=_folder, help="Draw lengths.png and sources.png into this folder.")
+@_json_flag
+def stats(folder: Path, plots: Path | None, as_json: bool) -> None:
+    """Lengths of the documents and shares of the sources of a dataset."""
+    from pipelines.report import print_statistics
+    from pipelines.statistics import plot_lengths, plot_sources, statistics
+
+    found = statistics(folder)
+    if plots:
+        plot_lengths(found, plots / "lengths.png")
+        plot_sources(found, plots / "sources.png")
+    if as_json:
+        _print_json({"dataset": str(folder), **found})
+    else:
+        print_statistics(str(folder), found)
 
 
 @data.command()
