@@ -19,11 +19,11 @@ from launch.tracking.uri import redact
 def absolute(config: Config) -> Config:
     """`config` with absolute folders, so that it means the same for every process, wherever that was started."""
     data, run = config.data, config.run
-    validation = Path(os.path.abspath(data.validation)) if data.validation else None
+    mixture = tuple(part.model_copy(update={"dataset": _absolute(part.dataset)}) for part in data.mixture)
+    folders = {"dataset": _absolute(data.dataset), "mixture": mixture, "validation": _absolute(data.validation)}
     checkpoints = run.checkpoints
     if checkpoints is not None and "://" not in checkpoints:
         checkpoints = os.path.abspath(checkpoints)
-    folders = {"dataset": Path(os.path.abspath(data.dataset)), "validation": validation}
     return config.model_copy(
         update={
             "data": data.model_copy(update=folders),
@@ -32,6 +32,10 @@ def absolute(config: Config) -> Config:
             ),
         }
     )
+
+
+def _absolute(place: Path | str | None) -> Path | str | None:
+    return Path(os.path.abspath(place)) if isinstance(place, Path) else place
 
 
 @contextmanager
