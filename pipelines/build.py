@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -50,9 +50,9 @@ from pipelines.tokenizers import (
     BYTES_FILE,
     Tokenizer,
     bpe_size,
-    check_round_trip,
     digest,
     load_tokenizer,
+    lost_text,
     parse_tokenizer,
     train_bpe,
 )
@@ -61,8 +61,9 @@ TRAINING_CHARACTERS = 256 << 20  # a BPE is trained on about as much; merges har
 CHECKED_CHARACTERS = 1 << 20  # of the corpus that must survive the tokenizer
 CHECKED_PER_DOCUMENT = 1 << 16
 LOCK_FILE = ".build.lock"
+_LOSSY_HINT = "; --lossy allow accepts that, bytes and bpe:SIZE lose nothing"
 # What may change when a build is taken on: a finished shard is the same for either value, or is written again.
-_NOT_PART_OF_THE_BUILD = ("on_bad", "allow_lossy")
+_NOT_PART_OF_THE_BUILD = ("on_bad", "lossy")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class BuildSettings:
     suffixes: tuple[str, ...] = ()
     text_field: str = "text"
     on_bad: OnBad = "error"
-    allow_lossy: bool = False
+    lossy: Literal["error", "allow"] = "error"
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,8 @@ def _tokenizer(
     if "tokenizer_sha256" in state and path.is_file():
         tokenizer = load_tokenizer(path)
         if digest(tokenizer) == state["tokenizer_sha256"]:
+            if state.get("lossy") and settings.lossy == "error":
+                raise DataError(f"{state['lossy']}{_LOSSY_HINT}")
             return tokenizer
         raise DataError(f"{path} was changed since the build began; --overwrite begins it anew")
 
@@ -261,10 +264,17 @@ def _tokenizer(
         tokenizer = parse_tokenizer(BYTES_FILE, "bytes")
     else:
         tokenizer = load_tokenizer(Path(settings.tokenizer))
-    if not settings.allow_lossy:
-        progress.stage("checking the tokenizer")
-        for text, place in texts(CHECKED_CHARACTERS):
-            check_round_trip(tokenizer, text[:CHECKED_PER_DOCUMENT], place)
+    progress.stage("checking the tokenizer")
+    losses = [
+        loss
+        for text, place in texts(CHECKED_CHARACTERS)
+        if (loss := lost_text(tokenizer, text[:CHECKED_PER_DOCUMENT], place))
+    ]
+    if losses and settings.lossy == "error":
+        raise DataError(f"{losses[0]}{_LOSSY_HINT}")
+    if losses:
+        progress.note(f"{len(losses)} documents of the sample lose text, as in {losses[0]}")
+    state["lossy"] = losses[0] if losses else None
     write_atomic(path, tokenizer.file)
     state["tokenizer_sha256"] = digest(tokenizer)
     write_atomic(folder / BUILD_FILE, json.dumps(state, indent=1) + "\n")

@@ -51,7 +51,7 @@ def data() -> None:
     "--tokenizer",
     default="bpe:32768",
     show_default=True,
-    help="bytes, bpe:SIZE (trained on the sources), or the path of a tokenizer.json.",
+    help="bytes, bpe:SIZE (trained on the sources), or the path of a tokenizer.json or of a SentencePiece model.",
 )
 @click.option("--shard-size", type=Size(), default="64MB", show_default=True, help="Text per shard.")
 @click.option(
@@ -69,7 +69,13 @@ def data() -> None:
 )
 @click.option("--text-field", default="text", show_default=True, help="Field of a JSONL record that holds the text.")
 @click.option("--suffix", multiple=True, help="Files of a folder to read, by their ending; may be repeated.")
-@click.option("--allow-lossy", is_flag=True, help="Accept a tokenizer that does not give every text back.")
+@click.option(
+    "--lossy",
+    type=click.Choice(["error", "allow"]),
+    default="error",
+    show_default=True,
+    help="A tokenizer that does not give every text back: stop, or report it and go on.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace another build in the folder.")
 @_json_flag
 def build(
@@ -82,7 +88,7 @@ def build(
     on_bad: Any,
     text_field: str,
     suffix: tuple[str, ...],
-    allow_lossy: bool,
+    lossy: Any,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -95,6 +101,7 @@ def build(
     """
     from pipelines.build import BuildSettings
     from pipelines.build import build as run_build
+    from pipelines.card import write_card
     from pipelines.report import BuildBar, build_json, print_build
 
     settings = BuildSettings(
@@ -104,10 +111,11 @@ def build(
         suffixes=suffix,
         text_field=text_field,
         on_bad=on_bad,
-        allow_lossy=allow_lossy,
+        lossy=lossy,
     )
     with BuildBar(_console()) as bar:
         report = run_build(settings, out, workers=workers, ray_address=ray_address, overwrite=overwrite, progress=bar)
+    write_card(report)
     print_build(report, _console())
     if as_json:
         _print_json(build_json(report))
@@ -132,6 +140,25 @@ def verify(folder: Path, workers: int | None, as_json: bool) -> None:
     _console().print(
         f"{folder}: {len(record.shards)} shards, {record.tokens:,} tokens, all digests agree", soft_wrap=True
     )
+
+
+@data.command()
+@click.argument("folder", type=_folder)
+@click.option("--plots", type=_folder, help="Draw lengths.png and sources.png into this folder.")
+@_json_flag
+def stats(folder: Path, plots: Path | None, as_json: bool) -> None:
+    """Lengths of the documents and shares of the sources of a dataset."""
+    from pipelines.report import print_statistics
+    from pipelines.statistics import plot_lengths, plot_sources, statistics
+
+    found = statistics(folder)
+    if plots:
+        plot_lengths(found, plots / "lengths.png")
+        plot_sources(found, plots / "sources.png")
+    if as_json:
+        _print_json({"dataset": str(folder), **found})
+    else:
+        print_statistics(str(folder), found)
 
 
 @data.command()

@@ -1,11 +1,12 @@
 r"""LaTeX trees as documents: every `.tex` file with a `\documentclass` is one, its inputs put in their places.
 
 `\input`, `\include` and `\subfile` of `.tex` files are resolved from the folder of the main file, as TeX does, and not
-beyond the source; files of other kinds (`_OTHER_ENDINGS`) stay as they are written.  Comments go from `%` to the end of the line, a
-line that holds nothing else goes whole; `\%`, `\verb` and verbatim environments keep theirs.  A `.tex` file with no
+beyond the source; files of other kinds (`_OTHER_ENDINGS`) stay as they are written.
+Comments go from `%` to the end of the line, a line that holds nothing else goes whole; `\%`, `\verb` and verbatim environments keep theirs.  A `.tex` file with no
 `\documentclass` is a part of others and no document of its own.
 """
 
+import io
 import posixpath
 import re
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def without_comments(text: str) -> list[tuple[int, str, bool]]:
     """Lines that stay: their number from 1, the text with its newline, and whether it is verbatim."""
     lines: list[tuple[int, str, bool]] = []
     closing = ""
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
+    for number, line in enumerate(io.StringIO(text, newline="\n"), 1):
         if closing:
             lines.append((number, line, True))
             closing = "" if closing in line else closing

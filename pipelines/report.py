@@ -114,6 +114,26 @@ def print_build(report: BuildReport, console: Console) -> None:
             console.print(f"  all of them are in {report.folder}/shard-*.index.json, under skipped", soft_wrap=True)
 
 
+def print_statistics(folder: str, found: dict[str, Any]) -> None:
+    """What `brt data stats` shows, on standard output: totals, and two tables with bars."""
+    console = Console(highlight=False)
+    console.print(f"{folder}: {found['documents']:,} documents, {found['tokens']:,} tokens", markup=False)
+    lengths = Table("tokens of a document", "documents", "tokens", "", title_justify="left")
+    most = max(entry["documents"] for entry in found["length_histogram"])
+    for entry in found["length_histogram"]:
+        bar = "█" * -(-entry["documents"] * 30 // most)
+        lengths.add_row(
+            f"{entry['from']:,} to {entry['to'] - 1:,}", f"{entry['documents']:,}", f"{entry['tokens']:,}", bar
+        )
+    console.print(lengths)
+    sources = Table("source", "documents", "tokens", "share", "left out")
+    for source in found["sources"]:
+        left_out = f"{sum(source['skipped'].values()):,}"
+        counts = (f"{source['documents']:,}", f"{source['tokens']:,}", f"{source['share']:.1%}", left_out)
+        sources.add_row(source["name"], *counts)
+    console.print(sources)
+
+
 def print_description(description: dict[str, Any]) -> None:
     """A description of `pipelines.inspect`, one value a line; this is what was asked for, so on standard output."""
     console = Console(highlight=False, markup=False, soft_wrap=True)

@@ -1,8 +1,9 @@
 """Tokenizers: text to ids and back.  The file of a tokenizer and its sha256 travel with every dataset.
 
 kind "bytes": the 256 values of a byte of UTF-8.  kind "huggingface": any file of Hugging Face `tokenizers`, among
-them the byte-level BPE that `train_bpe` makes from the corpus.  Special tokens are neither added nor recognised:
-where documents begin is known to the stream schedule, and text is text.
+them the byte-level BPE that `train_bpe` makes from the corpus.  kind "sentencepiece": a model file of SentencePiece.
+Special tokens are neither added nor recognised: where documents begin is known to the stream schedule, and text is
+text.
 """
 
 import hashlib
@@ -108,13 +109,21 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def parse_tokenizer(file: bytes, origin: str) -> Tokenizer:
-    """The tokenizer of the bytes of a file."""
+    """The tokenizer of the bytes of a file: a tokenizer.json or a SentencePiece model."""
+    from pipelines.sentence_piece import KIND, SentencePieceTokenizer, unwrap
+
     try:
         content = json.loads(file)
     except ValueError:
-        raise DataError(f"{origin}: not a tokenizer.json (it is not JSON)") from None
+        if origin.endswith(".model"):
+            return SentencePieceTokenizer(file, origin)
+        raise DataError(
+            f"{origin}: not a tokenizer.json (it is not JSON); the name of a SentencePiece model ends in .model"
+        ) from None
     if isinstance(content, dict) and content.get("kind") == "bytes":
         return ByteTokenizer()
+    if isinstance(content, dict) and content.get("kind") == KIND:
+        return SentencePieceTokenizer(unwrap(content, origin), origin)
     return HuggingFaceTokenizer(file, origin)
 
 
@@ -166,14 +175,23 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
 
 def check_round_trip(tokenizer: Tokenizer, text: str, place: str) -> None:
     """DataError: the text does not survive encoding and decoding, or an id is outside the vocabulary."""
+    if loss := lost_text(tokenizer, text, place):
+        raise DataError(f"{loss}; --lossy allow accepts that, bytes and bpe:SIZE lose nothing")
+
+
+def lost_text(tokenizer: Tokenizer, text: str, place: str) -> str | None:
+    """Where the text first comes back another, in words; none: it survives encoding and decoding.
+
+    DataError: an id is outside the vocabulary.
+    """
     ids = tokenizer.encode(text)
     if ids.size and int(ids.max()) >= tokenizer.vocab_size:
         raise DataError(f"{place}: id {int(ids.max())} is outside the tokenizer's vocabulary of {tokenizer.vocab_size}")
     back = tokenizer.decode(ids)
     if back == text:
-        return
+        return None
     at = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
-    raise DataError(
+    return (
         f"{place}: the tokenizer does not give this text back: {text[at : at + 20]!r} became {back[at : at + 20]!r} "
-        f"at character {at}; --allow-lossy accepts that, bytes and bpe:SIZE lose nothing"
+        f"at character {at}"
     )

@@ -54,6 +54,7 @@ class Manifest:
         evaluations: bits/token at this step by `DATASET/MEMORY`, if it was evaluated.
         config: the run's config, resolved.
         dataset: digest of the training dataset.
+        tokenizer: sha256 of the tokenizer that the ids of model and data belong to; empty: not known.
         versions: of the libraries that matter to the numbers.
         saved_by: the layout that wrote it; only told to people.
         time: when, in unix seconds; only told to people.  0: not known.
@@ -72,6 +73,7 @@ class Manifest:
     files: tuple[FileEntry, ...]
     tensors: dict[str, TensorEntry] = field(repr=False)
     time: float = 0.0
+    tokenizer: str = ""
     format: int = FORMAT
 
     @property

@@ -33,6 +33,7 @@ class CheckpointStore:
         config: the run's config.
         layout: this rank's.
         dataset: digest of the training data.
+        tokenizer: sha256 of the training data's tokenizer; empty: not known.
         report: called on rank 0 with a line for the log when a damaged checkpoint is passed over.
 
     Raises:
@@ -40,10 +41,16 @@ class CheckpointStore:
     """
 
     def __init__(
-        self, storage: Storage, config: Config, layout: Layout, dataset: str, report: Callable[[str], None]
+        self,
+        storage: Storage,
+        config: Config,
+        layout: Layout,
+        dataset: str,
+        report: Callable[[str], None],
+        tokenizer: str = "",
     ) -> None:
         self._storage, self._config, self._layout = storage, config, layout
-        self._dataset, self._report = dataset, report
+        self._dataset, self._report, self._tokenizer = dataset, report, tokenizer
         self._claim = ExitStack()
         if layout.rank == 0:
             self._claim.enter_context(storage.claimed())
@@ -70,6 +77,7 @@ class CheckpointStore:
             files=(),
             tensors={},
             time=time.time(),
+            tokenizer=self._tokenizer,
         )
         return self._saver.save(manifest, engine.pieces())
 
@@ -113,6 +121,11 @@ class CheckpointStore:
             found.append(
                 f"data.dataset: digest {manifest.dataset[:12]} in the run, {self._dataset[:12]} now: other documents "
                 "or another tokenizer"
+            )
+        if manifest.tokenizer and self._tokenizer and manifest.tokenizer != self._tokenizer:
+            found.append(
+                f"data.dataset: the model was trained on ids of tokenizer {manifest.tokenizer[:12]}, the data now has "
+                f"those of {self._tokenizer[:12]}; no setting allows that: build the data with the run's tokenizer"
             )
         if found:
             raise CheckpointError(

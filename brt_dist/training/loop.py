@@ -62,7 +62,9 @@ class Trainer:
         )
         self.engine = build_engine(config, layout, device)
         storage = open_storage(config.run.checkpoints or run / "checkpoints")
-        self.store = CheckpointStore(storage, config, layout, train.digest, report=self._report)
+        self.store = CheckpointStore(
+            storage, config, layout, train.digest, report=self._report, tokenizer=train.tokenizer_sha256
+        )
         self.step, self.tokens, self.cursor = 0, 0, self.schedule.start()
         self.saved_step: int | None = None
         self.evaluations: dict[str, float] = {}  # of this step

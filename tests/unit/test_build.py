@@ -5,6 +5,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import webdataset
 
 from brt_dist.errors import DataError
-from pipelines.build import LOCK_FILE, BuildReport, BuildSettings, build
+from pipelines.build import LOCK_FILE, BuildReport, BuildSettings, Progress, build
 from pipelines.dataset import Dataset
 from pipelines.format import load_index
 from pipelines.tokenizers import load_tokenizer
@@ -191,7 +192,7 @@ def test_a_lossy_tokenizer_needs_leave(tmp_path: Path, made: BuildReport) -> Non
     settings = BuildSettings((str(tmp_path / "x.txt"),), tokenizer=str(tmp_path / "lossy.json"))
     with pytest.raises(DataError, match=r"x\.txt: the tokenizer does not give this text back"):
         build(settings, tmp_path / "out", workers=0)
-    report = build(BuildSettings(settings.sources, settings.tokenizer, allow_lossy=True), tmp_path / "out", workers=0)
+    report = build(BuildSettings(settings.sources, settings.tokenizer, lossy="allow"), tmp_path / "out", workers=0)
     assert report.dataset.documents == 1
 
 
@@ -247,3 +248,28 @@ def test_opening_refuses_missing_and_truncated_files_by_name(made: BuildReport) 
         Dataset.open(made.folder)
     with pytest.raises(DataError, match="not a dataset folder"):
         Dataset.open(made.folder.parent)
+
+
+def test_a_sentencepiece_model_builds_a_dataset_and_its_loss_is_reported(tmp_path: Path) -> None:
+    """T5's way with line ends: they become spaces, which the build says and does not hide."""
+    from tests.unit.test_tokenizers import sentence_piece
+
+    model = sentence_piece(tmp_path)
+    text = "import json\nfrom pathlib import Path\n" * 20
+    with pytest.raises(DataError, match=r"00000\.txt: the tokenizer does not give this text back.*--lossy allow"):
+        make_dataset(tmp_path / "strict", [text], tokenizer=str(model))
+    notes: list[str] = []
+
+    class Heard(Progress):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    settings = BuildSettings((str(tmp_path / "strict/corpus"),), str(model), lossy="allow")
+    report = build(settings, tmp_path / "out", workers=0, progress=Heard())
+    assert report.dataset.tokenizer.kind == "sentencepiece" and verify(tmp_path / "out")[1] == []
+    assert len(notes) == 1 and "sample lose text, as in corpus/00000.txt" in notes[0] and r"'\nfrom" in notes[0]
+    with pytest.raises(DataError, match="--lossy allow"):
+        build(replace(settings, lossy="error"), tmp_path / "out", workers=0)
+    with Dataset.open(report.folder) as dataset:
+        ids = dataset.tokens(0, 0, int(dataset.lengths[0]))
+        assert load_tokenizer(dataset.tokenizer).decode(ids) == " ".join(text.split())

@@ -160,3 +160,34 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_stats_count_lengths_and_sources(tmp_path: Path) -> None:
+    """Against the texts themselves: with bytes, tokens are characters."""
+    folder = make_dataset(tmp_path, ["a" * 1, "b" * 7, "c" * 8, "d" * 15, "e" * 16]).folder
+    found = json.loads(run("stats", folder, "--json", "--plots", tmp_path / "plots").stdout)
+    bins = [(entry["from"], entry["to"], entry["documents"], entry["tokens"]) for entry in found["length_histogram"]]
+    assert bins == [(1, 2, 1, 1), (2, 4, 0, 0), (4, 8, 1, 7), (8, 16, 2, 23), (16, 32, 1, 16)]
+    assert (found["document_tokens"]["median"], found["document_tokens"]["mean"]) == (8, 47 / 5)
+    assert [(source["name"], source["share"]) for source in found["sources"]] == [("corpus", 1.0)]
+    for name in ("lengths.png", "sources.png"):
+        assert (tmp_path / "plots" / name).read_bytes().startswith(b"\x89PNG")
+    assert "8 to 15" in run("stats", folder).stdout
+
+
+def test_the_card_says_what_was_built_and_leaves_other_readmes_alone(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/0.txt").write_text("some text")
+    (tmp_path / "corpus/1.txt").write_bytes(b"")
+    arguments = ("build", tmp_path / "corpus", "--out", tmp_path / "out", "--workers", 0, "--tokenizer", "bytes")
+    report = json.loads(run(*arguments, "--on-bad", "skip", "--json").stdout)
+    card = json.loads((tmp_path / "out/card.json").read_text())
+    assert (card["documents"], card["tokens"], card["left_out"]) == (1, 9, {"empty": 1})
+    assert card["digest"] == report["digest"] and card["built"]["tokens_per_second"] == report["tokens_per_second"] > 0
+    readme = (tmp_path / "out/README.md").read_text()
+    assert report["digest"] in readme and "| corpus | 1 | 9 | 100.0% | 1 empty |" in readme
+    assert (tmp_path / "out/lengths.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "out/README.md").write_text("mine")
+    run(*arguments, "--on-bad", "skip")  # nothing is written again, so the speed stays
+    assert (tmp_path / "out/README.md").read_text() == "mine"
+    assert json.loads((tmp_path / "out/card.json").read_text()) == card

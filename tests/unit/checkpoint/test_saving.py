@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from brt_dist.checkpoint.loader import Checkpoint, open_newest
 from brt_dist.checkpoint.manifest import Manifest, folder_name
 from brt_dist.checkpoint.saver import Saver
 from brt_dist.checkpoint.storage import FolderStorage
+from brt_dist.checkpoint.store import CheckpointStore
 from brt_dist.errors import CheckpointError, PlatformError
-from brt_dist.parallel.layout import single_process
+from brt_dist.parallel.layout import Layout, single_process
 from brt_dist.parallel.pieces import LogicalTensor, Piece, Region
+from tests.checkpoints import CONFIG, make_checkpoint
 
 CURSOR = {"ordinal": [0], "offset": [64]}
 SCALE = LogicalTensor("weights/layers.0.norm.scale", (6,), torch.float32)
@@ -211,3 +214,15 @@ def test_two_runs_cannot_save_to_one_place(tmp_path: Path) -> None:
         pass
     with FolderStorage(tmp_path).claimed():
         pass
+
+
+def test_another_tokenizer_is_refused_even_where_other_data_is_allowed(tmp_path: Path) -> None:
+    allowed = CONFIG.model_copy(update={"run": CONFIG.run.model_copy(update={"allow": ("data.dataset",)})})
+    storage, layout = FolderStorage(tmp_path), Layout.of(CONFIG, 0)
+    made = make_checkpoint(storage, 3, tokenizer="a" * 64)
+    assert Manifest.parse(made.dump(), "x").tokenizer == "a" * 64
+    for tokenizer, refused in (("a" * 64, False), ("", False), ("b" * 64, True)):
+        store = CheckpointStore(storage, allowed, layout, "other data", print, tokenizer=tokenizer)
+        with pytest.raises(CheckpointError, match="no setting allows") if refused else nullcontext():
+            store._check_belongs(made)
+        store.close()
