@@ -1,9 +1,9 @@
 r"""LaTeX trees as documents: every `.tex` file with a `\documentclass` is one, its inputs put in their places.
 
-`\input`, `\include` and `\subfile` of `.tex` files are resolved from the folder of the main file, as TeX does, and not
-beyond the source; files of other kinds (`_OTHER_ENDINGS`) stay as they are written.
-Comments go from `%` to the end of the line, a line that holds nothing else goes whole; `\%`, `\verb` and verbatim environments keep theirs.  A `.tex` file with no
-`\documentclass` is a part of others and no document of its own.
+`\input`, `\include` and `\subfile` of `.tex` files are resolved from the folder of the main file, as TeX does, and
+not beyond the source; files of other kinds (`_OTHER_ENDINGS`) stay as they are written. Comments go from `%` to the
+end of the line, a line that holds nothing else goes whole; `\%`, `\verb` and verbatim environments keep theirs.  A
+`.tex` file with no `\documentclass` is a part of others and no document of its own.
 """
 
 import io
