@@ -253,7 +253,7 @@ def _format(name: str, suffixes: tuple[str, ...]) -> Format | None:
         return None
     for form in ("jsonl", "jsonl.gz", "jsonl.zst", "parquet"):
         if name.endswith(f".{form}"):
-            return cast(Format, form)
+            return form
     return "text"
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from brt_dist.errors import DataError
+from pipelines.packed import damage, parquet_column, unpacked
 from pipelines.plan import list_sources, plan_shards, sample
 from pipelines.sources import BadDocument, Document, open_sources, read_unit
 
@@ -192,6 +193,18 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     assert [item.text for item in good if isinstance(item, Document)] == [f"text {n}" for n in range(len(good))]
     assert 0 < len(good) <= 200 and isinstance(last, BadDocument) and last.reason.startswith("broken Parquet")
     assert last.place == f"x.parquet, after row {len(good)}"
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), OSError(5, "Input/output error")])
+def test_a_storage_that_fails_is_no_bad_document(error: OSError) -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise error
+
+    with pytest.raises(type(error)), damage("zstd"):
+        unpacked(Failing(b"x" * 100), "zstd").readline()
+    with pytest.raises(type(error)):
+        list(parquet_column(Failing(b"x" * 100), "text"))
 
 
 def _page_of_group(data: bytes, group: int) -> int:
