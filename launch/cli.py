@@ -16,6 +16,8 @@ _COMMANDS = {
     "train": ("launch.commands.train:train", "Train a model as a config says; go on if the run was begun."),
     "status": ("launch.commands.status:status", "Show where a run stands."),
     "checkpoint": ("launch.commands.checkpoint:checkpoint", "List, show, verify and prune the checkpoints of a run."),
+    "export": ("launch.commands.export:export", "Write the weights of a run for others: safetensors, hf, reference."),
+    "import": ("launch.commands.export:import_", "Make weights of others something that a run can start from."),
     "config": ("launch.commands.config:config", "Show a resolved config, or the schema of all keys."),
 }
 

@@ -20,16 +20,15 @@ def absolute(config: Config) -> Config:
     """`config` with absolute folders, so that it means the same for every process, wherever that was started."""
     data, run = config.data, config.run
     validation = Path(os.path.abspath(data.validation)) if data.validation else None
-    checkpoints = run.checkpoints
-    if checkpoints is not None and "://" not in checkpoints:
-        checkpoints = os.path.abspath(checkpoints)
+    places = {
+        name: place if place is None or "://" in place else os.path.abspath(place)
+        for name, place in (("checkpoints", run.checkpoints), ("init_from", run.init_from))
+    }
     folders = {"dataset": Path(os.path.abspath(data.dataset)), "validation": validation}
     return config.model_copy(
         update={
             "data": data.model_copy(update=folders),
-            "run": run.model_copy(
-                update={"directory": Path(os.path.abspath(run.directory)), "checkpoints": checkpoints}
-            ),
+            "run": run.model_copy(update={"directory": Path(os.path.abspath(run.directory)), **places}),
         }
     )
 
