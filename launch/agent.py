@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.doctor import node
 from launch.environment import Placement, rank_environment
 from launch.processes import End, ProcessSet, ProcessSpec
 from launch.verdict import rank_log
@@ -51,6 +52,18 @@ class NodeAgent:
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
             probe.bind((address, 0))
             return int(probe.getsockname()[1])
+
+    def report(self, folder: str, mark: str) -> node.NodeReport:
+        return node.report(folder, mark)
+
+    def unseen(self, folder: str, marks: Sequence[str]) -> list[str]:
+        return node.unseen(folder, marks)
+
+    def listen(self, address: str) -> int:
+        return node.listen(address)
+
+    def reach(self, address: str, port: int) -> str | None:
+        return node.reach(address, port)
 
     def start(self, orders: Orders) -> None:
         """Start the ranks.  OSError with a clear message when the directory or the command is not there."""

@@ -14,7 +14,12 @@ from brt_dist.errors import BrtError, ExitCode
 _COMMANDS = {
     "data": ("pipelines.commands:data", "Build, verify and inspect datasets."),
     "train": ("launch.commands.train:train", "Train a model as a config says; go on if the run was begun."),
+    "submit": ("launch.commands.submit:submit", "Give a run to a backend: this machine, Ray, Slurm, Kubernetes."),
+    "resume": ("launch.commands.submit:resume", "Submit a run again; it goes on from its last checkpoint."),
+    "stop": ("launch.commands.submit:stop", "Ask a submitted run to save and end."),
+    "logs": ("launch.commands.submit:logs", "Print what a submitted run, or one of its ranks, has printed."),
     "status": ("launch.commands.status:status", "Show where a run stands."),
+    "doctor": ("launch.commands.doctor:doctor", "Check the nodes: versions, devices, network, storage, clocks."),
     "checkpoint": ("launch.commands.checkpoint:checkpoint", "List, show, verify and prune the checkpoints of a run."),
     "export": ("launch.commands.export:export", "Write the weights of a run for others: safetensors, hf, reference."),
     "import": ("launch.commands.export:import_", "Make weights of others something that a run can start from."),

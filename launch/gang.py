@@ -29,6 +29,7 @@ class Gang:
         self._local = config.parallel.world_size // config.launch.nodes
         self._lost: dict[int, float] = {}  # node to the time when its agent was found dead
         self._started = False
+        self.has_gpus = False  # every rank has one; known once the agents are there
 
     def __enter__(self) -> "Gang":
         try:
@@ -48,7 +49,7 @@ class Gang:
         """Start `command` as all ranks of the world; node 0 says where they meet."""
         world = self._config.parallel.world_size
         address = self.nodes[0].address
-        port = self._ask(0, "free_port", address)
+        port = self.ask(0, "free_port", address)
         passed = passed_on()
         for node in range(len(self._agents)):
             placements = tuple(
@@ -58,7 +59,7 @@ class Gang:
             threads = self._config.launch.threads_per_rank
             orders = Orders(command, placements, passed, threads, str(directory), str(folder))
             self._started = True
-            self._ask(node, "start", orders)
+            self.ask(node, "start", orders)
 
     def ended(self) -> dict[int, End]:
         """Ends so far.  The ranks of a node whose agent is gone count as killed: they die with it."""
@@ -66,7 +67,7 @@ class Gang:
         for node in range(len(self._agents)):
             if node not in self._lost:
                 try:
-                    ends.update({end.rank: end for end in self._ask(node, "ended")})
+                    ends.update({end.rank: end for end in self.ask(node, "ended")})
                     continue
                 except LaunchError:
                     self._lost[node] = time.time()
@@ -89,7 +90,8 @@ class Gang:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         launch = self._config.launch
-        bundle = {"CPU": 1.0, **({"GPU": float(self._local)} if self._wants_gpus() else {})}
+        self.has_gpus = self._wants_gpus()
+        bundle = {"CPU": 1.0, **({"GPU": float(self._local)} if self.has_gpus else {})}
         strategy = "STRICT_SPREAD" if launch.nodes > 1 else "PACK"
         self._group = placement_group([bundle] * launch.nodes, strategy=strategy)
         if not self._group.wait(launch.start_timeout_seconds):
@@ -108,7 +110,7 @@ class Gang:
         table = ray.util.placement_group_table(self._group)["bundles_to_node_id"]
         for index in range(launch.nodes):
             self.nodes.append(
-                self._ask(index, "describe", addresses.get(table[index]), seconds=launch.start_timeout_seconds)
+                self.ask(index, "describe", addresses.get(table[index]), seconds=launch.start_timeout_seconds)
             )
 
     def _wants_gpus(self) -> bool:
@@ -128,7 +130,8 @@ class Gang:
             print(f"warning: {shortage}: this run is on the CPU", file=sys.stderr)
         return False
 
-    def _ask(self, node: int, method: str, *arguments: Any, seconds: float = _ANSWER_SECONDS) -> Any:
+    def ask(self, node: int, method: str, *arguments: Any, seconds: float = _ANSWER_SECONDS) -> Any:
+        """Call a method of a node's agent.  LaunchError: it raised, gives no answer, or is gone."""
         import ray
 
         try:
@@ -144,7 +147,7 @@ class Gang:
         for node in range(len(self._agents)):
             if node not in self._lost:
                 try:
-                    self._ask(node, method)
+                    self.ask(node, method)
                 except LaunchError:
                     self._lost[node] = time.time()
 

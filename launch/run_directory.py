@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,10 +82,21 @@ def write_config(run: Path, resolved: Resolved) -> None:
     """Write RUN/config.yaml and RUN/provenance.json."""
     path = run / "config.yaml"
     text = dump(resolved.config)
+    provenance = _first_origins(run, resolved.provenance)
     write_atomic(path, text)
     if redact(text) != text:  # the tracking URI holds a password: the file is the owner's alone
         path.chmod(0o600)
-    write_atomic(run / "provenance.json", json.dumps(resolved.provenance, indent=2) + "\n")
+    write_atomic(run / "provenance.json", json.dumps(provenance, indent=2) + "\n")
+
+
+def _first_origins(run: Path, provenance: Mapping[str, str]) -> dict[str, str]:
+    """Values that were taken from RUN/config.yaml itself came from where that says they did."""
+    try:
+        before = json.loads((run / "provenance.json").read_text())
+    except (OSError, ValueError):
+        before = {}
+    own = f"{run / 'config.yaml'}:"
+    return {key: before.get(key, origin) if origin.startswith(own) else origin for key, origin in provenance.items()}
 
 
 def _shown(value: Any) -> str:

@@ -19,6 +19,9 @@ def summary(outcome: Mapping[str, Any]) -> str:
     rows += [
         (name, outcome[key]) for name, key in (("checkpoint", "checkpoint"), ("loss curve", "plot")) if outcome[key]
     ]
+    submission = outcome.get("submission")
+    if submission:
+        rows.insert(0, ("submission", f"{submission['backend']} job {submission['job']}, {submission['state']}"))
     if outcome["mlflow"]:
         rows.append(("MLflow", outcome["mlflow"]))
     lines += [f"{name:<14} {value}" for name, value in rows]

@@ -24,6 +24,8 @@ from launch.verdict import Verdict
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from launch.gang import Gang
+
 WORKER = (sys.executable, "-m", "brt_dist.worker")
 
 
@@ -54,11 +56,16 @@ class Outcome:
 
 
 def train(
-    sources: Sequence[Path | str], overrides: Sequence[str], console: "Console", worker: Sequence[str] = WORKER
+    sources: Sequence[Path | str],
+    overrides: Sequence[str],
+    console: "Console",
+    worker: Sequence[str] = WORKER,
+    ray_address: str | None = None,
 ) -> Outcome:
     """Run one attempt and say how it ended.  BrtError: it could not be started.
 
-    console: standard error.  worker: command of a rank, to which `RUN --attempt N` is added.
+    console: standard error.  worker: command of a rank, to which `RUN --attempt N` is added.  ray_address: in place of
+    launch.ray_address, for this attempt alone.
     """
     resolved = load(sources, overrides)
     resolved = replace(resolved, config=absolute(resolved.config))
@@ -70,7 +77,7 @@ def train(
         if stack.enter_context(claimed(run)):
             refuse_other_run(run, config)
         try:
-            verdict, tracked = _attempt(resolved, stop, console, tuple(worker))
+            verdict, tracked = _attempt(resolved, stop, console, tuple(worker), ray_address)
         except KeyboardInterrupt:
             verdict, tracked = Verdict(ExitCode.INTERRUPTED, "stopped before anything was trained"), None
         return Outcome(run, verdict, config, tracked, _plot(config, run))
@@ -89,7 +96,7 @@ def _facts(folder: Path) -> DatasetFacts:
 
 
 def _attempt(
-    resolved: Resolved, stop: StopRequests, console: "Console", worker: tuple[str, ...]
+    resolved: Resolved, stop: StopRequests, console: "Console", worker: tuple[str, ...], ray_address: str | None
 ) -> tuple[Verdict, bool | None]:
     from launch.backends.local import ray_cluster
     from launch.gang import Gang
@@ -99,10 +106,13 @@ def _attempt(
     console.print(f"run directory {run}", markup=False, highlight=False, soft_wrap=True)
     syncer: SyncerProcess | None = None
     try:
-        where = config.launch.ray_address or "this machine"
+        address = ray_address or config.launch.ray_address
+        where = address or "this machine"
         console.print(f"starting Ray on {where}", markup=False, highlight=False, soft_wrap=True)
-        with ray_cluster(config.launch.ray_address), Gang(config) as gang:
+        with ray_cluster(address), Gang(config) as gang:
             stop.install()  # Ray has put its own handlers in the way
+            if config.launch.preflight:
+                _preflight(gang, config, console)
             progress = Progress(run, config.run.steps, console)
             supervisor = Supervisor(
                 run,
@@ -127,6 +137,16 @@ def _attempt(
     finally:
         if syncer is not None:
             syncer.kill()
+
+
+def _preflight(gang: "Gang", config: Config, console: "Console") -> None:
+    from launch.doctor.examine import line, preflight, refuse
+
+    found = preflight(gang, config, config.run.directory)
+    refuse(found)
+    for finding in found:
+        if finding.status == "warning":
+            console.print(f"warning: {line(finding)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _finish(syncer: SyncerProcess | None, run: Path, stop: StopRequests, console: "Console") -> bool | None:

@@ -22,7 +22,7 @@ def ray_cluster(address: str | None, **resources: Any) -> Iterator[None]:
     resources: further arguments of `ray.init` for a new one (num_cpus, ...).  Call it before anything imports ray.
     PlatformError: Ray cannot be started or reached.
     """
-    with _environment(local_environment() if address is None else joining_environment()):
+    with set_for_a_while(local_environment() if address is None else joining_environment()):
         yield from _connected(address, resources)
 
 
@@ -33,7 +33,7 @@ def _connected(address: str | None, resources: dict[str, Any]) -> Iterator[None]
     try:
         if address is None:
             common |= {"object_store_memory": _OBJECT_STORE_BYTES, **resources}
-            ray.init(address="local", include_dashboard=False, **common)
+            _start_ray(include_dashboard=False, **common)
         else:
             ray.init(address=address, **common)
     except Exception as error:  # Ray raises whatever its many parts raise
@@ -46,8 +46,22 @@ def _connected(address: str | None, resources: dict[str, Any]) -> Iterator[None]
         ray.shutdown()
 
 
+def _start_ray(attempts: int = 3, **settings: Any) -> None:
+    """`ray.init`, again when the machine was too busy for the 30 seconds that Ray gives a node to come up."""
+    import ray
+
+    for left in reversed(range(attempts)):
+        try:
+            ray.init(address="local", **settings)
+            return
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+
+
 @contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
+def set_for_a_while(values: dict[str, str]) -> Iterator[None]:
     """Set variables for a while: the next Ray that this process starts or joins may want others."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -72,7 +86,7 @@ def local_environment() -> dict[str, str]:
         "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN", secrets.token_hex(32)),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that makes Ray take 127.0.0.1 as its address
         "RAY_ADDRESS": "",  # a cluster of somebody else
-        **_quiet(),
+        **quiet(),
     }
 
 
@@ -84,10 +98,11 @@ def joining_environment() -> dict[str, str]:
             any(os.environ.get(name) for name in _TOKEN_NAMES) or (Path.home() / ".ray" / "auth_token").is_file()
         )
         mode = "token" if has_token else "disabled"
-    return {"RAY_AUTH_MODE": mode, **_quiet()}
+    return {"RAY_AUTH_MODE": mode, **quiet()}
 
 
-def _quiet() -> dict[str, str]:
+def quiet() -> dict[str, str]:
+    """Variables for every Ray of ours: nothing is reported to anybody, and ranks run at normal priority."""
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

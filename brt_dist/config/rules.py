@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from brt_dist.config.launch_rules import broken_launch_rules
 from brt_dist.config.schema import Config, ParallelConfig
 from brt_dist.errors import ConfigError
 
@@ -280,6 +281,7 @@ _OTHER_RULES: tuple[_Rule, ...] = (
     _positions,
     _schedule,
     _folders,
+    broken_launch_rules,
 )
 
 

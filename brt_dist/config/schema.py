@@ -7,13 +7,12 @@ property, so it cannot disagree with them.  Rules that need more than one sectio
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from brt_dist.config.launch import LaunchConfig
+from brt_dist.config.section import Section
 
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+__all__ = ["Config", "LaunchConfig", "Section"]
 
 
 class ModelConfig(Section):
@@ -137,19 +136,6 @@ class RunConfig(Section):
     evaluation_steps: PositiveInt = Field(50, description="segments per stream that an evaluation reads at most")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="where the run is recorded")
-
-
-class LaunchConfig(Section):
-    """Where the processes run."""
-
-    nodes: PositiveInt = Field(1, description="machines")
-    ray_address: str | None = Field(
-        None, description="address of a running Ray cluster to join (host:port); none: start Ray on this machine"
-    )
-    threads_per_rank: PositiveInt | None = Field(
-        None, description="CPU threads of a rank; none: cores / ranks of the node"
-    )
-    start_timeout_seconds: PositiveFloat = Field(300.0, description="longest wait for nodes and for all ranks to meet")
 
 
 class Config(Section):

@@ -15,6 +15,7 @@ _WANTED = {
     "path_type": "a path",
     "tuple_type": "a list, for example [-3]",
     "list_type": "a list",
+    "dict_type": "a mapping, for example {name: value}",
     "finite_number": "a finite number",
     "string_too_short": "text, not empty",
 }
@@ -44,6 +45,8 @@ def humanize(key: str, error: Mapping[str, Any], root: type[BaseModel]) -> str:
         wanted = context["expected"]
     elif kind == "too_long":
         wanted = f"a list of {context['max_length']} items"
+    elif kind == "string_pattern_mismatch":
+        wanted = f"as described ({_description(key, root)})"
     elif kind in _WANTED:
         wanted = _WANTED[kind]
     else:

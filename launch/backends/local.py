@@ -1,5 +1,56 @@
-"""Nodes from this machine, or of a running Ray cluster.  Builds of datasets get theirs in the same way."""
+"""This machine: `brt train` in a session of its own, which outlives the terminal."""
 
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from brt_dist.errors import PlatformError
+from launch.backends.job import Job, Record, State, pieces, private_folder
+from launch.facts import process_start
 from pipelines.cluster import joining_environment, local_environment, ray_cluster
 
-__all__ = ["joining_environment", "local_environment", "ray_cluster"]
+__all__ = ["LocalBackend", "joining_environment", "local_environment", "ray_cluster"]
+
+
+class LocalBackend:
+    """The job is a process: `job` is its number, `details["start"]` tells it from a later one of the same number."""
+
+    def render(self, job: Job) -> str:
+        command = shlex.join([sys.executable, "-m", "launch.cli", "train", str(job.run / "config.yaml")])
+        log = shlex.quote(str(job.folder / "log"))
+        return f"cd {shlex.quote(os.getcwd())}\nexec {command} </dev/null >{log} 2>&1\n"
+
+    def submit(self, job: Job) -> Record:
+        private_folder(job.folder)
+        try:
+            process = subprocess.Popen(
+                ["bash", "-c", self.render(job)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise PlatformError(f"cannot start bash on this machine: {error.strerror}") from None
+        return Record.of(job, str(process.pid), start=process_start(process.pid) or "", host=os.uname().nodename)
+
+    def state(self, record: Record) -> State:
+        if record.details.get("host") != os.uname().nodename:
+            return "unknown"
+        return "running" if process_start(int(record.job)) == record.details["start"] else "ended"
+
+    def log(self, record: Record, run: Path) -> Iterator[str]:
+        return pieces(run / "submissions" / f"{record.number:03d}" / "log")
+
+    def stop(self, record: Record, run: Path) -> None:
+        state = self.state(record)
+        if state == "unknown":
+            raise PlatformError(f"the run was submitted on {record.details.get('host')}: stop it from there")
+        if state == "running":
+            with suppress(ProcessLookupError):
+                os.kill(int(record.job), signal.SIGTERM)

@@ -50,5 +50,24 @@ def describe(run: Path) -> dict[str, Any]:
         "checkpoint": history.checkpoints[max(history.checkpoints)]["path"] if history.checkpoints else None,
         "attempts": records,
         "plot": str(plot) if plot.is_file() else None,
+        "submission": _submission(run),
         "mlflow": page_command(tracking, run) if tracking.enabled else None,
     }
+
+
+def _submission(run: Path) -> dict[str, Any] | None:
+    """The last submission and its state; that is `unknown` when the backend gives no answer."""
+    from dataclasses import asdict
+
+    from brt_dist.errors import PlatformError
+    from launch.backends.job import Record
+    from launch.submission import state
+
+    record = Record.read(run)
+    if record is None:
+        return None
+    try:
+        found = state(run)
+        return {**asdict(record), "state": found[1] if found else "unknown"}
+    except PlatformError as error:
+        return {**asdict(record), "state": "unknown", "problem": str(error)}

@@ -10,8 +10,9 @@ from launch.commands.arguments import config_argument, json_option, split
 
 @click.command()
 @config_argument
+@click.option("--ray-address", metavar="HOST:PORT", help="Ray cluster to join this time; not kept with the run")
 @json_option
-def train(settings: tuple[str, ...], as_json: bool) -> int:
+def train(settings: tuple[str, ...], ray_address: str | None, as_json: bool) -> int:
     """Train the model that CONFIG describes, with key=value in place of what it says.
 
     \b
@@ -39,7 +40,7 @@ def train(settings: tuple[str, ...], as_json: bool) -> int:
     if not files and not overrides:
         raise ConfigError("no config given; example: brt train examples/quickstart.yaml run.steps=100")
     console = Console(stderr=True)
-    outcome = run_training(files, overrides, console)
+    outcome = run_training(files, overrides, console, ray_address=ray_address)
     if as_json:
         click.echo(json.dumps(outcome.to_json()))
     else:

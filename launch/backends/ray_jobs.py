@@ -1,0 +1,117 @@
+"""A Ray cluster that runs already: the job submission API of its dashboard."""
+
+import json
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from brt_dist.config.loading import dump
+from brt_dist.errors import PlatformError
+from launch.backends.job import Job, Record, State
+from pipelines.cluster import joining_environment, set_for_a_while
+
+_CONFIG = "brt.config.yaml"
+_STATES: dict[str, State] = {"PENDING": "queued", "RUNNING": "running"}
+_TAKEN_ALONG = ("*.py", "*.yaml", "*.toml", "*.json")
+
+
+class RayBackend:
+    """The job is a submission id; `details` has the address of the dashboard and the path of the token's file."""
+
+    def render(self, job: Job) -> str:
+        request = {"address": job.config.launch.ray.jobs_address, **_request(job)}
+        ships = job.config.launch.ray.working_directory
+        request["ships"] = {_CONFIG: dump(job.config), "code of": str(ships) if ships else None}
+        return json.dumps(request, indent=2) + "\n"
+
+    def submit(self, job: Job) -> Record:
+        ray = job.config.launch.ray
+        address, token = str(ray.jobs_address), ray.token_file
+        with tempfile.TemporaryDirectory() as folder, _client(address, token) as client:
+            shipped = Path(folder) / "job"
+            if ray.working_directory is None:
+                shipped.mkdir()
+            else:
+                _copy_code(ray.working_directory, shipped)
+            (shipped / _CONFIG).write_text(dump(job.config))
+            request = _request(job)
+            request["runtime_env"] = {**request["runtime_env"], "working_dir": str(shipped)}
+            with _clear(address, "submit the run"):
+                name = client.submit_job(**request)
+        details = {"address": address, **({"token_file": str(token)} if token else {})}
+        return Record.of(job, str(name), **details)
+
+    def state(self, record: Record) -> State:
+        with _client_of(record) as client, _clear(record.details["address"], "ask about the run"):
+            return _STATES.get(str(client.get_job_status(record.job).value), "ended")
+
+    def log(self, record: Record, run: Path) -> Iterator[str]:
+        with _client_of(record) as client, _clear(record.details["address"], "read the log"):
+            text = client.get_job_logs(record.job)
+        yield text
+
+    def stop(self, record: Record, run: Path) -> None:
+        # Ray sends SIGTERM, and SIGKILL a few seconds later if RAY_JOB_STOP_WAIT_TIME_S of the cluster is not raised.
+        with _client_of(record) as client, _clear(record.details["address"], "stop the run"):
+            client.stop_job(record.job)
+
+
+def _request(job: Job) -> dict[str, Any]:
+    """Arguments of Ray's `submit_job`, without the folder that is shipped."""
+    ray = job.config.launch.ray
+    command = [ray.python, "-m", "launch.cli", "train", _CONFIG, "--ray-address", "auto"]
+    return {
+        "entrypoint": "exec " + shlex.join(command),
+        "submission_id": f"brt-{job.label}-{job.number:03d}-{job.created:x}",
+        "metadata": {"name": job.config.run.name, "run": str(job.run)},
+        "runtime_env": {"env_vars": {"PYTHONUNBUFFERED": "1"}},
+    }
+
+
+def _copy_code(source: Path, target: Path) -> None:
+    """Python files and their settings, and nothing that is hidden, large or data: Ray ships at most a few 100 MB."""
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        kept = {name for name in names if os.path.isdir(os.path.join(folder, name)) and not name.startswith(".")}
+        kept |= {name for name in names if any(Path(name).match(pattern) for pattern in _TAKEN_ALONG)}
+        return set(names) - (kept - {"__pycache__", "runs", "node_modules"})
+
+    shutil.copytree(source, target, ignore=left_out)
+
+
+@contextmanager
+def _client_of(record: Record) -> Iterator[Any]:
+    token = record.details.get("token_file")
+    with _client(record.details["address"], Path(token) if token else None) as client:
+        yield client
+
+
+@contextmanager
+def _client(address: str, token: Path | None) -> Iterator[Any]:
+    variables = {**joining_environment(), "RAY_ADDRESS": ""}
+    if token is not None:
+        if not token.is_file():
+            raise PlatformError(f"launch.ray.token_file={token}: no such file")
+        variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    with set_for_a_while(variables):
+        from ray.job_submission import JobSubmissionClient
+
+        with _clear(address, "reach it"):
+            client = JobSubmissionClient(address)
+        yield client
+
+
+@contextmanager
+def _clear(address: str, what: str) -> Iterator[None]:
+    """Ray's many exceptions as one message."""
+    try:
+        yield
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        hint = "; is launch.ray.token_file the cluster's token?" if "401" in said or "token" in said.lower() else ""
+        raise PlatformError(f"Ray at {address}: cannot {what}: {said}{hint}") from None

@@ -1,0 +1,159 @@
+"""Slurm: one sbatch script that starts a Ray cluster inside the allocation and runs `brt train` on it."""
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from brt_dist.config.launch_rules import gpus_per_node
+from brt_dist.errors import PlatformError
+from launch.backends.commands import call
+from launch.backends.job import Job, Record, State, pieces, private_folder, stop_file
+
+_END = "END_OF_BRT_JOB"
+_QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "REQUEUE_FED", "SPECIAL_EXIT")
+_RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING")
+
+
+class SlurmBackend:
+    """The job is Slurm's number.  What is rendered is a shell script that calls sbatch, and it is run as it is."""
+
+    def render(self, job: Job) -> str:
+        return f"{shlex.join(_sbatch(job))} <<'{_END}'\n{_script(job)}{_END}\n"
+
+    def submit(self, job: Job) -> Record:
+        private_folder(job.folder)
+        name = call(["bash"], text=self.render(job), what="submit to Slurm").strip().partition(";")[0]
+        if not name.isdigit():
+            raise PlatformError(f"cannot submit to Slurm: sbatch answered {name!r} instead of a job number")
+        return Record.of(job, name)
+
+    def state(self, record: Record) -> State:
+        try:
+            found = call(["squeue", "--noheader", f"--jobs={record.job}", "--format=%T"], what="ask Slurm").strip()
+        except PlatformError as error:
+            if "nvalid job id" in str(error):  # it ended some minutes ago
+                return "ended"
+            raise
+        state = found.splitlines()[0].strip() if found else ""
+        return "queued" if state in _QUEUED else "running" if state in _RUNNING else "ended"
+
+    def log(self, record: Record, run: Path) -> Iterator[str]:
+        return pieces(run / "submissions" / f"{record.number:03d}" / "log")
+
+    def stop(self, record: Record, run: Path) -> None:
+        state = self.state(record)
+        if state == "ended":
+            return
+        stop_file(run).touch()
+        if state == "queued":
+            call(["scancel", record.job], what="cancel the Slurm job")
+        else:
+            # To the script alone, which passes it on, waits for the checkpoint, and gives the nodes back.
+            call(["scancel", "--batch", "--signal=TERM", record.job], what="stop the Slurm job")
+
+
+def _sbatch(job: Job) -> list[str]:
+    """The call of sbatch.  Options are words of a command line, so no value can end a line or start another."""
+    launch, slurm = job.config.launch, job.config.launch.slurm
+    options = {
+        "job-name": f"brt {job.config.run.name}",
+        "nodes": str(launch.nodes),
+        "ntasks-per-node": "1",
+        "output": str(job.folder / "log").replace("%", "%%"),
+        "open-mode": "append",
+        "signal": f"B:TERM@{slurm.notice_seconds}",
+        "time": launch.time_limit,
+        "partition": slurm.partition,
+        "account": slurm.account,
+        "qos": slurm.qos,
+        "constraint": slurm.constraint,
+        "mem": slurm.memory,
+        "cpus-per-task": str(slurm.cpus_per_node) if slurm.cpus_per_node else None,
+    }
+    gpus = gpus_per_node(job.config)
+    flags = ["--requeue" if slurm.requeue else "--no-requeue"]
+    flags += [f"--gpus-per-node={gpus}"] if gpus else []
+    flags += [] if slurm.cpus_per_node else ["--exclusive"]
+    return [
+        "sbatch",
+        "--parsable",
+        *(f"--{name}={value}" for name, value in options.items() if value is not None),
+        *flags,
+        *slurm.options,
+    ]
+
+
+def _script(job: Job) -> str:
+    launch, slurm = job.config.launch, job.config.launch.slurm
+    python = [*slurm.container, sys.executable]
+    interface = ["--interface", slurm.interface] if slurm.interface else []
+    node = [*python, "-m", "launch.ray_node", str(job.folder), "--gpus", str(gpus_per_node(job.config)), *interface]
+    node += ["--patience", f"{launch.start_timeout_seconds:g}"]
+    train = [*python, "-m", "launch.cli", "train", str(job.run / "config.yaml")]
+    return _TEMPLATE.format(
+        setup="".join(f"{line}\n" for line in slurm.setup),
+        directory=shlex.quote(os.getcwd()),
+        folder=shlex.quote(str(job.folder)),
+        stopped=shlex.quote(str(stop_file(job.run))),
+        node=shlex.join(node),
+        train=shlex.join(train),
+        interface=f"export GLOO_SOCKET_IFNAME={shlex.quote(slurm.interface)}\n" if slurm.interface else "",
+        requeue="1" if slurm.requeue else "0",
+        patience=f"{launch.start_timeout_seconds:.0f}",
+    )
+
+
+# 17 is ExitCode.PREEMPTED, 16 LOST_NODE, 18 ENVIRONMENT.
+_TEMPLATE = """\
+#!/bin/bash
+# Starts a Ray cluster on the nodes of this allocation and trains on it.  Written by brt submit.
+umask 077
+{setup}cd {directory} || exit 18
+folder={folder}
+stopped={stopped}
+requeue={requeue}
+mkdir -p "$folder" && rm -f "$folder/head" "$folder/token" || exit 18
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$folder/token"
+{interface}
+# Before its time limit, and when it is preempted, Slurm sends SIGTERM to this script alone.
+asked=0 train=0
+trap 'asked=1; [ "$train" != 0 ] && kill -TERM "$train" 2>/dev/null' TERM
+
+# One task a node; each is a node of the cluster, and the first one its head.
+srun --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c 'exec "$@" --node "$SLURM_PROCID"' - \\
+  {node} &
+cluster=$!
+waited=0
+while [ ! -s "$folder/head" ]; do
+  [ "$asked" = 0 ] && kill -0 "$cluster" 2>/dev/null && [ "$waited" -lt {patience} ] || break
+  waited=$((waited + 1))
+  sleep 1
+done
+code=18
+if [ "$asked" = 1 ]; then
+  code=17
+elif [ -s "$folder/head" ]; then
+  {train} --ray-address "$(cat "$folder/head")" &
+  train=$!
+  [ "$asked" = 1 ] && kill -TERM "$train"
+  wait "$train"
+  code=$?
+  # A trap ends a wait, so wait again until the process is gone; 127: the wait before had the exit code.
+  while kill -0 "$train" 2>/dev/null; do wait "$train"; code=$?; done
+  if [ "$code" -gt 128 ]; then
+    wait "$train"
+    again=$?
+    [ "$again" = 127 ] || code=$again
+  fi
+fi
+kill -TERM "$cluster" 2>/dev/null
+wait "$cluster"
+rm -f "$folder/token"
+if [ "$code" = 17 ] && [ "$requeue" = 1 ] && [ ! -e "$stopped" ]; then
+  echo "preempted: saved, and queued again"
+  scontrol requeue "$SLURM_JOB_ID" && sleep 60  # Slurm ends this script
+fi
+exit "$code"
+"""

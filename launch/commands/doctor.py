@@ -1,0 +1,57 @@
+"""`brt doctor`."""
+
+import json
+import time
+from dataclasses import asdict
+
+import click
+
+from brt_dist.errors import ExitCode
+from launch.commands.arguments import config_argument, json_option, split
+
+# Enough of a config to have a layout; a folder beside which nothing is written but a file for a moment.
+_ALONE = "data: {dataset: brt-doctor-dataset}\nrun: {directory: brt-doctor, steps: 1}\noptimizer: {warmup_steps: 0}\n"
+
+
+@click.command()
+@config_argument
+@click.option("--ray-address", metavar="HOST:PORT", help="Ray cluster to look at, in place of launch.ray_address")
+@json_option
+def doctor(settings: tuple[str, ...], ray_address: str | None, as_json: bool) -> int:
+    """Check the nodes that a run would get, and name those at fault; takes less than a minute or two.
+
+    \b
+      brt doctor                                          this machine
+      brt doctor my.yaml --ray-address 10.0.0.1:6379      the nodes and the layout of my.yaml
+      brt doctor --ray-address auto launch.nodes=2 parallel.data=2
+
+    Versions alike, devices and their free memory, the address of rank 0 and whether all nodes reach it, shared
+    storage, disk, clocks, and an all-reduce of all ranks with its bandwidth.  `brt train` makes all but the last of
+    these checks before ranks start (launch.preflight).  The exit code is 18 when something failed.
+    """
+    from brt_dist.config.loading import load
+    from brt_dist.config.rules import check
+    from launch.backends.local import ray_cluster
+    from launch.doctor.examine import all_reduce, line, meeting_place, quick
+    from launch.gang import Gang
+    from launch.run_directory import absolute
+
+    files, overrides = split(settings)
+    config = absolute(load([_ALONE, *files], overrides).config)
+    check(config)
+    with ray_cluster(ray_address or config.launch.ray_address), Gang(config) as gang:
+        begin = time.monotonic()
+        with meeting_place(config.run.directory) as place:
+            found = quick(gang, config, place)
+            if not any(finding.check == "shared storage" and finding.status == "failed" for finding in found):
+                found.append(all_reduce(gang, config, place))
+        seconds = time.monotonic() - begin
+        nodes = [asdict(node) for node in gang.nodes]
+    failed = any(finding.status == "failed" for finding in found)
+    if as_json:
+        checks = [asdict(finding) for finding in found]
+        click.echo(json.dumps({"ok": not failed, "seconds": seconds, "nodes": nodes, "checks": checks}))
+    else:
+        for finding in found:
+            click.echo(f"{finding.status:<8} {line(finding)}")
+    return int(ExitCode.ENVIRONMENT) if failed else 0

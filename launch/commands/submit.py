@@ -1,0 +1,118 @@
+"""`brt submit`, `brt resume`, `brt stop` and `brt logs`."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from brt_dist.errors import ConfigError
+from launch.commands.arguments import config_argument, json_option, split
+
+run_argument = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+_OPTIONS = {
+    "backend": "launch.backend",
+    "nodes": "launch.nodes",
+    "gpus_per_node": "launch.gpus_per_node",
+    "time": "launch.time_limit",
+    "partition": "launch.slurm.partition",
+}
+
+
+def placement(command: Any) -> Any:
+    """The options that stand for keys of `launch`."""
+    choices = click.Choice(["local", "ray", "slurm", "kubernetes"])
+    for option in (
+        click.option("--dry-run", is_flag=True, help="print exactly what would be applied, and do nothing"),
+        click.option("--partition", help="launch.slurm.partition"),
+        click.option("--time", metavar="H:MM:SS", help="launch.time_limit"),
+        click.option("--gpus-per-node", type=click.IntRange(min=0), help="launch.gpus_per_node"),
+        click.option("--nodes", type=click.IntRange(min=1), help="launch.nodes"),
+        click.option("--backend", type=choices, help="launch.backend: where the run goes"),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@config_argument
+@placement
+@json_option
+def submit(settings: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Give the run that CONFIG describes to a backend, and come back.
+
+    \b
+      brt submit my.yaml                                  this machine, in the background
+      brt submit my.yaml --backend slurm --nodes 4 --time 24:00:00 --partition gpu
+      brt submit my.yaml --backend kubernetes --dry-run
+
+    Options are short for keys of launch, and win over them.  brt status, brt logs, brt stop and brt resume take the
+    run directory.
+    """
+    from launch.submission import submit as give
+
+    files, overrides = split(settings)
+    if not files and not overrides:
+        raise ConfigError("no config given; example: brt submit my.yaml --backend slurm --nodes 2")
+    _tell(give(files, [*overrides, *_overrides(options)], dry_run=dry_run), as_json)
+
+
+@click.command()
+@run_argument
+@click.argument("overrides", nargs=-1, metavar="[key=value ...]")
+@placement
+@json_option
+def resume(run: Path, overrides: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Submit the run in directory RUN again: it goes on from its last checkpoint, on the same backend or another."""
+    from launch.submission import resume as go_on
+
+    _tell(go_on(run, [*overrides, *_overrides(options)], dry_run=dry_run), as_json)
+
+
+@click.command()
+@run_argument
+@json_option
+def stop(run: Path, as_json: bool) -> None:
+    """Ask the submitted run in directory RUN to save and end; brt resume goes on with it."""
+    from launch.submission import stop as ask
+
+    done = ask(run)
+    click.echo(json.dumps({"run": str(run), "done": done}) if as_json else done)
+
+
+@click.command()
+@run_argument
+@click.option("--rank", type=click.IntRange(min=0), help="what this rank printed, instead of the launcher")
+@click.option("--attempt", type=click.IntRange(min=1), help="of this attempt (default: the last)")
+@click.option("--follow", is_flag=True, help="go on until the job has ended")
+@json_option
+def logs(run: Path, rank: int | None, attempt: int | None, follow: bool, as_json: bool) -> None:
+    """Print the output of the launcher of the last submission of RUN, or that of a rank."""
+    from launch.submission import log, state
+
+    if as_json:
+        click.echo(json.dumps({"run": str(run), "log": "".join(log(run, rank, attempt))}))
+        return
+    shown = 0
+    while True:
+        found = state(run) if follow else None
+        text = "".join(log(run, rank, attempt))
+        click.echo(text[shown:], nl=False)
+        shown = len(text)
+        if found is None or found[1] not in ("queued", "running"):
+            return
+        time.sleep(1.0)
+
+
+def _overrides(options: dict[str, Any]) -> list[str]:
+    return [f"{_OPTIONS[name]}={json.dumps(value)}" for name, value in options.items() if value is not None]
+
+
+def _tell(done: Any, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(done.to_json()))
+    elif done.record is None:
+        click.echo(done.text, nl=False)
+    else:
+        click.echo(f"{done.record.backend} job {done.record.job}\nrun directory {done.run}")

@@ -1,0 +1,134 @@
+"""`brt train` and `brt doctor` over Ray nodes with different addresses, in network namespaces of this machine.
+
+Run by `make test-cluster`, not by `make test`: it needs root, iproute2, and a kernel that gives namespaces.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch.ray_node import token_environment
+from tests.cluster.namespaces import Machine, machines
+from tests.end_to_end.conftest import CONFIG, ROOT, dataset, wait_for  # noqa: F401 - a fixture
+
+
+@contextmanager
+def ray_on(nodes: list[Machine], folder: Path, *, alone: int | None = None) -> Iterator[dict[str, str]]:
+    """A Ray cluster over `nodes`; yields the environment of whoever joins.
+
+    alone: this node gets an empty file system of its own over folder/run.
+    """
+    processes = []
+    environment = {**os.environ, **token_environment(folder), "OMP_NUM_THREADS": "1"}
+    (folder / "run").mkdir(exist_ok=True)
+    try:
+        for number, machine in enumerate(nodes):
+            node = [sys.executable, "-m", "launch.ray_node", str(folder), "--node", str(number)]
+            node += ["--interface", "node0"]
+            if number == alone:
+                hide = f'mount -t tmpfs none {folder}/run && exec "$@"'
+                node = ["unshare", "--mount", "bash", "-c", hide, "-", *node]
+            log = folder / f"node_{number}.out"
+            with open(log, "wb") as output:
+                process = subprocess.Popen(
+                    machine.command(*node), cwd=ROOT, env=environment, stdout=output, stderr=output
+                )
+            processes.append(process)
+        wait_for((folder / "head").exists, "the head")
+        yield environment
+    finally:
+        below = [child for one in processes for child in psutil.Process(one.pid).children(recursive=True)]
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(60)
+        assert not psutil.wait_procs(below, timeout=30)[1]
+
+
+@pytest.fixture
+def two() -> Iterator[list[Machine]]:
+    with ExitStack() as stack:
+        try:
+            found = stack.enter_context(machines(2))
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = getattr(error, "stderr", None) or error
+            pytest.fail(f"no network namespaces here ({said}): this needs root, iproute2 and a kernel that gives them")
+        yield found
+
+
+def test_training_over_two_addresses(two: list[Machine], dataset: Path, tmp_path: Path) -> None:  # noqa: F811
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(dataset=dataset, run=tmp_path / "run" / "here"))
+    with ray_on(two, tmp_path) as environment:
+        head = (tmp_path / "head").read_text()
+        assert head.startswith(f"{two[0].address}:")
+        train = [sys.executable, "-m", "launch.cli", "train", str(config), "--ray-address", head, "--json"]
+        settings = ["launch.nodes=2", "launch.start_timeout_seconds=120", "run.steps=400"]
+        process = subprocess.Popen(
+            two[0].command(*train, *settings, "run.tracking.enabled=false"),
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        metrics = tmp_path / "run" / "here" / "metrics.jsonl"
+        wait_for(lambda: process.poll() is not None or (metrics.exists() and '"step"' in metrics.read_text()), "a step")
+        listening = {machine.address: machine.listening() for machine in two}
+        out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    outcome = json.loads(out)
+    assert (outcome["verdict"], outcome["step"]) == ("finished", 400)
+    record = json.loads((tmp_path / "run" / "here" / "attempts" / "001" / "attempt.json").read_text())
+    assert record["exit_codes"] == {"0": 0, "1": 0} and len(record["nodes"]) == 2
+    for machine in two:
+        open_to_all = {
+            (address, pid)
+            for address, pid in listening[machine.address]
+            if address not in (machine.address, "127.0.0.1", "::1", f"::ffff:{machine.address}", "::ffff:127.0.0.1")
+        }
+        assert not open_to_all
+
+
+def test_the_doctor_names_a_node_with_storage_of_its_own(two: list[Machine], tmp_path: Path) -> None:
+    with ray_on(two, tmp_path, alone=1) as environment:
+        head = (tmp_path / "head").read_text()
+        doctor = [sys.executable, "-m", "launch.cli", "doctor", "--ray-address", head, "--json"]
+        settings = ["launch.nodes=2", "parallel.data=2", "data.streams=2", f"run.directory={tmp_path}/run/here"]
+        done = subprocess.run(
+            two[0].command(*doctor, *settings),
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+    answer = json.loads(done.stdout)
+    assert done.returncode == 18 and answer["seconds"] < 60
+    (failed,) = [check for check in answer["checks"] if check["status"] == "failed"]
+    assert failed["check"] == "shared storage" and two[1].address in failed["node"]
+
+
+def test_the_doctor_finds_healthy_nodes_healthy_and_measures_them(two: list[Machine], tmp_path: Path) -> None:
+    with ray_on(two, tmp_path) as environment:
+        head = (tmp_path / "head").read_text()
+        doctor = [sys.executable, "-m", "launch.cli", "doctor", "--ray-address", head, "--json"]
+        settings = ["launch.nodes=2", "parallel.data=2", "data.streams=2", f"run.directory={tmp_path}/run/here"]
+        command = two[0].command(*doctor, *settings)
+        begin = time.monotonic()
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
+        )
+        print(f"{time.monotonic() - begin:.0f} s", done.stdout, done.stderr)
+    answer = json.loads(done.stdout)
+    assert done.returncode == 0 and answer["ok"] and answer["seconds"] < 60
+    assert "GB/s" in next(check["message"] for check in answer["checks"] if check["check"] == "all-reduce")

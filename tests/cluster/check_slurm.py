@@ -1,0 +1,97 @@
+"""`brt submit --backend slurm` on a real Slurm with two nodes: preempted, queued again, stopped, resumed, finished.
+
+Run by `make test-slurm`, not by `make test`: it needs root and the Debian packages of Slurm.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.events import read_events
+from tests.cluster.slurm import slurm
+from tests.end_to_end.conftest import ROOT, dataset  # noqa: F401 - a fixture
+
+CONFIG = """\
+model: {{layers: 2, width: 16, heads: 2, head_dim: 8, mlp_width: 32, window: 8, states: 8, recurrent_layers: [-1]}}
+data: {{dataset: {dataset}, segment: 16, streams: 4}}
+parallel: {{data: 2}}
+optimizer: {{warmup_steps: 2}}
+run: {{name: "a 'tiny' $(run)", directory: {run}, steps: 100000, precision: fp32, device: cpu,
+  checkpoint_every: 1000000, tracking: {{enabled: false}}}}
+launch: {{backend: slurm, nodes: 2, slurm: {{cpus_per_node: 1, notice_seconds: 60}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with slurm(tmp_path_factory.mktemp("slurm")) as found:
+        yield {**os.environ, **found}
+
+
+def brt(variables: dict[str, str], *words: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "launch.cli", *words, "--json"]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def steps(run: Path) -> list[int]:
+    return [event["step"] for event in read_events(run) if event["event"] == "step"]
+
+
+def test_a_run_on_two_slurm_nodes(dataset: Path, tmp_path: Path, variables: dict[str, str]) -> None:  # noqa: F811
+    run = tmp_path / "run with 'quotes' $(touch oops)"
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(dataset=dataset, run=json.dumps(str(run))))
+
+    def wait_for(condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + 400
+        while not condition():
+            if time.monotonic() > deadline:
+                said = "".join(path.read_text() for path in run.glob("submissions/*/log"))
+                pytest.fail(f"waited in vain for {what}; the job said:\n{said}")
+            time.sleep(0.5)
+
+    def state() -> str:
+        return str(brt(variables, "status", str(run))["submission"]["state"])
+
+    made = brt(variables, "submit", str(config))["submission"]
+    wait_for(lambda: len(steps(run)) > 3, "the first steps")
+    record = json.loads((run / "attempts" / "001" / "attempt.json").read_text())
+    assert len(record["nodes"]) == 2
+    assert (run / "submissions" / "001" / "token").stat().st_mode & 0o777 == 0o600
+
+    # Preempted: Slurm's notice is SIGTERM to the script.  The run saves, and the same job is queued again.
+    subprocess.run(["scancel", "--batch", "--signal=TERM", made["job"]], env=variables, check=True)
+    wait_for(lambda: "queued again" in "".join((run / "submissions/001/log").read_text()), "the job to be queued again")
+    saved = max(steps(run))
+    begin = ["scontrol", "update", f"JobId={made['job']}", "StartTime=now"]  # Slurm holds it back for two minutes
+    wait_for(
+        lambda: subprocess.run(begin, env=variables, check=False, capture_output=True).returncode == 0, "the queue"
+    )
+    wait_for(lambda: max(steps(run)) > saved, "steps after the requeue")
+    attempts = [event for event in read_events(run) if event["event"] == "attempt"]
+    assert [event["start_step"] for event in attempts] == [0, saved]
+
+    # Stopped by the user: saved, and not queued again.
+    assert "save and end" in brt(variables, "stop", str(run))["done"]
+    wait_for(lambda: state() == "ended", "the job to end")
+    assert brt(variables, "status", str(run))["verdict"] == "preempted"
+
+    # Resumed, to a near end.
+    last = max(steps(run))
+    again = brt(variables, "resume", str(run), f"run.steps={last + 5}")["submission"]
+    assert again["job"] != made["job"]
+    wait_for(lambda: state() == "ended", "the resumed job to end")
+    found = brt(variables, "status", str(run))
+    assert (found["verdict"], found["step"]) == ("finished", last + 5)
+    assert not list(run.glob("submissions/*/token")) and not (ROOT / "oops").exists()
+    assert "finished" in brt(variables, "logs", str(run))["log"]

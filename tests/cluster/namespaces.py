@@ -1,0 +1,72 @@
+"""Machines of a small network on this one: network namespaces, joined by a bridge.  Needs root and iproute2.
+
+Each has an address of its own on the interface `node0`, and nothing else but its loopback interface.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A namespace; `address` is that of its interface `node0`."""
+
+    namespace: str
+    address: str
+
+    def command(self, *words: str) -> list[str]:
+        return ["ip", "netns", "exec", self.namespace, *words]
+
+    def cable(self, state: str) -> None:
+        """`down` cuts it off from the others, `up` joins it again."""
+        _ip("netns", "exec", self.namespace, "ip", "link", "set", "node0", state)
+
+    def listening(self) -> set[tuple[str, int]]:
+        """(address, process id) of everything that listens for TCP in it; pids of this machine."""
+        import psutil
+
+        inside = subprocess.run(
+            ["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=True
+        ).stdout.split()
+        found = set()
+        for pid in map(int, inside):
+            try:
+                connections = psutil.Process(pid).net_connections(kind="tcp")
+            except psutil.NoSuchProcess:
+                continue
+            found |= {(one.laddr.ip, pid) for one in connections if one.status == psutil.CONN_LISTEN}
+        return found
+
+
+@contextmanager
+def machines(count: int) -> Iterator[list[Machine]]:
+    """Make them; they are gone at the end.  subprocess.CalledProcessError: namespaces cannot be made here."""
+    tag = f"brt{os.getpid()}"
+    made = [Machine(f"{tag}-{number}", f"10.77.0.{number + 1}") for number in range(count)]
+    try:
+        _ip("netns", "add", f"{tag}-hub")
+        _hub(tag, "link", "add", "hub", "type", "bridge")
+        _hub(tag, "link", "set", "hub", "up")
+        for number, machine in enumerate(made):
+            name = machine.namespace
+            _ip("netns", "add", name)
+            _hub(tag, "link", "add", f"port{number}", "type", "veth", "peer", "name", "node0", "netns", name)
+            _hub(tag, "link", "set", f"port{number}", "master", "hub", "up")
+            _ip("-n", name, "addr", "add", f"{machine.address}/24", "dev", "node0")
+            _ip("-n", name, "link", "set", "node0", "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+        yield made
+    finally:
+        for name in [machine.namespace for machine in made] + [f"{tag}-hub"]:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def _hub(tag: str, *words: str) -> None:
+    _ip("-n", f"{tag}-hub", *words)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
