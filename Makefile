@@ -8,7 +8,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 STEPS ?= 600
 
-.PHONY: quickstart install test check format parity lock clean
+# make test-cluster, test-slurm, test-kubernetes   more backends for real; see docs/launching.md
+
+.PHONY: quickstart install test test-cluster test-slurm test-kubernetes check format parity lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/brt data corpus books --out quickstart/corpus
@@ -42,6 +44,19 @@ format: $(INSTALLED)
 
 parity: $(INSTALLED)
 	$(BIN)/python -m tests.parallel
+
+# Not in `make test`: they need root, and change the machine (packages) or its network (namespaces) for a while.
+test-cluster: $(INSTALLED)
+	$(BIN)/python -m pytest tests/cluster/check_namespaces.py tests/cluster/check_ray_jobs.py --timeout 1800
+
+test-slurm: $(INSTALLED)
+	@command -v slurmctld >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends \
+		slurmctld slurmd slurm-client munge; } || { echo "Slurm is not here and cannot be installed (root and apt?)"; exit 1; }
+	$(BIN)/python -m pytest tests/cluster/check_slurm.py --timeout 1800
+
+test-kubernetes: $(INSTALLED)
+	@test -f "$(CRD)" || { echo "usage: make test-kubernetes CRD=ray.io_rayjobs.yaml (of your KubeRay release)"; exit 1; }
+	$(BIN)/python -m tests.cluster.kuberay "$(CRD)"
 
 lock:
 	rm -rf $(VENV)-lock

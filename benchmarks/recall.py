@@ -15,7 +15,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,6 @@ from brt_dist.model.model import BlockRecurrentModel, full_logits
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.layout import Layout
 from brt_dist.training.schedule import learning_rate
-from pipelines.dataset import Dataset
 from pipelines.one_pass import OnePassSchedule
 from pipelines.reader import SegmentReader, Segments
 from pipelines.schedule import StepPlan, StreamSchedule
@@ -70,9 +69,15 @@ class Documents:
         """As `Dataset.tokens`."""
         return self._tokens[document, offset : offset + count]
 
+    def length(self, document: int) -> int:
+        """As `Dataset.length`."""
+        return int(self.lengths[document])
+
+    def expect(self, documents: Sequence[int]) -> None:
+        """As `Dataset.expect`: everything is here."""
+
     def reader(self, schedule: StreamSchedule | OnePassSchedule) -> SegmentReader:
-        """A reader needs lengths and tokens of a dataset, and no more."""
-        return SegmentReader(cast(Dataset, self), schedule)
+        return SegmentReader(self, schedule)
 
     def answers(self, plan: StepPlan, segments: Segments) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
         """Target (b, N) and mask (b, N): the key, where it is asked for, instead of the next token."""

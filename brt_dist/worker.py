@@ -60,15 +60,14 @@ def _run(run: Path, attempt: int) -> ExitCode:
     device = choose(config.run.device, local_rank)  # before the imports below: DeepSpeed asks at its import
 
     from brt_dist.parallel.layout import Layout, finalize, initialize
+    from brt_dist.training.datasets import open_training, open_validation
     from brt_dist.training.guards import StopRequest
     from brt_dist.training.loop import Trainer
     from brt_dist.training.metrics import EventLog
-    from pipelines.dataset import Dataset
 
     stop = StopRequest()
     stop.listen()
-    train = Dataset.open(config.data.dataset)
-    validation = Dataset.open(config.data.validation) if config.data.validation else None
+    train, validation = open_training(config.data, _tell), open_validation(config.data, _tell)
     check(config, DatasetFacts.of(train), DatasetFacts.of(validation) if validation else None)
     model = config.model.model_copy(update={"vocab_size": train.vocab_size})
     config = config.model_copy(update={"model": model})
@@ -88,6 +87,10 @@ def _run(run: Path, attempt: int) -> ExitCode:
         raise
     finally:
         events.close()
+
+
+def _tell(message: str) -> None:
+    print(message, flush=True)
 
 
 def _number(name: str) -> int:

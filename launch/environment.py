@@ -5,7 +5,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 # Settings that a user exports in the shell of `brt train` and expects on every node.
-_PASSED_ON = ("NCCL_", "GLOO_", "TORCH_", "TORCHINDUCTOR_", "DS_", "HF_", "CUDA_LAUNCH_", "BRT_")
+_PASSED_ON = (
+    "NCCL_",
+    "GLOO_",
+    "TORCH_",
+    "TORCHINDUCTOR_",
+    "DS_",
+    "HF_",
+    "CUDA_LAUNCH_",
+    "BRT_",
+    "AWS_",
+    "GOOGLE_",
+    "FSSPEC_",
+)
 _PASSED_ON_NAMES = ("OMP_NUM_THREADS", "PYTHONPATH", "PYTHONWARNINGS", "PYTHONFAULTHANDLER")
 # What Ray puts into its workers' environment means nothing, or something wrong, in a rank.
 _RAY_PREFIXES = ("RAY_", "SPT_NOENV", "PYTHONBREAKPOINT")

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,7 @@ class Gang:
         self._config = config
         self._group: Any = None
         self._agents: list[Any] = []
+        self._caches: list[Any] = []
         self.nodes: list[NodeInfo] = []
         self._local = config.parallel.world_size // config.launch.nodes
         self._lost: dict[int, float] = {}  # node to the time when its agent was found dead
@@ -92,8 +94,8 @@ class Gang:
         launch = self._config.launch
         self.has_gpus = self._wants_gpus()
         bundle = {"CPU": 1.0, **({"GPU": float(self._local)} if self.has_gpus else {})}
-        strategy = "STRICT_SPREAD" if launch.nodes > 1 else "PACK"
-        self._group = placement_group([bundle] * launch.nodes, strategy=strategy)
+        spread = "STRICT_SPREAD" if launch.nodes > 1 else "PACK"
+        self._group = placement_group([bundle] * launch.nodes, strategy=spread)
         if not self._group.wait(launch.start_timeout_seconds):
             alive = [node for node in ray.nodes() if node["Alive"]]
             raise LaunchError(
@@ -102,16 +104,35 @@ class Gang:
                 f"{_listed(ray.available_resources())}; nearest: launch.nodes={max(len(alive), 1)}"
             )
         actor = ray.remote(NodeAgent)
-        for index in range(launch.nodes):
-            placed = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+        placed = [
+            PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+            for index in range(launch.nodes)
+        ]
+        for strategy in placed:
             options = {"num_cpus": 1, "num_gpus": bundle.get("GPU", 0), "max_restarts": 0}
-            self._agents.append(actor.options(scheduling_strategy=placed, **options).remote())
+            self._agents.append(actor.options(scheduling_strategy=strategy, **options).remote())
+        self._make_caches(placed)
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
         table = ray.util.placement_group_table(self._group)["bundles_to_node_id"]
         for index in range(launch.nodes):
             self.nodes.append(
                 self.ask(index, "describe", addresses.get(table[index]), seconds=launch.start_timeout_seconds)
             )
+
+    def _make_caches(self, placed: Sequence[Any]) -> None:
+        """On each node a process that fetches ahead for its ranks.  They can do without: it is not watched."""
+        import ray
+
+        from brt_dist.training.datasets import remote_places
+        from pipelines.ahead import NodeCache
+
+        cache = self._config.data.cache
+        if not remote_places(self._config.data):
+            return
+        for strategy in placed:
+            actor = ray.remote(NodeCache).options(scheduling_strategy=strategy, num_cpus=0, max_restarts=0).remote()
+            self._caches.append(actor)
+            actor.start.remote(cache.directory, int(cache.budget_gb * 1e9), cache.retry_seconds, passed_on())
 
     def _wants_gpus(self) -> bool:
         """GPUs for every rank where there are that many; without them `cuda` is an error and `auto` is the CPU."""
@@ -160,8 +181,8 @@ class Gang:
 
         if not ray.is_initialized():
             return
-        for agent in self._agents:
-            ray.kill(agent)
+        for actor in (*self._agents, *self._caches):
+            ray.kill(actor)
         if self._group is not None:
             remove_placement_group(self._group)
 

@@ -106,6 +106,7 @@ def _end_descendants(rounds: int = 200) -> None:
 
 def _descendants(root: int) -> list[int]:
     children: dict[int, list[int]] = {}
+    zombies: set[int] = set()
     try:
         names = [name for name in os.listdir("/proc") if name.isdigit()]
     except OSError:  # no /proc: the process group is all that can be reached
@@ -116,14 +117,17 @@ def _descendants(root: int) -> list[int]:
                 fields = file.read().rpartition(b")")[2].split()
         except OSError:
             continue
-        if fields[0] != b"Z":
-            children.setdefault(int(fields[1]), []).append(int(name))
+        children.setdefault(int(fields[1]), []).append(int(name))
+        if fields[0] == b"Z":
+            zombies.add(int(name))
+    # Through zombies too: of a program with threads the first one may be dead while others still end, and until then
+    # its children are below it.
     found, queue = [], [root]
     while queue:
         below = children.get(queue.pop(), [])
         found += below
         queue += below
-    return found
+    return [pid for pid in found if pid not in zombies]
 
 
 def _end_like(status: int) -> int:

@@ -19,18 +19,22 @@ from launch.tracking.uri import redact
 def absolute(config: Config) -> Config:
     """`config` with absolute folders, so that it means the same for every process, wherever that was started."""
     data, run = config.data, config.run
-    validation = Path(os.path.abspath(data.validation)) if data.validation else None
+    mixture = tuple(part.model_copy(update={"dataset": _absolute(part.dataset)}) for part in data.mixture)
+    folders = {"dataset": _absolute(data.dataset), "mixture": mixture, "validation": _absolute(data.validation)}
     places = {
         name: place if place is None or "://" in place else os.path.abspath(place)
         for name, place in (("checkpoints", run.checkpoints), ("init_from", run.init_from))
     }
-    folders = {"dataset": Path(os.path.abspath(data.dataset)), "validation": validation}
     return config.model_copy(
         update={
             "data": data.model_copy(update=folders),
             "run": run.model_copy(update={"directory": Path(os.path.abspath(run.directory)), **places}),
         }
     )
+
+
+def _absolute(place: Path | str | None) -> Path | str | None:
+    return Path(os.path.abspath(place)) if isinstance(place, Path) else place
 
 
 @contextmanager

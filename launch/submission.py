@@ -1,6 +1,7 @@
 """What `brt submit`, `resume`, `stop` and `logs` do, the same for every backend."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -61,6 +62,7 @@ def submit(sources: Sequence[Path | str], overrides: Sequence[str], *, dry_run: 
 
 def resume(run: Path, overrides: Sequence[str], *, dry_run: bool = False) -> Submitted:
     """Submit the run in `run` again, with other settings where they may differ (see launch.run_directory)."""
+    run = Path(os.path.abspath(run))
     return submit([config_of(run)], [*overrides, f"run.directory={json.dumps(str(run))}"], dry_run=dry_run)
 
 
@@ -140,8 +142,12 @@ def _check_here(config: Config) -> None:
             "(launch.kubernetes.secret_environment) or of the cluster"
         )
     # The folders of other clusters need not be here.
-    if launch.backend in ("local", "slurm") or config.data.dataset.is_dir():
+    if launch.backend in ("local", "slurm") or _are_here(config):
         check(config, *dataset_facts(config))
+
+
+def _are_here(config: Config) -> bool:
+    return all(isinstance(place, Path) and place.is_dir() for place, _ in config.data.training)
 
 
 def _refuse_second(run: Path) -> None:

@@ -85,14 +85,14 @@ def train(
 
 def dataset_facts(config: Config) -> tuple[DatasetFacts, DatasetFacts | None]:
     """Facts of the training and the validation dataset.  DataError: one of them cannot be opened."""
-    return _facts(config.data.dataset), _facts(config.data.validation) if config.data.validation else None
+    from brt_dist.training.datasets import open_training, open_validation
 
-
-def _facts(folder: Path) -> DatasetFacts:
-    from pipelines.dataset import Dataset
-
-    with Dataset.open(folder) as dataset:
-        return DatasetFacts.of(dataset)
+    with open_training(config.data) as training:
+        facts = DatasetFacts.of(training, config)
+    if (validation := open_validation(config.data)) is None:
+        return facts, None
+    with validation:
+        return facts, DatasetFacts.of(validation)
 
 
 def _attempt(

@@ -131,9 +131,10 @@ def verify(folder: Path, workers: int | None, as_json: bool) -> None:
 
 
 @data.command()
-@click.argument("folder", type=_folder)
+@click.argument("folder", type=_folder, required=False)
+@click.option("--run", type=_folder, help="Instead of FOLDER: the data of this run directory, with its own settings.")
 @click.option("--document", type=click.IntRange(0), help="Show the text of this document.")
-@click.option("--stream", type=click.IntRange(0), help="Show what this stream reads; needs the options below.")
+@click.option("--stream", type=click.IntRange(0), help="Show what this stream reads; needs --run or the options below.")
 @click.option("--step", type=click.IntRange(0), default=0, show_default=True, help="At this step.")
 @click.option("--streams", type=click.IntRange(1), help="Streams of the run (data.streams).")
 @click.option("--segment", type=click.IntRange(1), help="Tokens per step of a stream (data.segment).")
@@ -142,7 +143,8 @@ def verify(folder: Path, workers: int | None, as_json: bool) -> None:
 @click.option("--characters", type=click.IntRange(1), default=1000, show_default=True, help="Text to show at most.")
 @_json_flag
 def inspect(
-    folder: Path,
+    folder: Path | None,
+    run: Path | None,
     document: int | None,
     stream: int | None,
     step: int,
@@ -153,13 +155,21 @@ def inspect(
     characters: int,
     as_json: bool,
 ) -> None:
-    """Look into a dataset: totals, the text of a document, or where a stream is at a step."""
+    """Look into a dataset: totals, the text of a document, or where a stream is at a step.
+
+    With --run, --step and --stream: what the stream of the run reads at the step, also where the number of streams
+    was changed, or the data is a mixture.
+    """
+    if (folder is None) == (run is None):
+        raise click.UsageError("give either the folder of a dataset or --run with a run directory")
+    if run is not None:
+        _print_inspection(_inspect_run(run, stream, step, characters), as_json)
+        return
     from pipelines.dataset import Dataset
     from pipelines.inspect import describe_dataset, describe_document, describe_stream
-    from pipelines.report import print_description
     from pipelines.schedule import StreamSchedule
 
-    with Dataset.open(folder) as dataset:
+    with Dataset.open(folder or Path()) as dataset:
         if stream is not None:
             if streams is None or segment is None or window is None:
                 raise click.UsageError(
@@ -171,6 +181,23 @@ def inspect(
             description = describe_document(dataset, document, characters)
         else:
             description = describe_dataset(dataset)
+    _print_inspection(description, as_json)
+
+
+def _inspect_run(run: Path, stream: int | None, step: int, characters: int) -> dict[str, Any]:
+    from brt_dist.training.where import position_of
+    from pipelines.inspect import describe_stream
+
+    if stream is None:
+        raise click.UsageError("--run shows what a stream reads: give --stream, and --step")
+    found = position_of(run, step)
+    with found.dataset:
+        return describe_stream(found.dataset, found.schedule, stream, step, characters, found.cursor)
+
+
+def _print_inspection(description: dict[str, Any], as_json: bool) -> None:
+    from pipelines.report import print_description
+
     if as_json:
         _print_json(description)
     else:

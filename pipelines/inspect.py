@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 
 from brt_dist.errors import DataError
+from pipelines.cursor import Cursor
 from pipelines.dataset import Dataset
 from pipelines.format import storage_type
+from pipelines.mixture import Mixture
 from pipelines.schedule import StreamSchedule
 from pipelines.tokenizers import load_tokenizer
 
@@ -18,7 +20,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     record = dataset.record
     quantiles = np.quantile(dataset.lengths, [0, 0.25, 0.5, 0.75, 1], method="nearest").tolist()
     return {
-        "dataset": str(dataset.folder),
+        "dataset": str(dataset.place),
         "digest": dataset.digest,
         "documents": record.documents,
         "tokens": record.tokens,
@@ -44,14 +46,22 @@ def describe_document(dataset: Dataset, document: int, characters: int) -> dict[
 
 
 def describe_stream(
-    dataset: Dataset, schedule: StreamSchedule, stream: int, step: int, characters: int
+    dataset: Dataset | Mixture,
+    schedule: StreamSchedule,
+    stream: int,
+    step: int,
+    characters: int,
+    cursor: Cursor | None = None,
 ) -> dict[str, Any]:
-    """What a stream reads at a step: the documents and token ranges of the segment, their epochs and their text."""
+    """What a stream reads at a step: the documents and token ranges of the segment, their epochs and their text.
+
+    cursor: that before the step; none: of a run whose streams were never changed.
+    """
     if not 0 <= stream < schedule.streams:
         raise DataError(f"stream {stream} does not exist; the run has 0 to {schedule.streams - 1}")
     # Block by block, so that the ordinal of each document is seen.
     blocks = schedule.block_by_block()
-    cursor = blocks.at(step * schedule.blocks)
+    cursor = blocks.at(step * schedule.blocks) if cursor is None else cursor
     ranges: list[dict[str, Any]] = []
     for block in range(schedule.blocks):
         plan, cursor = blocks.step(cursor)
@@ -60,12 +70,12 @@ def describe_stream(
             ranges.append(
                 {
                     "document": document,
-                    "source": dataset.source(document)["source"],
-                    "epoch": int(cursor.ordinal[stream]) // int(dataset.lengths.size),
+                    **{name: text for name, text in dataset.source(document).items() if name in ("dataset", "source")},
+                    "epoch": int(cursor.ordinal[stream]) // int(schedule.parts[cursor.part[stream]].size),
                     "first_block": block,
                     "begin": offset,
                     "end": offset,
-                    "of": int(dataset.lengths[document]),
+                    "of": dataset.length(document),
                 }
             )
         ranges[-1]["end"] = offset + int(plan.length[stream, 0])
@@ -74,7 +84,7 @@ def describe_stream(
     return {"stream": stream, "step": step, "documents_handed_out": sum(cursor.next), "reads": ranges}
 
 
-def _text(dataset: Dataset, document: int, begin: int, end: int, characters: int) -> str:
+def _text(dataset: Dataset | Mixture, document: int, begin: int, end: int, characters: int) -> str:
     count = min(end - begin, characters * _TOKENS_PER_CHARACTER)
     ids = dataset.tokens(document, begin, count).astype(storage_type("uint32"))
     return load_tokenizer(dataset.tokenizer).decode(ids)[:characters]

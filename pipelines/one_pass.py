@@ -62,5 +62,5 @@ class OnePassSchedule:
     def _left(self, ordinal: Int64Array, offset: Int64Array) -> Int64Array:
         """Tokens of each stream's document that are not read yet, (B,); at most 0 where it has none."""
         real = np.minimum(ordinal, len(self.lengths) - 1)
-        left = np.where(ordinal < len(self.lengths), np.asarray(self.lengths)[real] - offset, 0)
+        left = np.where(ordinal < len(self.lengths), np.asarray(self.lengths[real]) - offset, 0)
         return left.astype(np.int64)

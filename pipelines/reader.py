@@ -1,16 +1,17 @@
 """From a step's plan to arrays of tokens: slices of the dataset, padded to whole blocks."""
 
+import itertools
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.dataset import Dataset
 from pipelines.schedule import Cursor, StepPlan
 
 _POLL_SECONDS = 0.1  # how soon a blocked thread notices that it was closed
@@ -24,6 +25,14 @@ class Schedule(Protocol):
     blocks: int
 
     def step(self, cursor: Cursor) -> tuple[StepPlan, Cursor]: ...
+
+
+class Documents(Protocol):
+    """What is needed of a dataset or a mixture (see `Dataset`)."""
+
+    def length(self, document: int) -> int: ...
+    def tokens(self, document: int, offset: int, count: int) -> npt.NDArray[Any]: ...
+    def expect(self, documents: Sequence[int]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Segments:
 class SegmentReader:
     """Reads what a schedule says.  Keeps no position: any plan may be read at any time, at the same cost."""
 
-    def __init__(self, dataset: Dataset, schedule: Schedule) -> None:
+    def __init__(self, dataset: Documents, schedule: Schedule) -> None:
         self.dataset = dataset
         self.schedule = schedule
 
@@ -63,7 +72,7 @@ class SegmentReader:
                 document, offset = int(plan.document[stream, first]), int(plan.offset[stream, first])
                 count = int(plan.length[stream, first:end].sum())
                 # One more than is read: the last target lies beyond the segment, unless the document ends here.
-                available = min(count + 1, int(self.dataset.lengths[document]) - offset)
+                available = min(count + 1, self.dataset.length(document) - offset)
                 ids = self.dataset.tokens(document, offset, available)
                 begin = first * self.schedule.window
                 token[row, begin : begin + count] = ids[:count]
@@ -76,12 +85,19 @@ class Prefetcher:
     """Reads the next steps in one background thread while the current one runs.
 
     reader, schedule: as they are.  cursor: of the first step.  streams: those that are read.  depth: steps that may
-    lie ready.  Call `close` at the end.
+    lie ready.  ahead: steps for which a remote dataset is told what it will have to have.  Call `close` at the end.
     """
 
     def __init__(
-        self, reader: SegmentReader, schedule: Schedule, cursor: Cursor, streams: Sequence[int], depth: int = 2
+        self,
+        reader: SegmentReader,
+        schedule: Schedule,
+        cursor: Cursor,
+        streams: Sequence[int],
+        depth: int = 2,
+        ahead: int = 0,
     ) -> None:
+        self._ahead = ahead
         self._reader = reader
         self._schedule = schedule
         self._streams = list(streams)
@@ -114,11 +130,25 @@ class Prefetcher:
 
     def _work(self, cursor: Cursor) -> None:
         try:
+            coming = self._coming(cursor)
             while not self._closed.is_set():
+                if self._ahead:
+                    self._reader.dataset.expect(next(coming))
                 plan, cursor = self._schedule.step(cursor)
                 self._put((plan, self._reader.read(plan, self._streams), cursor))
         except BaseException as error:
             self._put(error)
+
+    def _coming(self, cursor: Cursor) -> Iterator[list[int]]:
+        """For each step, the documents of it and of those after it, each once, in the order in which they are read."""
+        steps: deque[list[int]] = deque(maxlen=self._ahead)
+        while True:
+            while True:
+                plan, cursor = self._schedule.step(cursor)
+                steps.append(plan.document[self._streams].T.ravel().tolist())
+                if len(steps) == self._ahead:
+                    break
+            yield list(dict.fromkeys(itertools.chain.from_iterable(steps)))
 
     def _put(self, item: tuple[StepPlan, Segments, Cursor] | BaseException) -> None:
         while not self._closed.is_set():

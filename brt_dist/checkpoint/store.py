@@ -108,9 +108,9 @@ class CheckpointStore:
 
     def _check_belongs(self, manifest: Manifest) -> None:
         saved = Config.model_validate(manifest.config)
-        allowed = (*self._config.run.allow, "data.dataset")  # a folder may move: the digest tells
+        allowed = (*self._config.run.allow, "data.dataset", "data.mixture")  # a folder may move: the digest tells
         found = [str(change) for change in changes(flatten(saved), flatten(self._config), allowed)]
-        if self.is_new_dataset(manifest) and "data.dataset" not in self._config.run.allow:
+        if self.is_new_dataset(manifest) and not {"data.dataset", "data.mixture"} & set(self._config.run.allow):
             found.append(
                 f"data.dataset: digest {manifest.dataset[:12]} in the run, {self._dataset[:12]} now: other documents "
                 "or another tokenizer"

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from brt_dist.config.schema import Config
 
@@ -104,9 +105,10 @@ def _pod_volumes(config: Config) -> Iterator[str]:
     for path in volumes:
         if not path.startswith("/"):
             yield f"launch.kubernetes.volumes: {path!r} must be an absolute path in the pod"
-    named = {"run.directory": config.run.directory, "data.dataset": data.dataset, "data.validation": data.validation}
-    for key, folder in named.items():
-        if folder is not None and not any(folder.is_relative_to(path) for path in volumes):
+    named = [("run.directory", config.run.directory), ("data.validation", data.validation)]
+    named += [("data.mixture" if data.mixture else "data.dataset", place) for place, _ in data.training]
+    for key, folder in named:
+        if isinstance(folder, Path) and not any(folder.is_relative_to(path) for path in volumes):
             yield f"{key}={folder} is on no volume of the pods; they have {', '.join(sorted(volumes))}"
 
 

@@ -6,6 +6,7 @@ value that works, and for the layout as a whole the nearest layout that works.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brt_dist.config.launch_rules import broken_launch_rules
@@ -14,6 +15,7 @@ from brt_dist.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipelines.dataset import Dataset
+    from pipelines.mixture import Mixture
 
 _LARGEST_FACTOR = 1 << 14  # nothing is ever split into more parts than this
 
@@ -22,13 +24,21 @@ _LARGEST_FACTOR = 1 << 14  # nothing is ever split into more parts than this
 class DatasetFacts:
     """What the rules need to know of a dataset that was opened."""
 
-    documents: int
+    documents: int  # that may be read at once: of a mixture, as many as its weights allow
     vocab_size: int
     tokenizer_digest: str
 
     @classmethod
-    def of(cls, dataset: "Dataset") -> "DatasetFacts":
-        return cls(len(dataset.lengths), dataset.vocab_size, dataset.record.tokenizer.sha256)
+    def of(cls, dataset: "Dataset | Mixture", config: Config | None = None) -> "DatasetFacts":
+        """config: of a run that trains on it."""
+        documents = dataset.documents
+        if config is not None and len(dataset.parts) > 1:
+            from pipelines.deal import Deal
+
+            deal = Deal(dataset.parts, dataset.weights, config.run.seed)
+            fit = deal.documents_until_repeat(config.data.streams)
+            documents = fit if fit < config.data.streams else documents
+        return cls(documents, dataset.vocab_size, dataset.tokenizer_sha256)
 
 
 def check(config: Config, dataset: DatasetFacts | None = None, validation: DatasetFacts | None = None) -> None:
@@ -239,27 +249,49 @@ def _schedule(config: Config) -> Iterator[str]:
 
 def _folders(config: Config) -> Iterator[str]:
     run = config.run.directory
-    for name, folder in (("dataset", config.data.dataset), ("validation", config.data.validation)):
-        if folder is not None and run.resolve() == folder.resolve():
+    places = [("dataset", config.data.dataset), ("validation", config.data.validation)]
+    places += [("mixture", part.dataset) for part in config.data.mixture]
+    for name, folder in places:
+        if isinstance(folder, Path) and run.resolve() == folder.resolve():
             yield f"run.directory and data.{name} are the same folder, {run}; nearest: run.directory={run / 'run'}"
+
+
+def _training_data(config: Config) -> Iterator[str]:
+    data = config.data
+    if data.dataset is None and not data.mixture:
+        yield "data.dataset is missing (folder or URL of the training dataset); or give several as data.mixture"
+    if data.dataset is not None and data.mixture:
+        yield (
+            f"data.dataset={data.dataset} and data.mixture are both given; nearest: only data.mixture, with "
+            f"{{dataset: {data.dataset}, weight: ...}} as one more item"
+        )
+    places = [str(part.dataset) for part in data.mixture]
+    twice = sorted({place for place in places if places.count(place) > 1})
+    if twice:
+        yield f"data.mixture has {twice[0]} more than once; nearest: one item with the sum of the weights"
+
+
+def _training(config: Config) -> str:
+    return f"the dataset {config.data.dataset}" if config.data.dataset is not None else "data.mixture"
 
 
 def _dataset(config: Config, dataset: DatasetFacts, validation: DatasetFacts | None) -> Iterator[str]:
     if config.model.vocab_size not in (None, dataset.vocab_size):
         yield (
-            f"model.vocab_size={config.model.vocab_size}, but the dataset {config.data.dataset} has "
+            f"model.vocab_size={config.model.vocab_size}, but {_training(config)} has "
             f"{dataset.vocab_size} tokens in its vocabulary; nearest: model.vocab_size={dataset.vocab_size}"
         )
     if dataset.documents < config.data.streams:
         yield (
-            f"data.streams={config.data.streams}, but the dataset {config.data.dataset} has {dataset.documents} "
-            "documents, and no two streams may read the same one; "
+            f"data.streams={config.data.streams}, but {_training(config)} has {dataset.documents} documents"
+            + (" to begin with at these weights" if config.data.mixture else "")
+            + ", and no two streams may read the same one; "
             + (f"nearest: data.streams={_fitting_streams(config, dataset)}" if dataset.documents else "it is empty")
         )
     if validation is not None and validation.tokenizer_digest != dataset.tokenizer_digest:
         yield (
             f"data.validation {config.data.validation} was built with another tokenizer "
-            f"({validation.tokenizer_digest[:12]}) than data.dataset {config.data.dataset} "
+            f"({validation.tokenizer_digest[:12]}) than {_training(config)} "
             f"({dataset.tokenizer_digest[:12]}); build it again with the tokenizer of the training data"
         )
 
@@ -275,6 +307,7 @@ _LAYOUT_RULES: tuple[_Rule, ...] = (
     _nodes,
 )
 _OTHER_RULES: tuple[_Rule, ...] = (
+    _training_data,
     _segment,
     _recurrent_layers,
     _feedback,

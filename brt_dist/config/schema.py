@@ -5,9 +5,10 @@ property, so it cannot disagree with them.  Rules that need more than one sectio
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PlainValidator, PositiveFloat, PositiveInt
+from pydantic_core import PydanticCustomError
 
 from brt_dist.config.launch import LaunchConfig
 from brt_dist.config.section import Section
@@ -54,15 +55,54 @@ class ModelConfig(Section):
         return tuple(sorted(i % self.layers for i in self.recurrent_layers))
 
 
+def _place(value: Any) -> Path | str:
+    if not isinstance(value, str | Path) or not str(value):
+        raise PydanticCustomError("place_type", "must be a folder or a URL")
+    # a Path would make s3:/ of s3://
+    return str(value) if "://" in str(value) else Path(value)
+
+
+Place = Annotated[Path | str, PlainValidator(_place, json_schema_input_type=str)]  # a folder, or a URL with ://
+
+
+class MixturePart(Section):
+    """A dataset of a mixture."""
+
+    dataset: Place = Field(description="folder or URL of the dataset")
+    weight: PositiveFloat = Field(description="its share of the tokens, relative to the other weights")
+
+
+class CacheConfig(Section):
+    """Where files of datasets at a URL are kept on each node."""
+
+    directory: Path | None = Field(
+        None, description="folder on a disk of the node; none: brt-cache-UID in its folder for temporary files"
+    )
+    budget_gb: PositiveFloat = Field(100.0, description="most that is kept there, in GB (10^9 bytes)")
+    ahead_steps: PositiveInt = Field(64, description="steps whose shards are fetched ahead")
+    retry_seconds: PositiveFloat = Field(600.0, description="longest time without an answer before the run stops")
+
+
 class DataConfig(Section):
     """What is read, and in which portions."""
 
-    dataset: Path = Field(description="folder of the training dataset (holds dataset.json)")
-    validation: Path | None = Field(None, description="folder of the held-out dataset")
+    dataset: Place | None = Field(None, description="folder or URL of the training dataset (holds dataset.json)")
+    mixture: tuple[MixturePart, ...] = Field(
+        (), description="instead of one dataset several, a list of {dataset, weight}"
+    )
+    validation: Place | None = Field(None, description="folder or URL of the held-out dataset")
+    cache: CacheConfig = Field(default_factory=CacheConfig, description="copies of what is read from URLs")
     segment: PositiveInt = Field(
         4096, description="tokens that one step reads of a stream [N]; a multiple of model.window"
     )
     streams: PositiveInt = Field(32, description="rows of the global batch [B]")
+
+    @property
+    def training(self) -> tuple[tuple[Path | str, float], ...]:
+        """Place and weight of each training dataset; one without a mixture."""
+        if self.dataset is not None:
+            return ((self.dataset, 1.0),)
+        return tuple((part.dataset, part.weight) for part in self.mixture)
 
 
 class ParallelConfig(Section):

@@ -13,6 +13,7 @@ _WANTED = {
     "bool_type": "true or false",
     "string_type": "text (put quotes around it)",
     "path_type": "a path",
+    "place_type": "a folder or a URL",
     "tuple_type": "a list, for example [-3]",
     "list_type": "a list",
     "dict_type": "a mapping, for example {name: value}",
@@ -64,6 +65,10 @@ def _description(key: str, root: type[BaseModel]) -> str | None:
     section: Any = root
     *sections, name = key.split(".")
     for part in sections:
+        if part not in getattr(section, "model_fields", {}):
+            return None  # a field of an item of a list
         section = section.model_fields[part].annotation
+    if not hasattr(section, "model_fields"):
+        return None
     field = section.model_fields.get(name)
     return field.description if field else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from brt_dist.parallel.engine import Engine
 from brt_dist.training.batches import step_input, streams_to_read
 from pipelines.dataset import Dataset
+from pipelines.mixture import Mixture
 from pipelines.one_pass import OnePassSchedule
 from pipelines.reader import SegmentReader
 
@@ -22,7 +23,7 @@ class Evaluation:
         return self.loss / math.log(2)
 
 
-def evaluate(engine: Engine, dataset: Dataset, max_steps: int, clear_memory: bool) -> Evaluation:
+def evaluate(engine: Engine, dataset: Dataset | Mixture, max_steps: int, clear_memory: bool) -> Evaluation:
     """Read `dataset` from the beginning, at most `max_steps` segments per stream.  Collective.
 
     Args:

@@ -135,11 +135,11 @@ def _public(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokenizer_of(config: Config, digest: str) -> bytes | None:
-    """That of the run's dataset, if it is still there."""
-    from pipelines.dataset import Dataset
+    """That of the run's data, if that is still there; data at URLs is not asked."""
+    from pipelines.mixture import open_weighted
 
     try:
-        with Dataset.open(config.data.dataset) as dataset:
-            return dataset.tokenizer.read_bytes() if dataset.digest == digest else None
+        with open_weighted(config.data.training) as data:
+            return data.tokenizer.read_bytes() if data.digest == digest else None
     except (BrtError, OSError):
         return None

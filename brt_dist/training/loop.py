@@ -18,6 +18,7 @@ from brt_dist.training.guards import StopRequest, check_finite
 from brt_dist.training.metrics import EventLog
 from brt_dist.training.schedule import learning_rate
 from pipelines.dataset import Dataset
+from pipelines.mixture import Mixture
 from pipelines.reader import Prefetcher, SegmentReader
 from pipelines.schedule import Cursor, StreamSchedule
 
@@ -39,7 +40,7 @@ class Trainer:
         layout: Layout,
         device: Device,
         events: EventLog,
-        train: Dataset,
+        train: Dataset | Mixture,
         validation: Dataset | None,
         stop: StopRequest,
     ) -> None:
@@ -47,10 +48,14 @@ class Trainer:
         self.layout = layout
         self.device = device
         self.events = events
-        self.datasets = {"train": train} | ({"validation": validation} if validation else {})
+        self.datasets: dict[str, Dataset | Mixture] = {"train": train}
+        if validation:
+            self.datasets["validation"] = validation
+        self.ahead = config.data.cache.ahead_steps if train.is_remote else 0
         self.stop = stop
         self.schedule = StreamSchedule(
-            train.lengths,
+            train.parts,
+            weights=train.weights,
             streams=config.data.streams,
             segment=config.data.segment,
             window=config.model.window,
@@ -75,7 +80,7 @@ class Trainer:
         checkpoint = self.store.open_newest()
         if checkpoint is None:
             if self.config.run.init_from is not None:
-                tokenizer = self.datasets["train"].record.tokenizer.sha256
+                tokenizer = self.datasets["train"].tokenizer_sha256
                 found = begin_from(self.config.run.init_from, self.config, tokenizer, self.engine)
                 self._report(f"starting with the {found}")
             return
@@ -96,7 +101,7 @@ class Trainer:
     def train_until(self, end: int) -> ExitCode:
         """Train, evaluate and save up to step `end`, or until asked to stop.  Collective."""
         reader = SegmentReader(self.datasets["train"], self.schedule)
-        prefetcher = Prefetcher(reader, self.schedule, self.cursor, streams_to_read(self.layout))
+        prefetcher = Prefetcher(reader, self.schedule, self.cursor, streams_to_read(self.layout), ahead=self.ahead)
         try:
             while self.step < end:
                 self._train_step(prefetcher)

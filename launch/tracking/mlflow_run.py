@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,19 +66,19 @@ class MlflowRun:
             self.id, tags=[RunTag(key, value[:_VALUE_LENGTH]) for key, value in {**tags, **changed}.items()]
         )
 
-    def log_datasets(self, datasets: Mapping[str, Path]) -> None:
-        """Log dataset inputs; `datasets`: context (training, validation) to the folder that holds dataset.json."""
+    def log_datasets(self, datasets: Sequence[tuple[str, Path | str]]) -> None:
+        """Log dataset inputs; `datasets`: context (training, validation) and the folder or URL of each."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = []
-        for context, folder in datasets.items():
-            record = _dataset_record(folder)
+        for context, folder in datasets:
+            record = _dataset_record(Path(folder)) if isinstance(folder, Path) else {}  # ranks read URLs, not we
             digest = str(record.get("digest", ""))
             profile = {key: record[key] for key in ("documents", "tokens", "digest") if key in record}
             dataset = Dataset(
-                name=folder.name,
+                name=str(folder).rstrip("/").rpartition("/")[2],
                 digest=digest.removeprefix("sha256:")[:_DIGEST_LENGTH] or "unknown",
-                source_type="local",
+                source_type="local" if isinstance(folder, Path) else "url",
                 source=json.dumps({"uri": str(folder)}),
                 profile=json.dumps(profile),
             )

@@ -70,8 +70,9 @@ class Syncer:
             mlflow = MlflowRun(self._uri, tracking.experiment, config.run.name, self._run, self._state)
             params = {key: redact(str(value)) for key, value in flatten(config).items()}
             mlflow.describe(params, _tags(self._run))
-            datasets = {"training": config.data.dataset, "validation": config.data.validation}
-            mlflow.log_datasets({context: folder for context, folder in datasets.items() if folder is not None})
+            places = [("training", place) for place, _ in config.data.training]
+            places += [("validation", config.data.validation)] if config.data.validation else []
+            mlflow.log_datasets(places)
             mlflow.log_text(redact(dump(config)), "config.yaml")
             self._mlflow = mlflow
         return self._mlflow

@@ -49,8 +49,8 @@ def ray_on(nodes: list[Machine], folder: Path, *, alone: int | None = None) -> I
         for process in processes:
             process.terminate()
         for process in processes:
-            process.wait(60)
-        assert not psutil.wait_procs(below, timeout=30)[1]
+            process.wait(120)
+        assert not psutil.wait_procs(below, timeout=100)[1]
 
 
 @pytest.fixture
@@ -80,22 +80,12 @@ def test_training_over_two_addresses(two: list[Machine], dataset: Path, tmp_path
             stderr=subprocess.PIPE,
             text=True,
         )
-        metrics = tmp_path / "run" / "here" / "metrics.jsonl"
-        wait_for(lambda: process.poll() is not None or (metrics.exists() and '"step"' in metrics.read_text()), "a step")
-        listening = {machine.address: machine.listening() for machine in two}
         out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
     outcome = json.loads(out)
     assert (outcome["verdict"], outcome["step"]) == ("finished", 400)
     record = json.loads((tmp_path / "run" / "here" / "attempts" / "001" / "attempt.json").read_text())
     assert record["exit_codes"] == {"0": 0, "1": 0} and len(record["nodes"]) == 2
-    for machine in two:
-        open_to_all = {
-            (address, pid)
-            for address, pid in listening[machine.address]
-            if address not in (machine.address, "127.0.0.1", "::1", f"::ffff:{machine.address}", "::ffff:127.0.0.1")
-        }
-        assert not open_to_all
 
 
 def test_the_doctor_names_a_node_with_storage_of_its_own(two: list[Machine], tmp_path: Path) -> None:

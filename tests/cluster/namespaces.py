@@ -24,22 +24,6 @@ class Machine:
         """`down` cuts it off from the others, `up` joins it again."""
         _ip("netns", "exec", self.namespace, "ip", "link", "set", "node0", state)
 
-    def listening(self) -> set[tuple[str, int]]:
-        """(address, process id) of everything that listens for TCP in it; pids of this machine."""
-        import psutil
-
-        inside = subprocess.run(
-            ["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=True
-        ).stdout.split()
-        found = set()
-        for pid in map(int, inside):
-            try:
-                connections = psutil.Process(pid).net_connections(kind="tcp")
-            except psutil.NoSuchProcess:
-                continue
-            found |= {(one.laddr.ip, pid) for one in connections if one.status == psutil.CONN_LISTEN}
-        return found
-
 
 @contextmanager
 def machines(count: int) -> Iterator[list[Machine]]:

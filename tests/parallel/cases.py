@@ -4,6 +4,7 @@ The corpus is random tokens in documents of different lengths, so that streams s
 and steps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,12 @@ class Corpus:
     @property
     def lengths(self) -> np.ndarray[Any, Any]:
         return np.array([len(document) for document in self.documents], dtype=np.int64)
+
+    def length(self, document: int) -> int:
+        return len(self.documents[document])
+
+    def expect(self, documents: Sequence[int]) -> None:
+        """Everything is here."""
 
     def tokens(self, document: int, offset: int, count: int) -> np.ndarray[Any, Any]:
         return self.documents[document][offset : offset + count]
@@ -92,7 +99,7 @@ def read_steps(given: Config, start: Cursor | None = None, steps: int = STEPS) -
     schedule = StreamSchedule(
         source.lengths, streams=given.data.streams, segment=given.data.segment, window=given.model.window, seed=7
     )
-    reader, cursor = SegmentReader(source, schedule), start or schedule.start()  # type: ignore[arg-type]
+    reader, cursor = SegmentReader(source, schedule), start or schedule.start()
     found = []
     for _ in range(steps):
         plan, cursor = schedule.step(cursor)

@@ -1,5 +1,6 @@
 """The cross-field rules: what they refuse, what they offer instead, and that the offer works."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brt_dist.config.deepspeed import deepspeed_config
-from brt_dist.config.loading import load
+from brt_dist.config.loading import dump, load
 from brt_dist.config.rules import DatasetFacts, check, nearest_layout
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError
@@ -198,3 +199,30 @@ def test_deepspeed_settings_follow_from_the_config() -> None:
     assert made["bf16"]["enabled"] and made["data_types"] == {"grad_accum_dtype": "fp32"}
     assert "optimizer" not in made
     assert "data_types" not in deepspeed_config(config_of("run.precision=fp32"))
+
+
+MIXTURE = "{dataset: a, weight: 1}, {dataset: 's3://bucket/b', weight: 0.5}"
+
+
+def mixture_of(text: str, dataset: str = "null") -> Config:
+    return config_of(f"data.dataset={dataset}", f"data.mixture=[{text}]")
+
+
+def test_a_dataset_or_a_mixture() -> None:
+    mixed = mixture_of(MIXTURE)
+    check(mixed, DatasetFacts(32, 256, "a"))
+    assert mixed.data.training == ((Path("a"), 1.0), ("s3://bucket/b", 0.5))
+    assert load(dump(mixed)).config == mixed
+    assert "data.dataset is missing" in refusal(mixture_of(""))
+    assert "are both given; nearest: only data.mixture" in refusal(mixture_of(MIXTURE, "books"))
+    assert "more than once" in refusal(mixture_of("{dataset: a, weight: 1}, {dataset: a, weight: 2}"))
+    message = refusal(mixed, DatasetFacts(7, 256, "a"))
+    assert "data.mixture has 7 documents to begin with at these weights" in message and "data.streams=7" in message
+    for broken, told in (
+        ("{dataset: a, weight: 0}", "greater than 0"),
+        ("{dataset: a}", "weight"),
+        ("{dataset: 3, weight: 1}", "a folder or a URL"),
+        ("{dataset: a, weight: 1, share: 2}", "share"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            mixture_of(broken)

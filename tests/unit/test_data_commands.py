@@ -5,11 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from brt_dist.errors import DataError
+from brt_dist.checkpoint.manifest import Manifest
+from brt_dist.errors import ConfigError, DataError
 from pipelines.commands import data
+from pipelines.dataset import Dataset
+from pipelines.schedule import StreamSchedule
 from tests.datasets import make_dataset
 
 TEXTS = ["The first document, of some length.", "Another.", "A third one\nof two lines."]
@@ -108,6 +112,44 @@ def test_inspect_shows_where_a_stream_is(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "--stream needs --streams, --segment and --window" in result.stderr
     with pytest.raises(DataError, match="stream 1 does not exist"):
         run(*stream, "--stream", 1)
+
+
+def test_inspect_shows_where_a_stream_of_a_run_is(tmp_path: Path) -> None:
+    """From the beginning, and over a change of the number of streams, as the schedule says; then from a checkpoint."""
+    texts = ["".join(chr(97 + n) for _ in range(30 + n)) for n in range(6)]
+    folder = make_dataset(tmp_path, texts).folder
+    run_directory = tmp_path / "run"
+    run_directory.mkdir()
+    config = f"data: {{dataset: {folder}, segment: 8, streams: 2}}\nmodel: {{window: 4}}\n"
+    (run_directory / "config.yaml").write_text(config + f"run: {{directory: {run_directory}, steps: 50, seed: 5}}\n")
+    attempts = [(0, 3), (4, 1), (6, 2)]  # (first step, streams); the second attempt ended before its first checkpoint
+    lines = [
+        {"event": "attempt", "start_step": step, "layout": {"streams": b}}
+        for step, b in [(0, 3), (5, 4), *attempts[1:]]
+    ]
+    (run_directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"event": "att')
+    schedule = StreamSchedule(np.array([len(t) for t in texts]), streams=3, segment=8, window=4, seed=5)
+    cursor = schedule.start()
+    for step in range(9):
+        for begin, streams in attempts[1:]:
+            if begin == step:
+                schedule, cursor = schedule.resized(streams), cursor.resized(streams)
+        plan, cursor = schedule.step(cursor)
+        for stream in range(schedule.streams):
+            shown = json.loads(
+                run("inspect", "--run", run_directory, "--step", step, "--stream", stream, "--json").stdout
+            )
+            first = shown["reads"][0]
+            assert (first["document"], first["begin"]) == (plan.document[stream, 0], plan.offset[stream, 0])
+            assert first["text"] == texts[first["document"]][first["begin"] : first["end"]]
+    saved = Manifest(7, 7, 0, schedule.at(20).to_json(), {}, {}, Dataset.open(folder).digest, {}, {}, (), {})
+    (run_directory / "checkpoints/step_00000007").mkdir(parents=True)
+    (run_directory / "checkpoints/step_00000007/manifest.json").write_text(saved.dump())
+    shown = json.loads(run("inspect", "--run", run_directory, "--step", 9, "--stream", 1, "--json").stdout)
+    assert shown["reads"][0]["document"] == schedule.step(schedule.at(22))[0].document[1, 0]
+    assert run("inspect").exit_code == run("inspect", folder, "--run", run_directory).exit_code == 2
+    with pytest.raises(ConfigError, match="is no run directory"):
+        run("inspect", "--run", folder, "--stream", 0)
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,12 @@ from hypothesis import strategies as st
 
 from brt_dist.errors import DataError
 from pipelines.cursor import Cursor
+from pipelines.dataset import Dataset
 from pipelines.deal import Deal
+from pipelines.mixture import open_weighted
+from pipelines.reader import SegmentReader
 from pipelines.schedule import StreamSchedule
+from tests.datasets import make_dataset
 
 
 @st.composite
@@ -172,3 +177,35 @@ def test_shares_that_are_no_binary_fractions_are_exact() -> None:
     dealt, tokens = [0] * 3, [0] * 3
     deal.take(dealt, tokens, 100_000)
     assert dealt == [10_000, 20_000, 70_000]
+
+
+def test_a_mixture_of_datasets_reads_the_texts_of_its_documents(tmp_path: Path) -> None:
+    texts = [[f"{name}{number}" * (number + 1) for number in range(6)] for name in "ab"]
+    folders = [make_dataset(tmp_path / str(n), part, shard_size=30).folder for n, part in enumerate(texts)]
+    with open_weighted([(folders[0], 0.25), (folders[1], 0.75)]) as mixture:
+        assert [part.size for part in mixture.parts] == [6, 6] and mixture.lengths.tolist() == [
+            len(text) for part in texts for text in part
+        ]
+        for document, text in enumerate(texts[0] + texts[1]):
+            assert bytes(mixture.tokens(document, 0, mixture.length(document)).astype(np.uint8)).decode() == text
+        assert mixture.source(7)["source"] == "corpus/00001.txt" and mixture.source(7)["dataset"] == str(folders[1])
+        schedule = StreamSchedule(mixture.parts, weights=mixture.weights, streams=2, segment=8, window=4, seed=0)
+        plan, _ = schedule.step(schedule.start())
+        got = SegmentReader(mixture, schedule).read(plan, [0, 1])
+        for stream in (0, 1):
+            text = (texts[0] + texts[1])[plan.document[stream, 0]]
+            assert "".join(map(chr, got.input[stream, : plan.length[stream, 0]])) == text[:4]
+        with pytest.raises(IndexError):
+            mixture.tokens(12, 0, 1)
+        digest = mixture.digest
+    with open_weighted([(folders[0], 0.5), (folders[1], 0.5)]) as other:
+        assert other.digest != digest
+    with open_weighted([(folders[0], 3.0)]) as alone:
+        assert isinstance(alone, Dataset)
+
+
+def test_a_mixture_has_one_tokenizer(tmp_path: Path) -> None:
+    one = make_dataset(tmp_path / "1", ["some text"]).folder
+    other = make_dataset(tmp_path / "2", ["some text"], tokenizer="bpe:260").folder
+    with pytest.raises(DataError, match=r"data.mixture: .*2/dataset was built with another tokenizer .*--tokenizer"):
+        open_weighted([(one, 1), (other, 1)])

@@ -74,7 +74,7 @@ def test_segments_hold_what_the_plan_says(dataset: Dataset, shape: tuple[int, in
             assert got.target[at] == (ord(text[place + 1]) if place + 1 < len(text) else 0)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(shape=shapes)
 def test_an_epoch_has_every_token_as_input_once(dataset: Dataset, shape: tuple[int, int, int, int]) -> None:
     """Of the tokens read until all of the first epoch is, those of the first epoch are the corpus."""
@@ -158,5 +158,5 @@ def test_more_shards_than_may_be_open_at_once(tmp_path: Path) -> None:
     with Dataset.open(tmp_path / "dataset") as dataset:
         assert len(dataset.record.shards) == 300
         views = [dataset.tokens(number, 0, 10) for number in range(300)]
-        assert dataset._map.cache_info().currsize <= 256
+        assert dataset._files._map.cache_info().currsize <= 256
     assert ["".join(map(chr, view)) for view in views] == texts

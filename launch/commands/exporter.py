@@ -1,0 +1,21 @@
+"""`brt metrics-exporter`."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command("metrics-exporter")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option("--address", default="127.0.0.1", show_default=True, help="address to listen on")
+@click.option("--port", default=9464, show_default=True, type=click.IntRange(0, 65535), help="port; 0: any")
+def exporter(runs: tuple[Path, ...], address: str, port: int) -> None:
+    """Serve the last numbers of RUNS to Prometheus, until Ctrl-C; reads their metrics.jsonl, and ranks know nothing.
+
+    It only listens on this machine unless --address says otherwise.
+    """
+    from launch.exporter import serve
+
+    with serve(runs, address, port) as server:
+        click.echo(f"http://{address}:{server.server_address[1]}/metrics", err=True)
+        server.serve_forever()

@@ -1,0 +1,99 @@
+"""The files of a dataset that is at a URL, read through the node's cache."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from brt_dist.errors import DataError
+from pipelines.ahead import Reader
+from pipelines.cache import CacheSettings, FileCache, RemoteFile, file_system
+from pipelines.format import (
+    DATASET_FILE,
+    DOCUMENTS_FILE,
+    TOKENIZER_FILE,
+    DatasetRecord,
+    ShardRecord,
+    index_name,
+)
+
+
+class RemoteFiles:
+    """The same methods as `LocalFiles` of `pipelines.dataset`; every byte that it returns was verified.
+
+    Errors are those of `FileCache`; DataError also for a dataset.json that is none, or was altered.
+    """
+
+    def __init__(self, url: str, settings: CacheSettings, report: Callable[[str], None]) -> None:
+        self.place = url.rstrip("/")
+        self._cache = FileCache(settings, report)
+        self._reader = Reader(self._cache)
+        self._held: dict[str, int] = {}
+        self.record = self._load()
+
+    def check(self) -> None:
+        """Nothing: files are checked when they arrive."""
+
+    def documents(self) -> str:
+        return self._hold(RemoteFile(self._url(DOCUMENTS_FILE), self.record.documents_sha256))
+
+    def tokenizer(self) -> Path:
+        return Path(self._hold(RemoteFile(self._url(TOKENIZER_FILE), self.record.tokenizer.sha256)))
+
+    def index(self, shard: ShardRecord) -> Path:
+        return Path(self._hold(RemoteFile(self._url(index_name(shard.name)), shard.index_sha256)))
+
+    def shard(self, shard: ShardRecord) -> Path:
+        return Path(self._hold(self._file(shard)))
+
+    def read(self, shard: ShardRecord, begin: int, size: int) -> npt.NDArray[np.uint8]:
+        """Bytes (size,) of a shard: a copy, so that the file need not stay."""
+        with self._cache.reading(self._file(shard)) as descriptor:
+            data = np.empty(size, dtype=np.uint8)
+            view, position = memoryview(data.data), begin
+            while view:
+                got = os.preadv(descriptor, [view], position)
+                if not got:
+                    raise DataError(f"{self._url(shard.name)}: became shorter while it was read")
+                view, position = view[got:], position + got
+        return data
+
+    def expect(self, shards: Sequence[ShardRecord]) -> None:
+        """These will be read, in this order: fetch them ahead."""
+        self._reader.expect([self._file(shard) for shard in shards])
+
+    def close(self) -> None:
+        self._reader.close()
+        for descriptor in self._held.values():
+            os.close(descriptor)
+        self._held.clear()
+        self._cache.close()
+
+    def _load(self) -> DatasetRecord:
+        from pipelines.build import dataset_digest
+
+        url = self._url(DATASET_FILE)
+        system, path = file_system(url)
+        content = self._cache.persistently(url, lambda: bytes(system.cat_file(path)))
+        try:
+            record = DatasetRecord.model_validate_json(content)
+        except ValidationError:
+            raise DataError(f"{url}: not a dataset of this format") from None
+        if dataset_digest(record.tokenizer.sha256, record.shards) != record.digest:
+            raise DataError(f"{url}: altered (its digest is not that of its shards); build the dataset again")
+        return record
+
+    def _hold(self, file: RemoteFile) -> str:
+        """A path to the file that stays good, whatever becomes of the cache, until `close`."""
+        if file.sha256 not in self._held:
+            self._held[file.sha256] = self._cache.open(file)
+        return f"/proc/self/fd/{self._held[file.sha256]}"
+
+    def _url(self, name: str) -> str:
+        return f"{self.place}/{name}"
+
+    def _file(self, shard: ShardRecord) -> RemoteFile:
+        return RemoteFile(self._url(shard.name), shard.sha256, shard.bytes)
