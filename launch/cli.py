@@ -21,6 +21,8 @@ _COMMANDS = {
     "status": ("launch.commands.status:status", "Show where a run stands."),
     "doctor": ("launch.commands.doctor:doctor", "Check the nodes: versions, devices, network, storage, clocks."),
     "checkpoint": ("launch.commands.checkpoint:checkpoint", "List, show, verify and prune the checkpoints of a run."),
+    "export": ("launch.commands.export:export", "Write the weights of a run for others: safetensors, hf, reference."),
+    "import": ("launch.commands.export:import_", "Make weights of others something that a run can start from."),
     "metrics-exporter": ("launch.commands.exporter:exporter", "Serve the last numbers of runs to Prometheus."),
     "config": ("launch.commands.config:config", "Show a resolved config, or the schema of all keys."),
 }

@@ -21,15 +21,14 @@ def absolute(config: Config) -> Config:
     data, run = config.data, config.run
     mixture = tuple(part.model_copy(update={"dataset": _absolute(part.dataset)}) for part in data.mixture)
     folders = {"dataset": _absolute(data.dataset), "mixture": mixture, "validation": _absolute(data.validation)}
-    checkpoints = run.checkpoints
-    if checkpoints is not None and "://" not in checkpoints:
-        checkpoints = os.path.abspath(checkpoints)
+    places = {
+        name: place if place is None or "://" in place else os.path.abspath(place)
+        for name, place in (("checkpoints", run.checkpoints), ("init_from", run.init_from))
+    }
     return config.model_copy(
         update={
             "data": data.model_copy(update=folders),
-            "run": run.model_copy(
-                update={"directory": Path(os.path.abspath(run.directory)), "checkpoints": checkpoints}
-            ),
+            "run": run.model_copy(update={"directory": Path(os.path.abspath(run.directory)), **places}),
         }
     )
 

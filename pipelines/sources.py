@@ -1,29 +1,31 @@
-"""Sources of text: folders of text files and JSONL.  One document in, one document out, in a stated order.
+"""Sources of text: text files, JSONL and Parquet.  One document in, one document out, in a stated order.
 
-Order: files of a folder by their path, compared component by component as UTF-8 bytes; lines of a JSONL file as they
-stand.  Names that begin with a dot, and links to folders, are left out.  Paths may be local or any fsspec URL.
+Order: files of a folder by their path, compared component by component as UTF-8 bytes; lines of a JSONL file and rows
+of a Parquet file as they stand.  Names that begin with a dot, and links to folders, are left out.  Paths may be local
+or any fsspec URL.
 
-A source is listed as units of work: a text file, a whole compressed JSONL file, or a range of bytes of a plain JSONL
-file (the lines that begin in it, so that a large file can be cut without reading it).  Reading a unit streams.
+A source is listed as units of work: a text file, a whole compressed JSONL or Parquet file, or a range of bytes of a
+plain JSONL file (the lines that begin in it, so that a large file can be cut without reading it).  Reading a unit
+streams.
 """
 
-import gzip
 import io
 import json
 import os
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import IO, Any, Literal, cast
 
 from brt_dist.errors import DataError
+from pipelines.packed import BrokenFile, Compression, NoText, damage, parquet_column, unpacked
 
 TEXT_SUFFIXES = (".txt",)
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz")
-DEFAULT_SUFFIXES = TEXT_SUFFIXES + JSONL_SUFFIXES
+JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+DEFAULT_SUFFIXES = (*TEXT_SUFFIXES, *JSONL_SUFFIXES, ".parquet")
 
-Format = Literal["text", "jsonl", "jsonl.gz"]
+Format = Literal["text", "jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
+_COMPRESSION: dict[Format, Compression] = {"jsonl.gz": "gzip", "jsonl.zst": "zstd"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Source:
 def open_sources(specs: Sequence[str], suffixes: Sequence[str] = ()) -> list[Source]:
     """Sources as they were given.  DataError: none, missing, or two of the same name."""
     if not specs:
-        raise DataError("no source: give at least one folder of text files or JSONL file")
+        raise DataError("no source: give at least one folder of text files, JSONL or Parquet file")
     sources = []
     for spec in specs:
         filesystem, path = _filesystem(spec)
@@ -105,7 +107,7 @@ def open_sources(specs: Sequence[str], suffixes: Sequence[str] = ()) -> list[Sou
 
 
 def read_unit(unit: Unit, text_field: str) -> Iterator[Document | BadDocument]:
-    """The documents of a unit, in order.  text_field: the field of a JSONL record that holds the text.
+    """The documents of a unit, in order.  text_field: the field of a record that holds the text.
 
     Lines of white space alone hold no record and are passed over.
     DataError: the file is not the one that was listed.
@@ -113,6 +115,8 @@ def read_unit(unit: Unit, text_field: str) -> Iterator[Document | BadDocument]:
     try:
         if unit.format == "text":
             yield _read_text(unit)
+        elif unit.format == "parquet":
+            yield from _read_parquet(unit, text_field)
         else:
             yield from _read_jsonl(unit, text_field)
     except OSError as error:
@@ -146,13 +150,14 @@ def _read_jsonl(unit: Unit, text_field: str) -> Iterator[Document | BadDocument]
                 position += len(raw.readline()) - 1
             end: float = unit.end
         else:
-            file, position, end = cast(IO[bytes], gzip.GzipFile(fileobj=raw)), 0, float("inf")
+            file, position, end = unpacked(raw, _COMPRESSION[unit.format]), 0, float("inf")
         while position < end:
             place = f"{unit.name}@{position}"
             try:
-                line = file.readline()
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                yield BadDocument(f"{unit.name}, after line {lines}", f"broken gzip ({type(error).__name__})")
+                with damage(_COMPRESSION[unit.format]) if unit.format in _COMPRESSION else nullcontext():
+                    line = file.readline()
+            except BrokenFile as error:
+                yield BadDocument(f"{unit.name}, after line {lines}", str(error))
                 return
             if not line:
                 break
@@ -164,6 +169,24 @@ def _read_jsonl(unit: Unit, text_field: str) -> Iterator[Document | BadDocument]
                     item = BadDocument(f"{unit.name}, line {line_number}", item.reason)
                 yield item
             position += len(line)
+
+
+def _read_parquet(unit: Unit, text_field: str) -> Iterator[Document | BadDocument]:
+    rows = 0
+    with _open(unit.url) as file:
+        try:
+            for value in parquet_column(file, text_field):
+                rows += 1
+                place = f"{unit.name}, row {rows}"
+                if value is None:
+                    yield BadDocument(place, f"field {text_field!r} is not text")
+                else:
+                    yield _document(value, place)
+        except NoText as error:  # each row would have been a document
+            reason, total = error.args
+            yield from (BadDocument(f"{unit.name}, row {row}", reason) for row in range(1, total + 1))
+        except BrokenFile as error:
+            yield BadDocument(f"{unit.name}, after row {rows}", str(error))
 
 
 class _Unusable(Exception):
@@ -228,9 +251,10 @@ def _format(name: str, suffixes: tuple[str, ...]) -> Format | None:
     """How a file is read, by its name; none: it is not of this source.  A file given by itself is always read."""
     if suffixes and not name.endswith(suffixes):
         return None
-    if name.endswith(".jsonl"):
-        return "jsonl"
-    return "jsonl.gz" if name.endswith(".jsonl.gz") else "text"
+    for form in ("jsonl", "jsonl.gz", "jsonl.zst", "parquet"):
+        if name.endswith(f".{form}"):
+            return form
+    return "text"
 
 
 def _stamp(info: dict[str, Any]) -> str:

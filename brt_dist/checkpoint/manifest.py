@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -112,27 +113,32 @@ class Manifest:
             first = error.errors(include_url=False, include_input=False)[0]
             key = ".".join(str(part) for part in first["loc"])
             raise CheckpointError(f"{where}: {MANIFEST} is not that of a checkpoint ({key}: {first['msg']})") from None
-        problem = manifest.contradiction()
+        problem = contradiction(manifest.files, manifest.tensors, _FILE_NAME)
         if problem:
             raise CheckpointError(f"{where}: {MANIFEST} contradicts itself: {problem}")
         return manifest
 
-    def contradiction(self) -> str | None:
-        """What in it cannot be: names that lead out of the folder, tensors that do not fit into their files."""
-        sizes = {entry.name: entry.bytes for entry in self.files}
-        for name in sizes:
-            if not _FILE_NAME.fullmatch(name):
-                return f"{name!r} is no name of a tensor file"
-        used: dict[str, int] = defaultdict(int)
-        for name, tensor in self.tensors.items():
-            if tensor.file not in sizes:
-                return f"tensor {name} is in {tensor.file!r}, which is not among its files"
-            if tensor.dtype not in ELEMENT_BYTES or any(size < 0 for size in tensor.shape):
-                return f"tensor {name} cannot be {tensor.dtype} {list(tensor.shape)}"
-            used[tensor.file] += tensor.bytes
-            if used[tensor.file] > sizes[tensor.file]:
-                return f"the tensors of {tensor.file} up to {name} have more than its {sizes[tensor.file]} bytes"
-        return None
+
+def contradiction(files: Iterable[FileEntry], tensors: Mapping[str, TensorEntry], name: re.Pattern[str]) -> str | None:
+    """What cannot be: names that lead out of the folder, tensors that do not fit into their files.
+
+    Args:
+        name: what a file may be called.
+    """
+    sizes = {entry.name: entry.bytes for entry in files}
+    for file in sizes:
+        if not name.fullmatch(file):
+            return f"{file!r} is no name of a tensor file"
+    used: dict[str, int] = defaultdict(int)
+    for tensor, entry in tensors.items():
+        if entry.file not in sizes:
+            return f"tensor {tensor} is in {entry.file!r}, which is not among its files"
+        if entry.dtype not in ELEMENT_BYTES or any(size < 0 for size in entry.shape):
+            return f"tensor {tensor} cannot be {entry.dtype} {list(entry.shape)}"
+        used[entry.file] += entry.bytes
+        if used[entry.file] > sizes[entry.file]:
+            return f"the tensors of {entry.file} up to {tensor} have more than its {sizes[entry.file]} bytes"
+    return None
 
 
 _ADAPTER = TypeAdapter(Manifest)

@@ -70,7 +70,8 @@ class CheckpointStore:
             tokens=tokens,
             cursor=dict(cursor),
             evaluations=dict(evaluations),
-            config=self._config.model_dump(mode="json"),
+            # not where it is tracked: that may hold a password, and others read checkpoints
+            config=self._config.model_dump(mode="json", exclude={"run": {"tracking"}}),
             dataset=self._dataset,
             versions={name: version(name) for name in VERSIONS},
             saved_by=self._layout_fields(),

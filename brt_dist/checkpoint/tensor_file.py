@@ -6,7 +6,7 @@ they are written one after another as they arrive, and hashed on the way.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,13 +32,18 @@ def name_in_file(name: str) -> str:
 
 
 class TensorFileWriter:
-    """Writes `tensors` to `file`, in order, one call of :meth:`write` for each."""
+    """Writes `tensors` to `file`, in order, one call of :meth:`write` for each.
 
-    def __init__(self, file: IO[bytes], tensors: Sequence[LogicalTensor]) -> None:
+    metadata: texts for the header, which other programs look for.
+    """
+
+    def __init__(
+        self, file: IO[bytes], tensors: Sequence[LogicalTensor], metadata: Mapping[str, str] | None = None
+    ) -> None:
         self._file, self._tensors, self._next = file, tensors, 0
         self._sha256 = hashlib.sha256()
         self.bytes = 0
-        header: dict[str, Any] = {}
+        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
         offset = 0
         for tensor in tensors:
             place = [offset, offset + tensor.bytes]

@@ -168,6 +168,9 @@ class RunConfig(Section):
     keep_checkpoints: PositiveInt = Field(3, description="newest checkpoints that are kept")
     keep_every: NonNegativeInt = Field(0, description="steps whose multiples are kept for good; 0: none")
     keep_best: NonNegativeInt = Field(1, description="checkpoints with the lowest held-out loss that are kept")
+    init_from: str | None = Field(
+        None, description="weights that the run starts with: what brt import or brt export made, a run or a checkpoint"
+    )
     allow: tuple[str, ...] = Field((), description="settings that may differ from those of the checkpoint gone on from")
     evaluate_every: NonNegativeInt = Field(0, description="steps between evaluations; 0: only after the last step")
     evaluation_steps: PositiveInt = Field(50, description="segments per stream that an evaluation reads at most")

@@ -13,6 +13,7 @@ from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import build_engine
 from brt_dist.parallel.layout import Layout
 from brt_dist.training.batches import step_input, streams_to_read
+from brt_dist.training.begin import begin_from
 from brt_dist.training.guards import StopRequest, check_finite
 from brt_dist.training.metrics import EventLog
 from brt_dist.training.schedule import learning_rate
@@ -77,9 +78,13 @@ class Trainer:
         return self.train_until(self.config.run.steps)
 
     def resume(self) -> None:
-        """Take over the newest checkpoint, if there is one.  Collective."""
+        """Take over the newest checkpoint, or the weights to start with, if there are any.  Collective."""
         checkpoint = self.store.open_newest()
         if checkpoint is None:
+            if self.config.run.init_from is not None:
+                tokenizer = self.datasets["train"].tokenizer_sha256
+                found = begin_from(self.config.run.init_from, self.config, tokenizer, self.engine)
+                self._report(f"starting with the {found}")
             return
         with checkpoint:
             manifest = checkpoint.manifest

@@ -71,7 +71,7 @@ def test_training_over_two_addresses(two: list[Machine], dataset: Path, tmp_path
         head = (tmp_path / "head").read_text()
         assert head.startswith(f"{two[0].address}:")
         train = [sys.executable, "-m", "launch.cli", "train", str(config), "--ray-address", head, "--json"]
-        settings = ["launch.nodes=2", "launch.start_timeout_seconds=120", "run.steps=400"]
+        settings = ["launch.nodes=2", "run.steps=400"]
         process = subprocess.Popen(
             two[0].command(*train, *settings, "run.tracking.enabled=false"),
             cwd=ROOT,

@@ -80,6 +80,11 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         _wait_for(lambda: _idle(variables) == 2, "two idle nodes", folder)
         yield variables
     finally:
+        # Jobs outlive their Slurm otherwise.
+        subprocess.run(["scancel", "--user=root"], env={**os.environ, **variables}, check=False, capture_output=True)
+        deadline = time.monotonic() + 90
+        while _jobs(variables) and time.monotonic() < deadline:
+            time.sleep(1)
         for process in reversed(processes):
             process.terminate()
         for process in processes:
@@ -93,6 +98,13 @@ def _idle(variables: dict[str, str]) -> int:
     command = ["sinfo", "--noheader", "--Node", "--format=%N %T"]
     done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
     return sum(line.split()[-1] == "idle" for line in done.stdout.splitlines())
+
+
+def _jobs(variables: dict[str, str]) -> list[str]:
+    done = subprocess.run(
+        ["squeue", "--noheader"], env={**os.environ, **variables}, capture_output=True, text=True, check=False
+    )
+    return done.stdout.splitlines()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -4,7 +4,6 @@ A golden file NAME.npz holds weights, three consecutive segments, and for each t
 (for the first two) the gradients; NAME.json beside it says which network it is.
 """
 
-import ast
 import json
 import zipfile
 import zlib
@@ -20,6 +19,7 @@ from torch import Tensor
 from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import CheckpointError, DataError
 from brt_dist.export.reference import from_reference, to_reference
+from brt_dist.export.reference_config import UnsupportedKind, from_settings
 from brt_dist.model.memory import LayerMemory
 from brt_dist.model.model import BlockRecurrentModel, full_logits, loss_sum, token_losses
 from brt_dist.model.parameters import load, logical_parameters
@@ -28,10 +28,6 @@ FORWARD_TOLERANCE = 1e-5  # largest absolute difference
 GRADIENT_TOLERANCE = 5e-5  # per tensor: largest absolute difference / largest absolute value
 SEGMENTS = 3
 LEFTOVER = 7.0  # in all memory before the first segment; the starts of documents must hide it
-
-
-class UnsupportedKind(Exception):
-    """The golden file is of a kind that the model does not have."""
 
 
 @dataclass(frozen=True)
@@ -62,34 +58,6 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise DataError(f"{path}: not a golden file with its .json beside it ({error})") from None
 
 
-def model_config(golden: Mapping[str, Any]) -> ModelConfig:
-    """Our config for the settings in a golden file.
-
-    Raises:
-        UnsupportedKind: the model does not have this kind.
-    """
-    gates = {"bias": "fixed", "lstm": "lstm"}
-    if golden["gate"] not in gates:
-        raise UnsupportedKind(f"gate {golden['gate']}")
-    recurrent = ast.literal_eval(golden["rec"])
-    return ModelConfig(
-        layers=golden["L"],
-        width=golden["D"],
-        heads=golden["H"],
-        head_dim=golden["DH"],
-        mlp_width=golden["MLP"],
-        vocab_size=golden["V"],
-        window=golden["W"],
-        recurrent_layers=recurrent,
-        states=golden["S"],
-        cell="skip" if golden["skip"] else "single" if golden["single"] else "dual",
-        gate=gates[golden["gate"]],
-        # the reference only feeds back where it also runs the stack block by block
-        feedback=bool(golden["feedback"] and golden["dstack"] and recurrent),
-        dropout=0.0,
-    )
-
-
 def compare(path: Path) -> Differences:
     """Run the golden file `path` through the model.  Megatron's groups must exist.
 
@@ -99,11 +67,13 @@ def compare(path: Path) -> Differences:
     """
     golden, arrays = read(path)
     try:
-        config = model_config(golden)
+        config = from_settings(golden)
         weights = {name.removeprefix("param/"): value for name, value in arrays.items() if name.startswith("param/")}
         model = BlockRecurrentModel(config)
         load(model, from_reference(weights, config))
         return _run(model, config, arrays)
+    except UnsupportedKind:
+        raise
     except (KeyError, CheckpointError) as error:
         raise DataError(f"{path}: incomplete or inconsistent ({error})") from None
 

@@ -44,7 +44,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not set(HEAVY) & set(done.stderr.split())
 
 
-@pytest.mark.parametrize("command", ["data", "train", "status", "checkpoint", "config"])
+@pytest.mark.parametrize("command", ["data", "train", "status", "checkpoint", "export", "import", "config"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(command, "--help", capsys=capsys)
     assert code == 0 and out.startswith("Usage: brt")

@@ -1,15 +1,19 @@
 """Sources: every document comes out once, in the stated order, and what cannot be used is named."""
 
 import gzip
+import io
 import json
 from pathlib import Path
 
 import fsspec
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from brt_dist.errors import DataError
+from pipelines.packed import damage, parquet_column, unpacked
 from pipelines.plan import list_sources, plan_shards, sample
 from pipelines.sources import BadDocument, Document, open_sources, read_unit
 
@@ -129,6 +133,83 @@ def test_gzip_is_read_and_a_truncated_one_is_named(tmp_path: Path) -> None:
     *good, last = read_all(tmp_path / "x.jsonl.gz")
     assert good == whole[: len(good)] and 0 < len(good) < 2000
     assert last == BadDocument(f"x.jsonl.gz, after line {len(good)}", "broken gzip (EOFError)")
+
+
+def test_zstd_is_read_and_a_truncated_one_is_named(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"text": f"document {number} " + "x" * (number % 97)}).encode() + b"\n" for number in range(9000)
+    ]
+    codec = pyarrow.Codec("zstd")
+    frames = [codec.compress(b"".join(part), asbytes=True) for part in (lines[:10], lines[10:])]
+    path = tmp_path / "x.jsonl.zst"
+    path.write_bytes(b"".join(frames))  # `zstd` itself writes several frames for large files
+    whole = read_all(path, 100)
+    assert [item.text for item in whole if isinstance(item, Document)] == [json.loads(line)["text"] for line in lines]
+    for damaged in (b"".join(frames)[:-1], frames[0] + frames[1][: len(frames[1]) // 2], frames[0] + b"no frame"):
+        path.write_bytes(damaged)
+        *good, last = read_all(path)
+        assert good == whole[: len(good)] and len(good) < 9000
+        assert last == BadDocument(f"x.jsonl.zst, after line {len(good)}", "broken zstd")
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), "dictionary"])
+def test_parquet_rows_are_documents(tmp_path: Path, kind: pyarrow.DataType | str) -> None:
+    texts = [f"row {number} ü\0\r\n" for number in range(1000)]
+    texts[7:9] = [None, ""]  # type: ignore[list-item]
+    column = pyarrow.array(texts).dictionary_encode() if kind == "dictionary" else pyarrow.array(texts, kind)
+    table = pyarrow.table({"id": list(range(1000)), "text": column})
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=300)
+    items = read_all(tmp_path / "x.parquet", 100)
+    assert items[7] == BadDocument("x.parquet, row 8", "field 'text' is not text")
+    assert items[8] == BadDocument("x.parquet, row 9", "empty")
+    assert items[:7] + items[9:] == [
+        Document(text, f"x.parquet, row {row}") for row, text in enumerate(texts, 1) if row not in (8, 9)
+    ]
+
+
+def test_parquet_without_text_loses_no_row_unsaid(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.table({"body": ["a", "b"]}), path)
+    assert read_all(path) == [BadDocument(f"x.parquet, row {row}", "no field 'text'") for row in (1, 2)]
+    parquet.write_table(pyarrow.table({"text": [1, 2]}), path)
+    assert read_all(path) == [BadDocument(f"x.parquet, row {row}", "field 'text' is not text") for row in (1, 2)]
+
+
+def test_damaged_parquet_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    bad = pyarrow.array([b"good", b"bad \xff"]).cast(pyarrow.binary()).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": bad}), path)
+    assert read_all(path) == [
+        Document("good", "x.parquet, row 1"),
+        BadDocument("x.parquet, row 2, byte 4", "not UTF-8"),
+    ]
+    parquet.write_table(pyarrow.table({"text": [f"text {n}" for n in range(500)]}), path, row_group_size=100)
+    data = path.read_bytes()
+    path.write_bytes(data[:-20])
+    assert read_all(path) == [BadDocument("x.parquet, after row 0", "broken Parquet (ArrowInvalid)")]
+    offset = _page_of_group(data, 2)
+    path.write_bytes(data[:offset] + b"\xff" * 30 + data[offset + 30 :])
+    *good, last = read_all(path)
+    assert [item.text for item in good if isinstance(item, Document)] == [f"text {n}" for n in range(len(good))]
+    assert 0 < len(good) <= 200 and isinstance(last, BadDocument) and last.reason.startswith("broken Parquet")
+    assert last.place == f"x.parquet, after row {len(good)}"
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), OSError(5, "Input/output error")])
+def test_a_storage_that_fails_is_no_bad_document(error: OSError) -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise error
+
+    with pytest.raises(type(error)), damage("zstd"):
+        unpacked(Failing(b"x" * 100), "zstd").readline()
+    with pytest.raises(type(error)):
+        list(parquet_column(Failing(b"x" * 100), "text"))
+
+
+def _page_of_group(data: bytes, group: int) -> int:
+    column = parquet.ParquetFile(io.BytesIO(data)).metadata.row_group(group).column(0)
+    return int(column.dictionary_page_offset or column.data_page_offset)
 
 
 def test_any_fsspec_file_system(tmp_path: Path) -> None:

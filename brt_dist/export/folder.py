@@ -1,0 +1,194 @@
+"""A model as a folder: safetensors under logical names, a config.json as Hugging Face users expect it, the tokenizer.
+
+OUT/config.json                    the network, where it comes from, sizes and digests of the files
+OUT/model.safetensors              the weights, float32; above a size in several files with an index
+OUT/tokenizer.json                 as the dataset has it
+OUT/config.yaml                    (kind safetensors) the run's config
+OUT/README.md                      (kind hf) model card
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from brt_dist.checkpoint.manifest import FileEntry, TensorEntry, contradiction
+from brt_dist.checkpoint.tensor_file import TensorFileReader, TensorFileWriter
+from brt_dist.checkpoint.verification import sha256_of, tensors_in
+from brt_dist.config.schema import ModelConfig
+from brt_dist.errors import CheckpointError, PlatformError
+from brt_dist.export.card import model_card
+from brt_dist.export.weights import Weights, check_shapes, logical_shapes
+from brt_dist.files import sync_directory, write_atomic
+from brt_dist.parallel.pieces import LogicalTensor, Region
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+SHARD_BYTES = 5 * 10**9
+_FORMAT = 1
+_CONFIG_LIMIT = 64 << 20  # bytes
+_FILE_NAME = re.compile(r"model(-\d+-of-\d+)?\.safetensors", re.ASCII)
+_SECTION = "brt_dist"
+
+Kind = Literal["safetensors", "hf"]
+
+
+def write_folder(weights: Weights, out: Path, kind: Kind, shard_bytes: int = SHARD_BYTES) -> list[str]:
+    """Write `weights` as the folder `out`, which appears whole or not at all; returns the names in it.
+
+    Raises:
+        PlatformError: `out` holds something already, or cannot be written.
+        CheckpointError: the weights are not those of their network.
+    """
+    check_shapes(weights.shapes, logical_shapes(weights.model), weights.where)
+    draft = out.with_name(f".{out.name}.draft-{os.getpid()}")
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise PlatformError(f"{out} holds other files; nearest: --out {out.with_name(out.name + '_2')}")
+        draft.mkdir(parents=True)
+        try:
+            _write(weights, draft, kind, shard_bytes)
+            sync_directory(draft)
+            if out.exists():
+                out.rmdir()
+            draft.rename(out)
+            sync_directory(out.parent)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        raise PlatformError(f"{out} cannot be written: {error.strerror or error}") from error
+    return sorted(path.name for path in out.iterdir())
+
+
+@contextmanager
+def open_folder(folder: Path) -> Iterator[Weights]:
+    """The weights in a folder that :func:`write_folder` made, verified.
+
+    Raises:
+        CheckpointError: damaged, or made by something else.
+    """
+    about, model = _read_config(folder)
+    try:
+        files = TypeAdapter(tuple[FileEntry, ...]).validate_json(json.dumps(about["files"]))
+        tensors = TypeAdapter(dict[str, TensorEntry]).validate_json(json.dumps(about["tensors"]))
+    except (ValidationError, KeyError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: section {_SECTION} is not one of brt_dist ({error})") from None
+    problem = contradiction(files, tensors, _FILE_NAME)
+    if problem:
+        raise CheckpointError(f"{folder / CONFIG} contradicts itself: {problem}")
+    shapes = {name: entry.shape for name, entry in tensors.items()}
+    check_shapes(shapes, logical_shapes(model), str(folder))
+    for entry in files:
+        _verify(folder / entry.name, entry, {name: t for name, t in tensors.items() if t.file == entry.name})
+    readers = {entry.name: TensorFileReader(folder / entry.name) for entry in files}
+
+    def read(name: str) -> Tensor:
+        shape = shapes[name]
+        tensor = LogicalTensor(f"weights/{name}", shape, torch.float32)
+        return readers[tensors[name].file].read(tensor, Region.whole(shape)).view(shape)
+
+    tokenizer = folder / TOKENIZER
+    facts, config = about.get("facts", {}), about.get("config")
+    try:
+        yield Weights(
+            str(folder), model, shapes, read, facts, config, tokenizer.read_bytes() if tokenizer.is_file() else None
+        )
+    finally:
+        for reader in readers.values():
+            reader.close()
+
+
+def _write(weights: Weights, draft: Path, kind: Kind, shard_bytes: int) -> None:
+    files, tensors = _write_tensors(weights, draft, shard_bytes)
+    about: dict[str, Any] = {
+        "format": _FORMAT,
+        "facts": weights.facts,
+        "config": weights.config,
+        "tokenizer": None if weights.tokenizer is None else sha256(weights.tokenizer).hexdigest(),
+        "files": [asdict(entry) for entry in files],
+        "tensors": {name: asdict(entry) for name, entry in tensors.items()},
+    }
+    usual = {"model_type": "block_recurrent_transformer", "architectures": ["BlockRecurrentModel"], "dtype": "float32"}
+    config = usual | weights.model.model_dump(mode="json") | {_SECTION: about}
+    write_atomic(draft / CONFIG, json.dumps(config, indent=1) + "\n")
+    if len(files) > 1:
+        index = {
+            "metadata": {"total_size": sum(entry.bytes for entry in tensors.values())},
+            "weight_map": {name: entry.file for name, entry in tensors.items()},
+        }
+        write_atomic(draft / "model.safetensors.index.json", json.dumps(index, indent=1) + "\n")
+    if weights.tokenizer is not None:
+        write_atomic(draft / TOKENIZER, weights.tokenizer)
+    if kind == "hf":
+        write_atomic(draft / "README.md", model_card(weights))
+    elif weights.config is not None:
+        import yaml
+
+        write_atomic(draft / "config.yaml", yaml.safe_dump(weights.config, sort_keys=False, allow_unicode=True))
+
+
+def _write_tensors(weights: Weights, draft: Path, shard_bytes: int) -> tuple[list[FileEntry], dict[str, TensorEntry]]:
+    logical = [LogicalTensor(f"weights/{name}", shape, torch.float32) for name, shape in sorted(weights.shapes.items())]
+    shards = _shards(logical, shard_bytes)
+    files: list[FileEntry] = []
+    tensors: dict[str, TensorEntry] = {}
+    for number, shard in enumerate(shards, 1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        with open(draft / name, "wb") as file:
+            writer = TensorFileWriter(file, shard, {"format": "pt"})
+            for tensor in shard:
+                writer.write(weights.read(tensor.name.removeprefix("weights/")))
+            file.flush()
+            os.fsync(file.fileno())
+        files.append(FileEntry(name, writer.bytes, writer.sha256))
+        tensors |= {t.name.removeprefix("weights/"): TensorEntry(name, "F32", t.shape) for t in shard}
+    return files, tensors
+
+
+def _shards(tensors: Sequence[LogicalTensor], limit: int) -> list[list[LogicalTensor]]:
+    """Consecutive tensors of at most `limit` bytes, or a single larger one."""
+    shards: list[list[LogicalTensor]] = []
+    room = -1
+    for tensor in tensors:
+        if tensor.bytes > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(tensor)
+        room -= tensor.bytes
+    return shards
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
+    path = folder / CONFIG
+    try:
+        if path.stat().st_size > _CONFIG_LIMIT:
+            raise CheckpointError(f"{path} is too large to be a config")
+        values = json.loads(path.read_text())
+        about = values[_SECTION]
+        if about["format"] != _FORMAT:
+            raise CheckpointError(f"{path}: format {about['format']} is not read; this version reads {_FORMAT}")
+        model = {key: value for key, value in values.items() if key in ModelConfig.model_fields}
+        return about, ModelConfig.model_validate_json(json.dumps(model), strict=True)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not the config of a model that brt_dist exported ({error!r:.200})") from None
+
+
+def _verify(path: Path, entry: FileEntry, tensors: dict[str, TensorEntry]) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    if path.stat().st_size != entry.bytes:
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, {CONFIG} says {entry.bytes}")
+    if sha256_of(path) != entry.sha256:
+        raise CheckpointError(f"{path} was altered: its sha256 is not the one in {CONFIG}")
+    if tensors_in(path) != {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}:
+        raise CheckpointError(f"{path} holds other tensors than {CONFIG} lists")

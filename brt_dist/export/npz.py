@@ -1,0 +1,119 @@
+"""Weights under the reference's names, in numpy's .npz: `param/NAME` for each, and a .json beside it.
+
+The .json has the reference's settings as "config", and ours as "model" where we wrote it.
+"""
+
+import json
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from pydantic import ValidationError
+from torch import Tensor
+
+from brt_dist.config.schema import ModelConfig
+from brt_dist.errors import CheckpointError, PlatformError
+from brt_dist.export.reference import from_reference, to_reference
+from brt_dist.export.reference_config import from_settings, to_settings
+from brt_dist.export.weights import Weights, logical_shapes
+from brt_dist.files import atomic_file, write_atomic
+
+_PREFIX = "param/"
+_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+
+
+def open_npz(path: Path, model: ModelConfig | None) -> Weights:
+    """The weights in `path`, all read.
+
+    Raises:
+        CheckpointError: not such a file, or not the weights of the network that the .json beside it describes.
+    """
+    settings = _settings(path)
+    try:
+        model = model or _model(settings)
+    except (KeyError, TypeError, ValueError, SyntaxError) as error:
+        raise CheckpointError(f"{path.with_suffix('.json')}: does not describe a network ({error})") from None
+    shapes = logical_shapes(model)
+    blank = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in to_reference(blank, model).items()}
+    ours = from_reference(_read(path, expected), model)
+    facts = settings.get("facts", {})
+    return Weights(str(path), model, shapes, ours.__getitem__, facts if isinstance(facts, dict) else {})
+
+
+def write_npz(weights: Weights, out: Path) -> list[str]:
+    """Write `out`/model.npz and its .json (or `out`, if it ends so); returns the names of both.
+
+    Raises:
+        UnsupportedKind: the reference has no such network.
+        PlatformError: there is such a file, or it cannot be written.
+    """
+    path = out if out.suffix == ".npz" else out / "model.npz"
+    if path.exists():
+        raise PlatformError(f"{path} is there already; nearest: --out {out.with_name(out.stem + '_2' + out.suffix)}")
+    settings = to_settings(weights.model)
+    tensors = to_reference({name: weights.read(name) for name in weights.shapes}, weights.model)
+    about = {"config": settings, "model": weights.model.model_dump(mode="json"), "facts": weights.facts}
+    try:
+        with atomic_file(path) as file:
+            np.savez(file, **{_PREFIX + name: tensor.numpy() for name, tensor in tensors.items()})  # type: ignore[arg-type]
+        write_atomic(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+    except OSError as error:
+        raise PlatformError(f"{path} cannot be written: {error.strerror or error}") from error
+    return [path.name, path.with_suffix(".json").name]
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    about = path.with_suffix(".json")
+    try:
+        found = json.loads(about.read_text()) if about.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{about}: not readable ({error})") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _model(settings: dict[str, Any]) -> ModelConfig:
+    if "model" in settings:
+        try:
+            return ModelConfig.model_validate_json(json.dumps(settings["model"]), strict=True)
+        except ValidationError as error:
+            raise ValueError(f"model: {error.errors()[0]['msg']}") from None
+    if "config" not in settings:
+        raise KeyError('a "config" or "model" section is needed beside an .npz file')
+    return from_settings(settings["config"])
+
+
+def _read(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """All arrays that are expected; shapes are looked at before any of them is read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            prefix = _PREFIX if any(name.startswith(_PREFIX) for name in members) else ""
+            tensors = {}
+            for name, shape in expected.items():
+                if prefix + name not in members:
+                    raise CheckpointError(f"{path} has no {prefix}{name}, which the network has")
+                with archive.open(members[prefix + name]) as file:
+                    _check_header(file, shape, f"{path}: {prefix}{name}")
+                with archive.open(members[prefix + name]) as file:
+                    tensors[name] = torch.from_numpy(npy.read_array(file, allow_pickle=False))
+            unknown = {name for name in members if prefix and name.startswith(prefix)} - {prefix + n for n in expected}
+    except _ERRORS as error:
+        raise CheckpointError(f"{path}: not a readable .npz file ({type(error).__name__}: {error})") from None
+    if unknown:
+        raise CheckpointError(f"{path} has {min(unknown)}, which the network does not have")
+    return tensors
+
+
+def _check_header(file: IO[bytes], shape: tuple[int, ...], where: str) -> None:
+    version = npy.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise CheckpointError(f"{where} is of version {version} of numpy's format")
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    found, _, dtype = read(file)
+    if tuple(found) != shape or dtype != np.dtype("float32"):
+        raise CheckpointError(f"{where} is {dtype} {tuple(found)}, the network has float32 {shape}")

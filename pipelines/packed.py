@@ -1,0 +1,78 @@
+"""Files that hold many documents packed: compressed lines, and the rows of Parquet files.
+
+Both are read as a stream, so that memory does not grow with the file.  `BrokenFile` says that the content is damaged;
+errors of the storage (a server that does not answer) stay what they are, since they say nothing about the content.
+"""
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, Literal, cast
+
+Compression = Literal["gzip", "zstd"]
+_ROWS = 64  # that are decoded at once: bounds memory where rows are long
+
+
+class BrokenFile(Exception):
+    """The content of a file is damaged or cut off; the text is a fixed phrase."""
+
+
+class NoText(Exception):
+    """A file has no column of text; says why."""
+
+
+@contextmanager
+def damage(kind: str) -> Iterator[None]:
+    """Turn what decoders raise for damaged content into BrokenFile."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+        raise BrokenFile(f"broken {kind} ({type(error).__name__})") from None
+    except OSError as error:
+        # Arrow's own are plain and have no number; those of the system have one, those of a network (timeouts) a type.
+        if error.errno is not None or type(error) is not OSError:
+            raise
+        raise BrokenFile(f"broken {kind}") from None
+
+
+def unpacked(raw: IO[bytes], compression: Compression) -> IO[bytes]:
+    """The content of a compressed file; read it within `damage`."""
+    if compression == "gzip":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+    import pyarrow
+
+    stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd")
+    return cast(IO[bytes], io.BufferedReader(stream))
+
+
+def parquet_column(file: IO[bytes], name: str) -> Iterator[bytes | None]:
+    """The UTF-8 bytes of a column of text, row by row; None where the row has no value.
+
+    NoText: there is no such column, or it holds something else; its second argument is the number of rows.
+    BrokenFile: damaged, from there on.
+    """
+    import pyarrow
+    from pyarrow import parquet, types
+
+    with damage("Parquet"):
+        table = parquet.ParquetFile(file)
+        schema, rows = table.schema_arrow, table.metadata.num_rows
+    if name not in schema.names:
+        raise NoText(f"no field {name!r}", rows)
+    kind = schema.field(name).type
+    value = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_string(value) or types.is_large_string(value)):
+        raise NoText(f"field {name!r} is not text", rows)
+    batches = table.iter_batches(_ROWS, columns=[name], use_threads=False)
+    while True:
+        with damage("Parquet"):
+            batch: Any = next(batches, None)
+            if batch is None:
+                return
+            column = batch.column(batch.schema.get_field_index(name))
+            if types.is_dictionary(kind):
+                column = column.dictionary_decode()
+            values = column.cast(pyarrow.large_binary()).to_pylist()
+        yield from values
