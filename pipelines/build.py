@@ -36,6 +36,7 @@ from pipelines.format import (
     ShardRecord,
     SourceRecord,
     TokenizerRecord,
+    TokenType,
     dump,
     index_name,
     load_dataset,
@@ -136,7 +137,9 @@ def build(
         shards.write_missing(tokenizer, workers, ray_address)
         if list_sources(sources, settings.shard_size) != listing:
             raise DataError("the files of the sources changed while they were read; start the build again")
-        dataset = _finish(folder, sources, tokenizer, [shards.records[number] for number in range(listing.shards)])
+        records = [shards.records[number] for number in range(listing.shards)]
+        names = [source.name for source in sources]
+        dataset = finish_dataset(folder, names, tokenizer, records, token_type(tokenizer.vocab_size))
     return BuildReport(
         folder=folder,
         dataset=dataset,
@@ -281,10 +284,10 @@ def _tokenizer(
     return tokenizer
 
 
-def _finish(
-    folder: Path, sources: Sequence[Source], tokenizer: Tokenizer, shards: Sequence[ShardRecord]
+def finish_dataset(
+    folder: Path, sources: Sequence[str], tokenizer: Tokenizer, shards: Sequence[ShardRecord], dtype: TokenType
 ) -> DatasetRecord:
-    """Write documents.npy and dataset.json from the indexes."""
+    """Write documents.npy and dataset.json from the indexes.  sources: their names.  DataError: no document at all."""
     documents = sum(shard.documents for shard in shards)
     if documents == 0:
         raise DataError("not one document of the sources can be used; every one was left out")
@@ -293,7 +296,7 @@ def _finish(
         documents=documents,
         tokens=sum(shard.tokens for shard in shards),
         text_bytes=sum(shard.text_bytes for shard in shards),
-        dtype=token_type(tokenizer.vocab_size),
+        dtype=dtype,
         tokenizer=TokenizerRecord(kind=tokenizer.kind, vocab_size=tokenizer.vocab_size, sha256=digest(tokenizer)),
         documents_sha256=_write_documents(folder, shards, documents),
         sources=tuple(_count(source, shards) for source in sources),
@@ -327,14 +330,14 @@ def _write_documents(folder: Path, shards: Sequence[ShardRecord], documents: int
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _count(source: Source, shards: Sequence[ShardRecord]) -> SourceRecord:
-    own = [shard for shard in shards if shard.source == source.name]
+def _count(source: str, shards: Sequence[ShardRecord]) -> SourceRecord:
+    own = [shard for shard in shards if shard.source == source]
     skipped: dict[str, int] = {}
     for shard in own:
         for reason, count in shard.skipped.items():
             skipped[reason] = skipped.get(reason, 0) + count
     return SourceRecord(
-        name=source.name,
+        name=source,
         documents=sum(shard.documents for shard in own),
         tokens=sum(shard.tokens for shard in own),
         text_bytes=sum(shard.text_bytes for shard in own),

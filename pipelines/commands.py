@@ -143,6 +143,34 @@ def verify(folder: Path, workers: int | None, as_json: bool) -> None:
 
 
 @data.command()
+@click.argument("tars", nargs=-1, required=True, metavar="TAR...", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--out", required=True, type=_folder, help="Folder of the dataset: gets links to the tars, and an index.")
+@click.option(
+    "--tokenizer",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The tokenizer that made the ids: a tokenizer.json or a SentencePiece model.",
+)
+@click.option("--extension", default="tokens", show_default=True, help="Ending of the members that hold ids.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["uint16", "uint32"]),
+    default="uint16",
+    show_default=True,
+    help="Type of the ids, little-endian.",
+)
+@_json_flag
+def index(tars: tuple[Path, ...], out: Path, tokenizer: Path, extension: str, dtype: Any, as_json: bool) -> None:
+    """Take webdataset tars of raw token ids as a dataset, where they are; nothing is copied."""
+    from pipelines.foreign import index_tars
+
+    record = index_tars(tars, out, tokenizer, extension, dtype)
+    _console().print(f"{out}: {record.documents:,} documents, {record.tokens:,} tokens", soft_wrap=True)
+    if as_json:
+        _print_json({"dataset": str(out), **record.model_dump(exclude={"shards"})})
+
+
+@data.command()
 @click.argument("folder", type=_folder)
 @click.option("--plots", type=_folder, help="Draw lengths.png and sources.png into this folder.")
 @_json_flag

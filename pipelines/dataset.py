@@ -115,8 +115,10 @@ class Dataset:
         first = int(self._ends[number]) - shard.documents
         entry = load_index(self._files.index(shard)).entries[document - first]
         with tarfile.open(self._files.shard(shard)) as tar:
-            file = tar.extractfile(f"{entry.key}.json")
-            place = json.load(file)["source"] if file else ""
+            name = f"{entry.key}.json"
+            file = tar.extractfile(name) if name in tar.getnames() else None  # tars of others may have none
+            described = json.load(file) if file else {}
+            place = described.get("source", entry.key) if isinstance(described, dict) else entry.key
         return {"source": str(place), "shard": shard.name, "key": entry.key}
 
     def close(self) -> None:

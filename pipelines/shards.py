@@ -110,7 +110,7 @@ def _write_shard(folder: Path, plan: ShardPlan, tokenizer: Tokenizer, settings: 
     )
     data = dump(index)
     write_atomic(folder / index_name(name), data)
-    return _record(index, data)
+    return record_of(index, data)
 
 
 def finished_shard(folder: Path, number: int) -> ShardRecord | None:
@@ -119,7 +119,7 @@ def finished_shard(folder: Path, number: int) -> ShardRecord | None:
     try:
         data = path.read_bytes()
         index = load_index(path)
-        return _record(index, data) if (folder / index.shard).stat().st_size == index.bytes else None
+        return record_of(index, data) if (folder / index.shard).stat().st_size == index.bytes else None
     except (OSError, DataError):
         return None
 
@@ -134,7 +134,7 @@ def verify_shard(folder: Path, record: ShardRecord, dtype: str, vocab_size: int)
     except (OSError, ValueError, DataError) as error:
         return [f"{record.name}: cannot be read: {error}"]
     problems = []
-    if _record(index, data) != record or index.dtype != dtype:
+    if record_of(index, data) != record or index.dtype != dtype:
         problems.append(f"{path.name}: not the index that dataset.json lists")
     if content.size != record.bytes:
         problems.append(f"{record.name}: {content.size} bytes, dataset.json says {record.bytes}")
@@ -177,7 +177,7 @@ def _tar_writer(file: _HashedFile) -> Any:
     return TarWriter(file, mtime=0, encoder=False, user="", group="")
 
 
-def _record(index: ShardIndex, data: bytes) -> ShardRecord:
+def record_of(index: ShardIndex, data: bytes) -> ShardRecord:
     """How dataset.json lists the shard of an index whose file holds `data`."""
     reasons: dict[str, int] = {}
     for item in index.skipped:

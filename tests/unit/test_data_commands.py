@@ -14,6 +14,7 @@ from brt_dist.errors import ConfigError, DataError
 from pipelines.commands import data
 from pipelines.dataset import Dataset
 from pipelines.schedule import StreamSchedule
+from pipelines.verify import verify
 from tests.datasets import make_dataset
 
 TEXTS = ["The first document, of some length.", "Another.", "A third one\nof two lines."]
@@ -191,3 +192,30 @@ def test_the_card_says_what_was_built_and_leaves_other_readmes_alone(tmp_path: P
     run(*arguments, "--on-bad", "skip")  # nothing is written again, so the speed stays
     assert (tmp_path / "out/README.md").read_text() == "mine"
     assert json.loads((tmp_path / "out/card.json").read_text()) == card
+
+
+def test_webdataset_tars_of_others_are_indexed_and_not_copied(tmp_path: Path) -> None:
+    """Written by the library itself, with members of other kinds in between; read by ours and by webdataset."""
+    import webdataset
+
+    texts = ["one document", "another of other length", "a third"]
+    (tmp_path / "bytes.json").write_text('{"kind": "bytes", "vocab_size": 256}')
+    with webdataset.TarWriter(str(tmp_path / "theirs.tar"), encoder=False) as writer:
+        for number, text in enumerate(texts):
+            ids = np.frombuffer(text.encode(), dtype=np.uint8).astype("<u4").tobytes()
+            writer.write({"__key__": f"d/{number}", "txt": text.encode(), "ids": ids})
+    arguments = ("index", tmp_path / "theirs.tar", "--tokenizer", tmp_path / "bytes.json", "--dtype", "uint32")
+    with pytest.raises(DataError, match=r"no member ends in \.tokens; --extension"):
+        run(*arguments, "--out", tmp_path / "out")
+    made = json.loads(run(*arguments, "--out", tmp_path / "out", "--extension", "ids", "--json").stdout)
+    assert (made["documents"], made["tokens"]) == (3, sum(map(len, texts)))
+    assert (tmp_path / "out/shard-000000.tar").is_symlink()
+    with Dataset.open(tmp_path / "out") as dataset:
+        for number, text in enumerate(texts):
+            assert bytes(dataset.tokens(number, 0, len(text)).astype(np.uint8)).decode() == text
+        assert dataset.source(1)["source"] == "d/1"
+    assert verify(tmp_path / "out")[1] == []
+    with pytest.raises(DataError, match="is not empty"):
+        run(*arguments, "--out", tmp_path / "out", "--extension", "ids")
+    with pytest.raises(DataError, match="outside the tokenizer's vocabulary"):
+        run(*arguments, "--out", tmp_path / "two", "--extension", "ids", "--dtype", "uint16", "--extension", "txt")
