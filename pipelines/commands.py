@@ -60,6 +60,8 @@ def data() -> None:
 @click.option("--ray-address", help="Ray cluster that does the work; sources and --out on storage that it shares.")
 @click.option(
     "--on-bad",
+    "--on-fault",
+    "on_bad",
     type=click.Choice(["error", "skip"]),
     default="error",
     show_default=True,
@@ -94,6 +96,8 @@ def build(
 
     SOURCE: a folder (its .txt, .jsonl and .jsonl.gz files, in the order of their paths), or one such file; local or
     an fsspec URL.  A text file is one document, and so is a line of JSONL.
+
+    git:FOLDER: each git checkout there is one document.  latex:FOLDER: so is each LaTeX document, with its inputs.
     """
     from pipelines.build import BuildSettings
     from pipelines.build import build as run_build

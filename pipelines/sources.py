@@ -24,7 +24,8 @@ TEXT_SUFFIXES = (".txt",)
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 DEFAULT_SUFFIXES = (*TEXT_SUFFIXES, *JSONL_SUFFIXES, ".parquet")
 
-Format = Literal["text", "jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
+Format = Literal["text", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "git", "latex"]
+Kind = Literal["files", "git", "latex"]
 _COMPRESSION: dict[Format, Compression] = {"jsonl.gz": "gzip", "jsonl.zst": "zstd"}
 
 
@@ -63,24 +64,38 @@ class Source:
     given: str
     name: str
     suffixes: tuple[str, ...]
+    kind: Kind = "files"
 
     def units(self, size: int) -> Iterator[Unit]:
         """All units in order; plain JSONL files are cut into ranges of at most `size` bytes.
 
         DataError: nothing there, or no file with one of the suffixes.
         """
-        filesystem, path = _filesystem(self.given)
         found = False
+        if self.kind == "git":
+            from pipelines.checkouts import checkout_units
+
+            for unit in checkout_units(self.given, self.name):
+                found = True
+                yield unit
+            if not found:
+                raise DataError(f"{self.given}: no git checkout there or below (a folder that holds .git)")
+            return
+        filesystem, path = _filesystem(self.given)
         for info, parts in _walk(filesystem, path, (self.name,)):
-            form = _format(parts[-1], self.suffixes if len(parts) > 1 else ())
+            form: Format | None = _format(parts[-1], self.suffixes if len(parts) > 1 else ())
+            if self.kind == "latex":
+                form = "latex" if parts[-1].endswith(".tex") else None
             if form is None:
                 continue
             found = True
             url = filesystem.unstrip_protocol(info["name"]) if _is_remote(self.given) else info["name"]
-            name, length, stamp = _printable("/".join(parts)), int(info["size"] or 0), _stamp(info)
+            name, length, stamp = printable("/".join(parts)), int(info["size"] or 0), _stamp(info)
             step = size if form == "jsonl" else max(length, 1)
             for start in range(0, max(length, 1), step):
                 yield Unit(url, name, form, start, min(start + step, length), stamp)
+        if not found and self.kind == "latex":
+            raise DataError(f"{self.given}: no .tex files")
         if not found:
             raise DataError(
                 f"{self.given}: no files that end in {' or '.join(self.suffixes)}; --suffix chooses other ones"
@@ -92,13 +107,16 @@ def open_sources(specs: Sequence[str], suffixes: Sequence[str] = ()) -> list[Sou
     if not specs:
         raise DataError("no source: give at least one folder of text files, JSONL or Parquet file")
     sources = []
-    for spec in specs:
+    for told in specs:
+        kind, spec = _kind(told)
         filesystem, path = _filesystem(spec)
         if not filesystem.exists(path):
             raise DataError(f"{spec}: no such file or folder")
+        if kind != "files" and not filesystem.isdir(path):
+            raise DataError(f"{told}: {kind} sources are folders")
         given = spec if _is_remote(spec) else os.path.abspath(spec)
-        name = _printable(path.rstrip("/").rsplit("/", 1)[-1]) or "root"
-        sources.append(Source(given, name, tuple(suffixes) or DEFAULT_SUFFIXES))
+        name = printable(path.rstrip("/").rsplit("/", 1)[-1]) or "root"
+        sources.append(Source(given, name, tuple(suffixes) or DEFAULT_SUFFIXES, kind))
     names = [source.name for source in sources]
     for name in names:
         if names.count(name) > 1:
@@ -115,6 +133,12 @@ def read_unit(unit: Unit, text_field: str) -> Iterator[Document | BadDocument]:
     try:
         if unit.format == "text":
             yield _read_text(unit)
+        elif unit.format == "git":
+            from pipelines.checkouts import read_checkout
+
+            yield from read_checkout(unit)
+        elif unit.format == "latex":
+            yield from _read_latex(unit)
         elif unit.format == "parquet":
             yield from _read_parquet(unit, text_field)
         else:
@@ -138,6 +162,53 @@ def _document(data: bytes, place: str) -> Document | BadDocument:
         return Document(data.decode(), place)
     except UnicodeDecodeError as error:
         return BadDocument(f"{place}, byte {error.start}", "not UTF-8")
+
+
+def _read_latex(unit: Unit) -> Iterator[Document | BadDocument]:
+    from pipelines.latex import BadInput, is_main, resolve
+
+    main = _read_text(unit)
+    if isinstance(main, BadDocument):
+        if main.reason != "empty":  # an empty file is a part with nothing in it
+            yield main
+        return
+    if not is_main(main.text):
+        return
+    inner = unit.name.split("/", 1)[1]
+    root = unit.url.removesuffix(inner)
+
+    def read(path: str) -> str | None:
+        try:
+            with _open(root + path) as file:
+                return file.read().decode()
+        except FileNotFoundError:
+            return None
+
+    try:
+        text = resolve(inner, read)
+    except BadInput as error:
+        path, line, reason = error.args
+        yield BadDocument(f"{_root_name(unit)}/{path}, line {line}", reason)
+    except UnicodeDecodeError:  # the file itself is named where it is read as a unit
+        yield BadDocument(unit.name, "an input is not UTF-8")
+    else:
+        yield _document(text.encode(), unit.name)
+
+
+def _root_name(unit: Unit) -> str:
+    """The name of the source of a unit."""
+    return unit.name.split("/", 1)[0]
+
+
+def _kind(told: str) -> tuple[Kind, str]:
+    """What a source was said to be, `git:` or `latex:`, and its path or URL.  DataError: git at a URL."""
+    if told.startswith("git:") and not told.startswith("git://"):
+        if _is_remote(told):
+            raise DataError(f"{told}: git sources are checkouts on this machine; clone it first")
+        return "git", told.removeprefix("git:")
+    if told.startswith("latex:"):
+        return "latex", told.removeprefix("latex:")
+    return "files", told
 
 
 def _read_jsonl(unit: Unit, text_field: str) -> Iterator[Document | BadDocument]:
@@ -294,6 +365,6 @@ def _open(url: str) -> Iterator[IO[bytes]]:
         yield cast(io.BufferedReader, remote)
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A name that any JSON reader takes: bytes that are not UTF-8 are spelled out."""
     return os.fsencode(name).decode(errors="backslashreplace")

@@ -1,0 +1,88 @@
+"""Git checkouts as documents: one repository, one document.
+
+Files: those that git tracks, as they stand in the work tree, without links, binary files (a NUL in the first 8,000
+bytes, git's own rule), empty files and vendored ones (`VENDORED`, `*.min.js`, `*.min.css`).  Order: breadth-first, that
+is by the number of path components and then by path, compared component by component as UTF-8 bytes.  Contents follow
+each other; a file that does not end in a newline gets one.
+"""
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Iterator
+
+from brt_dist.errors import DataError
+from pipelines.sources import BadDocument, Document, Unit, printable
+
+VENDORED = frozenset(
+    ("vendor", "vendored", "_vendor", "third_party", "third-party", "thirdparty", "node_modules", "bower_components")
+)
+_BINARY_BYTES = 8000
+
+
+def checkouts(folder: str, name: str) -> Iterator[tuple[str, str]]:
+    """Folders that are checkouts, with their places, by path; none is looked for within another."""
+    if os.path.exists(os.path.join(folder, ".git")):
+        yield folder, name
+        return
+    for entry in sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name)):
+        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+            yield from checkouts(entry.path, f"{name}/{printable(entry.name)}")
+
+
+def checkout_units(folder: str, name: str) -> Iterator[Unit]:
+    """A unit per checkout below a folder, or of the folder itself.  DataError: git does not read one."""
+    for path, place in checkouts(folder, name):
+        digest, size = hashlib.sha256(), 0
+        for file in tracked_files(path):
+            try:
+                status = os.lstat(os.path.join(path, file))
+                facts, size = f"{status.st_size} {status.st_mtime}", size + status.st_size
+            except OSError:
+                facts = "missing"
+            digest.update(os.fsencode(file) + b"\0" + facts.encode() + b"\0")
+        yield Unit(path, place, "git", 0, size, digest.hexdigest())
+
+
+def tracked_files(folder: str) -> list[str]:
+    """Paths of the files that git tracks, without vendored ones, in order.  DataError: git does not read it."""
+    command = ["git", "-C", folder, "ls-files", "-z", "--cached"]
+    try:
+        run = subprocess.run(command, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise DataError("git checkouts are listed by the command git, which is not installed") from None
+    if run.returncode:
+        raise DataError(f"{folder}: {run.stderr.decode(errors='replace').strip() or 'git ls-files failed'}")
+    # A file with a merge conflict is listed once per side: a set.
+    parts = {tuple(name.split(b"/")) for name in run.stdout.split(b"\0") if name}
+    kept = [path for path in parts if not _is_vendored([os.fsdecode(part) for part in path])]
+    return [os.fsdecode(b"/".join(path)) for path in sorted(kept, key=lambda path: (len(path), path))]
+
+
+def read_checkout(unit: Unit) -> Iterator[Document | BadDocument]:
+    """The repository as one document, after those of its files that cannot be used."""
+    texts: list[str] = []
+    for file in tracked_files(unit.url):
+        path, place = os.path.join(unit.url, file), f"{unit.name}/{printable(file)}"
+        if os.path.islink(path) or os.path.isdir(path):  # a folder: a submodule
+            continue
+        try:
+            with open(path, "rb") as stream:
+                data = stream.read()
+        except FileNotFoundError:
+            yield BadDocument(place, "tracked by git but missing")
+            continue
+        if b"\0" in data[:_BINARY_BYTES]:
+            continue
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            yield BadDocument(f"{place}, byte {error.start}", "not UTF-8")
+            continue
+        if text:
+            texts.append(text if text.endswith("\n") else text + "\n")
+    yield Document("".join(texts), unit.name) if texts else BadDocument(unit.name, "empty")
+
+
+def _is_vendored(parts: list[str]) -> bool:
+    return not VENDORED.isdisjoint(parts[:-1]) or parts[-1].endswith((".min.js", ".min.css"))
