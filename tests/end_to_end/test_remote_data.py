@@ -109,12 +109,12 @@ def truth(folder: Path) -> str:
 
 @pytest.mark.parametrize("place", ["local", "s3"])
 def test_any_number_of_ranks_reads_the_same(folder: Path, url: str, truth: str, place: str, tmp_path: Path) -> None:
-    """dp 1, 2 and 4 at the same time, sharing a cache that holds a third of the dataset."""
+    """dp 1, 2 and 4 at the same time, sharing a cache that holds about half of the dataset."""
     results: dict[tuple[int, int], list[Segments]] = {}
 
     def rank(size: int, number: int) -> None:
         each = STREAMS // size
-        with Dataset.open(folder if place == "local" else url, settings(tmp_path, 1_200_000)) as dataset:
+        with Dataset.open(folder if place == "local" else url, settings(tmp_path, 2_400_000)) as dataset:
             results[size, number] = read(dataset, streams=range(number * each, (number + 1) * each))[0]
 
     sizes = (2, 4) if place == "local" else (1, 2, 4)
@@ -127,7 +127,7 @@ def test_any_number_of_ranks_reads_the_same(folder: Path, url: str, truth: str, 
         assert digest(*(results[size, number] for number in range(size))) == truth
     if place == "s3":
         files = [path.stat() for path in (tmp_path / "cache").iterdir() if len(path.name) == 64]
-        assert sum(status.st_size for status in files) <= 1_200_000
+        assert sum(status.st_size for status in files) <= 2_400_000
 
 
 def test_four_ranks_fetch_each_shard_once(store: Bucket, url: str, folder: Path, truth: str, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def faults(store: Bucket, cache: Path) -> dict[str, Callable[[int], None]]:
 )
 def test_faults_change_no_token(store: Bucket, url: str, truth: str, tmp_path: Path, fault: str) -> None:
     """With a small cache, so that shards are fetched again and again while it happens."""
-    with Dataset.open(url, settings(tmp_path, 1_200_000)) as dataset:
+    with Dataset.open(url, settings(tmp_path, 2_400_000)) as dataset:
         found, _ = read(dataset, before_step=faults(store, tmp_path / "cache")[fault])
     assert digest(found) == truth
 
@@ -252,7 +252,7 @@ def test_a_missing_or_short_shard_is_refused(
 
 def test_a_server_that_stays_away_stops_the_run(store: Bucket, url: str, tmp_path: Path) -> None:
     with (
-        Dataset.open(url, settings(tmp_path, 1_200_000, retry=1.0)) as dataset,
+        Dataset.open(url, settings(tmp_path, 2_400_000, retry=1.0)) as dataset,
         pytest.raises(PlatformError, match=r"s3://data/train/shard-\d+\.tar: could not be fetched, tried for"),
     ):
         read(dataset, before_step=lambda step: store.proxy.set(away=True) if step == 5 else None)
@@ -278,7 +278,7 @@ url, cache, begin, steps, limit = sys.argv[1], Path(sys.argv[2]), *map(json.load
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
-    with Dataset.open(url, CacheSettings(cache, 1_200_000, 60.0)) as dataset:
+    with Dataset.open(url, CacheSettings(cache, 2_400_000, 60.0)) as dataset:
         cursor = Cursor.from_json(begin) if begin else None
         for step in range(steps):
             segments, cursor = read(dataset, 1, cursor=cursor)
