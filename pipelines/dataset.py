@@ -4,6 +4,7 @@ import json
 import tarfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ class Dataset:
         self.tokenizer_sha256 = record.tokenizer.sha256
         self.documents = record.documents
         self.is_remote = not isinstance(files, LocalFiles)
-        documents = open_documents(files.documents(), record.documents)
+        documents = files.documents()
         self.lengths = documents[1]
         self.parts, self.weights = [self.lengths], (1.0,)  # it is a mixture of one
         self._offsets = documents[0]
@@ -148,8 +149,8 @@ class LocalFiles:
         if not self.tokenizer().is_file():
             raise DataError(f"{self.tokenizer()}: missing")
 
-    def documents(self) -> Path:
-        return self._folder / DOCUMENTS_FILE
+    def documents(self) -> npt.NDArray[np.int64]:
+        return open_documents(self._folder / DOCUMENTS_FILE, self.record.documents)
 
     def tokenizer(self) -> Path:
         return self._folder / TOKENIZER_FILE
@@ -180,10 +181,13 @@ def is_url(place: Path | str) -> bool:
     return "://" in str(place) and not str(place).startswith("file://")
 
 
-def open_documents(path: Path | str, documents: int) -> npt.NDArray[np.int64]:
-    """Map documents.npy: (2, K) int64.  DataError: missing or of another shape."""
+def open_documents(path: Path, documents: int, content: bytes | None = None) -> npt.NDArray[np.int64]:
+    """documents.npy: (2, K) int64, mapped, or from its `content`.  DataError: missing or of another shape."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if content is None:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            array = np.load(BytesIO(content), allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path}: missing") from None
     except (OSError, ValueError) as error:

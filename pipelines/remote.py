@@ -1,5 +1,6 @@
 """The files of a dataset that is at a URL, read through the node's cache."""
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,8 +38,16 @@ class RemoteFiles:
     def check(self) -> None:
         """Nothing: files are checked when they arrive."""
 
-    def documents(self) -> str:
-        return self._hold(RemoteFile(self._url(DOCUMENTS_FILE), self.record.documents_sha256))
+    def documents(self) -> npt.NDArray[np.int64]:
+        """In memory and checked there (16 bytes a document): a map would follow what becomes of the cache's file."""
+        from pipelines.dataset import open_documents
+
+        url = self._url(DOCUMENTS_FILE)
+        file = RemoteFile(url, self.record.documents_sha256)
+        content = Path(self._hold(file)).read_bytes()
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise DataError(f"{url}: the copy in the cache changed while it was read; start again")
+        return open_documents(Path(url), self.record.documents, content)
 
     def tokenizer(self) -> Path:
         return Path(self._hold(RemoteFile(self._url(TOKENIZER_FILE), self.record.tokenizer.sha256)))
