@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from brt_dist.checkpoint.places import answering, find_place
+from brt_dist.checkpoint.report import row_of
 from brt_dist.config.loading import load
 from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
@@ -21,15 +23,26 @@ from launch.verdict import rank_log
 
 @dataclass(frozen=True)
 class Submitted:
-    """A submission that was made; in a dry run `record` is none, and `text` is what would have been applied."""
+    """A submission that was made; in a dry run `record` is none, and `text` is what would have been applied.
+
+    checkpoint: from which a resumed run goes on, by its manifest and the sizes of its files (the ranks compare the
+    digests too); none: it begins anew.  passed_over: newer ones, each with what is wrong with it.
+    """
 
     run: Path
     text: str
     record: Record | None
+    checkpoint: str | None = None
+    passed_over: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        record = asdict(self.record) if self.record else None
-        return {"run": str(self.run), "submission": record, **({} if self.record else {"would_apply": self.text})}
+        return {
+            "run": str(self.run),
+            "submission": asdict(self.record) if self.record else None,
+            "checkpoint": self.checkpoint,
+            "passed_over": list(self.passed_over),
+            **({} if self.record else {"would_apply": self.text}),
+        }
 
 
 def submit(sources: Sequence[Path | str], overrides: Sequence[str], *, dry_run: bool = False) -> Submitted:
@@ -46,11 +59,11 @@ def submit(sources: Sequence[Path | str], overrides: Sequence[str], *, dry_run: 
     check(config)
     _check_here(config)
     there = backend(config.launch.backend)
+    if (run / "config.yaml").is_file():
+        refuse_other_run(run, config)
     if dry_run:
         return Submitted(run, there.render(Job(config, _next_number(run))), None)
-    with claimed(run) as known:
-        if known:
-            refuse_other_run(run, config)
+    with claimed(run):
         _refuse_second(run)
         write_config(run, resolved)
         stop_file(run).unlink(missing_ok=True)
@@ -60,10 +73,33 @@ def submit(sources: Sequence[Path | str], overrides: Sequence[str], *, dry_run: 
     return Submitted(run, there.render(job), record)
 
 
-def resume(run: Path, overrides: Sequence[str], *, dry_run: bool = False) -> Submitted:
-    """Submit the run in `run` again, with other settings where they may differ (see launch.run_directory)."""
+def resume(run: Path, overrides: Sequence[str], *, allow: Sequence[str] = (), dry_run: bool = False) -> Submitted:
+    """Submit the run in `run` again: it goes on from its newest checkpoint that is whole.
+
+    allow: settings that may differ from those of the run although it is another one then (see config.changes).
+
+    ConfigError: other settings differ; lists all of them.
+    """
     run = Path(os.path.abspath(run))
-    return submit([config_of(run)], [*overrides, f"run.directory={json.dumps(str(run))}"], dry_run=dry_run)
+    allowed = [f"run.allow={json.dumps(list(allow))}"] if allow else []
+    given = [*overrides, *allowed, f"run.directory={json.dumps(str(run))}"]
+    checkpoint, passed_over = _goes_on_from(config_of(run).parent)
+    return replace(
+        submit([config_of(run)], given, dry_run=dry_run), checkpoint=checkpoint, passed_over=tuple(passed_over)
+    )
+
+
+def _goes_on_from(run: Path) -> tuple[str | None, list[str]]:
+    storage = find_place(str(run)).storage
+    passed_over: list[str] = []
+    with answering(storage):
+        names = storage.names()
+    for name in reversed(names):
+        problem = row_of(storage, name)["problem"]
+        if problem is None:
+            return name, passed_over
+        passed_over.append(f"{name}: {problem}")
+    return None, passed_over
 
 
 def config_of(run: Path) -> Path:

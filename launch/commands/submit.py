@@ -61,13 +61,28 @@ def submit(settings: tuple[str, ...], dry_run: bool, as_json: bool, **options: A
 @click.command()
 @run_argument
 @click.argument("overrides", nargs=-1, metavar="[key=value ...]")
+@click.option("--allow", multiple=True, metavar="KEY", help="a setting that may differ from the run's (run.allow)")
 @placement
 @json_option
-def resume(run: Path, overrides: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Submit the run in directory RUN again: it goes on from its last checkpoint, on the same backend or another."""
+def resume(
+    run: Path, overrides: tuple[str, ...], allow: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any
+) -> None:
+    """Submit the run in directory RUN again: it goes on from its newest whole checkpoint, on any backend.
+
+    Changes that would silently make it another run (tokenizer, data, streams, seed, ...) are refused, all in one list.
+
+    \b
+      brt resume runs/a run.steps=20000 --nodes 4
+      brt resume runs/a data.streams=64 --allow data.streams
+    """
     from launch.submission import resume as go_on
 
-    _tell(go_on(run, [*overrides, *_overrides(options)], dry_run=dry_run), as_json)
+    done = go_on(run, [*overrides, *_overrides(options)], allow=allow, dry_run=dry_run)
+    if not as_json:
+        for text in done.passed_over:
+            click.echo(f"not used: {text}", err=True)
+        click.echo(f"goes on from {done.checkpoint}" if done.checkpoint else "no checkpoint: begins anew", err=True)
+    _tell(done, as_json)
 
 
 @click.command()
