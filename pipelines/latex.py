@@ -2,7 +2,8 @@ r"""LaTeX trees as documents: every `.tex` file with a `\documentclass` is one, 
 
 `\input`, `\include` and `\subfile` of `.tex` files are resolved from the folder of the main file, as TeX does, and
 not beyond the source; files of other kinds (`_OTHER_ENDINGS`) stay as they are written. Comments go from `%` to the
-end of the line, a line that holds nothing else goes whole; `\%`, `\verb` and verbatim environments keep theirs.  A
+end of the line, a line that holds nothing else goes whole; `\%`, `\verb` and verbatim environments keep theirs, and
+the lines of a `comment` environment go.  A
 `.tex` file with no `\documentclass` is a part of others and no document of its own.
 """
 
@@ -11,7 +12,8 @@ import posixpath
 import re
 from collections.abc import Callable
 
-VERBATIM = ("verbatim", "verbatim*", "Verbatim", "lstlisting", "minted", "comment")
+VERBATIM = ("verbatim", "verbatim*", "Verbatim", "lstlisting", "minted")
+_END_OF_COMMENT = "\\end{comment}"
 _COMMENT = re.compile(r"(\\verb\*?(?P<mark>[^A-Za-z\s*]).*?(?P=mark)|\\.)|%.*")
 _INPUT = re.compile(r"\\(?:input|include|subfile)(?:\s*\{\s*([^}]+?)\s*\}|[ \t]+([^\s\\{}]+))")
 _BEGIN = re.compile(r"\\begin\s*\{(" + "|".join(map(re.escape, VERBATIM)) + r")\}")
@@ -31,10 +33,14 @@ def without_comments(text: str) -> list[tuple[int, str, bool]]:
     closing = ""
     for number, line in enumerate(io.StringIO(text, newline="\n"), 1):
         if closing:
-            lines.append((number, line, True))
+            if closing != _END_OF_COMMENT:
+                lines.append((number, line, True))
             closing = "" if closing in line else closing
             continue
         kept = _COMMENT.sub(lambda match: match[1] or "", line)
+        if kept.lstrip().startswith("\\begin{comment}"):
+            closing = _END_OF_COMMENT
+            continue
         if kept.strip() or not line.strip():
             lines.append((number, kept, False))
         if (begins := _BEGIN.search(kept)) and (end := f"\\end{{{begins[1]}}}") not in kept:

@@ -70,7 +70,8 @@ def test_the_standard_library_as_repositories(tmp_path: Path) -> None:
 def test_latex_inputs_are_resolved_and_comments_dropped(tmp_path: Path) -> None:
     files = {
         "p/main.tex": "\\documentclass{article} % class\n% gone\n100\\% \\\\% gone\n\\verb|%| x\n\n\\input{s/one}\n"
-        "\\begin{verbatim}\n% kept \\input{no}\n\\end{verbatim}\n%\\input{missing}\n\\input{main.bbl}\n",
+        "\\begin{verbatim}\n% kept \\input{no}\n\\end{verbatim}\n%\\input{missing}\n"
+        "\\begin{comment}\n\\input{missing}\n\\end{comment}\n\\input{main.bbl}\n",
         "p/s/one.tex": "one\n\\include{s/two.tex} end\n",
         "p/s/two.tex": "two % gone\n",
     }
