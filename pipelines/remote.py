@@ -35,9 +35,6 @@ class RemoteFiles:
         self._held: dict[str, int] = {}
         self.record = self._load()
 
-    def check(self) -> None:
-        """Nothing: files are checked when they arrive."""
-
     def documents(self) -> npt.NDArray[np.int64]:
         """In memory and checked there (16 bytes a document): a map would follow what becomes of the cache's file."""
         from pipelines.dataset import open_documents

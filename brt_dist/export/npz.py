@@ -23,6 +23,7 @@ from brt_dist.export.weights import Weights, logical_shapes
 from brt_dist.files import atomic_file, write_atomic
 
 _PREFIX = "param/"
+# what zipfile and numpy raise for a damaged or encrypted archive; the last two: a compression that is not known here
 _ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
 

@@ -99,20 +99,20 @@ class RankState:
         for parameter in self._parameters:
             region, local = self._region(parameter), parameter.local
             if self._zero is None:
-                yield Fragment(parameter, region, 0, local.numel(), local, 0)
+                yield Fragment(parameter, region, local.numel(), local, 0)
             elif self._config.parallel.zero_stage == 3:
                 group, offset, count = self._zero.grad_position[self._zero.get_param_id(local)]
                 start = self._layout.data_rank * count
                 master = self._zero.fp32_partitioned_groups_flat[group]
-                yield Fragment(parameter, region.part(start, start + count), start, count, master, offset)
+                yield Fragment(parameter, region.part(start, start + count), count, master, offset)
             elif local._hp_mapping is None:  # type: ignore[attr-defined]
-                yield Fragment(parameter, region.part(0, 0), 0, 0, flats[0], 0)
+                yield Fragment(parameter, region.part(0, 0), 0, flats[0], 0)
             else:
                 mapping = local._hp_mapping  # type: ignore[attr-defined]
                 here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
                 master = _holder(flats, mapping.hp_fragment)
                 held = region.part(here.start, here.start + here.numel)
-                yield Fragment(parameter, held, here.start, here.numel, master, there.start)
+                yield Fragment(parameter, held, here.numel, master, there.start)
 
     def _memory_pieces(self, memory: StreamMemory) -> Iterator[tuple[int, int, str, Piece]]:
         layout = self._layout

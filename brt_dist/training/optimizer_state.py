@@ -23,14 +23,13 @@ class Fragment:
     Attributes:
         parameter: which one.
         region: of the logical parameter, without the padding of the vocabulary.
-        start, count: which elements of the rank's tensor parallel part they are, with padding; count may be 0.
+        count: how many they are, with padding; may be 0.
         master: the tensor that the optimizer steps (a whole parameter, or the flat partition of ZeRO).
         offset: where in `master` they begin.
     """
 
     parameter: LogicalParameter
     region: Region
-    start: int
     count: int
     master: Tensor
     offset: int
