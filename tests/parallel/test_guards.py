@@ -1,7 +1,6 @@
 """What one rank sees goes wrong, all ranks act on: a gradient that is not finite, a divergence, a slow rank."""
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from brt_dist.config.schema import Config
 from brt_dist.errors import DivergedError, ExitCode
 from brt_dist.training.adjustments import Adjustments
+from tests.faults.inject import poison
 from tests.parallel.pool import RankPool
 from tests.parallel.relayout import config, documents, saved
 
@@ -45,7 +45,7 @@ def rank_main(rank: int, store: str, given: Config, poisoned: int | None, slow: 
     run = Path(given.run.directory)
     events = EventLog(run, 1, enabled=rank == 0)
     if rank == poisoned:
-        poison()
+        poison(BAD)
     try:
         with Dataset.open(given.data.dataset) as data:
             trainer = Trainer(given, run, layout, device, events, data, None, StopRequest())
@@ -60,31 +60,6 @@ def rank_main(rank: int, store: str, given: Config, poisoned: int | None, slow: 
     finally:
         events.close()
         finalize()
-
-
-def poison() -> None:
-    """From now on this process makes an engine whose third step has a gradient of NaN for one weight.
-
-    It is one that all tensor parallel ranks have: of those only the first one's gradient goes into the norm.
-    """
-    from brt_dist.parallel.engine import Engine, PipelinedEngine, WholeEngine
-
-    steps = []
-    train_step: Any = Engine.train_step
-
-    def counted(engine: Any, *arguments: Any) -> Any:
-        steps.append(1)
-        return train_step(engine, *arguments)
-
-    Engine.train_step = counted  # type: ignore[method-assign]
-    for kind in (WholeEngine, PipelinedEngine):
-
-        def wrap(engine: Any, wrap: Any = kind._wrap) -> Any:
-            weight = next(p.local for p in engine.parameters if tuple(p.local.shape) == tuple(p.shape))
-            weight.register_hook(lambda grad: grad * math.nan if len(steps) == BAD else None)
-            return wrap(engine)
-
-        kind._wrap = wrap  # type: ignore[method-assign]
 
 
 def settings(folder: Path, name: str, layout: str, **guards: Any) -> Config:
