@@ -9,8 +9,9 @@ INSTALLED := $(VENV)/.installed
 STEPS ?= 600
 
 # make test-cluster, test-slurm, test-kubernetes   more backends for real; see docs/launching.md
+# make test-faults   real faults done to real runs, as the table of docs/faults.md
 
-.PHONY: quickstart install test test-cluster test-slurm test-kubernetes check format parity lock clean
+.PHONY: quickstart install test test-cluster test-slurm test-kubernetes test-faults check format parity lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/brt data corpus books --out quickstart/corpus
@@ -48,6 +49,9 @@ parity: $(INSTALLED)
 # Not in `make test`: they need root, and change the machine (packages) or its network (namespaces) for a while.
 test-cluster: $(INSTALLED)
 	$(BIN)/python -m pytest tests/cluster/check_namespaces.py tests/cluster/check_ray_jobs.py --timeout 1800
+
+test-faults: $(INSTALLED)
+	$(BIN)/python -m tests.faults
 
 test-slurm: $(INSTALLED)
 	@command -v slurmctld >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends \

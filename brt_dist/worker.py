@@ -6,13 +6,17 @@ fails it leaves RUN/attempts/NNN/rank_RRR.error.json.
 """
 
 import argparse
+import errno
+import faulthandler
 import json
 import os
+import signal
 import socket
 import sys
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from brt_dist.errors import BrtError, ExitCode, PlatformError
@@ -25,14 +29,34 @@ _NOTICES = (
     "Warning: tp_group is None",
 )
 
+# What gloo, NCCL and torch say when another rank is gone, or did not come.
+_SAID = (
+    (ExitCode.HUNG, ("Timed out waiting", "Watchdog caught collective operation timeout", "wait timeout after")),
+    (
+        ExitCode.LOST_NODE,
+        (
+            "Connection closed by peer",
+            "Connection reset by peer",
+            "Connection refused",
+            "Broken pipe",
+            "Socket closed",
+            "remote process exited or there was a network error",
+            "failed to recv, got 0 bytes",
+        ),
+    ),
+)
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m brt_dist.worker", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory; holds config.yaml")
     parser.add_argument("--attempt", type=int, default=1, help="number of this start of the run's processes")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="in place of what config.yaml says")
     options = parser.parse_args(arguments)
+    # Asked for by the supervisor when the run hangs; goes to the log of the rank.
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
     try:
-        return int(_run(options.run, options.attempt))
+        return int(_run(options.run, options.attempt, options.settings))
     except KeyboardInterrupt:
         return int(ExitCode.INTERRUPTED)
     except BaseException as error:
@@ -45,13 +69,13 @@ def main(arguments: list[str] | None = None) -> int:
         return int(code)
 
 
-def _run(run: Path, attempt: int) -> ExitCode:
+def _run(run: Path, attempt: int, settings: Sequence[str] = ()) -> ExitCode:
     for notice in _NOTICES:
         warnings.filterwarnings("ignore", message=notice)
     from brt_dist.config.loading import load
     from brt_dist.config.rules import DatasetFacts, check
 
-    config = load(run / "config.yaml").config
+    config = load(run / "config.yaml", settings).config
     check(config)
     rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
 
@@ -62,11 +86,13 @@ def _run(run: Path, attempt: int) -> ExitCode:
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.datasets import open_training, open_validation
     from brt_dist.training.guards import StopRequest
+    from brt_dist.training.heartbeat import Heartbeat
     from brt_dist.training.loop import Trainer
     from brt_dist.training.metrics import EventLog
 
     stop = StopRequest()
     stop.listen()
+    heartbeat = Heartbeat(run / "attempts" / f"{attempt:03d}" if rank == 0 else None)
     train, validation = open_training(config.data, _tell), open_validation(config.data, _tell)
     check(config, DatasetFacts.of(train), DatasetFacts.of(validation) if validation else None)
     model = config.model.model_copy(update={"vocab_size": train.vocab_size})
@@ -75,7 +101,7 @@ def _run(run: Path, attempt: int) -> ExitCode:
     initialize(layout, device, config.launch.start_timeout_seconds)
     events = EventLog(run, attempt, enabled=rank == 0)
     try:
-        trainer = Trainer(config, run, layout, device, events, train, validation, stop)
+        trainer = Trainer(config, run, layout, device, events, train, validation, stop, heartbeat)
         code = trainer.run()
         events.write("end", status=code.name.lower(), exit_code=int(code))
         trainer.close()
@@ -108,7 +134,9 @@ def _exit_code(error: BaseException) -> ExitCode:
         return error.exit_code
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return ExitCode.OUT_OF_MEMORY
-    return ExitCode.INTERNAL
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ExitCode.ENVIRONMENT
+    return next((code for code, words in _SAID if any(word in str(error) for word in words)), ExitCode.INTERNAL)
 
 
 def _leave_error(run: Path, attempt: int, error: BaseException, code: ExitCode) -> None:

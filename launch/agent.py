@@ -88,6 +88,9 @@ class NodeAgent:
     def terminate(self) -> None:
         self._processes.terminate()
 
+    def dump(self) -> dict[int, str]:
+        return self._processes.dump()
+
     def kill(self) -> None:
         self._processes.kill()
 

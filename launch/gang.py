@@ -80,6 +80,19 @@ class Gang:
     def terminate(self) -> None:
         self._tell_all("terminate")
 
+    def dump(self) -> dict[int, str]:
+        """Have all ranks write their stacks into their logs; what is to be said of those that cannot, by rank."""
+        found: dict[int, str] = {}
+        for node in range(len(self._agents)):
+            if node not in self._lost:
+                try:
+                    found.update(
+                        {rank: f"on {self._name(node)} {text}" for rank, text in self.ask(node, "dump").items()}
+                    )
+                except LaunchError:
+                    self._lost[node] = time.time()
+        return found
+
     def kill(self) -> None:
         if self._started:
             self._tell_all("kill")

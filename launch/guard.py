@@ -1,8 +1,9 @@
 """Starts one command and answers for everything that it starts: `python -I -S guard.py COMMAND [ARGUMENT ...]`.
 
 Standard input is a pipe whose other end the owner holds.  When it closes (the owner let go, ended, or was killed),
-the command and all its descendants are killed, wherever they moved to.  SIGTERM is passed on to the command; the
-guard ends as the command ended, by the same exit code or signal.  Standard library only, as it runs by itself.
+the command and all its descendants are killed, wherever they moved to.  SIGTERM and SIGUSR2 are passed on to the
+command; the guard ends as the command ended, by the same exit code or signal.  Standard library only, as it runs by
+itself.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ def main(command: list[str]) -> int:
     if inner == 0:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
         os._exit(_guard(command, outer))
-    signal.signal(signal.SIGTERM, lambda *_: _send(inner, signal.SIGTERM))
+    _pass_on(inner)
     _ignore_terminal()
     return _end_like(os.waitpid(inner, 0)[1])
 
@@ -42,7 +43,7 @@ def _guard(command: list[str], outer: int) -> int:
         signal.signal(waking, lambda *_: None)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans come to the guard, so it can find them
     child = _start(command)
-    signal.signal(signal.SIGTERM, lambda *_: _send(child, signal.SIGTERM))
+    _pass_on(child)
     _ignore_terminal()
     status = None
     while status is None:
@@ -65,8 +66,8 @@ def _start(command: list[str]) -> int:
         return child
     try:
         signal.set_wakeup_fd(-1)
-        for waking in (signal.SIGCHLD, signal.SIGUSR1):
-            signal.signal(waking, signal.SIG_DFL)
+        for changed in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(changed, signal.SIG_DFL)
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # if the guard itself is killed
         if os.getppid() != guard:
             os._exit(1)
@@ -95,7 +96,7 @@ def _reap(child: int) -> int | None:
 def _end_descendants(rounds: int = 200) -> None:
     """Kill what is left below the guard, until nothing is."""
     for _ in range(rounds):
-        left = _descendants(os.getpid())
+        left = descendants(os.getpid())
         if not left:
             return
         for pid in left:
@@ -104,7 +105,8 @@ def _end_descendants(rounds: int = 200) -> None:
         _reap(-1)
 
 
-def _descendants(root: int) -> list[int]:
+def descendants(root: int) -> list[int]:
+    """Processes below `root` that live."""
     children: dict[int, list[int]] = {}
     zombies: set[int] = set()
     try:
@@ -138,6 +140,11 @@ def _end_like(status: int) -> int:
             signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     return os.waitstatus_to_exitcode(status)
+
+
+def _pass_on(pid: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda number, _: _send(pid, number))
 
 
 def _ignore_terminal() -> None:

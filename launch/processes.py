@@ -1,5 +1,6 @@
 """Start ordinary processes, watch them, and end them with everything that they started.  No Ray in here."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -8,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.guard import descendants
+
 _GUARD = Path(__file__).with_name("guard.py")
+_STATES = {"T": "is stopped (SIGSTOP)", "t": "is held by a debugger", "D": "waits for a disk"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,21 @@ class ProcessSet:
         for rank in self.pids():
             self._running[rank].terminate()
 
+    def dump(self) -> dict[int, str]:
+        """Have all write the stacks of their threads into their logs (SIGUSR2); they are about to be ended.
+
+        Returns what is to be said of those that cannot, by rank: they are stopped, or wait for a disk.
+        """
+        self._told_at = self._told_at or time.time()
+        found = {}
+        for rank, pid in self.pids().items():
+            states = {_state(one) for one in descendants(pid)}
+            said = [text for letter, text in _STATES.items() if letter in states]
+            if said:
+                found[rank] = said[0]
+            self._running[rank].send_signal(signal.SIGUSR2)
+        return found
+
     def kill(self, seconds: float = 10.0) -> None:
         """Kill all with all that they started, and wait until they are gone."""
         self._told_at = self._told_at or time.time()
@@ -106,3 +125,11 @@ class ProcessSet:
         now = time.time()
         with self._lock:
             self._ends[rank] = End(rank, code, now, told=self._told_at is not None)
+
+
+def _state(pid: int) -> str:
+    """The letter of /proc/PID/stat; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""

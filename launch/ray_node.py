@@ -95,31 +95,46 @@ def _run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     log = folder / f"ray_{options.node:03d}.log"
-    deadline = time.monotonic() + options.patience
     node = ProcessSet()
     try:
         while True:
-            head = f"{address}:{_free_port(address)}" if is_head else _wait_for_head(folder, options.patience)
-            begin = log.stat().st_size if log.exists() else 0
-            command = tuple(_ray_start(options, address, head))
-            node.start([ProcessSpec(0, command, environment, Path.cwd(), log)])
-            if _started(node, log, begin, deadline):
-                break
-            # Ray gives a node 30 seconds to come up, which a busy machine may need longer for.
+            node = _up(options, address, environment, log)
+            while not node.ended():
+                time.sleep(0.2)
             node.kill()
-            if time.monotonic() > deadline:
-                raise PlatformError(f"{socket.gethostname()}: Ray did not start; see {log}")
-            node = ProcessSet()
-        if is_head:
-            write_atomic(folder / "head", head)
-        while not node.ended():
-            time.sleep(0.2)
+            if is_head:
+                break
+            # The head gave this node up, after a cut of the network say: Ray lets it in again as a new one.
+            print(f"Ray on {address} ended by itself (see {log}); joining anew", file=sys.stderr, flush=True)
     except _Left:
         return 0
     finally:
         node.kill()
     print(f"error: Ray on {address} ended by itself; see {log}", file=sys.stderr)
     return int(ExitCode.LOST_NODE)
+
+
+def _up(options: argparse.Namespace, address: str, environment: dict[str, str], log: Path) -> ProcessSet:
+    """Ray on this node, once it answers.  PlatformError: it did not in `options.patience` seconds."""
+    folder, is_head = options.folder.absolute(), options.node == 0
+    deadline = time.monotonic() + options.patience
+    while True:
+        head = f"{address}:{_free_port(address)}" if is_head else _wait_for_head(folder, options.patience)
+        begin = log.stat().st_size if log.exists() else 0
+        node = ProcessSet()
+        try:
+            node.start([ProcessSpec(0, tuple(_ray_start(options, address, head)), environment, Path.cwd(), log)])
+            if _started(node, log, begin, deadline):
+                if is_head:
+                    write_atomic(folder / "head", head)
+                return node
+        except BaseException:
+            node.kill()
+            raise
+        # Ray gives a node 30 seconds to come up, which a busy machine may need longer for.
+        node.kill()
+        if time.monotonic() > deadline:
+            raise PlatformError(f"{socket.gethostname()}: Ray did not start; see {log}")
 
 
 def _ray_start(options: argparse.Namespace, address: str, head: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Owns an attempt of a run: starts the ranks, watches them, ends them together, and says why they ended."""
+"""Owns one attempt of a run: starts the ranks, watches them, ends them together, and says why they ended."""
 
 import json
 import signal
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from brt_dist.errors import ExitCode
 from brt_dist.files import write_atomic
+from launch.hang import HangWatch
 from launch.processes import End
 from launch.signals import StopRequests
 from launch.verdict import Verdict, judge
@@ -23,18 +24,20 @@ class Ranks(Protocol):
     def start(self, command: tuple[str, ...], directory: Path, folder: Path) -> None: ...
     def ended(self) -> dict[int, End]: ...
     def terminate(self) -> None: ...
+    def dump(self) -> dict[int, str]: ...
     def kill(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Patience:
     """Seconds: between looks at the ranks; for the others when a rank failed; for saving when the user stops the run;
-    for the last rank when the first has ended well."""
+    for the last rank when the first has ended well; for writing stacks."""
 
     look: float = 0.2
     failed: float = 5.0
     saving: float = 600.0
     last: float = 600.0
+    dump: float = 2.0
 
 
 class Supervisor:
@@ -53,13 +56,14 @@ class Supervisor:
         stop: StopRequests,
         *,
         patience: Patience | None = None,
+        hang: HangWatch | None = None,
         facts: dict[str, Any] | None = None,
         on_look: Callable[[], None] = lambda: None,
         tell: Callable[[str], None] = print,
     ) -> None:
         self._run, self._ranks, self._world_size, self._command = run, ranks, world_size, command
         self._stop, self._patience, self._facts = stop, patience or Patience(), facts or {}
-        self._on_look, self._tell = on_look, tell
+        self._on_look, self._tell, self._hang = on_look, tell, hang
 
     def run(self) -> Verdict:
         """One attempt: from the start of the ranks until all have ended."""
@@ -72,8 +76,8 @@ class Supervisor:
         ends: dict[int, End] = {}
         try:
             self._ranks.start(self._command(attempt), Path.cwd(), folder)
-            ends = self._watch()
-            verdict = judge(ends, folder, stop_asked=self._stop.count > 0)
+            ends, hang = self._watch(folder)
+            verdict = judge(ends, folder, self._stop.count > 0) if hang is None else Verdict(ExitCode.HUNG, hang)
             return verdict
         except BaseException as error:
             verdict = Verdict(getattr(error, "exit_code", ExitCode.INTERNAL), str(error) or type(error).__name__)
@@ -83,16 +87,23 @@ class Supervisor:
             codes = {str(rank): ends[rank].code for rank in sorted(ends)}
             _write(folder, {**record, "end": time.time(), "exit_codes": codes, **verdict.to_json()})
 
-    def _watch(self) -> dict[int, End]:
-        """Look at the ranks until all have ended; end them when one failed, or the user says so."""
+    def _watch(self, folder: Path) -> tuple[dict[int, End], str | None]:
+        """Look at the ranks until all have ended; end them when one failed, all hang, or the user says so.
+
+        Returns the ends, and why the ranks were taken to hang, if they were.
+        """
         deadline: float | None = None  # when those that still run are killed
         stops, killed = 0, False
+        hang: str | None = None
         while True:
             ends = self._ranks.ended()
             self._on_look()
             if len(ends) == self._world_size:
-                return ends
+                return ends, hang
             now = time.monotonic()
+            if self._hang is not None and not ends and deadline is None and (hang := self._hang.look(folder)):
+                hang = self._look_closer(hang)
+                deadline = now
             failed = [end for end in ends.values() if end.code not in (ExitCode.FINISHED, ExitCode.PREEMPTED)]
             if self._stop.count > stops:
                 stops = self._stop.count
@@ -113,8 +124,15 @@ class Supervisor:
                 continue
             if deadline is not None and now >= deadline + _UNKILLABLE_SECONDS:
                 lost = {rank: End(rank, -signal.SIGKILL, time.time(), told=True) for rank in range(self._world_size)}
-                return lost | ends
+                return lost | ends, hang
             time.sleep(self._patience.look)
+
+    def _look_closer(self, hang: str) -> str:
+        """Have the ranks write down where they are, before they are killed."""
+        self._tell(f"{hang}; the stacks of all ranks go to their logs")
+        special = self._ranks.dump()
+        time.sleep(self._patience.dump)
+        return "; ".join([hang, *(f"rank {rank} {text}" for rank, text in sorted(special.items()))])
 
 
 def attempt_folder(run: Path, attempt: int) -> Path:

@@ -11,12 +11,11 @@ from brt_dist.config.loading import Resolved, load
 from brt_dist.config.rules import DatasetFacts, check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ExitCode
+from launch.attempts import Attempts
 from launch.events import History, read_events
-from launch.facts import attempt_facts
 from launch.progress import Progress
 from launch.run_directory import absolute, claimed, refuse_other_run, write_config
 from launch.signals import StopRequests
-from launch.supervisor import Supervisor
 from launch.tracking.process import SyncerProcess, finish_command
 from launch.tracking.uri import page_command
 from launch.verdict import Verdict
@@ -62,10 +61,10 @@ def train(
     worker: Sequence[str] = WORKER,
     ray_address: str | None = None,
 ) -> Outcome:
-    """Run one attempt and say how it ended.  BrtError: it could not be started.
+    """Run the attempts that it takes and say how the last one ended.  BrtError: none could be started.
 
     console: standard error.  worker: command of a rank, to which `RUN --attempt N` is added.  ray_address: in place of
-    launch.ray_address, for this attempt alone.
+    launch.ray_address, for this time alone.
     """
     resolved = load(sources, overrides)
     resolved = replace(resolved, config=absolute(resolved.config))
@@ -77,7 +76,7 @@ def train(
         if stack.enter_context(claimed(run)):
             refuse_other_run(run, config)
         try:
-            verdict, tracked = _attempt(resolved, stop, console, tuple(worker), ray_address)
+            verdict, tracked = _attempts(resolved, stop, console, tuple(worker), ray_address)
         except KeyboardInterrupt:
             verdict, tracked = Verdict(ExitCode.INTERRUPTED, "stopped before anything was trained"), None
         return Outcome(run, verdict, config, tracked, _plot(config, run))
@@ -95,51 +94,45 @@ def dataset_facts(config: Config) -> tuple[DatasetFacts, DatasetFacts | None]:
         return facts, DatasetFacts.of(validation)
 
 
-def _attempt(
+def _attempts(
     resolved: Resolved, stop: StopRequests, console: "Console", worker: tuple[str, ...], ray_address: str | None
 ) -> tuple[Verdict, bool | None]:
-    from launch.backends.local import ray_cluster
-    from launch.gang import Gang
-
     config, run = resolved.config, resolved.config.run.directory
     write_config(run, resolved)
-    console.print(f"run directory {run}", markup=False, highlight=False, soft_wrap=True)
-    syncer: SyncerProcess | None = None
+
+    def tell(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    tell(f"run directory {run}")
+    address = ray_address or config.launch.ray_address
+    tell(f"starting Ray on {address or 'this machine'}")
+    syncers: list[SyncerProcess] = []
+
+    def begun() -> None:
+        if config.run.tracking.enabled and not syncers:
+            syncers.append(SyncerProcess(run))
+
     try:
-        address = ray_address or config.launch.ray_address
-        where = address or "this machine"
-        console.print(f"starting Ray on {where}", markup=False, highlight=False, soft_wrap=True)
-        with ray_cluster(address), Gang(config) as gang:
-            stop.install()  # Ray has put its own handlers in the way
-            if config.launch.preflight:
-                _preflight(gang, config, console)
-            progress = Progress(run, config.run.steps, console)
-            supervisor = Supervisor(
-                run,
-                gang,
-                config.parallel.world_size,
-                lambda attempt: (*worker, str(run), "--attempt", str(attempt)),
-                stop,
-                facts={**attempt_facts(), "nodes": [node.host for node in gang.nodes]},
-                on_look=progress.update,
-                tell=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
-            )
-            # Only now: the attempt is what it reports on, and its start must not slow that of Ray.
-            syncer = SyncerProcess(run) if config.run.tracking.enabled else None
-            stop.counting = True
-            try:
-                verdict = supervisor.run()
-            finally:
-                progress.update()
-                progress.close()
+        verdict = Attempts(
+            config,
+            worker,
+            address,
+            stop,
+            progress=lambda now: Progress(run, now.run.steps, console),
+            tell=tell,
+            before=lambda gang, now: _preflight(gang, now, console),
+            begun=begun,
+        ).run()
         _plot(config, run)
-        return verdict, _finish(syncer, run, stop, console)
+        return verdict, _finish(syncers[0] if syncers else None, run, stop, console)
     finally:
-        if syncer is not None:
+        for syncer in syncers:
             syncer.kill()
 
 
 def _preflight(gang: "Gang", config: Config, console: "Console") -> None:
+    if not config.launch.preflight:
+        return
     from launch.doctor.examine import line, preflight, refuse
 
     found = preflight(gang, config, config.run.directory)

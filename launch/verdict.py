@@ -14,6 +14,8 @@ _TAIL_LINES = 20
 # A rank that leaves no report (killed, crashed in C) is seen to end by its peers before the launcher sees it.
 _NO_REPORT_HEAD_START_SECONDS = 1.0
 _CLEAN = (ExitCode.FINISHED, ExitCode.PREEMPTED)
+# What a rank reports that misses another one; why that is gone, only the other knows.
+_OF_PEERS = (ExitCode.LOST_NODE, ExitCode.HUNG)
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,23 @@ def judge(ends: Mapping[int, End], folder: Path, stop_asked: bool) -> Verdict:
             return Verdict(ExitCode.PREEMPTED, "stopped and saved; the same command goes on")
         return Verdict(ExitCode.FINISHED, "finished")
     untold = [end for end in failed if not end.told]
-    if stop_asked and not untold:
+    if untold:
+        return _first_failure(untold, {end.rank: _report(folder, end.rank) for end in failed}, folder)
+    if stop_asked:
         return Verdict(ExitCode.INTERRUPTED, "stopped before it could save; the last checkpoint counts")
-    if not untold:
-        names = ", ".join(str(end.rank) for end in failed)
-        return Verdict(ExitCode.HUNG, f"rank {names} did not end although the others had", failed[0].rank)
-    reports = {end.rank: _report(folder, end.rank) for end in failed}
+    names = ", ".join(str(end.rank) for end in failed)
+    return Verdict(ExitCode.HUNG, f"rank {names} did not end although the others had", failed[0].rank)
+
+
+def _first_failure(untold: list[End], reports: Mapping[int, dict[str, Any] | None], folder: Path) -> Verdict:
+    """The verdict from what failed first; `untold` ended by themselves."""
     first = min(untold, key=lambda end: _order(end, reports[end.rank]))
     report = reports[first.rank]
+    lost = [end for end in untold if end.code == ExitCode.LOST_NODE and reports[end.rank] is None]
+    if lost and (report is None or report.get("exit_code") in _OF_PEERS):
+        # A node is found to be gone later than its peers miss it.
+        ranks = ", ".join(str(end.rank) for end in lost)
+        return Verdict(ExitCode.LOST_NODE, f"the node of rank {ranks} was lost: its agent is gone", lost[0].rank)
     if report is not None:
         code = _exit_code(int(report.get("exit_code", ExitCode.INTERNAL)))
         where = f"rank {first.rank} on {report.get('host', '?')}"
@@ -55,8 +66,9 @@ def judge(ends: Mapping[int, End], folder: Path, stop_asked: bool) -> Verdict:
         return Verdict(
             code, f"{where} failed: {report.get('type')}: {report.get('message')}", first.rank, detail.rstrip()
         )
-    code, how = _by_exit(first.code)
-    return Verdict(code, f"rank {first.rank} {how}", first.rank, _tail(rank_log(folder, first.rank)))
+    tail = _tail(rank_log(folder, first.rank))
+    code, how = _by_exit(first.code, tail)
+    return Verdict(code, f"rank {first.rank} {how}", first.rank, tail)
 
 
 def rank_log(folder: Path, rank: int) -> Path:
@@ -80,12 +92,14 @@ def _exit_code(code: int) -> ExitCode:
     return ExitCode(code) if code in ExitCode._value2member_map_ else ExitCode.INTERNAL
 
 
-def _by_exit(code: int) -> tuple[ExitCode, str]:
+def _by_exit(code: int, tail: str) -> tuple[ExitCode, str]:
     if code >= 0:
         return _exit_code(code), f"ended with exit code {code} and left no report"
     name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
     if -code == signal.SIGKILL:
         return ExitCode.LOST_NODE, f"was killed ({name}); if nobody did, the machine ran out of memory"
+    if -code == signal.SIGABRT and "Watchdog caught collective operation timeout" in tail:
+        return ExitCode.HUNG, "waited in vain for the others (see its log)"
     if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         return ExitCode.LOST_NODE, f"was ended from outside ({name})"
     return ExitCode.INTERNAL, f"crashed ({name})"

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# No number depends on these: layouts give the same losses, the rest is about how it is run and watched.
+# No number depends on these: layouts give the same losses, the rest is about how it is run and watched.  Guards only
+# end a run or leave updates out, and tell of it.
 # run.steps: to go on for longer (a cosine schedule then ends later).
 FREE = (
     "run.name",
@@ -16,6 +17,7 @@ FREE = (
     "run.evaluat",
     "run.tracking.",
     "run.allow",
+    "run.guards.",
     "run.device",
     "parallel.",
     "launch.",

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from brt_dist.config.guards import RecoveryConfig
 from brt_dist.config.section import Section
 
 # An empty mapping in YAML is read like a section without keys.
@@ -85,6 +86,7 @@ class LaunchConfig(Section):
     )
     start_timeout_seconds: PositiveFloat = Field(300.0, description="longest wait for nodes and for all ranks to meet")
     preflight: bool = Field(True, description="check the nodes before the ranks start")
+    recovery: RecoveryConfig = Field(default_factory=RecoveryConfig, description="what follows when an attempt fails")
     ray: RayConfig = Field(default_factory=RayConfig, description="an existing Ray cluster")
     slurm: SlurmConfig = Field(default_factory=SlurmConfig, description="a Slurm cluster")
     kubernetes: KubernetesConfig = Field(default_factory=KubernetesConfig, description="a cluster with KubeRay")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PlainValidator, PositiveFloat, PositiveInt
 from pydantic_core import PydanticCustomError
 
+from brt_dist.config.guards import GuardsConfig
 from brt_dist.config.launch import LaunchConfig
 from brt_dist.config.section import Section
 
@@ -175,6 +176,7 @@ class RunConfig(Section):
     evaluate_every: NonNegativeInt = Field(0, description="steps between evaluations; 0: only after the last step")
     evaluation_steps: PositiveInt = Field(50, description="segments per stream that an evaluation reads at most")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    guards: GuardsConfig = Field(default_factory=GuardsConfig, description="what is watched at every step")
     tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="where the run is recorded")
 
 

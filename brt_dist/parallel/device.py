@@ -4,7 +4,9 @@ CPU runs use gloo and DeepSpeed's CPU accelerator, GPU runs NCCL and the CUDA on
 """
 
 import os
+import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -31,6 +33,18 @@ class Device:
         """Wait for queued work, so that a clock read afterwards means something."""
         if self.kind == "cuda":
             torch.cuda.synchronize(self.index)
+
+    def mark(self) -> Any:
+        """This moment in the work of this rank; costs nothing and waits for nothing."""
+        if self.kind == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            return event
+        return time.perf_counter()
+
+    def seconds_between(self, begin: Any, end: Any) -> float:
+        """Between two marks; after `synchronize`."""
+        return begin.elapsed_time(end) / 1000 if self.kind == "cuda" else end - begin
 
     def peak_memory_bytes(self) -> int:
         """Peak memory of this process on the device: allocated by torch on a GPU, resident on a CPU."""

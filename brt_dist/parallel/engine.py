@@ -7,7 +7,7 @@ global batch divided by their number, which every rank knows from the schedule b
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import deepspeed
@@ -24,6 +24,7 @@ from brt_dist.model.model import loss_sum
 from brt_dist.model.parameters import LogicalParameter, initialize, logical_parameters, replicated
 from brt_dist.model.sequence import sum_gradients
 from brt_dist.parallel.device import Device
+from brt_dist.parallel.finite import FiniteGradients
 from brt_dist.parallel.layout import Layout, MegatronGroups
 from brt_dist.parallel.pieces import Piece, Read
 from brt_dist.parallel.pipeline import PipelineStage, WholeModel, named_parts
@@ -54,10 +55,21 @@ class StepInput:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Mean loss of the global batch in nats per unmasked token, and the norm of its gradient before clipping."""
+    """Mean loss of the global batch in nats per unmasked token, and the norm of its gradient before clipping.
+
+    The norm is known before the update.  If it is not finite the update is left out, and the memory stays as it was.
+    """
 
     loss: float
     grad_norm: float
+
+    @property
+    def is_updated(self) -> bool:
+        return math.isfinite(self.grad_norm)
+
+    @property
+    def is_finite(self) -> bool:
+        return self.is_updated and math.isfinite(self.loss)
 
 
 class Engine(ABC):
@@ -78,6 +90,7 @@ class Engine(ABC):
         self.parameters = self._logical_parameters()
         self.optimizer = build_optimizer(self.parameters, config, layout)
         self._deepspeed = self._wrap()
+        self._finite = FiniteGradients([p.local for p in self.parameters], self._deepspeed, device)
         self._state = RankState(config, layout, self.parameters, self.optimizer, self._deepspeed)
         # DeepSpeed has cast the module: memory takes its types from it
         self.memory = self.new_memory()
@@ -92,7 +105,12 @@ class Engine(ABC):
         set_learning_rate(self.optimizer, learning_rate)
         self._context.begin(self._micro_batches(step, training=True), self.memory)
         result = self._train(step)
-        self.memory.commit()
+        if self._finite.left_out:
+            result = replace(result, grad_norm=math.inf)
+        if result.is_finite:
+            self.memory.commit()
+        else:
+            self.memory.discard()
         return result
 
     def evaluate_step(self, step: StepInput, memory: StreamMemory) -> float:
@@ -127,7 +145,8 @@ class Engine(ABC):
             return {p.name: p.local.detach().clone() for p in self.parameters}
 
     def close(self) -> None:
-        """Take DeepSpeed's hooks off the weights; without this the engine and its process groups outlive their use."""
+        """Take all hooks off the weights; without this the engine and its process groups outlive their use."""
+        self._finite.close()
         self._deepspeed.destroy()
 
     def _logical_parameters(self) -> list[LogicalParameter]:

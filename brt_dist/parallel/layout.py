@@ -7,7 +7,7 @@ Megatron (`order="tp-cp-ep-dp-pp"`) and DeepSpeed (`PipeModelDataParallelTopolog
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -170,8 +170,21 @@ def single_process(kind: str = "cpu") -> Iterator[Device]:
             finalize()
 
 
-def agree(value: float, device: Device, op: Any = dist.ReduceOp.MAX) -> float:
-    """The same number on all ranks: the largest (or `op`) of theirs."""
-    tensor = torch.tensor([value], dtype=torch.float64, device=device.torch)
-    dist.all_reduce(tensor, op=op)
-    return float(tensor.item())
+def agree(values: Sequence[float], device: Device) -> tuple[float, ...]:
+    """The largest of what the ranks say, for each of `values`; the same on all ranks.  Collective."""
+    tensor = torch.tensor([float(value) for value in values], dtype=torch.float64, device=device.torch)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tuple(tensor.tolist())
+
+
+def limit_waiting(seconds: float) -> None:
+    """From now on a collective of any group fails when the others have not come after `seconds`.
+
+    Start-up needs a longer limit (kernels are compiled, checkpoints are read); in training a rank that waits so long
+    waits for one that will not come.
+    """
+    from torch.distributed import distributed_c10d
+
+    limit = timedelta(seconds=seconds)
+    for group in [*distributed_c10d._world.pg_map]:
+        distributed_c10d._set_pg_timeout(limit, group)

@@ -1,25 +1,76 @@
-"""What may stop a run between two steps: numbers that are no longer finite, or a request to end."""
+"""What may stop a run between two steps: numbers that are not as they should be, or a request to end."""
 
-import math
 import signal
+import statistics
+from collections import deque
+from collections.abc import Callable
 from types import FrameType
 
+from brt_dist.config.guards import GuardsConfig
 from brt_dist.errors import DivergedError
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import StepResult
 from brt_dist.parallel.layout import agree
 
+_FEWEST = 10  # steps before a spike can be told from the usual
+_NOISE = 0.01  # of the median: below this a deviation is none, also where all steps were alike
 
-def check_finite(result: StepResult, step: int) -> None:
-    """Refuse to go on after a step with a loss or gradient that is not finite (all ranks see the same numbers).
+Tell = Callable[..., None]
 
-    Raises:
-        DivergedError: with the step; nothing of it was saved.
+
+class NumberGuard:
+    """Looks at loss and gradient norm of every step.  All ranks see the same numbers, so they decide alike.
+
+    Args:
+        tell: writes an event: `tell(name, **fields)`.
     """
-    if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+
+    def __init__(self, config: GuardsConfig, tell: Tell) -> None:
+        self._config, self._tell = config, tell
+        self._usual = {name: deque[float](maxlen=config.spike_window or 1) for name in ("loss", "grad_norm")}
+        self._skips = 0  # in a row
+
+    def check(self, result: StepResult, step: int) -> None:
+        """Judge a step that was done.
+
+        Raises:
+            DivergedError: with the step; nothing of it was saved.
+        """
+        if not result.is_finite:
+            self._not_finite(result, step)
+            return
+        self._skips = 0
+        for name, history in self._usual.items():
+            value = getattr(result, name)
+            if self._is_spike(history, value):
+                median = statistics.median(history)
+                self._tell("spike", step=step, quantity=name, **{name: value}, median=median)
+                if name == "loss" and self._config.on_spike == "stop":
+                    usual = f"the median of the last {len(history)} steps was {median:.4g}"
+                    self._end(f"step {step}: loss {value:.4g}; {usual}", result, step)
+            history.append(value)
+
+    def _not_finite(self, result: StepResult, step: int) -> None:
+        self._skips += 1
+        what = f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}"
+        if self._config.nonfinite == "stop" or result.is_updated:
+            self._end(what, result, step)
+        if self._skips > self._config.most_skips:
+            self._end(f"{what}; {self._skips} updates in a row were left out", result, step)
+        self._tell("skip", step=step, why="not finite", loss=str(result.loss), grad_norm=str(result.grad_norm))
+
+    def _is_spike(self, history: deque[float], value: float) -> bool:
+        if not self._config.spike_window or len(history) < min(_FEWEST, self._config.spike_window):
+            return False
+        median = statistics.median(history)
+        deviation = statistics.median(abs(one - median) for one in history)
+        return value > median + self._config.spike_deviations * max(deviation, _NOISE * abs(median))
+
+    def _end(self, what: str, result: StepResult, step: int) -> None:
+        self._tell("diverged", step=step, loss=str(result.loss), grad_norm=str(result.grad_norm))
         raise DivergedError(
-            f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}. The last checkpoint is untouched; "
-            "resume from it with a smaller optimizer.learning_rate or optimizer.clip_norm, or a longer warm-up."
+            f"{what}. The last checkpoint is untouched; resume from it with a smaller optimizer.learning_rate or "
+            "optimizer.clip_norm, or a longer warm-up, or let launch.recovery.diverged do it."
         )
 
 
@@ -27,15 +78,25 @@ class StopRequest:
     """SIGTERM, as a wish: the rank goes on to the end of its step, and all ranks stop after the same one."""
 
     def __init__(self) -> None:
-        self._asked = False
+        self.asked = False
 
     def listen(self) -> None:
         """Take over SIGTERM (main thread only)."""
         signal.signal(signal.SIGTERM, self._on_signal)
 
-    def agreed(self, device: Device) -> bool:
-        """Whether any rank was asked to stop.  Collective, once a step."""
-        return agree(float(self._asked), device) > 0
-
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        self.asked = True
+
+
+def agree_on_step(result: StepResult, step: int, stop: StopRequest, device: Device) -> bool:
+    """Whether any rank was asked to stop, so that all stop after this step.  Collective, once a step.
+
+    Raises:
+        DivergedError: some ranks took the update and others left it out: their weights differ from now on.
+    """
+    asked, taken, left_out = agree((stop.asked, result.is_updated, not result.is_updated), device)
+    if taken and left_out:
+        raise DivergedError(
+            f"step {step}: some ranks took an update that others left out. The last checkpoint is good."
+        )
+    return asked > 0

@@ -11,12 +11,15 @@ from brt_dist.errors import ExitCode
 from brt_dist.evaluation.evaluate import evaluate
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import build_engine
-from brt_dist.parallel.layout import Layout
+from brt_dist.parallel.layout import Layout, agree, limit_waiting
+from brt_dist.training.adjustments import Adjustments
 from brt_dist.training.batches import step_input, streams_to_read
 from brt_dist.training.begin import begin_from
-from brt_dist.training.guards import StopRequest, check_finite
+from brt_dist.training.guards import NumberGuard, StopRequest, agree_on_step
+from brt_dist.training.heartbeat import Heartbeat
 from brt_dist.training.metrics import EventLog
 from brt_dist.training.schedule import learning_rate
+from brt_dist.training.stragglers import StragglerWatch
 from pipelines.dataset import Dataset
 from pipelines.mixture import Mixture
 from pipelines.reader import Prefetcher, SegmentReader
@@ -31,6 +34,7 @@ class Trainer:
         run: the run directory.
         train, validation: opened datasets; without validation only the training data is evaluated.
         stop: asked once a step whether to end early.
+        heartbeat: told what this rank does.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Trainer:
         train: Dataset | Mixture,
         validation: Dataset | None,
         stop: StopRequest,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self.config = config
         self.layout = layout
@@ -53,6 +58,11 @@ class Trainer:
             self.datasets["validation"] = validation
         self.ahead = config.data.cache.ahead_steps if train.is_remote else 0
         self.stop = stop
+        self.heartbeat = heartbeat or Heartbeat(None)
+        self.adjustments = Adjustments.load(run)
+        self.guard = NumberGuard(config.run.guards, events.write)
+        self.stragglers = StragglerWatch(config.run.guards, device, events.write)
+        self.trained = 0  # steps of this attempt
         self.schedule = StreamSchedule(
             train.parts,
             weights=train.weights,
@@ -106,14 +116,14 @@ class Trainer:
         prefetcher = Prefetcher(reader, self.schedule, self.cursor, streams_to_read(self.layout), ahead=self.ahead)
         try:
             while self.step < end:
-                self._train_step(prefetcher)
+                stop = self._train_step(prefetcher)
                 self._tell_saved()
                 last = self.step == end
                 if _is_due(self.step, self.config.run.evaluate_every) or self.step == self.config.run.steps:
                     self._evaluate()
                 if _is_due(self.step, self.config.run.checkpoint_every) or last:
                     self._save()
-                if self.stop.agreed(self.device) and not last:
+                if stop and not last:
                     self._save()
                     self._finish_saving()
                     return ExitCode.PREEMPTED
@@ -127,16 +137,26 @@ class Trainer:
         self.store.close()
         self.engine.close()
 
-    def _train_step(self, prefetcher: Prefetcher) -> None:
+    def _train_step(self, prefetcher: Prefetcher) -> bool:
+        """One step; whether a rank was asked to stop."""
         began = time.perf_counter()
+        number = self.step + 1
         plan, segments, cursor, waited = prefetcher.next()
-        rate = learning_rate(self.step + 1, self.config.run.steps, self.config.optimizer)
-        batch = step_input(self.step, plan, segments, self.layout, self.device)
-        result = self.engine.train_step(batch, rate)
-        check_finite(result, self.step + 1)
-        self.step, self.tokens, self.cursor = self.step + 1, self.tokens + plan.loss_tokens, cursor
         self.evaluations = {}
-        if _is_due(self.step, self.config.run.log_every) or self.step == self.config.run.steps:
+        if self.adjustments.skips(number):
+            self.step, self.cursor = number, cursor
+            self.events.write("skip", step=number, why="left out after a divergence")
+            return agree((self.stop.asked,), self.device)[0] > 0
+        rate = learning_rate(number, self.config.run.steps, self.config.optimizer)
+        rate *= self.adjustments.rate_factor(number)
+        batch = step_input(self.step, plan, segments, self.layout, self.device)
+        with self.stragglers.look(number) as work:
+            result = self.engine.train_step(batch, rate)
+        stop = agree_on_step(result, number, self.stop, self.device)
+        self.guard.check(result, number)
+        self.step, self.cursor = number, cursor
+        self.tokens += plan.loss_tokens if result.is_finite else 0
+        if result.is_finite and (_is_due(self.step, self.config.run.log_every) or self.step == self.config.run.steps):
             self.device.synchronize()
             seconds = time.perf_counter() - began
             self.events.write(
@@ -152,8 +172,15 @@ class Trainer:
                 data_wait_seconds=waited,
                 peak_memory_bytes=self.device.peak_memory_bytes(),
             )
+        self.stragglers.judge(work, number)
+        if self.trained == 0:
+            limit_waiting(self.config.run.guards.collective_seconds)
+        self.trained += 1
+        self.heartbeat.beat()
+        return stop
 
     def _evaluate(self) -> None:
+        self.heartbeat.slow("evaluating")
         for name, dataset in self.datasets.items():
             for memory in ("carried", "cleared"):
                 began = time.perf_counter()
@@ -172,11 +199,13 @@ class Trainer:
 
     def _save(self) -> None:
         if self.saved_step != self.step:
+            self.heartbeat.slow("saving")
             self.store.save(self.step, self.tokens, self.cursor.to_json(), self.evaluations, self.engine)
             self.saved_step = self.step
             self._tell_saved()
 
     def _finish_saving(self) -> None:
+        self.heartbeat.slow("saving")
         self.store.wait()
         self._tell_saved()
 

@@ -85,7 +85,7 @@ def test_the_first_error_of_the_first_failing_rank_is_shown(config: Path, cluste
 
 
 def test_a_crash_without_report_ends_also_a_rank_that_ignores_term(config: Path, cluster: Cluster) -> None:
-    settings = [f"launch.ray_address={cluster.address}", WITHOUT_TRACKING]
+    settings = [f"launch.ray_address={cluster.address}", WITHOUT_TRACKING, "launch.recovery.retries=0"]
     code, outcome, errors = finish(drive("crash", config, *settings, environment=cluster.environment))
     assert code == 1, errors
     assert outcome["reason"] == "rank 1 crashed (SIGSEGV)"

@@ -79,12 +79,13 @@ def train(rank: int, store: str, given: Config, attempt: int, stop_after: int) -
     from brt_dist.training.loop import Trainer
 
     class StopAfter(StopRequest):
-        asked = 0
+        def __init__(self) -> None:
+            self.steps = 0
 
-        def agreed(self, device: Any) -> bool:
-            self.asked += 1
-            self._asked = self.asked >= stop_after and rank == layout.world_size - 1  # one rank is asked, all stop
-            return super().agreed(device)
+        @property
+        def asked(self) -> bool:  # type: ignore[override]
+            self.steps += 1
+            return self.steps >= stop_after and rank == layout.world_size - 1  # one rank is asked, all stop
 
     run = Path(given.run.directory)
     events = EventLog(run, attempt, enabled=rank == 0)

@@ -1,0 +1,59 @@
+"""A sign of life of rank 0, for the supervisor: RUN/attempts/NNN/heartbeat.json.
+
+One rank is enough, as no rank gets further than a step ahead of another.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections import deque
+from pathlib import Path
+
+FILE_NAME = "heartbeat.json"
+_SECONDS = 1.0  # between two writes; the storage may be far away
+_STEPS = 50  # whose median is the usual time
+
+
+class Heartbeat:
+    """Writes what the rank does and how long a step usually takes.
+
+    folder: of the attempt; none: writes nothing (all ranks but the first).
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._steps: deque[float] = deque(maxlen=_STEPS)
+        self._last: float | None = None  # beat
+        self._written = 0.0
+        self._count = 0
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.slow("starting")
+
+    def beat(self) -> None:
+        """A step is done."""
+        now = time.monotonic()
+        if self._last is not None:
+            self._steps.append(now - self._last)
+        self._last = now
+        self._count += 1
+        # the first always: from then on the supervisor knows what is usual
+        if now - self._written >= _SECONDS or self._count == 1:
+            self._write("training")
+
+    def slow(self, phase: str) -> None:
+        """Something begins that may take long without a step: starting, evaluating, saving."""
+        self._last = None
+        self._count = 0
+        self._write(phase)
+
+    def _write(self, phase: str) -> None:
+        if self._folder is None:
+            return
+        self._written = time.monotonic()
+        usual = statistics.median(self._steps) if self._steps else None
+        path = self._folder / FILE_NAME
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps({"phase": phase, "step_seconds": usual, "time": time.time()}))
+        os.replace(new, path)  # not synced: worth nothing after a power cut

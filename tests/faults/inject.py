@@ -1,0 +1,44 @@
+"""Faults inside a rank, around the real methods of its process."""
+
+import math
+import time
+from typing import Any
+
+
+def poison(step: int) -> None:
+    """From now on an engine of this process has a gradient of NaN for one weight in step number `step`.
+
+    It is one that all tensor parallel ranks have: of those only the first one's gradient goes into the norm.
+    """
+    from brt_dist.parallel.engine import Engine, PipelinedEngine, WholeEngine
+
+    current = [0]
+    train_step: Any = Engine.train_step
+
+    def counted(engine: Any, given: Any, *arguments: Any) -> Any:
+        current[0] = given.number + 1
+        return train_step(engine, given, *arguments)
+
+    Engine.train_step = counted  # type: ignore[method-assign]
+    for kind in (WholeEngine, PipelinedEngine):
+
+        def wrap(engine: Any, wrap: Any = kind._wrap) -> Any:
+            weight = next(p.local for p in engine.parameters if tuple(p.local.shape) == tuple(p.shape))
+            # before the engine's own hooks, as a fault in backward would be
+            weight.register_hook(lambda grad: grad * math.nan if current[0] == step else None)
+            return wrap(engine)
+
+        kind._wrap = wrap  # type: ignore[method-assign]
+
+
+def slow_down(seconds: float) -> None:
+    """Every step of this process takes so much longer."""
+    from brt_dist.parallel.engine import Engine
+
+    train_step: Any = Engine.train_step
+
+    def slower(engine: Any, *arguments: Any) -> Any:
+        time.sleep(seconds)
+        return train_step(engine, *arguments)
+
+    Engine.train_step = slower  # type: ignore[method-assign]

@@ -1,0 +1,113 @@
+"""What one rank sees goes wrong, all ranks act on: a gradient that is not finite, a divergence, a slow rank."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brt_dist.config.schema import Config
+from brt_dist.errors import DivergedError, ExitCode
+from brt_dist.training.adjustments import Adjustments
+from tests.faults.inject import poison
+from tests.parallel.pool import RankPool
+from tests.parallel.relayout import config, documents, saved
+
+pytestmark = pytest.mark.slow
+
+STEPS, BAD = 5, 3
+LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "dp2-zero0": ({"data": 2, "zero_stage": 0}, {}),
+    "dp2-zero1": ({"data": 2}, {}),
+    "dp2-zero2-bf16": ({"data": 2, "zero_stage": 2}, {"precision": "bf16"}),
+    "dp2-zero3": ({"data": 2, "zero_stage": 3}, {}),
+    "tp2-pp2": ({"tensor": 2, "pipeline": 2}, {}),
+    "tp2-zero0": ({"tensor": 2, "zero_stage": 0}, {}),
+    "pp2-bf16": ({"pipeline": 2}, {"precision": "bf16"}),
+}
+
+
+def rank_main(rank: int, store: str, given: Config, poisoned: int | None, slow: int | None) -> int:
+    """A run on one rank; its exit code.  Rank `poisoned` has a bad gradient in step BAD, rank `slow` is slow."""
+    import torch.distributed as dist
+
+    from brt_dist.parallel.device import choose
+    from brt_dist.parallel.layout import Layout, finalize, initialize
+    from brt_dist.training.guards import StopRequest
+    from brt_dist.training.loop import Trainer
+    from brt_dist.training.metrics import EventLog
+    from pipelines.dataset import Dataset
+
+    layout = Layout.of(given, rank)
+    device = choose("cpu", rank)
+    initialize(layout, device, 120.0, dist.FileStore(store, layout.world_size))
+    run = Path(given.run.directory)
+    events = EventLog(run, 1, enabled=rank == 0)
+    if rank == poisoned:
+        poison(BAD)
+    try:
+        with Dataset.open(given.data.dataset) as data:
+            trainer = Trainer(given, run, layout, device, events, data, None, StopRequest())
+            if rank == slow:
+                trainer.engine.stage.register_forward_pre_hook(lambda *_: time.sleep(0.5))
+            try:
+                return int(trainer.run())
+            except DivergedError as error:
+                return int(error.exit_code)
+            finally:
+                trainer.close()
+    finally:
+        events.close()
+        finalize()
+
+
+def settings(folder: Path, name: str, layout: str, **guards: Any) -> Config:
+    parallel, run = LAYOUTS[layout]
+    given = config(folder / "dataset", folder / name, parallel, run={"steps": STEPS, "checkpoint_every": 1, **run})
+    (folder / name).mkdir()
+    return given.model_copy(
+        update={"run": given.run.model_copy(update={"guards": given.run.guards.model_copy(update=guards)})}
+    )
+
+
+def events(given: Config, kind: str) -> list[dict[str, Any]]:
+    lines = (Path(given.run.directory) / "metrics.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_bad_gradient_of_one_rank_is_left_out_by_all(ranks: RankPool, tmp_path: Path, layout: str) -> None:
+    """The state after it is, to the bit, that of a run in which the step was left out from the beginning."""
+    documents(tmp_path)
+    left_out = settings(tmp_path, "left out", layout)
+    Adjustments().without(BAD, BAD).save(Path(left_out.run.directory))
+    poisoned = settings(tmp_path, "poisoned", layout, nonfinite="skip")
+    world = left_out.parallel.world_size
+    assert set(ranks.run(world, rank_main, left_out, None, None)) == {ExitCode.FINISHED}
+    assert set(ranks.run(world, rank_main, poisoned, world - 1, None)) == {ExitCode.FINISHED}
+    found = [saved(Path(given.run.directory) / "checkpoints") for given in (left_out, poisoned)]
+    assert found[0] == found[1] and found[0]["updates"] == STEPS - 1
+    assert [event["step"] for event in events(poisoned, "step")] == [1, 2, 4, 5]
+    assert [event["step"] for event in events(poisoned, "skip")] == [BAD]
+
+
+@pytest.mark.parametrize("layout", ["dp2-zero0", "tp2-pp2"])
+def test_a_bad_gradient_of_one_rank_ends_all(ranks: RankPool, tmp_path: Path, layout: str) -> None:
+    documents(tmp_path)
+    given = settings(tmp_path, "run", layout)
+    world = given.parallel.world_size
+    assert set(ranks.run(world, rank_main, given, world - 1, None)) == {ExitCode.DIVERGED}
+    assert saved(Path(given.run.directory) / "checkpoints")["step"] == BAD - 1
+    (diverged,) = events(given, "diverged")
+    assert diverged["step"] == BAD
+
+
+@pytest.mark.parametrize("layout", ["dp2-zero1", "tp2-pp2"])
+def test_a_slow_rank_is_named(ranks: RankPool, tmp_path: Path, layout: str) -> None:
+    documents(tmp_path)
+    given = settings(tmp_path, "run", layout, straggler_every=2)
+    world = given.parallel.world_size
+    assert set(ranks.run(world, rank_main, given, None, world - 1)) == {ExitCode.FINISHED}
+    found = events(given, "straggler")
+    assert found and {event["rank"] for event in found} == {world - 1}
