@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from launch.gang import Gang
 
 _LOOK_SECONDS = 1.0
+_STOPPED = Verdict(ExitCode.INTERRUPTED, "stopped between two attempts; the last checkpoint counts")
 
 
 class Attempts:
@@ -61,6 +62,10 @@ class Attempts:
                 number = next_attempt(self._run)
                 try:
                     verdict = self._attempt(lost=number > first)
+                except KeyboardInterrupt:
+                    if number == first:
+                        raise
+                    return _STOPPED
                 except (LaunchError, PlatformError) as error:
                     if number == first:
                         raise
@@ -71,7 +76,7 @@ class Attempts:
                 self._tell(f"attempt {number} failed: {verdict.reason}")
                 self._tell(f"{decision.action} in {decision.pause:g} s: {decision.why}")
                 if self._paused(decision.pause):
-                    return Verdict(ExitCode.INTERRUPTED, "stopped between two attempts; the last checkpoint counts")
+                    return _STOPPED
         finally:
             self._leave_ray()
 
@@ -79,6 +84,7 @@ class Attempts:
         """One attempt; lost: another one has failed, so nodes may be missing."""
         from launch.gang import Gang
 
+        self._stop.counting = False  # no rank runs: whoever wants to stop need not wait
         self._join_ray()
         config = self._on_what_is_left() if lost else self._config
         with Gang(config) as gang:
