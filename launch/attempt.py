@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from launch.supervisor import Supervisor
 from launch.verdict import Verdict
 
 _LOOK_SECONDS = 1.0
+_PROBE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,26 @@ def _on_what_is_left(config: Config, tell: Any) -> Config:
 
 
 def _nodes() -> int:
+    """The nodes that answer: Ray takes half a minute to find that one is gone."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return sum(bool(node["Alive"]) for node in ray.nodes())
+    probe = ray.remote(num_cpus=0, max_retries=0)(_present)
+    known = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    answers = [
+        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in known
+    ]
+    ready, _ = ray.wait(answers, num_returns=len(answers), timeout=_PROBE_SECONDS)
+    count = 0
+    for answer in ready:
+        with suppress(ray.exceptions.RayError):
+            ray.get(answer)
+            count += 1
+    return count
+
+
+def _present() -> bool:
+    return True
 
 
 def _head() -> HeadWatch:
