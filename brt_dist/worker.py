@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory; holds config.yaml")
     parser.add_argument("--attempt", type=int, default=1, help="number of this start of the run's processes")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="in place of what config.yaml says")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     # Asked for by the supervisor when the run hangs; goes to the log of the rank.
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     try:

@@ -1,39 +1,32 @@
-"""All attempts of one `brt train`: each on the nodes that are there, until the run is done or nothing helps."""
+"""All attempts of one `brt train`, one after another, each in a process of its own, until no more is to be done."""
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from brt_dist.config.elastic import on_fewer_nodes
 from brt_dist.config.schema import Config
-from brt_dist.errors import BrtError, ExitCode, LaunchError, PlatformError
+from brt_dist.errors import BrtError, ExitCode
 from brt_dist.files import write_atomic
 from brt_dist.training.adjustments import Adjustments
+from launch.attempt import Orders
 from launch.events import History, read_events
-from launch.facts import attempt_facts
-from launch.hang import HangWatch
-from launch.progress import Progress
+from launch.processes import GUARD
 from launch.recovery import Decision, Recovery
 from launch.signals import StopRequests
-from launch.supervisor import Supervisor, attempt_folder, attempts, next_attempt, read_attempt
-from launch.verdict import Verdict
+from launch.supervisor import attempt_folder, attempts, next_attempt, read_attempt
+from launch.verdict import Verdict, verdict_of
 
-if TYPE_CHECKING:
-    from launch.gang import Gang
-
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 0.1
 
 
 class Attempts:
     """Runs attempts of a run directory whose config.yaml is written.
 
-    worker: command of a rank, to which `RUN --attempt N` is added.  ray_address: cluster to join; none: one of our own.
-    before: called with the nodes of each attempt before its ranks start, to check them.  begun: called once the first
-    ranks may start.
+    worker, ray_address: see Orders.  begun: called once the ranks of an attempt are started.
     """
 
     def __init__(
@@ -42,74 +35,67 @@ class Attempts:
         worker: tuple[str, ...],
         ray_address: str | None,
         stop: StopRequests,
-        progress: Callable[[Config], Progress],
         tell: Callable[[str], None],
-        before: Callable[["Gang", Config], None],
         begun: Callable[[], None],
     ) -> None:
-        self._config, self._worker, self._address, self._stop = config, worker, ray_address, stop
-        self._progress, self._tell, self._before, self._begun = progress, tell, before, begun
+        self._worker, self._address, self._stop = worker, ray_address, stop
+        self._tell, self._begun = tell, begun
         self._run: Path = config.run.directory
-        self._recovery = Recovery(config.launch.recovery, _saved(self._history()))
-        self._ray: ExitStack | None = None
+        self._recovery = Recovery(config.launch.recovery, _saved(History.of(read_events(self._run))))
 
     def run(self) -> Verdict:
         """Attempts until one ends well or for good.  BrtError: the first could not be started."""
-        first = next_attempt(self._run)
+        self._stop.counting = True
+        again = False
+        while True:
+            number = next_attempt(self._run)
+            answer = self._attempt(number, again)
+            if "error" in answer and not again:
+                raise _error(answer)
+            verdict = _verdict(answer)
+            decision = self._decide(verdict, number)
+            if decision.action == "stop":
+                return verdict
+            self._tell(f"attempt {number} failed: {verdict.reason}")
+            self._tell(f"{decision.action} in {decision.pause:g} s: {decision.why}")
+            if self._paused(decision.pause):
+                return Verdict(ExitCode.INTERRUPTED, "stopped between two attempts; the last checkpoint counts")
+            again = True
+
+    def _attempt(self, number: int, again: bool) -> dict[str, Any]:
+        """The answer of the attempt's process; it is below a guard, which ends all that it leaves behind."""
+        orders = Orders(str(self._run), self._worker, self._address, again)
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(GUARD), sys.executable, "-m", "launch.attempt", orders.to_json()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C at the terminal comes by way of this process
+        )
+        told = 0
         try:
-            while True:
-                number = next_attempt(self._run)
-                try:
-                    verdict = self._attempt(lost=number > first)
-                except (LaunchError, PlatformError) as error:
-                    if number == first:
-                        raise
-                    verdict = Verdict(error.exit_code, str(error))
-                decision = self._decide(verdict, number)
-                if decision.action == "stop":
-                    return verdict
-                self._tell(f"attempt {number} failed: {verdict.reason}")
-                self._tell(f"{decision.action} in {decision.pause:g} s: {decision.why}")
-                if self._paused(decision.pause):
-                    return Verdict(ExitCode.INTERRUPTED, "stopped between two attempts; the last checkpoint counts")
+            while process.poll() is None:
+                if self._stop.count > told:
+                    told += 1
+                    process.terminate()
+                if number in attempts(self._run):
+                    self._begun()
+                time.sleep(_LOOK_SECONDS)
+            said = process.stdout.read() if process.stdout else ""
         finally:
-            self._leave_ray()
-
-    def _attempt(self, lost: bool) -> Verdict:
-        """One attempt; lost: another one has failed, so nodes may be missing."""
-        from launch.gang import Gang
-
-        self._join_ray()
-        config = self._on_what_is_left() if lost else self._config
-        with Gang(config) as gang:
-            self._stop.install()  # Ray has put its own handlers in the way
-            self._before(gang, config)
-            progress = self._progress(config)
-            parallel = config.parallel
-            settings = _differences(self._config, config)
-            supervisor = Supervisor(
-                self._run,
-                gang,
-                parallel.world_size,
-                lambda attempt: (*self._worker, str(self._run), "--attempt", str(attempt), *settings),
-                self._stop,
-                hang=HangWatch.of(config),
-                facts={
-                    **attempt_facts(),
-                    "nodes": [node.host for node in gang.nodes],
-                    "layout": {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "data": parallel.data},
-                },
-                on_look=progress.update,
-                tell=self._tell,
-            )
-            # Only now: the attempt is what the syncer reports on, and its start must not slow that of Ray.
-            self._begun()
-            self._stop.counting = True
-            try:
-                return supervisor.run()
-            finally:
-                progress.update()
-                progress.close()
+            if process.stdin:
+                process.stdin.close()
+            process.wait()
+        try:
+            answer = json.loads(said.splitlines()[-1])
+        except (IndexError, ValueError):
+            if told:
+                verdict = Verdict(ExitCode.INTERRUPTED, "stopped before anything was trained")
+            else:
+                reason = f"the process that watches the ranks ended with {process.returncode}; was Ray's head lost?"
+                verdict = Verdict(ExitCode.LOST_NODE, reason)
+            answer = {"verdict": verdict.to_json()}
+        return answer if isinstance(answer, dict) else {}
 
     def _decide(self, verdict: Verdict, number: int) -> Decision:
         events = read_events(self._run)
@@ -130,9 +116,11 @@ class Attempts:
         return decision
 
     def _record(self, number: int, verdict: Verdict, decision: Decision) -> None:
-        """Add what was decided to attempt.json, which may not be there yet when no rank was started."""
+        """Add what was decided to attempt.json, and the verdict where its process did not get to it."""
         folder = attempt_folder(self._run, number)
         if number not in attempts(self._run):
+            if verdict.exit_code == ExitCode.INTERRUPTED:
+                return  # no rank was started
             folder.mkdir(parents=True)
         now = time.time()
         record = {"attempt": number, "start": now, "end": now, "exit_codes": {}, **verdict.to_json()}
@@ -143,76 +131,21 @@ class Attempts:
         """Wait; true if the user wants to stop instead."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self._stop.count:
-            time.sleep(0.1)
+            time.sleep(_LOOK_SECONDS)
         return self._stop.count > 0
 
-    # ---- nodes ----------------------------------------------------------------------------------------------
 
-    def _on_what_is_left(self) -> Config:
-        """The config for the nodes that are there, when it may go on with fewer."""
-        wanted, recovery = self._config.launch.nodes, self._config.launch.recovery
-        if recovery.min_nodes is None or wanted == 1:
-            return self._config
-        deadline = time.monotonic() + recovery.node_wait_seconds
-        while (there := _nodes()) < wanted and time.monotonic() < deadline and not self._stop.count:
-            time.sleep(_LOOK_SECONDS)
-        if there >= wanted:
-            return self._config
-        smaller = on_fewer_nodes(self._config, there) if there >= recovery.min_nodes else None
-        if smaller is None:
-            raise LaunchError(
-                f"{there} of {wanted} nodes are left after {recovery.node_wait_seconds:g} s, and "
-                f"launch.recovery.min_nodes={recovery.min_nodes}"
-            )
-        self._tell(
-            f"{there} of {wanted} nodes are left: going on with parallel.data={smaller.parallel.data} "
-            f"on {smaller.launch.nodes}"
-        )
-        return smaller
-
-    def _join_ray(self) -> None:
-        """Be connected to a Ray that answers."""
-        from launch.backends.local import ray_cluster
-
-        if self._ray is not None:
-            try:
-                _nodes()
-                return
-            except Exception as error:  # whatever Ray raises when its head is gone
-                self._tell(f"Ray gives no answer ({type(error).__name__}); joining anew")
-                self._leave_ray()
-        stack = ExitStack()
-        stack.enter_context(ray_cluster(self._address))
-        self._ray = stack
-
-    def _leave_ray(self) -> None:
-        if self._ray is not None:
-            stack, self._ray = self._ray, None
-            try:
-                stack.close()
-            except BrtError:
-                raise
-            except Exception as error:  # a Ray that is gone cannot be left
-                print(f"leaving Ray: {type(error).__name__}: {error}", file=sys.stderr)
-
-    def _history(self) -> History:
-        return History.of(read_events(self._run))
+def _verdict(answer: dict[str, Any]) -> Verdict:
+    if "verdict" in answer:
+        return verdict_of(answer["verdict"])
+    return Verdict(ExitCode(answer.get("exit_code", ExitCode.INTERNAL)), str(answer.get("error", "no answer")))
 
 
-def _nodes() -> int:
-    import ray
-
-    return sum(bool(node["Alive"]) for node in ray.nodes())
+def _error(answer: dict[str, Any]) -> BrtError:
+    error = BrtError(answer["error"])
+    error.exit_code = ExitCode(answer["exit_code"])
+    return error
 
 
 def _saved(history: History) -> int:
     return max(history.checkpoints, default=0)
-
-
-def _differences(wanted: Config, now: Config) -> list[str]:
-    """Settings that make `now` of the config.yaml of the run."""
-    settings: list[tuple[str, Any, Any]] = [
-        ("parallel.data", wanted.parallel.data, now.parallel.data),
-        ("launch.nodes", wanted.launch.nodes, now.launch.nodes),
-    ]
-    return [f"{key}={new}" for key, old, new in settings if old != new]

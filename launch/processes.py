@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launch.guard import descendants
 
-_GUARD = Path(__file__).with_name("guard.py")
+GUARD = Path(__file__).with_name("guard.py")
 _STATES = {"T": "is stopped (SIGSTOP)", "t": "is held by a debugger", "D": "waits for a disk"}
 
 
@@ -108,7 +108,7 @@ class ProcessSet:
         spec.log.parent.mkdir(parents=True, exist_ok=True)
         with open(spec.log, "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_GUARD), *spec.command],
+                [sys.executable, "-I", "-S", str(GUARD), *spec.command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

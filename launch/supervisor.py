@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from brt_dist.errors import ExitCode
 from brt_dist.files import write_atomic
 from launch.hang import HangWatch
+from launch.head import HeadWatch
 from launch.processes import End
 from launch.signals import StopRequests
 from launch.verdict import Verdict, judge
@@ -31,13 +32,14 @@ class Ranks(Protocol):
 @dataclass(frozen=True)
 class Patience:
     """Seconds: between looks at the ranks; for the others when a rank failed; for saving when the user stops the run;
-    for the last rank when the first has ended well; for writing stacks."""
+    for the last rank when the first has ended well; for writing stacks; for saving when Ray's head is gone."""
 
     look: float = 0.2
     failed: float = 5.0
     saving: float = 600.0
     last: float = 600.0
     dump: float = 2.0
+    headless: float = 40.0
 
 
 class Supervisor:
@@ -57,6 +59,7 @@ class Supervisor:
         *,
         patience: Patience | None = None,
         hang: HangWatch | None = None,
+        head: HeadWatch | None = None,
         facts: dict[str, Any] | None = None,
         on_look: Callable[[], None] = lambda: None,
         tell: Callable[[str], None] = print,
@@ -64,6 +67,7 @@ class Supervisor:
         self._run, self._ranks, self._world_size, self._command = run, ranks, world_size, command
         self._stop, self._patience, self._facts = stop, patience or Patience(), facts or {}
         self._on_look, self._tell, self._hang = on_look, tell, hang
+        self._head = head
 
     def run(self) -> Verdict:
         """One attempt: from the start of the ranks until all have ended."""
@@ -76,8 +80,8 @@ class Supervisor:
         ends: dict[int, End] = {}
         try:
             self._ranks.start(self._command(attempt), Path.cwd(), folder)
-            ends, hang = self._watch(folder)
-            verdict = judge(ends, folder, self._stop.count > 0) if hang is None else Verdict(ExitCode.HUNG, hang)
+            ends, cause = self._watch(folder)
+            verdict = cause or judge(ends, folder, self._stop.count > 0)
             return verdict
         except BaseException as error:
             verdict = Verdict(getattr(error, "exit_code", ExitCode.INTERNAL), str(error) or type(error).__name__)
@@ -87,23 +91,28 @@ class Supervisor:
             codes = {str(rank): ends[rank].code for rank in sorted(ends)}
             _write(folder, {**record, "end": time.time(), "exit_codes": codes, **verdict.to_json()})
 
-    def _watch(self, folder: Path) -> tuple[dict[int, End], str | None]:
+    def _watch(self, folder: Path) -> tuple[dict[int, End], Verdict | None]:
         """Look at the ranks until all have ended; end them when one failed, all hang, or the user says so.
 
-        Returns the ends, and why the ranks were taken to hang, if they were.
+        Returns the ends, and the verdict if they were ended for a reason that they do not know.
         """
         deadline: float | None = None  # when those that still run are killed
         stops, killed = 0, False
-        hang: str | None = None
+        cause: Verdict | None = None
         while True:
             ends = self._ranks.ended()
             self._on_look()
             if len(ends) == self._world_size:
-                return ends, hang
+                return ends, cause
             now = time.monotonic()
-            if self._hang is not None and not ends and deadline is None and (hang := self._hang.look(folder)):
-                hang = self._look_closer(hang)
-                deadline = now
+            if deadline is None and not ends:
+                if self._hang is not None and (hang := self._hang.look(folder)):
+                    cause, deadline = Verdict(ExitCode.HUNG, self._look_closer(hang)), now
+                elif self._head is not None and self._head.is_gone():
+                    cause = Verdict(ExitCode.LOST_NODE, "the head of the Ray cluster is gone")
+                    self._tell(f"{cause.reason}: the ranks save and end")
+                    self._ranks.terminate()
+                    deadline = now + self._patience.headless
             failed = [end for end in ends.values() if end.code not in (ExitCode.FINISHED, ExitCode.PREEMPTED)]
             if self._stop.count > stops:
                 stops = self._stop.count
@@ -124,7 +133,7 @@ class Supervisor:
                 continue
             if deadline is not None and now >= deadline + _UNKILLABLE_SECONDS:
                 lost = {rank: End(rank, -signal.SIGKILL, time.time(), told=True) for rank in range(self._world_size)}
-                return lost | ends, hang
+                return lost | ends, cause
             time.sleep(self._patience.look)
 
     def _look_closer(self, hang: str) -> str:

@@ -13,7 +13,6 @@ from brt_dist.config.schema import Config
 from brt_dist.errors import ExitCode
 from launch.attempts import Attempts
 from launch.events import History, read_events
-from launch.progress import Progress
 from launch.run_directory import absolute, claimed, refuse_other_run, write_config
 from launch.signals import StopRequests
 from launch.tracking.process import SyncerProcess, finish_command
@@ -22,8 +21,6 @@ from launch.verdict import Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from launch.gang import Gang
 
 WORKER = (sys.executable, "-m", "brt_dist.worker")
 
@@ -113,33 +110,12 @@ def _attempts(
             syncers.append(SyncerProcess(run))
 
     try:
-        verdict = Attempts(
-            config,
-            worker,
-            address,
-            stop,
-            progress=lambda now: Progress(run, now.run.steps, console),
-            tell=tell,
-            before=lambda gang, now: _preflight(gang, now, console),
-            begun=begun,
-        ).run()
+        verdict = Attempts(config, worker, address, stop, tell, begun).run()
         _plot(config, run)
         return verdict, _finish(syncers[0] if syncers else None, run, stop, console)
     finally:
         for syncer in syncers:
             syncer.kill()
-
-
-def _preflight(gang: "Gang", config: Config, console: "Console") -> None:
-    if not config.launch.preflight:
-        return
-    from launch.doctor.examine import line, preflight, refuse
-
-    found = preflight(gang, config, config.run.directory)
-    refuse(found)
-    for finding in found:
-        if finding.status == "warning":
-            console.print(f"warning: {line(finding)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _finish(syncer: SyncerProcess | None, run: Path, stop: StopRequests, console: "Console") -> bool | None:

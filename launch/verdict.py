@@ -31,6 +31,12 @@ class Verdict:
         return {**asdict(self), "exit_code": int(self.exit_code), "verdict": self.exit_code.name.lower()}
 
 
+def verdict_of(record: Mapping[str, Any]) -> Verdict:
+    """Back from `Verdict.to_json`."""
+    detail, rank = record.get("detail", ""), record.get("failed_rank")
+    return Verdict(_exit_code(int(record["exit_code"])), str(record["reason"]), rank, str(detail))
+
+
 def judge(ends: Mapping[int, End], folder: Path, stop_asked: bool) -> Verdict:
     """The verdict of an attempt whose ranks have all ended; `folder` holds their logs and reports.
 

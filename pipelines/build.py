@@ -11,21 +11,20 @@ Memory does not grow with the corpus, but for one small record per shard.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from brt_dist.errors import DataError
-from brt_dist.files import atomic_file, write_atomic
+from brt_dist.files import write_atomic
 from pipelines.cluster import running_ray
+from pipelines.finish import finish_dataset
 from pipelines.format import (
     BUILD_FILE,
     DATASET_FILE,
@@ -34,19 +33,13 @@ from pipelines.format import (
     TOKENIZER_FILE,
     DatasetRecord,
     ShardRecord,
-    SourceRecord,
-    TokenizerRecord,
-    TokenType,
-    dump,
-    index_name,
-    load_dataset,
-    load_index,
     token_type,
 )
-from pipelines.plan import Listing, list_sources, plan_shards, sample
+from pipelines.plan import Listing, ShardPlan, list_sources, plan_shards, sample
+from pipelines.selection import DUPLICATE, Duplicates, Split, has_hashes, remove_hashes
 from pipelines.shards import OnBad, ShardSettings, bad_document_error, finished_shard, write_shard
 from pipelines.sources import BadDocument, Source, open_sources
-from pipelines.tasks import run_tasks
+from pipelines.tasks import hash_documents, run_tasks, write
 from pipelines.tokenizers import (
     BYTES_FILE,
     Tokenizer,
@@ -65,11 +58,16 @@ LOCK_FILE = ".build.lock"
 _LOSSY_HINT = "; --lossy allow accepts that, bytes and bpe:SIZE lose nothing"
 # What may change when a build is taken on: a finished shard is the same for either value, or is written again.
 _NOT_PART_OF_THE_BUILD = ("on_bad", "lossy")
+_LARGEST_READ = 32  # shards' worth of text for one shard of a split
 
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What is built.  tokenizer: "bytes", "bpe:SIZE" or the path of a tokenizer.json.  shard_size: bytes of text."""
+    """What is built.
+
+    tokenizer: "bytes", "bpe:SIZE" or the path of a tokenizer.json.  shard_size: bytes of text.  deduplicate: of equal
+    documents only the first.  split: only one side of the corpus.
+    """
 
     sources: tuple[str, ...]
     tokenizer: str = "bpe:32768"
@@ -78,6 +76,14 @@ class BuildSettings:
     text_field: str = "text"
     on_bad: OnBad = "error"
     lossy: Literal["error", "allow"] = "error"
+    deduplicate: bool = False
+    split: Split | None = None
+
+    @property
+    def text_per_shard(self) -> int:
+        """Bytes of text that are read for a shard: more than its size where a split takes only some of them."""
+        taken = max(self.split.taken, 1 / _LARGEST_READ) if self.split else 1
+        return int(self.shard_size / taken)
 
 
 @dataclass(frozen=True)
@@ -125,9 +131,11 @@ def build(
     folder = folder.absolute()
     if settings.shard_size < 1:
         raise DataError("the shard size must be positive")
+    if settings.split and not 0 < settings.split.share < 1:
+        raise DataError(f"the share that is held out must be between 0 and 1, not {settings.split.share}")
     sources = open_sources(settings.sources, settings.suffixes)
     progress.stage("listing the sources")
-    listing = list_sources(sources, settings.shard_size)
+    listing = list_sources(sources, settings.text_per_shard)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         state = _claim(folder, settings, listing, overwrite)
@@ -135,11 +143,17 @@ def build(
         progress.stage("building shards")
         shards = _Shards(folder, settings, sources, listing, progress)
         shards.write_missing(tokenizer, workers, ray_address)
-        if list_sources(sources, settings.shard_size) != listing:
+        if settings.split and not any(record.documents for record in shards.records.values()):
+            raise DataError(
+                f"no document is on the side {settings.split.side} with a share of {settings.split.share:g}; "
+                "give a larger --validation-share"
+            )
+        if list_sources(sources, settings.text_per_shard) != listing:
             raise DataError("the files of the sources changed while they were read; start the build again")
         records = [shards.records[number] for number in range(listing.shards)]
         names = [source.name for source in sources]
         dataset = finish_dataset(folder, names, tokenizer, records, token_type(tokenizer.vocab_size))
+        remove_hashes(folder)
     return BuildReport(
         folder=folder,
         dataset=dataset,
@@ -162,7 +176,7 @@ class _Shards:
         self.written_tokens, self.seconds = 0, 0.0
         for number in range(listing.shards):
             record = finished_shard(folder, number)
-            if record and (settings.on_bad == "skip" or not record.skipped):
+            if record and (settings.on_bad == "skip" or not record.skipped.keys() - {DUPLICATE}):
                 self.records[number] = record
         self.kept = len(self.records)
         progress.shards(self.kept, self.total, 0)
@@ -171,18 +185,37 @@ class _Shards:
         """Write all shards that are not there, on Ray or, with no workers, here."""
         if self.kept == self.total:
             return
-        settings = ShardSettings(self.settings.text_field, self.settings.on_bad)
-        kept = frozenset(self.records)
-        missing = (plan for plan in plan_shards(self.sources, self.settings.shard_size) if plan.number not in kept)
-        began = time.perf_counter()
+        settings = ShardSettings(self.settings.text_field, self.settings.on_bad, self.settings.split)
         if workers == 0:
-            for plan in missing:
+            began = time.perf_counter()
+            for plan in self._missing(lambda plans: (hash_documents(self.folder, one, settings) for one in plans)):
                 self._add(plan.number, write_shard(self.folder, plan, tokenizer, settings))
         else:
             with running_ray(workers, ray_address) as at_once:
                 began = time.perf_counter()  # the start of Ray is no measure of the pipeline
-                run_tasks(self.folder, missing, settings, at_once, self._add)
+
+                def hash_all(plans: Iterator[ShardPlan]) -> Iterator[int]:
+                    counts: list[int] = []
+                    run_tasks(hash_documents, self.folder, plans, settings, at_once, lambda _, n: counts.append(n))
+                    return iter(counts)
+
+                run_tasks(write, self.folder, self._missing(hash_all), settings, at_once, self._add)
         self.seconds = time.perf_counter() - began
+
+    def _missing(self, hash_all: Callable[[Iterator[ShardPlan]], Iterator[int]]) -> Iterator[ShardPlan]:
+        """The plans of the shards that are not there; where duplicates are left out, with what these are."""
+        plans = partial(plan_shards, self.sources, self.settings.text_per_shard)
+        duplicates: Duplicates | None = None
+        if self.settings.deduplicate:
+            self.progress.stage("looking for duplicates")
+            for _ in hash_all(plan for plan in plans() if not has_hashes(self.folder, plan.number)):
+                pass
+            duplicates = Duplicates(self.folder, self.total)
+            self.progress.stage("building shards")
+        kept = frozenset(self.records)
+        for plan in plans():
+            if plan.number not in kept:
+                yield replace(plan, duplicates=duplicates.of(plan.number)) if duplicates else plan
 
     def _add(self, number: int, record: ShardRecord) -> None:
         self.records[number] = record
@@ -198,6 +231,9 @@ def _claim(folder: Path, settings: BuildSettings, listing: Listing, overwrite: b
     from tokenizers import __version__ as tokenizers_version
 
     told = {key: value for key, value in asdict(settings).items() if key not in _NOT_PART_OF_THE_BUILD}
+    for key in ("deduplicate", "split"):  # unless they are asked for, builds are the same as before there were any
+        if not told[key]:
+            del told[key]
     told["sources"] = [os.path.basename(source.rstrip("/")) for source in settings.sources]
     if bpe_size(settings.tokenizer) is None and settings.tokenizer != "bytes":
         told["tokenizer"] = digest(load_tokenizer(Path(settings.tokenizer)))
@@ -224,7 +260,7 @@ def _claim(folder: Path, settings: BuildSettings, listing: Listing, overwrite: b
         )
     (folder / DATASET_FILE).unlink(missing_ok=True)  # first: without it the folder is no dataset
     path.unlink(missing_ok=True)
-    for pattern in ("shard-*.index.json", "shard-*.tar", DOCUMENTS_FILE, TOKENIZER_FILE):
+    for pattern in ("shard-*.index.json", "shard-*.tar", "hashes-*.npy", DOCUMENTS_FILE, TOKENIZER_FILE):
         for file in folder.glob(pattern):
             file.unlink()
     state = {"settings": told}
@@ -250,8 +286,10 @@ def _tokenizer(
             return tokenizer
         raise DataError(f"{path} was changed since the build began; --overwrite begins it anew")
 
+    takes = settings.split.takes if settings.split else lambda text: True
+
     def texts(budget: int) -> Iterator[tuple[str, str]]:
-        for item in sample(sources, settings.shard_size, listing, budget, settings.text_field):
+        for item in sample(sources, settings.text_per_shard, listing, budget, settings.text_field, takes):
             if not isinstance(item, BadDocument):
                 yield item.text, item.place
             elif settings.on_bad == "error":
@@ -282,67 +320,6 @@ def _tokenizer(
     state["tokenizer_sha256"] = digest(tokenizer)
     write_atomic(folder / BUILD_FILE, json.dumps(state, indent=1) + "\n")
     return tokenizer
-
-
-def finish_dataset(
-    folder: Path, sources: Sequence[str], tokenizer: Tokenizer, shards: Sequence[ShardRecord], dtype: TokenType
-) -> DatasetRecord:
-    """Write documents.npy and dataset.json from the indexes.  sources: their names.  DataError: no document at all."""
-    documents = sum(shard.documents for shard in shards)
-    if documents == 0:
-        raise DataError("not one document of the sources can be used; every one was left out")
-    dataset = DatasetRecord(
-        digest=dataset_digest(digest(tokenizer), shards),
-        documents=documents,
-        tokens=sum(shard.tokens for shard in shards),
-        text_bytes=sum(shard.text_bytes for shard in shards),
-        dtype=dtype,
-        tokenizer=TokenizerRecord(kind=tokenizer.kind, vocab_size=tokenizer.vocab_size, sha256=digest(tokenizer)),
-        documents_sha256=_write_documents(folder, shards, documents),
-        sources=tuple(_count(source, shards) for source in sources),
-        shards=tuple(shards),
-    )
-    try:
-        if load_dataset(folder) == dataset:
-            return dataset
-    except DataError:
-        pass
-    write_atomic(folder / DATASET_FILE, dump(dataset))
-    return dataset
-
-
-def dataset_digest(tokenizer_sha256: str, shards: Sequence[ShardRecord]) -> str:
-    """Digest of a dataset: of its tokenizer and of every byte of its shards, in order."""
-    content = json.dumps([FORMAT, tokenizer_sha256, [shard.sha256 for shard in shards]])
-    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
-
-
-def _write_documents(folder: Path, shards: Sequence[ShardRecord], documents: int) -> str:
-    """Write documents.npy (2, K): offsets, tokens; one index in memory at a time.  Returns its sha256."""
-    path = folder / DOCUMENTS_FILE
-    with atomic_file(path) as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (2, documents)})
-        for field in ("offset", "tokens"):
-            for shard in shards:
-                entries = load_index(folder / index_name(shard.name)).entries
-                file.write(np.array([getattr(entry, field) for entry in entries], dtype="<i8").tobytes())
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _count(source: str, shards: Sequence[ShardRecord]) -> SourceRecord:
-    own = [shard for shard in shards if shard.source == source]
-    skipped: dict[str, int] = {}
-    for shard in own:
-        for reason, count in shard.skipped.items():
-            skipped[reason] = skipped.get(reason, 0) + count
-    return SourceRecord(
-        name=source,
-        documents=sum(shard.documents for shard in own),
-        tokens=sum(shard.tokens for shard in own),
-        text_bytes=sum(shard.text_bytes for shard in own),
-        skipped=skipped,
-    )
 
 
 def _sweep(folder: Path) -> None:

@@ -76,6 +76,12 @@ def data() -> None:
     show_default=True,
     help="A tokenizer that does not give every text back: stop, or report it and go on.",
 )
+@click.option("--deduplicate", is_flag=True, help="Of documents with the same text take the first.")
+@click.option(
+    "--validation-share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Hold out this share of the documents, by their text: makes OUT/train and OUT/validation.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace another build in the folder.")
 @_json_flag
 def build(
@@ -89,20 +95,25 @@ def build(
     text_field: str,
     suffix: tuple[str, ...],
     lossy: Any,
+    deduplicate: bool,
+    validation_share: float | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Make a dataset of folders of text files and JSONL files.
+    """Make a dataset of text, JSONL and Parquet files, git checkouts or LaTeX documents.
 
-    SOURCE: a folder (its .txt, .jsonl and .jsonl.gz files, in the order of their paths), or one such file; local or
-    an fsspec URL.  A text file is one document, and so is a line of JSONL.
+    SOURCE: a folder (its .txt, .jsonl, .jsonl.gz, .jsonl.zst and .parquet files, in the order of their paths), or one
+    such file; local or an fsspec URL.  A text file is one document; so is a line of JSONL, or a row of Parquet.
 
     git:FOLDER: each git checkout there is one document.  latex:FOLDER: so is each LaTeX document, with its inputs.
     """
+    from dataclasses import replace
+
     from pipelines.build import BuildSettings
     from pipelines.build import build as run_build
     from pipelines.card import write_card
     from pipelines.report import BuildBar, build_json, print_build
+    from pipelines.selection import Split
 
     settings = BuildSettings(
         sources=sources,
@@ -112,13 +123,29 @@ def build(
         text_field=text_field,
         on_bad=on_bad,
         lossy=lossy,
+        deduplicate=deduplicate,
     )
-    with BuildBar(_console()) as bar:
-        report = run_build(settings, out, workers=workers, ray_address=ray_address, overwrite=overwrite, progress=bar)
-    write_card(report)
-    print_build(report, _console())
+    parts = {"": (settings, out)}
+    if validation_share is not None:
+        train = out / "train"
+        held_out = replace(
+            settings, tokenizer=str(train / "tokenizer.json"), split=Split(validation_share, "validation")
+        )
+        parts = {
+            "train": (replace(settings, split=Split(validation_share, "train")), train),
+            "validation": (held_out, out / "validation"),
+        }
+    made = {}
+    for name, (part, folder) in parts.items():
+        with BuildBar(_console()) as bar:
+            report = run_build(
+                part, folder, workers=workers, ray_address=ray_address, overwrite=overwrite, progress=bar
+            )
+        write_card(report)
+        print_build(report, _console())
+        made[name] = build_json(report)
     if as_json:
-        _print_json(build_json(report))
+        _print_json(made[""] if validation_share is None else made)
 
 
 @data.command()

@@ -13,7 +13,7 @@ import numpy as np
 
 from brt_dist.errors import DataError
 from brt_dist.files import write_atomic
-from pipelines.build import finish_dataset
+from pipelines.finish import finish_dataset
 from pipelines.format import (
     TOKENIZER_FILE,
     DatasetRecord,

@@ -7,7 +7,7 @@ is never held in memory whole.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from pipelines.sources import BadDocument, Document, Source, Unit, read_unit
@@ -15,11 +15,12 @@ from pipelines.sources import BadDocument, Document, Source, Unit, read_unit
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What one shard is made of: units of one source, in order."""
+    """What one shard is made of: units of one source, in order; duplicates: positions of documents to be left out."""
 
     number: int
     source: str
     units: tuple[Unit, ...]
+    duplicates: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,14 @@ def list_sources(sources: Sequence[Source], shard_size: int) -> Listing:
 
 
 def sample(
-    sources: Sequence[Source], shard_size: int, listing: Listing, budget: int, text_field: str
+    sources: Sequence[Source],
+    shard_size: int,
+    listing: Listing,
+    budget: int,
+    text_field: str,
+    takes: Callable[[str], bool] = lambda text: True,
 ) -> Iterator[Document | BadDocument]:
-    """About `budget` characters of documents, spread evenly over the corpus; all of it where it is smaller."""
+    """About `budget` characters of the documents that are taken, spread evenly; all of it where it is smaller."""
     seen = taken = 0
     for plan in plan_shards(sources, shard_size):
         for unit in plan.units:
@@ -73,6 +79,8 @@ def sample(
             if taken >= owed and budget < listing.text_bytes:
                 continue
             for item in read_unit(unit, text_field):
+                if isinstance(item, Document) and not takes(item.text):
+                    continue
                 yield item
                 taken += len(item.text) if isinstance(item, Document) else 0
                 if taken >= owed and budget < listing.text_bytes:

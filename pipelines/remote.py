@@ -79,7 +79,7 @@ class RemoteFiles:
         self._cache.close()
 
     def _load(self) -> DatasetRecord:
-        from pipelines.build import dataset_digest
+        from pipelines.finish import dataset_digest
 
         url = self._url(DATASET_FILE)
         system, path = file_system(url)

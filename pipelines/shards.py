@@ -30,6 +30,7 @@ from pipelines.format import (
     token_type,
 )
 from pipelines.plan import ShardPlan
+from pipelines.selection import DUPLICATE, Split, selected
 from pipelines.sources import BadDocument, Document, read_unit
 from pipelines.tokenizers import Ids, Tokenizer
 
@@ -44,6 +45,7 @@ class ShardSettings:
 
     text_field: str = "text"
     on_bad: OnBad = "error"
+    split: Split | None = None
 
 
 class _HashedFile:
@@ -153,17 +155,20 @@ def _tokenized(
     plan: ShardPlan, tokenizer: Tokenizer, settings: ShardSettings
 ) -> Iterator[tuple[Document, Ids] | BadDocument]:
     """The documents of a plan with their ids, and those that cannot be used; or an error, by the policy."""
-    for unit in plan.units:
-        for item in read_unit(unit, settings.text_field):
-            if isinstance(item, Document):
-                ids = tokenizer.encode(item.text)
-                # A tokenizer that loses text may leave nothing of it.
-                result = (item, ids) if ids.size else BadDocument(item.place, "no tokens")
-            else:
-                result = item
-            if isinstance(result, BadDocument) and settings.on_bad == "error":
-                raise bad_document_error(result)
-            yield result
+    found = (item for unit in plan.units for item in read_unit(unit, settings.text_field))
+    for item, is_duplicate in selected(found, plan.duplicates, settings.split):
+        if is_duplicate:
+            yield BadDocument(item.place, DUPLICATE)  # wanted, so by no policy an error
+            continue
+        if isinstance(item, Document):
+            ids = tokenizer.encode(item.text)
+            # A tokenizer that loses text may leave nothing of it.
+            result = (item, ids) if ids.size else BadDocument(item.place, "no tokens")
+        else:
+            result = item
+        if isinstance(result, BadDocument) and settings.on_bad == "error":
+            raise bad_document_error(result)
+        yield result
 
 
 def bad_document_error(item: BadDocument) -> DataError:

@@ -8,6 +8,7 @@ from typing import Any
 from brt_dist.errors import DataError, LaunchError
 from pipelines.format import TOKENIZER_FILE, ShardRecord, shard_name
 from pipelines.plan import ShardPlan
+from pipelines.selection import hash_shard
 from pipelines.shards import ShardSettings, write_shard
 from pipelines.tokenizers import load_tokenizer
 
@@ -15,25 +16,26 @@ TASK_RETRIES = 10  # times that a task may lose its worker
 
 
 def run_tasks(
+    work: Callable[[Path, ShardPlan, ShardSettings], Any],
     folder: Path,
     plans: Iterator[ShardPlan],
     settings: ShardSettings,
     at_once: int,
-    finished: Callable[[int, ShardRecord], None],
+    finished: Callable[[int, Any], None],
 ) -> None:
-    """Write the shards of all plans; `finished` is told of each, in any order.
+    """Do `work` (`write` or `hash_documents`) for all plans; `finished` is told of each result, in any order.
 
     At most `at_once` are handed out at a time: the plan is never in memory whole.  A task whose worker is killed runs
     again.  DataError: what a task says is wrong.  LaunchError: a task that loses every worker it gets.
     """
     import ray
 
-    task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(_shard_task)
+    task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(_answered)
     running: dict[Any, int] = {}
     try:
         while True:
             while len(running) < at_once and (plan := next(plans, None)) is not None:
-                running[task.remote(folder, plan, settings)] = plan.number
+                running[task.remote(work, folder, plan, settings)] = plan.number
             if not running:
                 return
             done, _ = ray.wait(list(running), num_returns=1)
@@ -55,10 +57,20 @@ def run_tasks(
             ray.cancel(reference, force=True)
 
 
-def _shard_task(folder: Path, plan: ShardPlan, settings: ShardSettings) -> ShardRecord | str:
-    """What a Ray worker runs.  Foreseen errors come back as their message: they are not to be retried."""
+def write(folder: Path, plan: ShardPlan, settings: ShardSettings) -> ShardRecord:
+    """Write a shard with the tokenizer of the folder."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per task
+    return write_shard(folder, plan, load_tokenizer(folder / TOKENIZER_FILE), settings)
+
+
+def hash_documents(folder: Path, plan: ShardPlan, settings: ShardSettings) -> int:
+    """Hash the documents of a shard."""
+    return hash_shard(folder, plan, settings.text_field)
+
+
+def _answered(work: Callable[..., Any], folder: Path, plan: ShardPlan, settings: ShardSettings) -> Any:
+    """What a Ray worker runs.  Foreseen errors come back as their message: they are not to be retried."""
     try:
-        return write_shard(folder, plan, load_tokenizer(folder / TOKENIZER_FILE), settings)
+        return work(folder, plan, settings)
     except DataError as error:
         return str(error)

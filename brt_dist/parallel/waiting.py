@@ -1,8 +1,8 @@
 """How long this rank waits for the others in a step, and so how long it works itself.
 
 All ranks of a step end together, however slow one of them is: the others wait for it in collectives.  What tells a
-slow rank is the time that it does *not* wait.  Measured around the functions of torch.distributed, which Megatron and
-DeepSpeed look up at each call, and only in the steps that are looked at.
+slow rank is the time that it does *not* wait.  Measured around the functions of torch.distributed, in the steps that
+are looked at and in no other.
 """
 
 from collections.abc import Callable, Iterator
@@ -71,12 +71,22 @@ class _TimedHandle:
 def work_of_step(device: Device) -> Iterator[Work]:
     """Everything in the block is timed.  Not to be nested."""
     work = Work(device)
-    before = {name: getattr(dist, name) for name in _COLLECTIVES}
+    before = [(owner, name, getattr(owner, name)) for owner, name in _places()]
     try:
-        for name, function in before.items():
-            setattr(dist, name, work.timed(function))
+        for owner, name, function in before:
+            setattr(owner, name, work.timed(function))
         yield work
     finally:
-        for name, function in before.items():
-            setattr(dist, name, function)
+        for owner, name, function in before:
+            setattr(owner, name, function)
         work.done()
+
+
+def _places() -> list[tuple[Any, str]]:
+    """Where the functions are looked up; DeepSpeed and Megatron have copies of two."""
+    from deepspeed.comm import comm
+    from megatron.core.tensor_parallel import layers, mappings
+
+    names = ("all_gather_function", "reduce_scatter_function", "dist_all_gather_func", "dist_reduce_scatter_func")
+    copies = [(owner, name) for owner in (comm.cdb, layers, mappings) for name in names if hasattr(owner, name)]
+    return [(dist, name) for name in _COLLECTIVES] + copies

@@ -10,7 +10,7 @@ import pytest
 from brt_dist.config.schema import Config
 from brt_dist.errors import DivergedError, ExitCode
 from brt_dist.training.adjustments import Adjustments
-from tests.faults.inject import poison
+from tests.faults.inject import poison, slow_down
 from tests.parallel.pool import RankPool
 from tests.parallel.relayout import config, documents, saved
 
@@ -50,7 +50,7 @@ def rank_main(rank: int, store: str, given: Config, poisoned: int | None, slow: 
         with Dataset.open(given.data.dataset) as data:
             trainer = Trainer(given, run, layout, device, events, data, None, StopRequest())
             if rank == slow:
-                trainer.engine.stage.register_forward_pre_hook(lambda *_: time.sleep(0.5))
+                slow_down(0.5)
             try:
                 return int(trainer.run())
             except DivergedError as error:
@@ -111,3 +111,44 @@ def test_a_slow_rank_is_named(ranks: RankPool, tmp_path: Path, layout: str) -> N
     assert set(ranks.run(world, rank_main, given, None, world - 1)) == {ExitCode.FINISHED}
     found = events(given, "straggler")
     assert found and {event["rank"] for event in found} == {world - 1}
+
+
+def rank_waits(rank: int, store: str, given: Config, found: str) -> int:
+    """Rank 1 does not come to its third step until rank 0 has given up; the exit code of how it ended."""
+    import torch.distributed as dist
+
+    from brt_dist.parallel.device import choose
+    from brt_dist.parallel.layout import Layout, initialize
+    from brt_dist.training.guards import StopRequest
+    from brt_dist.training.loop import Trainer
+    from brt_dist.training.metrics import EventLog
+    from brt_dist.worker import _exit_code
+    from pipelines.dataset import Dataset
+
+    layout = Layout.of(given, rank)
+    device = choose("cpu", rank)
+    initialize(layout, device, 240.0, dist.FileStore(store, layout.world_size))
+    run = Path(given.run.directory)
+    trainer = Trainer(
+        given, run, layout, device, EventLog(run, 1, rank == 0), Dataset.open(given.data.dataset), None, StopRequest()
+    )
+
+    def wait(*_: Any) -> None:
+        while rank == 1 and trainer.step == 2 and not Path(found).exists():
+            time.sleep(0.05)
+
+    trainer.engine.stage.register_forward_pre_hook(wait)
+    try:
+        return int(trainer.run())
+    except RuntimeError as error:
+        Path(found).touch()
+        return int(_exit_code(error))
+
+
+def test_a_rank_that_does_not_come_is_waited_for_only_so_long(ranks: RankPool, tmp_path: Path) -> None:
+    """Much less long than at the start, where the limit is 240 s here."""
+    documents(tmp_path)
+    given = settings(tmp_path, "run", "dp2-zero1", collective_seconds=5.0)
+    first, second = ranks.run(2, rank_waits, given, str(tmp_path / "gave up"))
+    assert first == ExitCode.HUNG and second in (ExitCode.HUNG, ExitCode.LOST_NODE)
+    assert [event["step"] for event in events(given, "step")] == [1, 2]

@@ -1,0 +1,87 @@
+"""The end of a build: documents.npy and dataset.json, made from the indexes of the shards alone."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from brt_dist.errors import DataError
+from brt_dist.files import atomic_file, write_atomic
+from pipelines.format import (
+    DATASET_FILE,
+    DOCUMENTS_FILE,
+    FORMAT,
+    DatasetRecord,
+    ShardRecord,
+    SourceRecord,
+    TokenizerRecord,
+    TokenType,
+    dump,
+    index_name,
+    load_dataset,
+    load_index,
+)
+from pipelines.tokenizers import Tokenizer, digest
+
+
+def finish_dataset(
+    folder: Path, sources: Sequence[str], tokenizer: Tokenizer, shards: Sequence[ShardRecord], dtype: TokenType
+) -> DatasetRecord:
+    """Write documents.npy and dataset.json from the indexes.  sources: their names.  DataError: no document at all."""
+    documents = sum(shard.documents for shard in shards)
+    if documents == 0:
+        raise DataError("not one document of the sources can be used; every one was left out")
+    dataset = DatasetRecord(
+        digest=dataset_digest(digest(tokenizer), shards),
+        documents=documents,
+        tokens=sum(shard.tokens for shard in shards),
+        text_bytes=sum(shard.text_bytes for shard in shards),
+        dtype=dtype,
+        tokenizer=TokenizerRecord(kind=tokenizer.kind, vocab_size=tokenizer.vocab_size, sha256=digest(tokenizer)),
+        documents_sha256=_write_documents(folder, shards, documents),
+        sources=tuple(_count(source, shards) for source in sources),
+        shards=tuple(shards),
+    )
+    try:
+        if load_dataset(folder) == dataset:
+            return dataset
+    except DataError:
+        pass
+    write_atomic(folder / DATASET_FILE, dump(dataset))
+    return dataset
+
+
+def dataset_digest(tokenizer_sha256: str, shards: Sequence[ShardRecord]) -> str:
+    """Digest of a dataset: of its tokenizer and of every byte of its shards, in order."""
+    content = json.dumps([FORMAT, tokenizer_sha256, [shard.sha256 for shard in shards]])
+    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+
+
+def _write_documents(folder: Path, shards: Sequence[ShardRecord], documents: int) -> str:
+    """Write documents.npy (2, K): offsets, tokens; one index in memory at a time.  Returns its sha256."""
+    path = folder / DOCUMENTS_FILE
+    with atomic_file(path) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (2, documents)})
+        for field in ("offset", "tokens"):
+            for shard in shards:
+                entries = load_index(folder / index_name(shard.name)).entries
+                file.write(np.array([getattr(entry, field) for entry in entries], dtype="<i8").tobytes())
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _count(source: str, shards: Sequence[ShardRecord]) -> SourceRecord:
+    own = [shard for shard in shards if shard.source == source]
+    skipped: dict[str, int] = {}
+    for shard in own:
+        for reason, count in shard.skipped.items():
+            skipped[reason] = skipped.get(reason, 0) + count
+    return SourceRecord(
+        name=source,
+        documents=sum(shard.documents for shard in own),
+        tokens=sum(shard.tokens for shard in own),
+        text_bytes=sum(shard.text_bytes for shard in own),
+        skipped=skipped,
+    )
