@@ -22,9 +22,9 @@ body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 sys
 main { max-width: 1360px; margin: 0 auto; padding: 28px 24px 60px; }
 h1 { font-size: 26px; margin: 0 0 2px; overflow-wrap: anywhere; } h2 { font-size: 18px; margin: 34px 0 10px; }
 .dim { color: var(--dim); } .bad { color: var(--bad); } .good { color: var(--good); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; margin-top: 18px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 10px; margin-top: 18px; }
 .tile, figure, .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
-.tile { padding: 10px 14px; } .tile b { display: block; font-size: 20px; font-weight: 600; overflow-wrap: anywhere; }
+.tile { padding: 10px 14px; } .tile b { display: block; font-size: 18px; font-weight: 600; overflow-wrap: anywhere; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); gap: 12px; }
 figure { margin: 0; padding: 12px 14px 6px; }
 figcaption { font-weight: 600; display: flex; flex-wrap: wrap; gap: 14px; }
