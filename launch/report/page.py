@@ -118,8 +118,30 @@ def _charts(run: RunFacts) -> str:
         chart("Speed", [Curve("all ranks", _points(history, "tokens_per_second"), 2)], "tokens/s", lines),
         chart("Waiting for data", [Curve("rank 0", wait, 1)], "% of the step", lines),
     ]
+    figures += _memory(run)
     found = "".join(figures)
     return f'<div class="charts">{found}</div>' if found else '<p class="dim">no step yet</p>'
+
+
+def _memory(run: RunFacts) -> list[str]:
+    """Sizes of the states and what the gates keep, a curve for each recurrent layer."""
+    curves: dict[str, dict[int, dict[int, float]]] = {"state_rms": {}, "state_max": {}, "kept": {}}
+    for event in run.events:
+        for layer in event.get("layers", ()) if event["event"] == "memory" else ():
+            for key, by_layer in curves.items():
+                by_layer.setdefault(layer["layer"], {})[event["step"]] = layer[key]  # what came again replaces
+
+    def drawn(key: str) -> list[Curve]:
+        return [
+            Curve(f"layer {layer}", sorted(points.items()), number % 4, marks=len(points) < 40)
+            for number, (layer, points) in enumerate(sorted(curves[key].items()))
+        ]
+
+    return [
+        chart("Size of the states", drawn("state_rms"), "root mean square"),
+        chart("Largest entry of the states", drawn("state_max"), "size"),
+        chart("Share of the state that the gates keep", drawn("kept"), "share"),
+    ]
 
 
 def _attempts(run: RunFacts) -> str:

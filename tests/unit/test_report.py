@@ -43,6 +43,9 @@ def write_run(folder: Path, name: str = "tiny", ended: bool = True) -> Path:
         events.append({"event": "evaluation", "step": 40, **what, **at})
     place = {"path": "checkpoints/step_00000040", "seconds": 0.5, "stall_seconds": 0.01, "bytes": 2_000_000}
     events.append({"event": "checkpoint", "step": 40, **place, **at})
+    for step in (10, 20):
+        layers = [{"layer": 3, "state_rms": 0.5 * step, "state_max": 9.0, "kept": 0.25}]
+        events.append({"event": "memory", "step": step, "layers": layers, **at})
     straggler = {"rank": 1, "host": "slow<host>", "seconds": 2.0, "median_seconds": 1.0}
     events.append({"event": "straggler", "step": 20, **straggler, **at})
     (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
@@ -99,8 +102,17 @@ def test_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
     html = report(write_run(tmp_path))
     page = Page(html)
     assert page.loads == [] and "script" not in page.tags and "http" not in html.replace("http://***@host", "")
-    assert page.tags.count("svg") == 5
-    for said in ("40 of 40", "4.000 bits/token", "4.2500", "rank 1 was killed", "retry: 2 more", "2.0 MB", "my.yaml:2"):
+    assert page.tags.count("svg") == 8
+    for said in (
+        "40 of 40",
+        "4.000 bits/token",
+        "4.2500",
+        "rank 1 was killed",
+        "retry: 2 more",
+        "2.0 MB",
+        "my.yaml:2",
+        "layer 3",
+    ):
         assert said in page.text, said
     assert "tensor 2 x pipeline 1 x data 2" in page.text and "slow<host>" in page.text
     assert "hunter2" not in html
