@@ -9,9 +9,10 @@ INSTALLED := $(VENV)/.installed
 STEPS ?= 600
 
 # make test-cluster, test-slurm, test-kubernetes   more backends for real; see docs/launching.md
+# make test-report   the report of a run in a real browser
 # make test-faults   real faults done to real runs, as the table of docs/faults.md
 
-.PHONY: quickstart install test test-cluster test-slurm test-kubernetes test-faults check format parity lock clean
+.PHONY: quickstart install test test-cluster test-slurm test-kubernetes test-report test-faults check format parity lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/brt data corpus books --out quickstart/corpus
@@ -49,6 +50,11 @@ parity: $(INSTALLED)
 # Not in `make test`: they need root, and change the machine (packages) or its network (namespaces) for a while.
 test-cluster: $(INSTALLED)
 	$(BIN)/python -m pytest tests/cluster/check_namespaces.py tests/cluster/check_ray_jobs.py --timeout 1800
+
+test-report: $(INSTALLED)
+	@command -v chromium >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends chromium; } \
+		|| { echo "Chromium is not here and cannot be installed (root and apt?)"; exit 1; }
+	$(BIN)/python -m pytest tests/browser/check_report.py
 
 test-faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults

@@ -19,6 +19,7 @@ _COMMANDS = {
     "stop": ("launch.commands.submit:stop", "Ask a submitted run to save and end."),
     "logs": ("launch.commands.submit:logs", "Print what a submitted run, or one of its ranks, has printed."),
     "status": ("launch.commands.status:status", "Show where a run stands."),
+    "report": ("launch.commands.report:report", "Write what happened in a run as one HTML page."),
     "doctor": ("launch.commands.doctor:doctor", "Check the nodes: versions, devices, network, storage, clocks."),
     "checkpoint": ("launch.commands.checkpoint:checkpoint", "List, show, verify and prune the checkpoints of a run."),
     "export": ("launch.commands.export:export", "Write the weights of a run for others: safetensors, hf, reference."),

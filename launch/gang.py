@@ -133,19 +133,22 @@ class Gang:
             )
 
     def _make_caches(self, placed: Sequence[Any]) -> None:
-        """On each node a process that fetches ahead for its ranks.  They can do without: it is not watched."""
-        import ray
-
+        """On each node a process that fetches ahead for its ranks.  They can do without: it is not waited for."""
         from brt_dist.training.datasets import remote_places
-        from pipelines.ahead import NodeCache
+        from pipelines.ahead import node_cache_actor
 
         cache = self._config.data.cache
         if not remote_places(self._config.data):
             return
         for strategy in placed:
-            actor = ray.remote(NodeCache).options(scheduling_strategy=strategy, num_cpus=0, max_restarts=0).remote()
+            actor = node_cache_actor(
+                cache.directory,
+                int(cache.budget_gb * 1e9),
+                cache.retry_seconds,
+                passed_on(),
+                scheduling_strategy=strategy,
+            )
             self._caches.append(actor)
-            actor.start.remote(cache.directory, int(cache.budget_gb * 1e9), cache.retry_seconds, passed_on())
 
     def _wants_gpus(self) -> bool:
         """GPUs for every rank where there are that many; without them `cuda` is an error and `auto` is the CPU."""

@@ -26,7 +26,7 @@ class Progress:
         self._steps = steps
         self._console = console
         self._clock = clock
-        self._history = History.of(self._reader.read())
+        self.history = History.of(self._reader.read())
         self._times: deque[tuple[int, float]] = deque(maxlen=_SPEED_WINDOW)
         self._live: Any = None
         self._last_plain = 0.0
@@ -34,18 +34,23 @@ class Progress:
 
     def update(self) -> None:
         """Take in new events and show them."""
+        events = self.read()
+        if self._console.is_terminal:
+            self._show_live()
+        else:
+            self._show_plain(events)
+
+    def read(self) -> list[Event]:
+        """Take in new events without showing them."""
         events = self._reader.read()
-        self._history.add(events)
+        self.history.add(events)
         for event in events:
             if event["event"] == "attempt":
                 self._times.clear()
                 self._times.append((event.get("start_step", 0), event["time"]))
             elif event["event"] == "step":
                 self._times.append((event["step"], event["time"]))
-        if self._console.is_terminal:
-            self._show_live()
-        else:
-            self._show_plain(events)
+        return events
 
     def close(self) -> None:
         if self._live is not None:
@@ -67,20 +72,20 @@ class Progress:
         return "  ".join(f"{name} {value}" for name, value in self._facts())
 
     def _facts(self) -> list[tuple[str, str]]:
-        step = self._history.latest_step()
+        step = self.history.latest_step()
         if step is None:
             return [("starting", duration(self._clock() - self._begun))]
         left = self.seconds_left()
         facts = [("step", f"{step['step']}/{self._steps}")]
         facts += [(name, text) for name, key, form in _SHOWN if (text := _number(step, key, form))]
         facts.append(("left", "?" if left is None else duration(left)))
-        carried = [key for key in self._history.evaluations if key[2] == "carried"]
+        carried = [key for key in self.history.evaluations if key[2] == "carried"]
         if carried:
             key = max(carried)  # of the newest, the held out one: "train" < "validation"
-            bits = _number(self._history.evaluations[key], "bits_per_token", ".3f")
+            bits = _number(self.history.evaluations[key], "bits_per_token", ".3f")
             facts.append((f"{key[1]} bits/token", f"{bits} at {key[0]}"))
-        if self._history.checkpoints:
-            facts.append(("saved", str(max(self._history.checkpoints))))
+        if self.history.checkpoints:
+            facts.append(("saved", str(max(self.history.checkpoints))))
         return facts
 
     def _show_plain(self, events: list[Event]) -> None:
@@ -108,7 +113,7 @@ class Progress:
         from rich.table import Table
         from rich.text import Text
 
-        step = self._history.latest_step()
+        step = self.history.latest_step()
         done = step["step"] if step else 0
         text = Text()
         for name, value in self._facts():

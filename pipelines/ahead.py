@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from brt_dist.errors import BrtError, PlatformError
 from brt_dist.files import temporary_name
@@ -110,18 +111,29 @@ class Reader:
             os.replace(draft, self._path)
 
 
+def node_cache_actor(
+    directory: Path | None, budget: int, retry_seconds: float, variables: Mapping[str, str], **options: Any
+) -> Any:
+    """A NodeCache as a Ray actor.  A process of it that dies is followed by another, which takes up the folder.
+
+    options: of the actor, such as where it is placed.
+    """
+    import ray
+
+    actor = ray.remote(NodeCache).options(num_cpus=0, max_restarts=-1, **options)
+    return actor.remote(directory, budget, retry_seconds, variables)
+
+
 class NodeCache:
-    """The cache process of a node; `launch.gang` makes it an actor.  Fetches what all readers of the node want."""
+    """The cache process of a node: fetches what all readers of the node want.
 
-    def __init__(self) -> None:
+    Where the folder has another cache process it does nothing.
+    directory: none for the node's default.  variables: of the environment, with what storage wants to know.
+    PlatformError: the folder cannot be written.
+    """
+
+    def __init__(self, directory: Path | None, budget: int, retry_seconds: float, variables: Mapping[str, str]) -> None:
         self._fetcher: Fetcher | None = None
-
-    def start(self, directory: Path | None, budget: int, retry_seconds: float, variables: Mapping[str, str]) -> None:
-        """Fetch from now on; where the folder has another cache process, do nothing.
-
-        directory: none for the node's default.  variables: of the environment, with what storage wants to know.
-        PlatformError: the folder cannot be written.
-        """
         os.environ.update(variables)
         self._folder = directory or default_directory()
         try:

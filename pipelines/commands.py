@@ -103,7 +103,8 @@ def build(
     """Make a dataset of text, JSONL and Parquet files, git checkouts or LaTeX documents.
 
     SOURCE: a folder (its .txt, .jsonl, .jsonl.gz, .jsonl.zst and .parquet files, in the order of their paths), or one
-    such file; local or an fsspec URL.  A text file is one document; so is a line of JSONL, or a row of Parquet.
+    such file or webdataset tar of text; local or an fsspec URL.  A text file is one document; so is a line of JSONL, a
+    row of Parquet, or a sample of a tar.
 
     git:FOLDER: each git checkout there is one document.  latex:FOLDER: so is each LaTeX document, with its inputs.
     """

@@ -21,6 +21,8 @@ from pipelines.format import (
     index_name,
 )
 
+_TRIES = 3
+
 
 class RemoteFiles:
     """The same methods as `LocalFiles` of `pipelines.dataset`; every byte that it returns was verified.
@@ -57,15 +59,15 @@ class RemoteFiles:
 
     def read(self, shard: ShardRecord, begin: int, size: int) -> npt.NDArray[np.uint8]:
         """Bytes (size,) of a shard: a copy, so that the file need not stay."""
-        with self._cache.reading(self._file(shard)) as descriptor:
-            data = np.empty(size, dtype=np.uint8)
+        data = np.empty(size, dtype=np.uint8)
+        for _ in range(_TRIES):  # a copy that somebody cuts off is noticed and fetched anew when it is opened again
             view, position = memoryview(data.data), begin
-            while view:
-                got = os.preadv(descriptor, [view], position)
-                if not got:
-                    raise DataError(f"{self._url(shard.name)}: became shorter while it was read")
-                view, position = view[got:], position + got
-        return data
+            with self._cache.reading(self._file(shard)) as descriptor:
+                while view and (got := os.preadv(descriptor, [view], position)):
+                    view, position = view[got:], position + got
+            if not view:
+                return data
+        raise DataError(f"{self._url(shard.name)}: its copy in the cache became shorter each time it was read")
 
     def expect(self, shards: Sequence[ShardRecord]) -> None:
         """These will be read, in this order: fetch them ahead."""

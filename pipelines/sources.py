@@ -1,11 +1,11 @@
-"""Sources of text: text files, JSONL and Parquet.  One document in, one document out, in a stated order.
+"""Sources of text: text files, JSONL, Parquet and tars.  One document in, one document out, in a stated order.
 
 Order: files of a folder by their path, compared component by component as UTF-8 bytes; lines of a JSONL file and rows
 of a Parquet file as they stand.  Names that begin with a dot, and links to folders, are left out.  Paths may be local
 or any fsspec URL.
 
-A source is listed as units of work: a text file, a whole compressed JSONL or Parquet file, or a range of bytes of a
-plain JSONL file (the lines that begin in it, so that a large file can be cut without reading it).  Reading a unit
+A source is listed as units of work: a text file, a whole compressed JSONL, Parquet or tar file, or a range of bytes
+of a plain JSONL file (the lines that begin in it, so that a large file can be cut without reading it).  Reading a unit
 streams.
 """
 
@@ -24,7 +24,7 @@ TEXT_SUFFIXES = (".txt",)
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 DEFAULT_SUFFIXES = (*TEXT_SUFFIXES, *JSONL_SUFFIXES, ".parquet")
 
-Format = Literal["text", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "git", "latex"]
+Format = Literal["text", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "tar", "git", "latex"]
 Kind = Literal["files", "git", "latex"]
 _COMPRESSION: dict[Format, Compression] = {"jsonl.gz": "gzip", "jsonl.zst": "zstd"}
 
@@ -141,6 +141,8 @@ def read_unit(unit: Unit, text_field: str) -> Iterator[Document | BadDocument]:
             yield from _read_latex(unit)
         elif unit.format == "parquet":
             yield from _read_parquet(unit, text_field)
+        elif unit.format == "tar":
+            yield from _read_tar(unit, text_field)
         else:
             yield from _read_jsonl(unit, text_field)
     except OSError as error:
@@ -260,6 +262,24 @@ def _read_parquet(unit: Unit, text_field: str) -> Iterator[Document | BadDocumen
             yield BadDocument(f"{unit.name}, after row {rows}", str(error))
 
 
+def _read_tar(unit: Unit, text_field: str) -> Iterator[Document | BadDocument]:
+    from pipelines.tars import samples, text_of
+
+    last = f"{unit.name}, the beginning"
+    with _open(unit.url) as file:
+        try:
+            for key, members in samples(file):
+                last = place = f"{unit.name}, {printable(key)}"
+                try:
+                    text = text_of(members, text_field)
+                except ValueError:
+                    yield BadDocument(place, "not JSON")
+                    continue
+                yield BadDocument(place, "no text") if text is None else _document(text, place)
+        except BrokenFile as error:
+            yield BadDocument(f"after {last}", str(error))
+
+
 class _Unusable(Exception):
     """A JSON value that holds no text; says why."""
 
@@ -322,7 +342,7 @@ def _format(name: str, suffixes: tuple[str, ...]) -> Format | None:
     """How a file is read, by its name; none: it is not of this source.  A file given by itself is always read."""
     if suffixes and not name.endswith(suffixes):
         return None
-    for form in ("jsonl", "jsonl.gz", "jsonl.zst", "parquet"):
+    for form in ("jsonl", "jsonl.gz", "jsonl.zst", "parquet", "tar"):
         if name.endswith(f".{form}"):
             return form
     return "text"

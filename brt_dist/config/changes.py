@@ -18,6 +18,7 @@ FREE = (
     "run.tracking.",
     "run.allow",
     "run.guards.",
+    "run.memory_every",
     "run.device",
     "parallel.",
     "launch.",

@@ -17,6 +17,7 @@ from brt_dist.training.batches import step_input, streams_to_read
 from brt_dist.training.begin import begin_from
 from brt_dist.training.guards import NumberGuard, StopRequest, agree_on_step
 from brt_dist.training.heartbeat import Heartbeat
+from brt_dist.training.memory_statistics import memory_statistics
 from brt_dist.training.metrics import EventLog
 from brt_dist.training.schedule import learning_rate
 from brt_dist.training.stragglers import StragglerWatch
@@ -173,6 +174,8 @@ class Trainer:
                 peak_memory_bytes=self.device.peak_memory_bytes(),
             )
         self.stragglers.judge(work, number)
+        if _is_due(number, self.config.run.memory_every) and self.config.model.recurrent_layers:
+            self.events.write("memory", step=number, layers=memory_statistics(self.engine))
         if self.trained == 0:
             limit_waiting(self.config.run.guards.collective_seconds)
         self.trained += 1

@@ -12,12 +12,23 @@ from launch.commands.arguments import json_option
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--watch", is_flag=True, help="Go on showing it until the run is over; Ctrl-C ends the watching alone.")
 @json_option
-def status(run: Path, as_json: bool) -> None:
+def status(run: Path, watch: bool, as_json: bool) -> None:
     """Show where the run in directory RUN stands: step, speed, evaluations, attempts, last checkpoint."""
     from launch.summary import summary
 
     found = describe(run)
+    if watch:
+        from rich.console import Console
+
+        from launch.watch import watch as watch_run
+
+        try:
+            watch_run(run, found["steps"], Console(stderr=True))
+        except KeyboardInterrupt:
+            return
+        found = describe(run)
     click.echo(json.dumps(found) if as_json else summary(found))
 
 

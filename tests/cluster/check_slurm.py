@@ -57,6 +57,15 @@ def test_a_run_on_two_slurm_nodes(dataset: Path, tmp_path: Path, variables: dict
         while not condition():
             if time.monotonic() > deadline:
                 said = "".join(path.read_text() for path in run.glob("submissions/*/log"))
+                for what_slurm_knows in ("job", "node"):
+                    shown = subprocess.run(
+                        ["scontrol", "show", what_slurm_knows],
+                        env=variables,
+                        check=False,
+                        capture_output=True,
+                        text=True,
+                    )
+                    said += shown.stdout
                 pytest.fail(f"waited in vain for {what}; the job said:\n{said}")
             time.sleep(0.5)
 

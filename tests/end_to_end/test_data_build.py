@@ -9,8 +9,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from brt_dist.errors import DataError
@@ -125,7 +127,7 @@ def test_a_bad_document_ends_the_build_with_its_place(corpus: BuildSettings, ray
 def test_a_driver_that_is_killed_goes_on_where_it_was(
     corpus: BuildSettings, reference: dict[str, str], tmp_path: Path
 ) -> None:
-    """kill -9 of the whole command, with a Ray of its own; then the same command again."""
+    """kill -9 of every process at once, as when the machine dies; of the driver alone; then to the end."""
     out = tmp_path / "out"
     arguments = [
         "build",
@@ -139,11 +141,16 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(
         "--json",
     ]
     command = [sys.executable, "-c", DRIVER, *arguments, "--shard-size", str(SHARD_SIZE)]
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for("a finished shard", lambda: list(out.glob("*.index.json")))
-    driver.kill()
-    driver.wait()
-    assert not (out / "dataset.json").exists()
+    for count, everything in ((1, True), (2, False)):
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for("a finished shard", lambda count=count: len([*out.glob("*.index.json")]) >= count)
+        below = psutil.Process(driver.pid).children(recursive=True) if everything else []
+        driver.kill()
+        for process in below:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        driver.wait()
+        assert not (out / "dataset.json").exists()
 
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     report = json.loads(done.stdout)  # and nothing else, though Ray was started

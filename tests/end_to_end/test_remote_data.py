@@ -16,13 +16,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from brt_dist.errors import DataError, PlatformError
-from pipelines.ahead import NodeCache
+from pipelines.ahead import NodeCache, is_served, node_cache_actor
 from pipelines.cache import CacheSettings
+from pipelines.cluster import ray_cluster
 from pipelines.cursor import Cursor
 from pipelines.dataset import Dataset
 from pipelines.format import ShardRecord
@@ -326,10 +328,8 @@ def test_a_disk_on_which_no_shard_fits(url: str, tmp_path: Path) -> None:
 def test_a_cache_process_serves_the_readers_of_its_node(url: str, truth: str, tmp_path: Path) -> None:
     """It fetches ahead, the readers what they need sooner; when it dies they go on by themselves."""
     cache = settings(tmp_path)
-    node = NodeCache()
-    node.start(cache.directory, cache.budget, cache.retry_seconds, {})
-    second = NodeCache()
-    second.start(cache.directory, cache.budget, cache.retry_seconds, {})
+    node = NodeCache(cache.directory, cache.budget, cache.retry_seconds, {})
+    second = NodeCache(cache.directory, cache.budget, cache.retry_seconds, {})
 
     def stop_it(step: int) -> None:
         if step == 0:
@@ -343,6 +343,38 @@ def test_a_cache_process_serves_the_readers_of_its_node(url: str, truth: str, tm
         found, _ = read(dataset, before_step=stop_it, ahead=30)
     assert digest(found) == truth
     assert node.describe()["files"] >= 1 and second.describe()["files"] == 0
+
+
+def test_a_cache_actor_that_is_killed_is_followed_by_another(url: str, truth: str, tmp_path: Path) -> None:
+    """kill -9 in the middle of the reading: two readers go on, and the next process serves them."""
+    cache = settings(tmp_path, budget=10**6)  # a third of the shards: there is always something to fetch
+    with ray_cluster(None, num_cpus=1):
+        import ray  # not before: it reads its settings when it is imported
+
+        actor = node_cache_actor(cache.directory, cache.budget, cache.retry_seconds, {})
+        before = ray.get(actor.describe.remote())["pid"]
+
+        def kill(step: int) -> None:
+            if step == 60:
+                os.kill(before, signal.SIGKILL)
+                deadline = time.monotonic() + 120
+                while not (is_served(cache.directory) and _new_pid(actor, before)) and time.monotonic() < deadline:
+                    time.sleep(0.1)
+
+        with Dataset.open(url, cache) as dataset:
+            half, rest = range(STREAMS // 2), range(STREAMS // 2, STREAMS)
+            found = [read(dataset, streams=half, before_step=kill)[0], read(dataset, streams=rest)[0]]
+        assert is_served(cache.directory) and _new_pid(actor, before)
+    assert digest(*found) == truth
+
+
+def _new_pid(actor: Any, before: int) -> bool:
+    import ray
+
+    try:
+        return bool(ray.get(actor.describe.remote(), timeout=10)["pid"] != before)
+    except ray.exceptions.RayError:
+        return False
 
 
 def test_training_on_a_mixture_is_the_same_from_local_folders_and_from_s3(

@@ -50,7 +50,7 @@ def config(dataset: Path, folder: Path, parallel: dict[str, Any], /, **sections:
         "parallel": {"micro_batch": 1, **parallel},
         "optimizer": {"learning_rate": 3e-3, "warmup_steps": 2},
         "run": {"directory": folder, "steps": BEFORE + AFTER, "precision": "fp32", "keep_checkpoints": 9,
-                "evaluation_steps": 2},
+                "evaluation_steps": 2, "memory_every": 3},
     }  # fmt: skip
     return Config.model_validate({name: section | sections.get(name, {}) for name, section in given.items()})
 

@@ -26,6 +26,10 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tp2-zero0": ({"tensor": 2, "zero_stage": 0}, {}),
     "pp2-bf16": ({"pipeline": 2}, {"precision": "bf16"}),
 }
+_OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "one": ({}, {}),
+    "tp2-sequence": ({"tensor": 2, "sequence_parallel": True}, {}),
+}
 
 
 def rank_main(rank: int, store: str, given: Config, poisoned: int | None, slow: int | None) -> int:
@@ -63,7 +67,7 @@ def rank_main(rank: int, store: str, given: Config, poisoned: int | None, slow: 
 
 
 def settings(folder: Path, name: str, layout: str, **guards: Any) -> Config:
-    parallel, run = LAYOUTS[layout]
+    parallel, run = (LAYOUTS | _OTHERS)[layout]
     given = config(folder / "dataset", folder / name, parallel, run={"steps": STEPS, "checkpoint_every": 1, **run})
     (folder / name).mkdir()
     return given.model_copy(
@@ -152,3 +156,18 @@ def test_a_rank_that_does_not_come_is_waited_for_only_so_long(ranks: RankPool, t
     first, second = ranks.run(2, rank_waits, given, str(tmp_path / "gave up"))
     assert first == ExitCode.HUNG and second in (ExitCode.HUNG, ExitCode.LOST_NODE)
     assert [event["step"] for event in events(given, "step")] == [1, 2]
+
+
+def test_sizes_of_states_and_gates_are_the_same_in_every_layout(ranks: RankPool, tmp_path: Path) -> None:
+    documents(tmp_path)
+    found = {}
+    for layout in ("one", *LAYOUTS, "tp2-sequence"):
+        if "bf16" not in layout:
+            given = settings(tmp_path, layout, layout)
+            ranks.run(given.parallel.world_size, rank_main, given, None, None)
+            ((found[layout],),) = [event["layers"] for event in events(given, "memory")]
+    assert len(found) == 7 and found["one"]["layer"] == 1
+    for statistics in found.values():
+        assert statistics == pytest.approx(found["one"], rel=1e-4)
+    assert 0 < found["one"]["state_rms"] < found["one"]["state_max"]
+    assert 0.3 < found["one"]["kept"] < 0.7  # biases begin around nought

@@ -1,0 +1,81 @@
+"""What a report says of a run, gathered from the files of its directory."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from brt_dist.config.loading import flatten, load
+from brt_dist.errors import ConfigError
+from launch.events import Event, History, read_events
+from launch.supervisor import attempts, read_attempt
+from launch.tracking.uri import redact
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """events: all, in order of writing.  attempts: their records.  config: flat.  origins: of its values."""
+
+    folder: Path
+    name: str
+    steps: int
+    events: list[Event]
+    attempts: list[dict[str, Any]]
+    config: dict[str, Any]
+    origins: dict[str, str]
+
+    @classmethod
+    def of(cls, folder: Path) -> "RunFacts":
+        """ConfigError: no run there."""
+        if not (folder / "config.yaml").is_file():
+            raise ConfigError(f"{folder} is no run directory: it has no config.yaml")
+        config = load(folder / "config.yaml").config
+        try:
+            origins = json.loads((folder / "provenance.json").read_text())
+        except (OSError, ValueError):
+            origins = {}
+        # the tracking URI may hold a password
+        flat = {key: redact(value) if isinstance(value, str) else value for key, value in flatten(config).items()}
+        records = [read_attempt(folder, number) for number in attempts(folder)]
+        return cls(folder, config.run.name, config.run.steps, read_events(folder), records, flat, origins)
+
+    @property
+    def history(self) -> History:
+        return History.of(self.events)
+
+    @property
+    def status(self) -> str:
+        if not self.attempts:
+            return "not started"
+        last = self.attempts[-1]
+        return "running" if "end" not in last else str(last.get("verdict", "unknown"))
+
+    @property
+    def seconds(self) -> float:
+        """In attempts that have ended, and to the last event of one that has not."""
+        latest = self.events[-1]["time"] if self.events else 0.0
+        return sum(
+            max(record.get("end", latest) - record["start"], 0.0) for record in self.attempts if "start" in record
+        )
+
+    @property
+    def hosts(self) -> list[str]:
+        return sorted({host for record in self.attempts[-1:] for host in record.get("nodes", [])})
+
+    @property
+    def layout(self) -> str:
+        layout = (self.history.attempt or {}).get("layout", {})
+        return " x ".join(f"{name} {layout[name]}" for name in ("tensor", "pipeline", "data") if name in layout) or "-"
+
+    @property
+    def restarts(self) -> list[tuple[float, str]]:
+        """Step from which each attempt but the first went on, and why there was one."""
+        reasons = {record.get("attempt"): record.get("reason", "") for record in self.attempts}
+        begins = [event for event in self.events if event["event"] == "attempt"][1:]
+        return [
+            (
+                event.get("start_step", 0),
+                f"attempt {event.get('attempt')}, after: {reasons.get(event['attempt'] - 1, '')}",
+            )
+            for event in begins
+        ]

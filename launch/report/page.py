@@ -1,0 +1,246 @@
+"""The report of a run: one HTML file with everything in it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+from launch.events import Event, History
+from launch.progress import duration
+from launch.report.charts import Curve, chart
+from launch.report.collect import RunFacts
+
+_NAMES = {"train": "training text", "validation": "held-out text"}
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2430; --dim: #667085; --line: #d9dee7; --page: #f6f7f9; --card: #fff;
+  --c0: #1f5fa8; --c1: #c2571a; --c2: #2e7d4f; --c3: #8e44ad; --bad: #b3261e; --good: #2e7d4f; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e7ebf0; --dim: #9aa5b5; --line: #333c49; --page: #12161c;
+  --card: #1a2029; --c0: #6fa8e8; --c1: #f09a5e; --c2: #6cc08b; --c3: #c39bd3; --bad: #ff8a80; --good: #6cc08b; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 1360px; margin: 0 auto; padding: 28px 24px 60px; }
+h1 { font-size: 26px; margin: 0 0 2px; overflow-wrap: anywhere; } h2 { font-size: 18px; margin: 34px 0 10px; }
+.dim { color: var(--dim); } .bad { color: var(--bad); } .good { color: var(--good); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 10px; margin-top: 18px; }
+.tile, figure, .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
+.tile { padding: 10px 14px; } .tile b { display: block; font-size: 18px; font-weight: 600; overflow-wrap: anywhere; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); gap: 12px; }
+figure { margin: 0; padding: 12px 14px 6px; }
+figcaption { font-weight: 600; display: flex; flex-wrap: wrap; gap: 14px; }
+.legend { font-weight: 400; font-size: 13px; display: flex; flex-wrap: wrap; gap: 12px; color: var(--dim); }
+.legend span::before { content: ""; display: inline-block; width: 12px; height: 3px; margin: 0 5px 3px 0;
+  background: currentColor; }
+.legend .c0::before { background: var(--c0); } .legend .c1::before { background: var(--c1); }
+.legend .c2::before { background: var(--c2); } .legend .c3::before { background: var(--c3); }
+svg { width: 100%; height: auto; display: block; } svg text { fill: var(--dim); font-size: 12px; }
+polyline { fill: none; stroke-width: 1.7; stroke-linejoin: round; } .faint { opacity: .35; stroke-width: 1; }
+polyline.c0 { stroke: var(--c0); } polyline.c1 { stroke: var(--c1); } polyline.c2 { stroke: var(--c2); }
+polyline.c3 { stroke: var(--c3); } circle.c0 { fill: var(--c0); } circle.c1 { fill: var(--c1); }
+circle.c2 { fill: var(--c2); } circle.c3 { fill: var(--c3); }
+.grid { stroke: var(--line); } .axis { stroke: var(--dim); }
+line.event { stroke: var(--bad); stroke-dasharray: 3 3; stroke-width: 1.4; }
+.card { overflow-x: auto; padding: 4px 14px; } table { border-collapse: collapse; width: 100%; font-size: 14px; }
+th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+tr:last-child td { border: 0; } th { font-weight: 600; color: var(--dim); } td.n { font-variant-numeric: tabular-nums; }
+details summary { cursor: pointer; padding: 8px 0; } code { font-size: 13px; overflow-wrap: anywhere; }
+"""
+
+
+def page(runs: Sequence[RunFacts]) -> str:
+    """The report; of several runs, curves side by side and the rest of each below."""
+    names = ", ".join(run.name for run in runs)
+    body = "".join(_run(run) for run in runs) if len(runs) == 1 else _compared(runs)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(names)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
+    )
+
+
+def _compared(runs: Sequence[RunFacts]) -> str:
+    curves = [Curve(run.name, _points(run.history, "bits_per_token"), number % 4) for number, run in enumerate(runs)]
+    held_out = [
+        Curve(run.name, _evaluation(run.history, "validation", "carried"), number % 4, marks=True)
+        for number, run in enumerate(runs)
+    ]
+    return (
+        f'<h1>{len(runs)} runs</h1><div class="charts">{chart("Loss in training", curves, "bits/token")}'
+        f"{chart('Held-out text, memory carried', held_out, 'bits/token')}</div>" + "".join(map(_run, runs))
+    )
+
+
+def _run(run: RunFacts) -> str:
+    sections = [
+        f'<h1>{escape(run.name)}</h1><div class="dim">{escape(str(run.folder))}</div>',
+        _tiles(run),
+        "<h2>Curves</h2>" + _charts(run),
+        "<h2>Attempts</h2>" + _attempts(run),
+        "<h2>Evaluations</h2>" + _evaluations(run.history),
+        "<h2>Checkpoints</h2>" + _checkpoints(run.history),
+        "<h2>Told by the guards</h2>" + _guards(run),
+        f"<h2>Config</h2>{_config(run)}",
+    ]
+    return "".join(sections)
+
+
+def _tiles(run: RunFacts) -> str:
+    last = run.history.latest_step() or {}
+    status = run.status
+    tone = "good" if status in ("finished", "running") else "bad" if status not in ("not started", "preempted") else ""
+    tiles = [
+        ("status", f'<span class="{tone}">{escape(status)}</span>'),
+        ("step", f"{last.get('step', 0):,} of {run.steps:,}"),
+        ("loss", f"{last['bits_per_token']:.3f} bits/token" if "bits_per_token" in last else "-"),
+        ("tokens", f"{last.get('tokens', 0):,}"),
+        ("speed", f"{last['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in last else "-"),
+        ("time in attempts", duration(run.seconds)),
+        ("layout", escape(run.layout)),
+        ("hosts", escape(", ".join(run.hosts)) or "-"),
+    ]
+    cells = "".join(f'<div class="tile"><span class="dim">{name}</span><b>{value}</b></div>' for name, value in tiles)
+    return f'<div class="tiles">{cells}</div>'
+
+
+def _charts(run: RunFacts) -> str:
+    history, lines = run.history, run.restarts
+    loss = [Curve("training", _points(history, "bits_per_token"), 0)]
+    for number, dataset in enumerate(("train", "validation")):
+        for memory in ("carried", "cleared"):
+            colour = 2 * number + (memory == "cleared")
+            name = f"{_NAMES[dataset]}, memory {memory}"
+            loss.append(Curve(name, _evaluation(history, dataset, memory), colour, marks=True))
+    wait = [(step, 100 * share) for step, share in _wait_shares(history)]
+    figures = [
+        chart("Loss", loss, "bits/token", lines),
+        chart("Gradient norm before clipping", [Curve("norm", _points(history, "grad_norm"))], "norm", lines),
+        chart("Learning rate", [Curve("rate", _points(history, "learning_rate"))], "rate", lines),
+        chart("Speed", [Curve("all ranks", _points(history, "tokens_per_second"), 2)], "tokens/s", lines),
+        chart("Waiting for data", [Curve("rank 0", wait, 1)], "% of the step", lines),
+    ]
+    figures += _memory(run)
+    found = "".join(figures)
+    return f'<div class="charts">{found}</div>' if found else '<p class="dim">no step yet</p>'
+
+
+def _memory(run: RunFacts) -> list[str]:
+    """Sizes of the states and what the gates keep, a curve for each recurrent layer."""
+    curves: dict[str, dict[int, dict[int, float]]] = {"state_rms": {}, "state_max": {}, "kept": {}}
+    for event in run.events:
+        for layer in event.get("layers", ()) if event["event"] == "memory" else ():
+            for key, by_layer in curves.items():
+                by_layer.setdefault(layer["layer"], {})[event["step"]] = layer[key]  # what came again replaces
+
+    def drawn(key: str) -> list[Curve]:
+        return [
+            Curve(f"layer {layer}", sorted(points.items()), number % 4, marks=len(points) < 40)
+            for number, (layer, points) in enumerate(sorted(curves[key].items()))
+        ]
+
+    return [
+        chart("Size of the states", drawn("state_rms"), "root mean square"),
+        chart("Largest entry of the states", drawn("state_max"), "size"),
+        chart("Share of the state that the gates keep", drawn("kept"), "share"),
+    ]
+
+
+def _attempts(run: RunFacts) -> str:
+    starts = {event["attempt"]: event.get("start_step", 0) for event in run.events if event["event"] == "attempt"}
+    rows = []
+    for record in run.attempts:
+        number, decision = record.get("attempt", 0), record.get("decision", {})
+        seconds = record["end"] - record["start"] if {"start", "end"} <= record.keys() else None
+        follows = f"{decision.get('action', '')}: {decision.get('why', '')}" if decision else ""
+        rows.append(
+            (number, _time(record.get("start")), "-" if seconds is None else duration(seconds), starts.get(number, "-"),
+             record.get("verdict", "running, or its launcher was killed"), record.get("reason", ""), follows)
+        )  # fmt: skip
+    return _table(("", "begun", "took", "from step", "verdict", "reason", "what followed"), rows)
+
+
+def _evaluations(history: History) -> str:
+    rows = [
+        (f"{step:,}", _NAMES.get(dataset, dataset), memory, f"{event['bits_per_token']:.4f}", f"{event['tokens']:,}")
+        for (step, dataset, memory), event in sorted(history.evaluations.items(), reverse=True)
+        if "bits_per_token" in event and "tokens" in event
+    ]
+    return _table(("step", "text", "memory", "bits/token", "tokens"), rows)
+
+
+def _checkpoints(history: History) -> str:
+    rows = [
+        (f"{step:,}", event.get("path", ""), _bytes(event.get("bytes")), _seconds(event.get("seconds")),
+         _seconds(event.get("stall_seconds")), _time(event.get("time")))
+        for step, event in sorted(history.checkpoints.items(), reverse=True)
+    ]  # fmt: skip
+    return _table(("step", "place", "size", "written in", "training stopped for", "at"), rows)
+
+
+def _guards(run: RunFacts) -> str:
+    kinds = ("skip", "spike", "straggler", "diverged", "message")
+    rows = []
+    for event in run.events:
+        if event["event"] in kinds:
+            rest = {k: v for k, v in event.items() if k not in ("event", "time", "attempt", "step", "message")}
+            said = event.get("message") or ", ".join(f"{key} {_plain(value)}" for key, value in rest.items())
+            rows.append((event.get("step", "-"), event["event"], said, _time(event.get("time"))))
+    return _table(("step", "", "", "at"), rows[-200:])
+
+
+def _config(run: RunFacts) -> str:
+    rows = [(key, _plain(value), run.origins.get(key, "")) for key, value in run.config.items()]
+    table = _table(("key", "value", "from"), rows)
+    return f"<details><summary>{len(rows)} values and where they came from</summary>{table}</details>"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    cells = "".join("<tr>" + "".join(f'<td class="n">{escape(str(c))}</td>' for c in row) + "</tr>" for row in rows)
+    if not cells:
+        return '<p class="dim">none</p>'
+    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    return f'<div class="card"><table><thead><tr>{names}</tr></thead><tbody>{cells}</tbody></table></div>'
+
+
+def _points(history: History, key: str) -> list[tuple[float, float]]:
+    return [
+        (step, event[key]) for step, event in sorted(history.steps.items()) if isinstance(event.get(key), int | float)
+    ]
+
+
+def _evaluation(history: History, dataset: str, memory: str) -> list[tuple[float, float]]:
+    found = [(key[0], event) for key, event in sorted(history.evaluations.items()) if key[1:] == (dataset, memory)]
+    return [(step, event["bits_per_token"]) for step, event in found if "bits_per_token" in event]
+
+
+def _wait_shares(history: History) -> list[tuple[int, float]]:
+    events: Iterable[tuple[int, Event]] = sorted(history.steps.items())
+    return [
+        (step, event["data_wait_seconds"] / event["step_seconds"])
+        for step, event in events
+        if event.get("step_seconds") and "data_wait_seconds" in event
+    ]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "none" if value is None else str(value)
+
+
+def _bytes(value: Any) -> str:
+    return f"{value / 1e6:,.1f} MB" if isinstance(value, int | float) else "-"
+
+
+def _seconds(value: Any) -> str:
+    return f"{value:.2f} s" if isinstance(value, int | float) else "-"
+
+
+def _time(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return "-"
+    return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def describe(run: Mapping[str, Any]) -> str:
+    """A mapping as `key value, ...`."""
+    return ", ".join(f"{key} {_plain(value)}" for key, value in run.items())

@@ -1,0 +1,51 @@
+"""Webdataset tars of text, made by others: members that share a key are one sample.
+
+The key is the path up to the first dot of the file name, as in webdataset.  The text is the member `.txt`, else the
+text field of the member `.json`.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from typing import IO, Any
+
+from pipelines.packed import BrokenFile
+
+Sample = tuple[str, dict[str, bytes]]
+
+
+def samples(file: IO[bytes]) -> Iterator[Sample]:
+    """Key and members by extension, in order; only `.txt` and `.json` are kept.  Memory: one sample.
+
+    BrokenFile: the tar ends too early or is none.
+    """
+    key: str | None = None
+    members: dict[str, bytes] = {}
+    try:
+        with tarfile.open(fileobj=file, mode="r|") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                this = f"{folder}/{stem}" if folder else stem
+                if this != key:
+                    if key is not None:
+                        yield key, members
+                    key, members = this, {}
+                if extension in ("txt", "json"):
+                    content = tar.extractfile(member)
+                    members[extension] = content.read() if content else b""
+    except (tarfile.TarError, EOFError) as error:
+        raise BrokenFile(f"damaged tar ({type(error).__name__})") from None
+    if key is not None:
+        yield key, members
+
+
+def text_of(members: dict[str, bytes], text_field: str) -> bytes | None:
+    """The text of a sample, in UTF-8; none if it holds no text.  ValueError: its JSON is none."""
+    if "txt" in members:
+        return members["txt"]
+    record: Any = json.loads(members["json"]) if "json" in members else None
+    text = record.get(text_field) if isinstance(record, dict) else None
+    return text.encode() if isinstance(text, str) else None
