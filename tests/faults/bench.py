@@ -165,11 +165,7 @@ class Outcome:
     def of(cls, run: Run, at: float, truth: dict[int, float], left_out: Sequence[int] = ()) -> "Outcome":
         """at: time of the fault.  truth: losses of the undisturbed run.  left_out: steps that are not compared."""
         verdicts = [
-            " → ".join(
-                filter(
-                    None, (record.get("verdict", "killed with the launcher"), record.get("decision", {}).get("action"))
-                )
-            )
+            " → ".join(filter(None, (record.get("verdict", "no verdict"), record.get("decision", {}).get("action"))))
             for record in run.records()
         ]
         before = [event for event in run.events("step") if event["time"] <= at]
