@@ -1,4 +1,5 @@
 # make quickstart   install, get a corpus, build shards, train a small model; again: goes on with what is there
+#   STEPS=600: how long it trains, 50 or more as the warm-up has 50
 # make test         all tests, in the same environment        make check   format, lint, types, fast tests
 # make parity       compare all layouts with one process      make lock    pin what pyproject.toml asks for, anew
 

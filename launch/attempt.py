@@ -28,6 +28,7 @@ from launch.verdict import Verdict
 
 _LOOK_SECONDS = 1.0
 _PROBE_SECONDS = 20.0
+_TOGETHER_SECONDS = 1.0  # the same wish may come by way of the launcher, of each guard, and from outside
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def main(orders: Orders) -> Verdict:
 
     run = Path(orders.run)
     wanted = load(run / "config.yaml").config
-    with StopRequests() as stop, ray_cluster(orders.ray_address):
+    with StopRequests(_TOGETHER_SECONDS) as stop, ray_cluster(orders.ray_address):
         config = _on_what_is_left(wanted, tell) if orders.again else wanted
         with Gang(config) as gang:
             stop.install()  # Ray has put its own handlers in the way

@@ -1,6 +1,8 @@
 """Ctrl-C and SIGTERM, counted instead of raised once ranks run: the first asks to save, the second ends at once."""
 
+import math
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -11,10 +13,13 @@ class StopRequests:
     """Context manager that takes over the signals.  `count` is how often the user asked to stop.
 
     Until `counting` is set a signal raises KeyboardInterrupt, as nothing runs yet that would need care.
+    together: signals that come within so many seconds of each other are one request.  Ray, to stop a job, signals every
+    process of it, and each passes it on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, together: float = 0.0) -> None:
         self.count = 0
+        self._together, self._last = together, -math.inf
         self.counting = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -36,6 +41,10 @@ class StopRequests:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        last, self._last = self._last, now
+        if now - last < self._together:
+            return
         self.count += 1
         if not self.counting:
             raise KeyboardInterrupt

@@ -9,7 +9,7 @@ from typing import Any
 
 from launch.tracking.rows import Row, Tag
 from launch.tracking.state import SyncState
-from launch.tracking.uri import tracking_folder
+from launch.tracking.uri import redact, tracking_folder
 
 _BATCH_METRICS = 1000  # limits of MLflow's API
 _BATCH_PARAMS = 100
@@ -75,11 +75,12 @@ class MlflowRun:
             record = _dataset_record(Path(folder)) if isinstance(folder, Path) else {}  # ranks read URLs, not we
             digest = str(record.get("digest", ""))
             profile = {key: record[key] for key in ("documents", "tokens", "digest") if key in record}
+            name, uri = shown_place(folder)
             dataset = Dataset(
-                name=str(folder).rstrip("/").rpartition("/")[2],
+                name=name,
                 digest=digest.removeprefix("sha256:")[:_DIGEST_LENGTH] or "unknown",
                 source_type="local" if isinstance(folder, Path) else "url",
-                source=json.dumps({"uri": str(folder)}),
+                source=json.dumps({"uri": uri}),
                 profile=json.dumps(profile),
             )
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
@@ -131,6 +132,12 @@ class MlflowRun:
         tags = {"brt.identity": self._state.identity, "mlflow.source.name": "brt train"}
         made = self._client.create_run(self._state.experiment_id, run_name=name, tags=tags)
         return str(made.info.run_id)
+
+
+def shown_place(place: Path | str) -> tuple[str, str]:
+    """Name and URI of a dataset, without what a URL may hold of passwords and tokens."""
+    uri = redact(str(place))
+    return uri.partition("?")[0].rstrip("/").rpartition("/")[2], uri
 
 
 def _dataset_record(folder: Path) -> dict[str, Any]:

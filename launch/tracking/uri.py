@@ -9,7 +9,9 @@ from brt_dist.config.schema import TrackingConfig
 
 # Up to the last @, also over a / that a password should not hold: rather too much hidden than too little.
 _CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@")
-_SECRET_PARAMETER = re.compile(r"(?i)([?&;](?:[\w-]*(?:token|password|passwd|secret|key|sig|signature))=)[^&;#\s]+")
+_SECRET_PARAMETER = re.compile(
+    r"(?i)([?&;](?:[\w-]*(?:token|password|passwd|secret|key|key_id|credential|sig|signature))=)[^&;#\s]+"
+)
 
 
 def tracking_folder(run: Path) -> Path:

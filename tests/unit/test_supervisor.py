@@ -124,6 +124,17 @@ def test_a_launcher_error_is_recorded_and_raised(tmp_path: Path) -> None:
     assert (record["verdict"], record["reason"]) == ("internal", "the display broke")
 
 
+def test_one_wish_that_comes_several_times_is_one() -> None:
+    with StopRequests(together=0.5) as stop:
+        stop.counting = True
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.count == 1
+        time.sleep(0.6)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.count == 2
+
+
 def test_a_signal_before_ranks_run_interrupts(tmp_path: Path) -> None:
     with StopRequests(), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brt_dist.config.schema import TrackingConfig
+from launch.tracking.mlflow_run import shown_place
 from launch.tracking.rows import Row, Tag, rows
 from launch.tracking.state import SyncState
 from launch.tracking.uri import fingerprint, page_command, redact, tracking_uri
@@ -80,6 +81,8 @@ def test_whatever_is_trained_again_no_step_is_sent_twice(attempts: list[tuple[in
         "mysql://u:hun/ter2@h/hunter2@host",
         "https://host/path?token=hunter2&x=1",
         "postgresql://host/db?user=a&password=hunter2",
+        "https://host/path?aws_access_key_id=hunter2",
+        "https://host/path?X-Amz-Credential=hunter2",
     ],
 )
 def test_credentials_are_never_shown(text: str) -> None:
@@ -114,3 +117,9 @@ def test_the_state_is_kept_per_server(tmp_path: Path) -> None:
 def test_new_credentials_are_the_same_server() -> None:
     assert fingerprint("http://a:b@host/x") == fingerprint("http://c:d@host/x") == fingerprint("http://host/x")
     assert fingerprint("http://host/x") != fingerprint("http://host/y")
+
+
+def test_a_dataset_is_recorded_without_the_password_of_its_url() -> None:
+    name, uri = shown_place("https://me:hunter2@host/data/books?token=hunter2")
+    assert (name, uri) == ("books", "https://***@host/data/books?token=***")
+    assert shown_place(Path("/data/books")) == ("books", "/data/books")
