@@ -39,7 +39,7 @@ from pipelines.plan import Listing, ShardPlan, list_sources, plan_shards, sample
 from pipelines.selection import DUPLICATE, Duplicates, Split, has_hashes, remove_hashes
 from pipelines.shards import OnBad, ShardSettings, bad_document_error, finished_shard, write_shard
 from pipelines.sources import BadDocument, Source, open_sources
-from pipelines.tasks import hash_documents, run_tasks, write
+from pipelines.tasks import Work, hash_documents, run_tasks, write
 from pipelines.tokenizers import (
     BYTES_FILE,
     Tokenizer,
@@ -178,44 +178,47 @@ class _Shards:
             record = finished_shard(folder, number)
             if record and (settings.on_bad == "skip" or not record.skipped.keys() - {DUPLICATE}):
                 self.records[number] = record
-        self.kept = len(self.records)
+        self.kept_numbers = frozenset(self.records)
         progress.shards(self.kept, self.total, 0)
+
+    @property
+    def kept(self) -> int:
+        """Shards that were there before."""
+        return len(self.kept_numbers)
 
     def write_missing(self, tokenizer: Tokenizer, workers: int | None, ray_address: str | None) -> None:
         """Write all shards that are not there, on Ray or, with no workers, here."""
         if self.kept == self.total:
             return
         settings = ShardSettings(self.settings.text_field, self.settings.on_bad, self.settings.split)
+
+        def here(work: Work, plans: Iterator[ShardPlan], finished: Callable[[int, Any], None]) -> None:
+            for plan in plans:
+                finished(plan.number, work(self.folder, plan, settings))
+
         if workers == 0:
             began = time.perf_counter()
-            for plan in self._missing(lambda plans: (hash_documents(self.folder, one, settings) for one in plans)):
-                self._add(plan.number, write_shard(self.folder, plan, tokenizer, settings))
+            self._do(here, lambda folder, plan, settings: write_shard(folder, plan, tokenizer, settings))
         else:
             with running_ray(workers, ray_address) as at_once:
                 began = time.perf_counter()  # the start of Ray is no measure of the pipeline
-
-                def hash_all(plans: Iterator[ShardPlan]) -> Iterator[int]:
-                    counts: list[int] = []
-                    run_tasks(hash_documents, self.folder, plans, settings, at_once, lambda _, n: counts.append(n))
-                    return iter(counts)
-
-                run_tasks(write, self.folder, self._missing(hash_all), settings, at_once, self._add)
+                self._do(partial(run_tasks, self.folder, settings, at_once), write)
         self.seconds = time.perf_counter() - began
 
-    def _missing(self, hash_all: Callable[[Iterator[ShardPlan]], Iterator[int]]) -> Iterator[ShardPlan]:
-        """The plans of the shards that are not there; where duplicates are left out, with what these are."""
+    def _do(self, run: Callable[..., None], write_one: Work) -> None:
+        """Write the shards that are not there; before that, where they are to be left out, find the duplicates.
+
+        run: does some work for plans and tells of each result, here or in tasks.
+        """
         plans = partial(plan_shards, self.sources, self.settings.text_per_shard)
-        duplicates: Duplicates | None = None
+        missing = (plan for plan in plans() if plan.number not in self.kept_numbers)
         if self.settings.deduplicate:
             self.progress.stage("looking for duplicates")
-            for _ in hash_all(plan for plan in plans() if not has_hashes(self.folder, plan.number)):
-                pass
+            run(hash_documents, (plan for plan in plans() if not has_hashes(self.folder, plan.number)), lambda *_: None)
             duplicates = Duplicates(self.folder, self.total)
             self.progress.stage("building shards")
-        kept = frozenset(self.records)
-        for plan in plans():
-            if plan.number not in kept:
-                yield replace(plan, duplicates=duplicates.of(plan.number)) if duplicates else plan
+            missing = (replace(plan, duplicates=duplicates.of(plan.number)) for plan in missing)
+        run(write_one, missing, self._add)
 
     def _add(self, number: int, record: ShardRecord) -> None:
         self.records[number] = record

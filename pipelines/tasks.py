@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from brt_dist.errors import DataError, LaunchError
 from pipelines.format import TOKENIZER_FILE, ShardRecord, shard_name
@@ -15,12 +15,15 @@ from pipelines.tokenizers import load_tokenizer
 TASK_RETRIES = 10  # times that a task may lose its worker
 
 
+Work: TypeAlias = Callable[[Path, ShardPlan, ShardSettings], Any]
+
+
 def run_tasks(
-    work: Callable[[Path, ShardPlan, ShardSettings], Any],
     folder: Path,
-    plans: Iterator[ShardPlan],
     settings: ShardSettings,
     at_once: int,
+    work: Work,
+    plans: Iterator[ShardPlan],
     finished: Callable[[int, Any], None],
 ) -> None:
     """Do `work` (`write` or `hash_documents`) for all plans; `finished` is told of each result, in any order.
@@ -68,7 +71,7 @@ def hash_documents(folder: Path, plan: ShardPlan, settings: ShardSettings) -> in
     return hash_shard(folder, plan, settings.text_field)
 
 
-def _answered(work: Callable[..., Any], folder: Path, plan: ShardPlan, settings: ShardSettings) -> Any:
+def _answered(work: Work, folder: Path, plan: ShardPlan, settings: ShardSettings) -> Any:
     """What a Ray worker runs.  Foreseen errors come back as their message: they are not to be retried."""
     try:
         return work(folder, plan, settings)

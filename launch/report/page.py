@@ -1,6 +1,6 @@
 """The report of a run: one HTML file with everything in it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
@@ -239,8 +239,3 @@ def _time(value: Any) -> str:
     if not isinstance(value, int | float):
         return "-"
     return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def describe(run: Mapping[str, Any]) -> str:
-    """A mapping as `key value, ...`."""
-    return ", ".join(f"{key} {_plain(value)}" for key, value in run.items())

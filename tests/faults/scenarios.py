@@ -46,13 +46,7 @@ def rank_stopped(bench: Bench, truth: dict[int, float]) -> Outcome:
 
 def agent_killed(bench: Bench, truth: dict[int, float]) -> Outcome:
     """The Ray actor that starts and watches the ranks of a node; its ranks end with it."""
-    run = bench.start("agent_killed")
-    run.reach(AT)
-    (agent,) = run.below("ray::NodeAgent")
-    at = time.time()
-    agent.kill()
-    expect(run)
-    return Outcome.of(run, at, truth)
+    return _without(bench.start("agent_killed"), "ray::NodeAgent", truth)
 
 
 def supervisor_killed(bench: Bench, truth: dict[int, float]) -> Outcome:
@@ -73,11 +67,15 @@ def supervisor_killed(bench: Bench, truth: dict[int, float]) -> Outcome:
 
 def ray_head_killed(bench: Bench, truth: dict[int, float]) -> Outcome:
     """gcs_server, which knows all actors.  Slow steps: it must be missed before the run is over."""
-    run = bench.start("ray_head_killed", fault={"step_seconds": 0.5})
+    return _without(bench.start("ray_head_killed", fault={"step_seconds": 0.5}), "gcs_server", truth)
+
+
+def _without(run: Run, program: str, truth: dict[int, float]) -> Outcome:
+    """Kill the one process below the launcher that runs `program`."""
     run.reach(AT)
-    (head,) = run.below("gcs_server")
+    (process,) = run.below(program)
     at = time.time()
-    head.kill()
+    process.kill()
     expect(run)
     return Outcome.of(run, at, truth)
 
