@@ -50,9 +50,9 @@ class MlflowRun:
         assert self._state.run_id is not None
         return self._state.run_id
 
-    def describe(self, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        """Log params (once; what changed later becomes a tag `changed.KEY`) and tags."""
-        from mlflow.entities import Param, RunTag
+    def describe(self, params: Mapping[str, str]) -> None:
+        """Log params (once; what changed later becomes a tag `changed.KEY`)."""
+        from mlflow.entities import Param
 
         known = self._state.params
         if known is None:
@@ -61,10 +61,14 @@ class MlflowRun:
                 self._client.log_batch(self.id, params=items[start : start + _BATCH_PARAMS])
             self._state.params = known = dict(params)
             self._state.save(self._run)
-        changed = {f"changed.{key}": value for key, value in params.items() if known.get(key) != value}
-        self._client.log_batch(
-            self.id, tags=[RunTag(key, value[:_VALUE_LENGTH]) for key, value in {**tags, **changed}.items()]
-        )
+        self.tag({f"changed.{key}": value for key, value in params.items() if known.get(key) != value})
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags; what they were before is gone."""
+        from mlflow.entities import RunTag
+
+        if tags:
+            self._client.log_batch(self.id, tags=[RunTag(key, value[:_VALUE_LENGTH]) for key, value in tags.items()])
 
     def log_datasets(self, datasets: Sequence[tuple[str, Path | str]]) -> None:
         """Log dataset inputs; `datasets`: context (training, validation) and the folder or URL of each."""
@@ -88,15 +92,14 @@ class MlflowRun:
 
     def log(self, rows: Iterable[Row | Tag]) -> None:
         """Send rows in batches, with their own times."""
-        from mlflow.entities import Metric, RunTag
+        from mlflow.entities import Metric
 
         items = list(rows)
         metrics = [Metric(row.key, row.value, row.time, row.step) for row in items if isinstance(row, Row)]
         tags = {item.key: item.value for item in items if isinstance(item, Tag)}
         for start in range(0, len(metrics), _BATCH_METRICS):
             self._client.log_batch(self.id, metrics=metrics[start : start + _BATCH_METRICS])
-        if tags:
-            self._client.log_batch(self.id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self.tag(tags)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         self._client.log_artifact(self.id, str(path), folder)
@@ -132,6 +135,19 @@ class MlflowRun:
         tags = {"brt.identity": self._state.identity, "mlflow.source.name": "brt train"}
         made = self._client.create_run(self._state.experiment_id, run_name=name, tags=tags)
         return str(made.info.run_id)
+
+
+def refusal(error: Exception) -> str | None:
+    """In words for the user, that the server does not take the credentials; none if `error` is something else."""
+    from mlflow.exceptions import MlflowException
+
+    if not isinstance(error, MlflowException) or (status := error.get_http_status_code()) not in (401, 403):
+        return None
+    what = {401: "does not take the user name and password, or the token", 403: "does not allow this user to write"}
+    return (
+        f"the tracking server {what[status]} (HTTP {status}); set MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    )
 
 
 def shown_place(place: Path | str) -> tuple[str, str]:
