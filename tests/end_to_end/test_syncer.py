@@ -159,7 +159,7 @@ def test_a_server_that_is_killed_and_comes_back_10_000_steps_later(run: Path, da
         end(run, 1, 0, at=2000.0)
         with mlflow_server(tmp_path / "server", port) as uri:
             assert syncer.finish()
-            client, found = found_run(uri)
+            _, found = found_run(uri)
             assert found.info.status == "FINISHED"
             with closing(sqlite3.connect(tmp_path / "server" / "server.db")) as store:  # all, and none twice
                 query = "SELECT step, value, timestamp FROM metrics WHERE key = 'loss' ORDER BY step"
