@@ -21,8 +21,9 @@ from launch.events import Event, EventReader
 from launch.supervisor import attempts, read_attempt
 from launch.system_metrics import system_folder
 from launch.tracking import facts
+from launch.tracking.client import refusal
 from launch.tracking.health import HealthRecord
-from launch.tracking.mlflow_run import MlflowRun, refusal
+from launch.tracking.mlflow_run import MlflowRun
 from launch.tracking.rows import rows, system_rows
 from launch.tracking.state import SyncState
 from launch.tracking.uri import fingerprint, redact, tracking_folder, tracking_uri
@@ -104,8 +105,8 @@ class Syncer:
 
     def _connected(self) -> MlflowRun:
         if self._mlflow is None:
-            config, tracking = self._config, self._config.run.tracking
-            mlflow = MlflowRun(self._uri, tracking.experiment, config.run.name, self._run, self._state)
+            config = self._config
+            mlflow = MlflowRun(self._uri, config.run.tracking, config.run.name, self._run, self._state)
             mlflow.describe({key: redact(str(value)) for key, value in flatten(config).items()})
             places = [("training", place) for place, _ in config.data.training]
             places += [("validation", config.data.validation)] if config.data.validation else []
