@@ -10,10 +10,11 @@ INSTALLED := $(VENV)/.installed
 STEPS ?= 600
 
 # make test-cluster, test-slurm, test-kubernetes   more backends for real; see docs/launching.md
+# make test-postgres   MLflow on a real PostgreSQL
 # make test-report   the report of a run in a real browser
 # make test-faults   real faults done to real runs, as the table of docs/faults.md
 
-.PHONY: quickstart install test test-cluster test-slurm test-kubernetes test-report test-faults check format parity lock clean
+.PHONY: quickstart install test test-cluster test-slurm test-kubernetes test-report test-postgres test-faults check format parity lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/brt data corpus books --out quickstart/corpus
@@ -59,6 +60,13 @@ test-report: $(INSTALLED)
 
 test-faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults
+
+test-postgres: $(INSTALLED)
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null \
+		|| { apt-get update && apt-get install --yes --no-install-recommends postgresql; } \
+		|| { echo "PostgreSQL is not here and cannot be installed (root and apt?)"; exit 1; }
+	$(BIN)/pip install --quiet psycopg2-binary
+	$(BIN)/python -m pytest tests/cluster/check_postgres.py
 
 test-slurm: $(INSTALLED)
 	@command -v slurmctld >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends \

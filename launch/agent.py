@@ -12,6 +12,7 @@ from pathlib import Path
 from launch.doctor import node
 from launch.environment import Placement, rank_environment
 from launch.processes import End, ProcessSet, ProcessSpec
+from launch.system_metrics import SystemSampler
 from launch.verdict import rank_log
 
 
@@ -27,7 +28,10 @@ class NodeInfo:
 
 @dataclass(frozen=True)
 class Orders:
-    """What an agent starts: `command` once for each placement, in `directory`, with logs in `folder`."""
+    """What an agent starts: `command` once for each placement, in `directory`, with logs in `folder`.
+
+    sample_seconds: between looks at what the node does (see system_metrics); 0: none.
+    """
 
     command: tuple[str, ...]
     placements: tuple[Placement, ...]
@@ -35,6 +39,7 @@ class Orders:
     threads: int | None
     directory: str
     folder: str
+    sample_seconds: float = 0.0
 
 
 class NodeAgent:
@@ -42,6 +47,7 @@ class NodeAgent:
 
     def __init__(self) -> None:
         self._processes = ProcessSet()
+        self._sampler: SystemSampler | None = None
 
     def describe(self, address: str | None = None) -> NodeInfo:
         """address: that under which other nodes reach this one, if the caller knows better than the host name."""
@@ -81,6 +87,8 @@ class NodeAgent:
             for placement in orders.placements
         ]
         self._processes.start(specs)
+        if orders.sample_seconds > 0:
+            self._sampler = SystemSampler(folder.parent.parent, orders.sample_seconds)
 
     def ended(self) -> Sequence[End]:
         return list(self._processes.ended().values())
@@ -92,6 +100,8 @@ class NodeAgent:
         return self._processes.dump()
 
     def kill(self) -> None:
+        if self._sampler is not None:
+            self._sampler.stop()
         self._processes.kill()
 
 

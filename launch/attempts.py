@@ -26,7 +26,8 @@ _LOOK_SECONDS = 0.1
 class Attempts:
     """Runs attempts of a run directory whose config.yaml is written.
 
-    worker, ray_address: see Orders.  begun: called once the ranks of an attempt are started.
+    worker, ray_address: see Orders.  on_look: called again and again once the ranks of an
+    attempt are started.
     """
 
     def __init__(
@@ -36,10 +37,10 @@ class Attempts:
         ray_address: str | None,
         stop: StopRequests,
         tell: Callable[[str], None],
-        begun: Callable[[], None],
+        on_look: Callable[[], None],
     ) -> None:
         self._worker, self._address, self._stop = worker, ray_address, stop
-        self._tell, self._begun = tell, begun
+        self._tell, self._on_look = tell, on_look
         self._run: Path = config.run.directory
         self._recovery = Recovery(config.launch.recovery, _saved(History.of(read_events(self._run))))
 
@@ -79,7 +80,7 @@ class Attempts:
                     told += 1
                     process.terminate()
                 if number in attempts(self._run):
-                    self._begun()
+                    self._on_look()
                 time.sleep(_LOOK_SECONDS)
             said = process.stdout.read() if process.stdout else ""
         finally:

@@ -14,6 +14,7 @@ from brt_dist.errors import BrtError, ExitCode
 _COMMANDS = {
     "data": ("pipelines.commands:data", "Build, verify and inspect datasets."),
     "train": ("launch.commands.train:train", "Train a model as a config says; go on if the run was begun."),
+    "sweep": ("launch.commands.sweep:sweep", "Train a config once for each combination of values."),
     "submit": ("launch.commands.submit:submit", "Give a run to a backend: this machine, Ray, Slurm, Kubernetes."),
     "resume": ("launch.commands.submit:resume", "Submit a run again; it goes on from its last checkpoint."),
     "stop": ("launch.commands.submit:stop", "Ask a submitted run to save and end."),

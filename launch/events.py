@@ -14,11 +14,12 @@ Event: TypeAlias = dict[str, Any]
 class EventReader:
     """Follows the events of a run from a byte offset on.
 
-    offset: of the first byte that was not yet returned as part of a whole line; start again from there.
+    offset: of the first byte that was not yet returned as part of a whole line; start again from there.  file: another
+    file of such lines, relative to the run.
     """
 
-    def __init__(self, run: Path, offset: int = 0) -> None:
-        self._path = run / FILE_NAME
+    def __init__(self, run: Path, offset: int = 0, file: str = FILE_NAME) -> None:
+        self._path = run / file
         self.offset = offset
 
     def read(self, limit: int | None = None) -> list[Event]:

@@ -53,13 +53,15 @@ class Gang:
         address = self.nodes[0].address
         port = self.ask(0, "free_port", address)
         passed = passed_on()
+        tracking = self._config.run.tracking
+        sample_seconds = tracking.system_seconds if tracking.enabled else 0.0
         for node in range(len(self._agents)):
             placements = tuple(
                 Placement(node * self._local + local, world, local, self._local, node, address, port)
                 for local in range(self._local)
             )
             threads = self._config.launch.threads_per_rank
-            orders = Orders(command, placements, passed, threads, str(directory), str(folder))
+            orders = Orders(command, placements, passed, threads, str(directory), str(folder), sample_seconds)
             self._started = True
             self.ask(node, "start", orders)
 

@@ -38,10 +38,12 @@ def _absolute(place: Path | str | None) -> Path | str | None:
 
 
 @contextmanager
-def claimed(run: Path) -> Iterator[bool]:
+def claimed(run: Path, holds: str = "config.yaml", command: str = "brt train") -> Iterator[bool]:
     """Hold the run directory for this process; yields whether it is a run already.
 
-    PlatformError: it cannot be written, another `brt train` has it, or it holds something else.
+    holds: the file that says so.  command: which uses such folders.
+
+    PlatformError: it cannot be written, another process has it, or it holds something else.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -53,9 +55,9 @@ def claimed(run: Path) -> Iterator[bool]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise PlatformError(
-                f"run directory {run} is in use by another `brt train`; wait for it, or set another run.directory"
+                f"run directory {run} is in use by another `{command}`; wait for it, or set another run.directory"
             ) from None
-        known = (run / "config.yaml").is_file()
+        known = (run / holds).is_file()
         others = sorted(entry.name for entry in run.iterdir() if not entry.name.startswith("."))
         if others and not known:
             raise PlatformError(

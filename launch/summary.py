@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from launch.tables import when
+
 
 def summary(outcome: Mapping[str, Any]) -> str:
     """Text for people from `Outcome.to_json()` or `brt status --json`."""
@@ -24,6 +26,9 @@ def summary(outcome: Mapping[str, Any]) -> str:
         rows.insert(0, ("submission", f"{submission['backend']} job {submission['job']}, {submission['state']}"))
     if outcome["mlflow"]:
         rows.append(("MLflow", outcome["mlflow"]))
+    tracking = outcome.get("tracking")
+    if tracking and tracking["problem"]:
+        rows.append(("not sent", f"since {when(tracking['since'])}: {tracking['problem']}"))
     lines += [f"{name:<14} {value}" for name, value in rows]
     return "\n".join(lines)
 

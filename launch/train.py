@@ -15,6 +15,7 @@ from launch.attempts import Attempts
 from launch.events import History, read_events
 from launch.run_directory import absolute, claimed, refuse_other_run, write_config
 from launch.signals import StopRequests
+from launch.tracking.health import Health
 from launch.tracking.process import SyncerProcess, finish_command
 from launch.tracking.uri import page_command
 from launch.verdict import Verdict
@@ -105,12 +106,15 @@ def _attempts(
     tell(f"starting Ray on {address or 'this machine'}")
     syncers: list[SyncerProcess] = []
 
-    def begun() -> None:
+    def look() -> None:
         if config.run.tracking.enabled and not syncers:
             syncers.append(SyncerProcess(run))
+        for syncer in syncers:
+            if (problem := syncer.new_refusal()) is not None:
+                tell(f"warning: {problem}; training goes on, and what is missing can be sent later")
 
     try:
-        verdict = Attempts(config, worker, address, stop, tell, begun).run()
+        verdict = Attempts(config, worker, address, stop, tell, look).run()
         _plot(config, run)
         return verdict, _finish(syncers[0] if syncers else None, run, stop, console)
     finally:
@@ -128,9 +132,10 @@ def _finish(syncer: SyncerProcess | None, run: Path, stop: StopRequests, console
     except KeyboardInterrupt:
         done = False
     if not done:
+        health = Health.read(run)
+        why = health.problem if health and health.problem else f"see {run / 'tracking' / 'syncer.log'}"
         console.print(
-            f"not everything reached MLflow (see {run / 'tracking' / 'syncer.log'}); to send the rest later:\n"
-            f"  {finish_command(run)}",
+            f"not everything reached MLflow ({why}); to send the rest later:\n  {finish_command(run)}",
             markup=False,
             highlight=False,
             soft_wrap=True,

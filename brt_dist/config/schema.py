@@ -151,6 +151,10 @@ class TrackingConfig(Section):
     enabled: bool = Field(True, description="send the run to MLflow")
     uri: str | None = Field(None, description="MLflow tracking URI; none: a SQLite file in the run directory")
     experiment: str = Field("brt", description="name of the MLflow experiment")
+    system_seconds: NonNegativeFloat = Field(
+        15.0, description="seconds between looks at processors, memory, disk, network and GPUs of each node; 0: never"
+    )
+    parent: str | None = Field(None, description="the sweep that the run belongs to; set by brt sweep")
 
 
 class RunConfig(Section):

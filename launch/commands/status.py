@@ -34,9 +34,12 @@ def status(run: Path, watch: bool, as_json: bool) -> None:
 
 def describe(run: Path) -> dict[str, Any]:
     """Facts about a run, from its files alone.  ConfigError: no run there."""
+    from dataclasses import asdict
+
     from brt_dist.config.loading import load
     from launch.events import History, read_events
     from launch.supervisor import attempts, read_attempt
+    from launch.tracking.health import Health
     from launch.tracking.uri import page_command
 
     if not (run / "config.yaml").is_file():
@@ -63,6 +66,7 @@ def describe(run: Path) -> dict[str, Any]:
         "plot": str(plot) if plot.is_file() else None,
         "submission": _submission(run),
         "mlflow": page_command(tracking, run) if tracking.enabled else None,
+        "tracking": asdict(health) if (health := Health.read(run)) else None,
     }
 
 

@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
+from pathlib import Path
 from typing import Any
 
+from brt_dist.files import write_atomic
 from launch.events import Event, History
 from launch.progress import duration
 from launch.report.charts import Curve, chart
@@ -45,6 +47,12 @@ th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var
 tr:last-child td { border: 0; } th { font-weight: 600; color: var(--dim); } td.n { font-variant-numeric: tabular-nums; }
 details summary { cursor: pointer; padding: 8px 0; } code { font-size: 13px; overflow-wrap: anywhere; }
 """
+
+
+def write_report(runs: Sequence[Path], path: Path) -> Path:
+    """Write the report of the runs in these folders to `path`.  ConfigError: one of them is no run."""
+    write_atomic(path, page([RunFacts.of(run) for run in runs]))
+    return path
 
 
 def page(runs: Sequence[RunFacts]) -> str:

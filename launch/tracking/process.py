@@ -4,9 +4,13 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+from launch.tracking.health import Health
 from launch.tracking.uri import tracking_folder
+
+_LOOK_SECONDS = 1.0
 
 
 class SyncerProcess:
@@ -17,6 +21,7 @@ class SyncerProcess:
 
     def __init__(self, run: Path, finish_seconds: float = 60.0) -> None:
         self._run, self._finish_seconds = run, finish_seconds
+        self._started, self._next_look, self._told = time.time(), 0.0, False
         log = tracking_folder(run) / "syncer.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "launch.tracking.syncer", str(run), "--follow"]
@@ -33,6 +38,17 @@ class SyncerProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def new_refusal(self) -> str | None:
+        """Once, that the server does not take the credentials, as soon as this is known."""
+        if time.monotonic() < self._next_look:
+            return None
+        self._next_look = time.monotonic() + _LOOK_SECONDS
+        health = Health.read(self._run)
+        if health is None or health.since < self._started or health.state != "refused" or self._told:
+            return None
+        self._told = True
+        return health.problem
 
     def finish(self) -> bool:
         """Let it send the rest; true when all is sent, false when it was ended or failed."""

@@ -13,7 +13,7 @@ from launch.tracking.uri import tracking_folder
 class SyncState:
     """server: fingerprint of the tracking server.  identity: a tag that finds the run there even if it was made just
     before this process was killed.  offset: bytes of metrics.jsonl that were sent.  sent: see `rows`.  params: what
-    was sent as params, which a server does not let change.
+    was sent as params, which a server does not let change.  samples: by file of RUN/system, bytes and samples sent.
     """
 
     server: str
@@ -23,6 +23,7 @@ class SyncState:
     offset: int = 0
     sent: dict[str, int] = field(default_factory=dict)
     params: dict[str, str] | None = None
+    samples: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @staticmethod
     def load(run: Path, server: str) -> "SyncState":

@@ -1,8 +1,9 @@
 """Sends a run to MLflow: `python -m launch.tracking.syncer RUN`.  A process of its own, so nothing waits for it.
 
-It reads what the ranks append to RUN/metrics.jsonl and sends it in batches with the original times, keeps how far it
-came in RUN/tracking/state.json, and tries again with growing pauses while the server is away.  With `--follow` it
-goes on until its standard input is closed (the launcher ended, however that came); without, it sends what is there.
+It reads what the ranks append to RUN/metrics.jsonl, and node agents to RUN/system, sends it in batches with the
+original times, keeps how far it came in RUN/tracking/state.json, and tries again with growing pauses while the server
+is away.  With `--follow` it goes on until its standard input is closed (the launcher ended, however that came);
+without, it sends what is there.
 """
 
 import argparse
@@ -16,10 +17,14 @@ from typing import IO, TextIO, cast
 
 from brt_dist.config.loading import dump, flatten, load
 from brt_dist.errors import BrtError, ConfigError, ExitCode
-from launch.events import EventReader
+from launch.events import Event, EventReader
 from launch.supervisor import attempts, read_attempt
+from launch.system_metrics import system_folder
+from launch.tracking import facts
+from launch.tracking.client import refusal
+from launch.tracking.health import HealthRecord
 from launch.tracking.mlflow_run import MlflowRun
-from launch.tracking.rows import rows
+from launch.tracking.rows import rows, system_rows
 from launch.tracking.state import SyncState
 from launch.tracking.uri import fingerprint, redact, tracking_folder, tracking_uri
 
@@ -39,20 +44,17 @@ class Syncer:
         self._state = SyncState.load(run, fingerprint(self._uri))
         self._reader = EventReader(run, self._state.offset)
         self._mlflow: MlflowRun | None = None
+        self._facts_reader, self._told = EventReader(run), list[Event]()
+        self._tags: dict[str, str] = {}  # as the server has them
+        self._files: dict[str, str] = {}  # likewise, by name
 
     def step(self) -> bool:
         """Send some of what is new; false when there is nothing more.  Raises what the server makes MLflow raise."""
         mlflow = self._connected()
-        self._reader.offset = self._state.offset
-        events = self._reader.read(_LINES)
-        sent = dict(self._state.sent)
-        mlflow.log(rows(events, sent))
-        moved = self._reader.offset != self._state.offset
-        if moved:
-            # Killed before this line, the same rows go again with the same times, which the server takes as the same.
-            self._state.offset, self._state.sent = self._reader.offset, sent
-            self._state.save(self._run)
-        return moved
+        if self._send_events(mlflow) or self._send_samples(mlflow):
+            return True
+        self._send_facts(mlflow)
+        return False
 
     def finish(self) -> str:
         """Send the pictures and the final status; returns the id of the MLflow run."""
@@ -64,16 +66,55 @@ class Syncer:
         mlflow.end(status, at)
         return mlflow.id
 
+    def _send_events(self, mlflow: MlflowRun) -> bool:
+        self._reader.offset = self._state.offset
+        events = self._reader.read(_LINES)
+        sent = dict(self._state.sent)
+        mlflow.log(rows(events, sent))
+        moved = self._reader.offset != self._state.offset
+        if moved:
+            # Killed before this line, the same rows go again with the same times, which the server takes as the same.
+            self._state.offset, self._state.sent = self._reader.offset, sent
+            self._state.save(self._run)
+        return moved
+
+    def _send_samples(self, mlflow: MlflowRun) -> bool:
+        moved = False
+        for path in sorted(system_folder(self._run).glob("*.jsonl")):
+            offset, count = self._state.samples.get(path.name, (0, 0))
+            reader = EventReader(self._run, offset, str(path.relative_to(self._run)))
+            samples = reader.read(_LINES)
+            if reader.offset != offset:
+                mlflow.log(system_rows(samples, path.stem, count))
+                self._state.samples[path.name] = (reader.offset, count + len(samples))
+                self._state.save(self._run)
+                moved = True
+        return moved
+
+    def _send_facts(self, mlflow: MlflowRun) -> None:
+        """What is not a curve and has changed: tags of the last attempt, tables, the plan."""
+        self._told += [event for event in self._facts_reader.read() if event["event"] in ("attempt", "checkpoint")]
+        now = facts.tags(self._run)
+        if now != self._tags:
+            mlflow.tag(now)
+            self._tags = now
+        for name, text in facts.files(self._run, self._told).items():
+            if self._files.get(name) != text:
+                mlflow.log_text(text, name)
+                self._files[name] = text
+
     def _connected(self) -> MlflowRun:
         if self._mlflow is None:
-            config, tracking = self._config, self._config.run.tracking
-            mlflow = MlflowRun(self._uri, tracking.experiment, config.run.name, self._run, self._state)
-            params = {key: redact(str(value)) for key, value in flatten(config).items()}
-            mlflow.describe(params, _tags(self._run))
+            config = self._config
+            mlflow = MlflowRun(self._uri, config.run.tracking, config.run.name, self._run, self._state)
+            mlflow.describe({key: redact(str(value)) for key, value in flatten(config).items()})
             places = [("training", place) for place, _ in config.data.training]
             places += [("validation", config.data.validation)] if config.data.validation else []
             mlflow.log_datasets(places)
             mlflow.log_text(redact(dump(config)), "config.yaml")
+            provenance = self._run / "provenance.json"
+            if provenance.is_file():  # not under torchrun
+                mlflow.log_text(redact(provenance.read_text()), "provenance.json")
             self._mlflow = mlflow
         return self._mlflow
 
@@ -88,16 +129,6 @@ def final_status(run: Path) -> tuple[str, float | None]:
             return "KILLED", None
         record = {"exit_code": ends[-1].get("exit_code", 1), "end": ends[-1]["time"]}  # torchrun: no supervisor
     return _STATUS.get(record.get("exit_code", 1), "FAILED"), record["end"]
-
-
-def _tags(run: Path) -> dict[str, str]:
-    numbers = attempts(run)
-    record = read_attempt(run, numbers[-1]) if numbers else {}
-    tags = {"brt.run_directory": str(run.absolute())}
-    for name, key in (("host", "host"), ("git_commit", "git_commit"), ("mlflow.source.git.commit", "git_commit")):
-        if record.get(key):
-            tags[name] = str(record[key])
-    return tags
 
 
 class _Owner:
@@ -120,14 +151,18 @@ class _Owner:
         os._exit(ExitCode.ENVIRONMENT)  # the main thread may hang in a request
 
 
-def synchronize(syncer: Syncer, owner: _Owner) -> str:
-    """Until the owner is gone and everything is sent; returns the id of the MLflow run."""
+def synchronize(syncer: Syncer, owner: _Owner, health: HealthRecord) -> str:
+    """Until the owner is gone and everything is sent; returns the id of the MLflow run.
+
+    BrtError: the owner is gone, and the server refuses the credentials, which waiting does not mend.
+    """
     pause = 1.0
     while True:
         last = owner.gone.is_set()  # before reading: what was written before the end is then surely read
         try:
             while syncer.step():
-                pass
+                health.tell("sending")
+            health.tell("sending")
             if last:
                 return syncer.finish()
             pause = 1.0
@@ -135,7 +170,11 @@ def synchronize(syncer: Syncer, owner: _Owner) -> str:
         except BrtError:
             raise
         except Exception as error:  # whatever a server, a network or MLflow may come up with
-            _say(f"not sent ({type(error).__name__}: {error}); next try in {pause:g} s")
+            refused = refusal(error)
+            health.tell("refused" if refused else "away", refused or f"{type(error).__name__}: {error}")
+            if refused and last:
+                raise BrtError(f"not sent: {refused}") from None
+            _say(f"not sent ({refused or f'{type(error).__name__}: {error}'}); next try in {pause:g} s")
             time.sleep(min(pause, 5.0)) if last else owner.gone.wait(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
@@ -156,7 +195,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not (options.run / "config.yaml").is_file():
             raise ConfigError(f"{options.run} is no run directory: it has no config.yaml")
         with _only_one(options.run):
-            run_id = synchronize(Syncer(options.run), _Owner(options.follow, options.finish_seconds))
+            owner = _Owner(options.follow, options.finish_seconds)
+            run_id = synchronize(Syncer(options.run), owner, HealthRecord(options.run))
     except BrtError as error:
         _say(str(error))
         return int(error.exit_code)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.end_to_end.conftest import ROOT, Cluster, alive, wait_for
 
 pytestmark = pytest.mark.slow
 
+SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "GOOGLE_API_KEY")
 WITHOUT_TRACKING = "run.tracking.enabled=false"
 
 
@@ -50,9 +52,10 @@ def rank_pids(config: Path, attempt: int = 1) -> list[int]:
 def test_ranks_on_two_nodes_meet_and_the_run_goes_on_in_one_mlflow_run(config: Path, cluster: Cluster) -> None:
     from mlflow import MlflowClient
 
-    settings = [f"launch.ray_address={cluster.address}", "launch.nodes=2"]
+    settings = [f"launch.ray_address={cluster.address}", "launch.nodes=2", "run.tracking.system_seconds=0.05"]
+    environment = {**cluster.environment, **dict.fromkeys(SECRETS, "hunter2")}
     for attempt in (1, 2):
-        code, outcome, errors = finish(drive("train", config, *settings, environment=cluster.environment))
+        code, outcome, errors = finish(drive("train", config, *settings, environment=environment))
         assert code == 0, (outcome, errors)
         assert (outcome["verdict"], outcome["step"], outcome["tracked"]) == ("finished", 2 * attempt, True)
         settings.append("run.steps=8")  # may change
@@ -72,6 +75,13 @@ def test_ranks_on_two_nodes_meet_and_the_run_goes_on_in_one_mlflow_run(config: P
     events = [event for event in read_events(run) if event["event"] == "step"]
     assert [metric.timestamp for metric in history] == [round(event["time"] * 1000) for event in events]
     assert found.info.status == "FINISHED"
+    assert len(found.data.tags["hosts"].split(", ")) == 2 and found.data.tags["backend"] == "none (brt train)"
+    host = socket.gethostname()
+    (samples,) = (run / "system").iterdir()
+    assert samples.name == f"{host}.jsonl"
+    assert client.get_metric_history(found.info.run_id, f"system/{host}/cpu_utilization_percentage")
+    for path in run.rglob("*"):  # the database of MLflow, its artifacts and all logs among them
+        assert path.is_dir() or b"hunter2" not in path.read_bytes(), path
     assert found.data.tags["attempts"] == "2" and found.data.tags["changed.run.steps"] == "8"
 
 

@@ -4,12 +4,12 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 
 from launch.tracking.process import SyncerProcess
 from tests.end_to_end.conftest import ROOT, alive, wait_for
+from tests.mlflow_server import ADMIN, free_port, mlflow_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -103,6 +104,8 @@ def test_everything_once_over_two_attempts_in_a_file_in_the_run(run: Path, datas
     expected = [(s, 100.0 - s, (1000 + s) * 1000) for s in range(1, 9)]
     expected += [(s, 100.0 - s, (2000 + s) * 1000) for s in (9, 10)]
     assert losses(client, found) == expected
+    again = client.get_metric_history(found.info.run_id, "attempt_2/loss")
+    assert [(m.step, m.timestamp) for m in again] == [(s, (2000 + s) * 1000) for s in (6, 7, 8)]
     assert (found.info.status, found.info.run_name, found.info.end_time) == ("FINISHED", "a run", 2020000)
     assert found.data.params["model.width"] == "64" and found.data.params["optimizer.learning_rate"] == "0.001"
     assert len(found.data.params) > 50
@@ -114,7 +117,10 @@ def test_everything_once_over_two_attempts_in_a_file_in_the_run(run: Path, datas
     assert digest.startswith(used.dataset.digest) and len(used.dataset.digest) == 36
     assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
     names = [item.path for item in client.list_artifacts(found.info.run_id)]
-    assert names == ["config.yaml", "plots"]
+    assert names == ["attempts.json", "checkpoints.json", "config.yaml", "plots"]
+    (attempts,) = (run / "tracking" / "artifacts").rglob("attempts.json")
+    table = json.loads(attempts.read_text())
+    assert [row[:4] for row in table["data"]] == [[1, 0, None, 1010.0], [2, 5, None, 2020.0]]
     assert list((run / "tracking" / "artifacts").rglob("loss.png"))
 
 
@@ -137,39 +143,7 @@ def test_killed_at_any_moment_nothing_is_missing_or_double(run: Path) -> None:
     assert found.info.status == "FAILED"
 
 
-@contextmanager
-def server(folder: Path, port: int) -> Iterator[str]:
-    folder.mkdir(exist_ok=True)
-    store = [f"--backend-store-uri=sqlite:///{folder}/server.db", f"--artifacts-destination={folder}/artifacts"]
-    command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1", *store]
-    with open(folder / "log", "ab") as log:
-        process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
-        )
-    try:
-        wait_for(lambda: answers(port), "the MLflow server")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def test_a_server_that_is_killed_and_comes_back(run: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_server_that_is_killed_and_comes_back_10_000_steps_later(run: Path, dataset: Path, tmp_path: Path) -> None:
     port = free_port()
     with_password = f"http://user:hunter2@127.0.0.1:{port}"
     configure(run, dataset, with_password)
@@ -178,16 +152,19 @@ def test_a_server_that_is_killed_and_comes_back(run: Path, dataset: Path, tmp_pa
     syncer = SyncerProcess(run, finish_seconds=120)
     state = run / "tracking" / "state.json"
     try:
-        with server(tmp_path / "server", port) as uri:
+        with mlflow_server(tmp_path / "server", port) as uri:
             wait_for(lambda: state.exists() and json.loads(state.read_text())["offset"] > 0, "the first batch")
-        append(run, 11, 20, at=1000.0)
+        append(run, 11, 10_000, at=1000.0)
         wait_for(lambda: "next try" in (run / "tracking" / "syncer.log").read_text(), "the syncer to notice")
         end(run, 1, 0, at=2000.0)
-        with server(tmp_path / "server", port) as uri:
+        with mlflow_server(tmp_path / "server", port) as uri:
             assert syncer.finish()
-            client, found = found_run(uri)
-            assert [step for step, _, _ in losses(client, found)] == list(range(1, 21))
+            _, found = found_run(uri)
             assert found.info.status == "FINISHED"
+            with closing(sqlite3.connect(tmp_path / "server" / "server.db")) as store:  # all, and none twice
+                query = "SELECT step, value, timestamp FROM metrics WHERE key = 'loss' ORDER BY step"
+                sent = store.execute(query).fetchall()
+            assert sent == [(step, 100.0 - step, (1000 + step) * 1000) for step in range(1, 10_001)]
             shown = "".join(found.data.params.values()) + "".join(found.data.tags.values())
             assert "hunter2" not in shown and "***" in found.data.params["run.tracking.uri"]
     finally:
@@ -236,3 +213,39 @@ def test_two_syncers_of_one_run_and_no_run_at_all(run: Path, tmp_path: Path) -> 
         syncer.kill()
     done = synchronize(tmp_path)
     assert done.returncode == 10 and "no run directory" in done.stderr
+
+
+def test_wrong_credentials_are_told_and_right_ones_send_everything(run: Path, dataset: Path, tmp_path: Path) -> None:
+    port = free_port()
+    configure(run, dataset, f"http://127.0.0.1:{port}")
+    begin(run, 1, 0)
+    append(run, 1, 10, at=1000.0)
+    (run / "system").mkdir()
+    samples = [{"event": "system", "time": 1000.0 + at, "cpu_utilization_percentage": 10.0 * at} for at in range(3)]
+    (run / "system" / "node-a.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    wrong = {"MLFLOW_TRACKING_USERNAME": ADMIN[0], "MLFLOW_TRACKING_PASSWORD": "hunter2"}
+    right = {"MLFLOW_TRACKING_USERNAME": ADMIN[0], "MLFLOW_TRACKING_PASSWORD": ADMIN[1]}
+    with mlflow_server(tmp_path / "server", port, passwords=True) as uri:
+        done = synchronize(run, **wrong)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert "HTTP 401" in done.stderr and "MLFLOW_TRACKING_PASSWORD" in done.stderr
+        told = json.loads((run / "tracking" / "health.json").read_text())
+        assert told["state"] == "refused" and "HTTP 401" in told["problem"]
+        end(run, 1, 0, at=2000.0)
+        assert synchronize(run, **right).returncode == 0
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in right.items():
+                patch.setenv(name, value)
+            client, found = found_run(uri)
+            assert [step for step, _, _ in losses(client, found)] == list(range(1, 11))
+            curve = client.get_metric_history(found.info.run_id, "system/node-a/cpu_utilization_percentage")
+            assert [(m.step, m.value, m.timestamp) for m in curve] == [
+                (at, 10.0 * at, 1000_000 + 1000 * at) for at in range(3)
+            ]
+    assert json.loads((run / "tracking" / "health.json").read_text())["state"] == "sending"
+    secret = [ADMIN[1].encode(), b"hunter2"]
+    for path in run.rglob("*"):
+        assert path.is_dir() or not any(word in path.read_bytes() for word in secret), path
+    for path in (tmp_path / "server").rglob("*"):  # its own users apart
+        if path.is_file() and path.name not in ("auth.ini", "users.db"):
+            assert not any(word in path.read_bytes() for word in secret), path

@@ -1,5 +1,7 @@
 """What is sent to a tracking server, once, and what may be shown of its address."""
 
+import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brt_dist.config.schema import TrackingConfig
+from launch.backends.job import Record
+from launch.events import EventReader
+from launch.system_metrics import SystemSampler, system_file
+from launch.tracking import facts
 from launch.tracking.mlflow_run import shown_place
-from launch.tracking.rows import Row, Tag, rows
+from launch.tracking.rows import Row, Tag, rows, system_rows
 from launch.tracking.state import SyncState
 from launch.tracking.uri import fingerprint, page_command, redact, tracking_uri
 
@@ -30,6 +36,92 @@ def test_evaluations_are_curves_of_their_own() -> None:
     assert list(rows([{**event, "bits_per_token": 2.0}], {"step": 9})) == [
         Row("validation/cleared/bits_per_token", 2.0, 1000, 3)
     ]
+
+
+def test_what_guards_and_carried_states_tell_are_curves_too() -> None:
+    events = [
+        {
+            "event": "memory",
+            "time": 1.0,
+            "attempt": 1,
+            "step": 4,
+            "layers": [{"layer": 2, "rms": 0.5, "kept": 0.9}],
+        },
+        {"event": "skip", "time": 2.0, "attempt": 1, "step": 4, "why": "not finite"},
+        {"event": "straggler", "time": 3.0, "attempt": 1, "step": 5, "rank": 3, "host": "a", "seconds": 2.0},
+    ]
+    assert list(rows(events, {})) == [
+        Row("memory/layer_2/rms", 0.5, 1000, 4),
+        Row("memory/layer_2/kept", 0.9, 1000, 4),
+        Row("guards/skip/count", 1.0, 2000, 4),
+        Row("guards/straggler/rank", 3.0, 3000, 5),
+        Row("guards/straggler/seconds", 2.0, 3000, 5),
+        Row("guards/straggler/count", 1.0, 3000, 5),
+    ]
+
+
+def test_samples_of_a_node_are_numbered_and_named_as_mlflow_does() -> None:
+    samples = [{"event": "system", "time": float(at), "gpu_0_power_usage_watts": 300.0 + at} for at in (1, 2)]
+    assert list(system_rows(samples, "node-a", 7)) == [
+        Row("system/node-a/gpu_0_power_usage_watts", 301.0, 1000, 7),
+        Row("system/node-a/gpu_0_power_usage_watts", 302.0, 2000, 8),
+    ]
+
+
+def test_facts_of_a_run_of_two_attempts(tmp_path: Path) -> None:
+    Record("slurm", "42", 1, 0.0, {}).write(tmp_path)
+    records: list[dict[str, Any]] = [
+        {
+            "attempt": 1,
+            "host": "login",
+            "nodes": ["a", "b"],
+            "layout": {"tensor": 2, "data": 2},
+            "verdict": "lost_node",
+        },
+        {"attempt": 2, "host": "login", "nodes": ["a"], "layout": {"tensor": 2, "data": 1}, "git_commit": "abc"},
+    ]
+    records[0]["decision"] = {"action": "retry", "why": "a node was lost"}
+    for record in records:
+        folder = tmp_path / "attempts" / f"00{record['attempt']}"
+        folder.mkdir(parents=True)
+        (folder / "attempt.json").write_text(json.dumps(record))
+    found = facts.tags(tmp_path)
+    assert (found["backend"], found["job"], found["hosts"], found["git_commit"]) == ("slurm", "42", "a", "abc")
+    events = [
+        {"event": "attempt", "attempt": 1, "start_step": 0, "plan": {"bytes": 1}},
+        {"event": "checkpoint", "attempt": 1, "step": 10, "path": "old"},
+        {"event": "attempt", "attempt": 2, "start_step": 5, "plan": {"bytes": 2}},
+        {"event": "checkpoint", "attempt": 2, "step": 10, "path": "new"},
+    ]
+    files = {name: json.loads(text) for name, text in facts.files(tmp_path, events).items()}
+    assert files["plan.json"] == {"bytes": 2}
+    rows_of = {
+        name: [dict(zip(t["columns"], row, strict=True)) for row in t["data"]]
+        for name, t in files.items()
+        if "data" in t
+    }
+    assert [(row["from_step"], row["hosts"], row["layout"], row["then"]) for row in rows_of["attempts.json"]] == [
+        (0, "a, b", "tensor=2 data=2", "retry: a node was lost"),
+        (5, "a", "tensor=2 data=1", None),
+    ]
+    assert [(row["step"], row["path"]) for row in rows_of["checkpoints.json"]] == [(10, "new")]
+    assert {entry["path"] for entry in json.loads(found["mlflow.loggedArtifacts"])} == set(rows_of)
+
+
+def test_a_node_is_sampled_until_stopped(tmp_path: Path) -> None:
+    sampler = SystemSampler(tmp_path, 0.01)
+    path = system_file(tmp_path, socket.gethostname())
+    reader = EventReader(tmp_path, file=str(path.relative_to(tmp_path)))
+    samples: list[dict[str, Any]] = []
+    while len(samples) < 3:
+        samples += reader.read()
+    sampler.stop()
+    assert all(0 <= sample["cpu_utilization_percentage"] <= 100 for sample in samples)
+    assert all(
+        sample["system_memory_usage_megabytes"] > 10 and sample["disk_available_megabytes"] > 1 for sample in samples
+    )
+    assert all(sample["network_receive_megabytes"] >= 0 for sample in samples)
+    assert system_file(tmp_path, "../a b").parent == tmp_path / "system"
 
 
 def test_tags_of_attempts_and_checkpoints() -> None:
@@ -56,19 +148,28 @@ def test_tags_of_attempts_and_checkpoints() -> None:
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 5)), min_size=1, max_size=6), st.data())
 def test_whatever_is_trained_again_no_step_is_sent_twice(attempts: list[tuple[int, int]], data: st.DataObject) -> None:
     """Attempts as (steps lost at the resume, steps done), read in any portions."""
-    events, last = [], 0
+    events, last, trained = [], 0, dict[int, float]()
     for number, (lost, done) in enumerate(attempts):
         first = max(last - lost, 0) + 1
         last = first + done - 1
-        events += [step(at, number + at / 10, loss=float(number)) for at in range(first, last + 1)]
+        again = range(first, last + 1)
+        events += [{**step(at, number + at / 10, loss=float(number)), "attempt": number} for at in again]
+        trained |= dict.fromkeys(again, float(number))
     sent: dict[str, int] = {}
     found: list[Row | Tag] = []
     while events:
         count = data.draw(st.integers(1, len(events)))
         found += rows(events[:count], sent)
         events = events[count:]
-    steps = [row.step for row in found if isinstance(row, Row)]
-    assert steps == sorted(set(steps)) and steps[0] == 1 and steps == list(range(1, steps[-1] + 1))
+    curve = [row for row in found if isinstance(row, Row) and row.key == "loss"]
+    assert [row.step for row in curve] == list(range(1, max(trained) + 1))
+    assert len({(row.key, row.step) for row in found if isinstance(row, Row)}) == len(found)
+    # the loss that counts is that of the last attempt that trained the step
+    last_of = {row.step: row.value for row in curve}
+    for row in found:
+        if isinstance(row, Row) and row.key.startswith("attempt_"):
+            last_of[row.step] = row.value
+    assert last_of == trained
 
 
 @pytest.mark.parametrize(

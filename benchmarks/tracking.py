@@ -1,0 +1,119 @@
+"""`python -m benchmarks.tracking`: what tracking costs a step.
+
+The same small model is trained by `brt train`, one rank, in turns: without tracking, with an MLflow server, with a
+server that accepts connections and never answers, and with none at the port.  Seconds of a step are medians over the
+steps after the first fifth; the ratio is to no tracking in the same turn, and its spread is over the turns.  `end` is
+from the last step's event until `brt train` is over, where the rest is sent or given up.
+
+--turns N   runs of each kind (3)          --steps N   steps of a run (400)
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from launch.events import read_events
+from tests.mlflow_server import free_port, mlflow_server
+
+CONFIG = """\
+model: {{layers: 2, width: 128, heads: 4, head_dim: 32, mlp_width: 512, window: 64, states: 64, recurrent_layers: [-1]}}
+data: {{dataset: {data}, segment: 256, streams: 4}}
+parallel: {{micro_batch: 4}}
+optimizer: {{warmup_steps: 10}}
+run:
+  {{directory: {run}, steps: {steps}, precision: fp32, device: cpu, checkpoint_every: 1000000, evaluation_steps: 1,
+  tracking: {{enabled: {enabled}, uri: "{uri}", system_seconds: 5}}}}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tracking", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--turns", type=int, default=3, help="runs of each kind")
+    parser.add_argument("--steps", type=int, default=400, help="steps of a run")
+    parser.add_argument("--json", action="store_true", help="the figures as JSON")
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        build(folder)
+        live = stack.enter_context(mlflow_server(folder / "server", free_port()))
+        uris = {
+            "off": None,
+            "server": live,
+            "silent": stack.enter_context(silent_server()),
+            "none there": f"http://127.0.0.1:{free_port()}",
+        }
+        figures: list[dict[str, Any]] = []
+        for turn in range(options.turns):
+            for kind, uri in uris.items():
+                figures.append({"kind": kind, "turn": turn, **measure(folder / f"{kind} {turn}", uri, options.steps)})
+                print(f"turn {turn + 1}, {kind}: {figures[-1]['step'] * 1000:.2f} ms", file=sys.stderr)
+    if options.json:
+        print(json.dumps(figures))
+        return
+    print(f"{'tracking':12} {'ms a step':>10} {'ratio':>7} {'least':>7} {'most':>7} {'end s':>7}")
+    off = [row["step"] for row in figures if row["kind"] == "off"]
+    for kind in uris:
+        rows = [row for row in figures if row["kind"] == kind]
+        ratios = [row["step"] / base for row, base in zip(rows, off, strict=True)]
+        step, end = (statistics.median(row[key] for row in rows) for key in ("step", "end"))
+        print(
+            f"{kind:12} {step * 1000:10.2f} {statistics.median(ratios):7.3f} {min(ratios):7.3f} {max(ratios):7.3f} "
+            f"{end:7.1f}"
+        )
+
+
+def build(folder: Path) -> None:
+    """A dataset of bytes, as `folder`/data."""
+    (folder / "texts").mkdir()
+    for number in range(8):
+        (folder / "texts" / f"{number}.txt").write_text(f"Document {number} tells of nothing at all. " * 3000)
+    command = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        "data",
+        "build",
+        str(folder / "texts"),
+        "--out",
+        str(folder / "data"),
+    ]
+    subprocess.run([*command, "--tokenizer", "bytes", "--workers", "0"], check=True, capture_output=True)
+
+
+def measure(run: Path, uri: str | None, steps: int) -> dict[str, float]:
+    """Seconds of a step, and from the last one to the end of `brt train`."""
+    config = run.with_suffix(".yaml")
+    enabled = "false" if uri is None else "true"
+    text = CONFIG.format(data=run.parent / "data", run=json.dumps(str(run)), steps=steps, enabled=enabled, uri=uri)
+    config.write_text(text)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
+    subprocess.run(
+        [sys.executable, "-m", "launch.cli", "train", str(config)], check=True, capture_output=True, env=environment
+    )
+    ended = time.time()
+    events = [event for event in read_events(run) if event["event"] == "step"]
+    counted = [event["step_seconds"] for event in events[len(events) // 5 :]]
+    return {"step": statistics.median(counted), "end": ended - events[-1]["time"]}
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """Accepts (the kernel does) and never answers."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(1024)
+        yield f"http://127.0.0.1:{silent.getsockname()[1]}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The grid of a sweep: from `--grid key=a,b` to the settings and the name of every run.  Pure."""
+
+import difflib
+import hashlib
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from brt_dist.config.loading import leaf_keys
+from brt_dist.errors import ConfigError
+
+_OWN = ("run.directory", "run.name", "run.tracking.", "launch.")  # the same for all, or given by the sweep
+_LONGEST_NAME = 100
+_OPEN, _CLOSE = "[{", "]}"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A setting and the values that it takes, as text: `key=value` is an override."""
+
+    key: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of the grid.  name: of its folder, from the values alone, so that a larger grid finds it again."""
+
+    name: str
+    settings: dict[str, str]
+
+    @property
+    def overrides(self) -> list[str]:
+        return [f"{key}={value}" for key, value in self.settings.items()]
+
+
+def axes(given: Sequence[str]) -> list[Axis]:
+    """Read `key=a,b,c` options.  ConfigError: all that is wrong with them, in one message."""
+    problems, found = list[str](), list[Axis]()
+    known = list(leaf_keys())
+    for text in given:
+        key, equals, values = text.partition("=")
+        key = key.strip()
+        parts = [part.strip() for part in _split(values)]
+        if not equals or not all(parts):
+            problems.append(f"{text!r} is not of the form key=a,b,c, for example optimizer.learning_rate=0.001,0.0003")
+        elif key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            problems.append(f"unknown key {key}" + (f"; nearest: {near[0]}" if near else ""))
+        elif key.startswith(_OWN):
+            problems.append(f"{key} is the same for all runs of a sweep, or given by the sweep; set it as an override")
+        elif key in [axis.key for axis in found]:
+            problems.append(f"{key} is given twice; all its values belong in one --grid")
+        elif len(set(parts)) < len(parts):
+            problems.append(f"{key} takes a value twice: {values}")
+        else:
+            found.append(Axis(key, tuple(parts)))
+    if not given:
+        problems.append("no --grid given; example: --grid optimizer.learning_rate=0.001,0.0003")
+    if problems:
+        raise ConfigError("; ".join(problems) if len(problems) == 1 else "\n".join(["--grid:", *problems]))
+    return found
+
+
+def points(grid: Sequence[Axis]) -> list[Point]:
+    """All combinations, the last axis changing fastest."""
+    short = _short_names([axis.key for axis in grid])
+    made = []
+    for values in itertools.product(*(axis.values for axis in grid)):
+        settings = dict(zip([axis.key for axis in grid], values, strict=True))
+        made.append(Point(_name([f"{short[key]}={value}" for key, value in settings.items()]), settings))
+    return made
+
+
+def _split(values: str) -> Iterator[str]:
+    """At the commas outside of brackets and quotes."""
+    part, depth, quote = "", 0, ""
+    for letter in values:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in _OPEN:
+            depth += 1
+        elif letter in _CLOSE:
+            depth -= 1
+        elif letter == "," and depth == 0:
+            yield part
+            part = ""
+            continue
+        part += letter
+    yield part
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The last part of each key, or all of it where that says too little."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
+
+
+def _name(parts: Sequence[str]) -> str:
+    """A folder name; what it cannot hold is told apart by a digest of the whole."""
+    whole = ",".join(parts)
+    name = re.sub(r"[^A-Za-z0-9_.,=+-]+", "_", whole)
+    if name == whole and len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"

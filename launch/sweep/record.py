@@ -1,0 +1,125 @@
+"""SWEEP/sweep.json: what a sweep is, and how far its runs are, from their own files."""
+
+import json
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from brt_dist.errors import ConfigError, ExitCode
+from brt_dist.files import write_atomic
+from launch.events import History, read_events
+from launch.supervisor import attempts, read_attempt
+from launch.sweep.grid import Point
+from launch.tables import columns
+
+RECORD = "sweep.json"
+
+
+@dataclass
+class Sweep:
+    """folder: SWEEP; its runs are folders in it.  identity: finds the parent run in MLflow; it begins with the name
+    in plain letters.
+
+    runs: settings of each run by the name of its folder, of all grids that were trained here.
+    """
+
+    folder: Path
+    name: str
+    identity: str
+    runs: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @classmethod
+    def begun(cls, folder: Path, name: str) -> "Sweep":
+        """That of `folder`, or a new one."""
+        try:
+            return cls.read(folder)
+        except FileNotFoundError:
+            plain = re.sub(r"[^A-Za-z0-9_. -]", "_", name)
+            return cls(folder, name, f"{plain}-{secrets.token_hex(6)}")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Sweep":
+        """FileNotFoundError: there is none.  ConfigError: its record is damaged."""
+        path = folder / RECORD
+        try:
+            record = json.loads(path.read_text())
+            return cls(folder, record["name"], record["identity"], record["runs"])
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} cannot be read ({error}); remove it to begin the sweep anew") from None
+
+    def add(self, points: Sequence[Point]) -> None:
+        """Take up the runs of a grid, and write it down."""
+        self.runs |= {point.name: point.settings for point in points}
+        record = {key: value for key, value in asdict(self).items() if key != "folder"}
+        write_atomic(self.folder / RECORD, json.dumps(record, indent=2) + "\n")
+
+    def results(self) -> list["Result"]:
+        return [Result.of(self.folder / name, settings) for name, settings in self.runs.items()]
+
+
+@dataclass(frozen=True)
+class Result:
+    """verdict: `finished`, ..., or `not started`.  bits_per_token: of the last evaluation with memory carried, of the
+    held-out data or else the training data.  loss: of the last step, in nats."""
+
+    run: Path
+    settings: dict[str, str]
+    verdict: str
+    exit_code: int
+    step: int
+    bits_per_token: float | None
+    loss: float | None
+
+    @classmethod
+    def of(cls, run: Path, settings: dict[str, str]) -> "Result":
+        history = History.of(read_events(run))
+        numbers = attempts(run)
+        last = read_attempt(run, numbers[-1]) if numbers else {}
+        running = bool(last) and "end" not in last
+        found = {
+            dataset: event["bits_per_token"]
+            for (_, dataset, memory), event in sorted(history.evaluations.items())
+            if memory == "carried"
+        }
+        step = history.latest_step()
+        return cls(
+            run,
+            settings,
+            "running" if running else str(last.get("verdict", "not started")),
+            int(last.get("exit_code", ExitCode.INTERRUPTED)),
+            max(history.steps, default=0),
+            found.get("validation", found.get("train")),
+            None if step is None else step["loss"],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "run": str(self.run)}
+
+
+def best(results: Sequence[Result]) -> Result | None:
+    """The finished run with the lowest bits per token."""
+    done = [result for result in results if result.verdict == "finished" and result.bits_per_token is not None]
+    return min(done, key=lambda result: result.bits_per_token or 0.0, default=None)
+
+
+def table(results: Sequence[Result]) -> str:
+    """For people: a line a run, the best one marked."""
+    keys = list(dict.fromkeys(key for result in results for key in result.settings))
+    top = best(results)
+    rows = [
+        [
+            *(result.settings.get(key, "-") for key in keys),
+            result.verdict,
+            str(result.step),
+            "-" if result.loss is None else f"{result.loss:.4f}",
+            ("-" if result.bits_per_token is None else f"{result.bits_per_token:.4f}")
+            + ("  best" if result is top else ""),
+        ]
+        for result in results
+    ]
+    return "\n".join(columns([*keys, "verdict", "step", "loss", "bits/token"], rows))

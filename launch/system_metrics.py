@@ -1,0 +1,110 @@
+"""What a node's processors, memory, disk, network and GPUs do, sampled into RUN/system/HOST.jsonl by its agent.
+
+The names of the values are those of MLflow's own system metrics, so that its page shows them in their place.
+"""
+
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+_MEGABYTE = 1e6
+
+
+def system_file(run: Path, host: str) -> Path:
+    """Where the samples of a node are."""
+    return system_folder(run) / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', host)}.jsonl"
+
+
+def system_folder(run: Path) -> Path:
+    return run / "system"
+
+
+class SystemSampler:
+    """Appends a sample every `seconds` from a thread of its own, until `stop` or the end of the process.
+
+    The run never waits for it, and a disk that is full or away costs samples and nothing else.
+    """
+
+    def __init__(self, run: Path, seconds: float) -> None:
+        self._path = system_file(run, socket.gethostname())
+        self._run, self._seconds = run, seconds
+        self._stopped = threading.Event()
+        threading.Thread(target=self._sample_until_stopped, name="system metrics", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _sample_until_stopped(self) -> None:
+        probe = _Probe(self._run)
+        while not self._stopped.wait(self._seconds):
+            event = {"event": "system", "time": time.time(), **probe.values()}
+            with suppress(OSError):
+                self._path.parent.mkdir(exist_ok=True)
+                with open(self._path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(event) + "\n")
+
+
+class _Probe:
+    def __init__(self, run: Path) -> None:
+        import psutil
+
+        self._psutil, self._run = psutil, run
+        psutil.cpu_percent()  # the first call begins the measuring
+        self._network = psutil.net_io_counters()
+        self._gpus = _gpus()
+
+    def values(self) -> dict[str, float]:
+        psutil = self._psutil
+        memory, disk, network = psutil.virtual_memory(), psutil.disk_usage(str(self._run)), psutil.net_io_counters()
+        found = {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": memory.used / _MEGABYTE,
+            "system_memory_usage_percentage": memory.percent,
+            "disk_usage_percentage": disk.percent,
+            "disk_available_megabytes": disk.free / _MEGABYTE,
+            "load_per_core": os.getloadavg()[0] / (os.cpu_count() or 1),
+        }
+        if network is not None and self._network is not None:
+            for name, now, before in (
+                ("network_receive_megabytes", network.bytes_recv, self._network.bytes_recv),
+                ("network_transmit_megabytes", network.bytes_sent, self._network.bytes_sent),
+            ):
+                found[name] = max(now - before, 0) / _MEGABYTE  # since the sample before
+            self._network = network
+        for number, handle in enumerate(self._gpus):
+            found |= {f"gpu_{number}_{name}": value for name, value in _gpu_values(handle)}
+        return found
+
+
+def _gpus() -> list[Any]:
+    """A handle of each GPU; none where there is no NVIDIA driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
+
+
+def _gpu_values(handle: Any) -> Iterator[tuple[str, float]]:
+    """What this GPU and its driver can tell; virtual ones cannot tell all of it."""
+    import pynvml
+
+    with suppress(pynvml.NVMLError):
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        yield "memory_usage_megabytes", memory.used / _MEGABYTE
+        yield "memory_usage_percentage", 100 * memory.used / memory.total
+    with suppress(pynvml.NVMLError):
+        yield "utilization_percentage", float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    with suppress(pynvml.NVMLError):
+        yield "power_usage_watts", pynvml.nvmlDeviceGetPowerUsage(handle) / 1000
+    with suppress(pynvml.NVMLError):
+        yield "temperature_celsius", float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))

@@ -1,0 +1,90 @@
+"""Talking to a tracking server: with little patience, and finding again what was made before.  Imports mlflow."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_IDENTITY = "brt.identity"
+# A server that is away must be noticed in seconds: whoever calls has a patience of its own.
+_SHORT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def connect(uri: str) -> "MlflowClient":
+    os.environ.update({key: value for key, value in _SHORT.items() if key not in os.environ})
+    if (file := _sqlite_file(uri)) is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def experiment_id(client: "MlflowClient", name: str, uri: str) -> str:
+    """That of the experiment, which is made if need be; of a SQLite file the artifacts lie beside it."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    file = _sqlite_file(uri)
+    artifacts = (file.absolute().parent / "artifacts").as_uri() if file else None
+    try:
+        return str(client.create_experiment(name, artifact_location=artifacts))
+    except MlflowException:  # somebody else made it just now
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def find_or_make(
+    client: "MlflowClient", experiment: str, identity: str, name: str, tags: Mapping[str, str] | None = None
+) -> str:
+    """The id of the run with this identity; two that make it at the same time agree on one of theirs."""
+    if found := _with_identity(client, experiment, identity):
+        return found[0]
+    made = str(client.create_run(experiment, run_name=name, tags={_IDENTITY: identity, **(tags or {})}).info.run_id)
+    first = _with_identity(client, experiment, identity)[0]
+    if first != made:
+        client.delete_run(made)
+    return first
+
+
+def sweep_name(identity: str) -> str:
+    """The name of a sweep: its identity without the random part."""
+    return identity.rpartition("-")[0] or identity
+
+
+def refusal(error: Exception) -> str | None:
+    """In words for the user, that the server does not take the credentials; none if `error` is something else."""
+    from mlflow.exceptions import MlflowException
+
+    if not isinstance(error, MlflowException) or (status := error.get_http_status_code()) not in (401, 403):
+        return None
+    what = {401: "does not take the user name and password, or the token", 403: "does not allow this user to write"}
+    return (
+        f"the tracking server {what[status]} (HTTP {status}); set MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    )
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def _with_identity(client: "MlflowClient", experiment: str, identity: str) -> list[str]:
+    """Ids, in an order on which all agree."""
+    query = f"tags.`{_IDENTITY}` = '{identity}'"
+    found: list[Any] = client.search_runs([experiment], filter_string=query)
+    return [run.info.run_id for run in sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))]

@@ -1,0 +1,81 @@
+"""What a run directory tells about a run besides its curves: tags, and the tables of attempts and checkpoints."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from brt_dist.errors import PlatformError
+from launch.backends.job import Record
+from launch.events import Event
+from launch.supervisor import attempts, read_attempt
+from launch.tracking.rows import layout_text
+
+_TABLES = ("attempts.json", "checkpoints.json")
+
+
+def tags(run: Path) -> dict[str, str]:
+    """Host of the launcher, hosts of the ranks, commit, backend, verdict: of the last attempt."""
+    numbers = attempts(run)
+    record = read_attempt(run, numbers[-1]) if numbers else {}
+    shown = [{"path": name, "type": "table"} for name in _TABLES]  # MLflow's page then shows them as such
+    found = {"brt.run_directory": str(run.absolute()), "mlflow.loggedArtifacts": json.dumps(shown), **_submission(run)}
+    for name, key in (
+        ("host", "host"),
+        ("git_commit", "git_commit"),
+        ("mlflow.source.git.commit", "git_commit"),
+        ("verdict", "verdict"),
+        ("reason", "reason"),
+    ):
+        if record.get(key):
+            found[name] = str(record[key])
+    if record.get("nodes"):
+        found["hosts"] = ", ".join(record["nodes"])
+    return found
+
+
+def files(run: Path, events: Sequence[Event]) -> dict[str, str]:
+    """attempts.json and checkpoints.json, in the form that MLflow's page shows as tables, and plan.json.
+
+    events: at least those of kind `attempt` and `checkpoint`; the later of a step counts.
+    """
+    begun = [event for event in events if event["event"] == "attempt"]
+    starts = {event.get("attempt"): event.get("start_step") for event in begun}
+    saved = {event["step"]: event for event in events if event["event"] == "checkpoint"}
+    found = {
+        "attempts.json": _table(
+            [_attempt_row(number, read_attempt(run, number), starts) for number in attempts(run)],
+            ["attempt", "from_step", "start", "end", "hosts", "layout", "git_commit", "verdict", "reason", "then"],
+        ),
+        "checkpoints.json": _table(
+            [saved[step] for step in sorted(saved)],
+            ["step", "path", "bytes", "seconds", "stall_seconds", "time", "attempt"],
+        ),
+    }
+    if plans := [event["plan"] for event in begun if event.get("plan")]:
+        found["plan.json"] = json.dumps(plans[-1], indent=2) + "\n"
+    return found
+
+
+def _attempt_row(number: int, record: Mapping[str, Any], starts: Mapping[Any, Any]) -> dict[str, Any]:
+    decision = record.get("decision")
+    return {
+        **record,
+        "attempt": number,
+        "from_step": starts.get(number),
+        "layout": layout_text(record.get("layout", {})),
+        "hosts": ", ".join(record.get("nodes", ())),
+        "then": f"{decision['action']}: {decision['why']}" if decision else None,
+    }
+
+
+def _submission(run: Path) -> dict[str, str]:
+    try:
+        record = Record.read(run)
+    except PlatformError:
+        record = None
+    return {"backend": record.backend, "job": record.job} if record else {"backend": "none (brt train)"}
+
+
+def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    return json.dumps({"columns": names, "data": [[row.get(name) for name in names] for row in rows]}) + "\n"

@@ -1,0 +1,98 @@
+"""The grid of a sweep, and what its record says of runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from brt_dist.errors import ConfigError
+from launch.sweep.grid import Axis, axes, points
+from launch.sweep.record import Sweep, best, table
+
+
+def test_all_combinations_with_names_that_folders_can_have() -> None:
+    grid = axes(["optimizer.learning_rate=0.001, 3e-4", "model.recurrent_layers=[-1],[-3, -1]"])
+    found = points(grid)
+    assert [point.overrides for point in found] == [
+        ["optimizer.learning_rate=0.001", "model.recurrent_layers=[-1]"],
+        ["optimizer.learning_rate=0.001", "model.recurrent_layers=[-3, -1]"],
+        ["optimizer.learning_rate=3e-4", "model.recurrent_layers=[-1]"],
+        ["optimizer.learning_rate=3e-4", "model.recurrent_layers=[-3, -1]"],
+    ]
+    assert all(not set("/[] '\"$") & set(point.name) for point in found)
+    assert len({point.name for point in found}) == 4
+    assert points(axes(["model.width=64,128"]))[0].name == "width=64"
+
+
+def test_keys_that_end_alike_are_told_apart() -> None:
+    (point, *_) = points(axes(["model.layers=2,4", "model.recurrent_layers=[-1]", "optimizer.name=adamw"]))
+    assert point.settings == {"model.layers": "2", "model.recurrent_layers": "[-1]", "optimizer.name": "adamw"}
+    named = points([Axis("a.x", ("1",)), Axis("b.x", ("2",))])
+    assert named[0].name == "a.x=1,b.x=2"
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["model.width", "model.gate", "data.dataset", "optimizer.betas"]),
+        st.lists(
+            st.text(st.characters(exclude_characters=",'\"[]{}", exclude_categories=["Cs"]), min_size=1), min_size=1
+        ),
+        min_size=1,
+    )
+)
+def test_names_are_as_many_as_combinations(grid: dict[str, list[str]]) -> None:
+    found = points([Axis(key, tuple(dict.fromkeys(values))) for key, values in grid.items()])
+    assert len({point.name for point in found}) == len({tuple(point.settings.items()) for point in found}) == len(found)
+    assert all(0 < len(point.name) < 255 and "/" not in point.name for point in found)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([], "no --grid given"),
+        (["model.width"], "not of the form key=a,b,c"),
+        (["model.width=64,,128"], "not of the form key=a,b,c"),
+        (["model.widht=64"], "nearest: model.width"),
+        (["run.directory=a,b"], "run.directory is the same for all"),
+        (["model.width=64", "model.width=128"], "given twice"),
+        (["model.width=64,64"], "takes a value twice"),
+    ],
+)
+def test_a_wrong_grid_is_refused(given: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        axes(given)
+
+
+def test_the_record_grows_and_knows_the_best(tmp_path: Path) -> None:
+    sweep = Sweep.begun(tmp_path, 'it\'s "a" sweep')
+    assert "'" not in sweep.identity and sweep.identity.startswith("it_s _a_ sweep-")
+    sweep.add(points(axes(["model.width=64,128"])))
+    again = Sweep.begun(tmp_path, "another name")
+    again.add(points(axes(["model.width=128,256"])))
+    assert again.identity == sweep.identity and list(again.runs) == ["width=64", "width=128", "width=256"]
+    for name, bits, verdict in (
+        ("width=64", 3.0, "finished"),
+        ("width=128", 2.5, "finished"),
+        ("width=256", 1.0, "hung"),
+    ):
+        folder = tmp_path / name / "attempts" / "001"
+        folder.mkdir(parents=True)
+        (folder / "attempt.json").write_text(json.dumps({"end": 2.0, "verdict": verdict, "exit_code": 0}))
+        events = [
+            {"event": "step", "step": 5, "loss": 2.0},
+            {"event": "evaluation", "step": 5, "dataset": "train", "memory": "carried", "bits_per_token": 0.1},
+            {"event": "evaluation", "step": 5, "dataset": "validation", "memory": "carried", "bits_per_token": bits},
+            {"event": "evaluation", "step": 5, "dataset": "validation", "memory": "cleared", "bits_per_token": 0.2},
+        ]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    results = Sweep.read(tmp_path).results()
+    top = best(results)
+    assert top is not None and top.run.name == "width=128" and top.bits_per_token == 2.5
+    lines = table(results).splitlines()
+    assert [line.split()[0] for line in lines] == ["model.width", "64", "128", "256"]
+    assert [line.endswith("best") for line in lines] == [False, False, True, False]
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(ConfigError, match="remove it to begin the sweep anew"):
+        Sweep.read(tmp_path)
