@@ -10,11 +10,12 @@ INSTALLED := $(VENV)/.installed
 STEPS ?= 600
 
 # make test-cluster, test-slurm, test-kubernetes   more backends for real; see docs/launching.md
+# make test-remote-data   a server away for a minute, a full disk (root)
 # make test-postgres   MLflow on a real PostgreSQL
 # make test-report   the report of a run in a real browser
 # make test-faults   real faults done to real runs, as the table of docs/faults.md
 
-.PHONY: quickstart install test test-cluster test-slurm test-kubernetes test-report test-postgres test-faults check format parity lock clean
+.PHONY: quickstart install test test-cluster test-slurm test-kubernetes test-report test-postgres test-remote-data test-faults check format parity lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/brt data corpus books --out quickstart/corpus
@@ -60,6 +61,9 @@ test-report: $(INSTALLED)
 
 test-faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults
+
+test-remote-data: $(INSTALLED)
+	$(BIN)/python -m pytest tests/cluster/check_remote_data.py
 
 test-postgres: $(INSTALLED)
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null \

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from benchmarks.books_report import draw, table
-from benchmarks.positions import Profile, doubling, profile
+from benchmarks.positions import Profile, profile
+from brt_dist.evaluation.positions import doubling
 from brt_dist.files import write_atomic
 from pipelines.build import BuildSettings, build
 from pipelines.corpora import fetch_books

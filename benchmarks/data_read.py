@@ -2,7 +2,8 @@
 
 Reading, in turns in one run: our segments (input, target, mask, starts of 8 streams, any position), and the plain
 `webdataset` package going through the same shards from the first byte to the last, which is the least that any reader
-of them does: no order, no streams, no targets.  Figures are medians; ratios are to ours.
+of them does: no order, no streams, no targets.  If `litdata` is installed, its StreamingDataset with a TokensLoader
+(blocks of tokens of the same documents, in its order, from its own format).  Figures are medians; ratios are to ours.
 
 Position: a cursor at step 1,000,000 of an index of ten million documents is read and stepped on.
 
@@ -11,13 +12,18 @@ Position: a cursor at step 1,000,000 of an index of ten million documents is rea
 """
 
 import argparse
+import importlib.util
 import json
 import resource
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +47,11 @@ def main() -> None:
         position = late_position(Path(place), options.documents)
         folder = make(Path(place), options.tokens)
         readers = {"ours": read_ours, "webdataset": read_webdataset}
+        if importlib.util.find_spec("litdata"):
+            write_litdata(folder)
+            readers["litdata"] = read_litdata
+        else:
+            print("litdata is not installed, and left out", file=sys.stderr)
         rates: dict[str, list[float]] = {name: [] for name in readers}
         for _ in range(options.turns + 1):  # the first turn fills the page cache
             for name, reader in readers.items():
@@ -87,6 +98,39 @@ def read_webdataset(folder: Path) -> int:
     for sample in webdataset.WebDataset([str(path) for path in sorted(folder.glob("*.tar"))], shardshuffle=False):
         read += np.frombuffer(sample["tokens"], dtype="<u2").astype(np.int64).size
     return read
+
+
+def write_litdata(folder: Path) -> None:
+    """The documents of our dataset in litdata's own format, beside it."""
+    from litdata import TokensLoader, optimize
+
+    with Dataset.open(folder) as dataset:
+        documents = len(dataset.lengths)
+    optimize(
+        partial(litdata_document, folder),
+        list(range(documents)),
+        str(folder.parent / "litdata"),
+        num_workers=1,
+        chunk_bytes="4MB",
+        item_loader=TokensLoader(),
+    )
+
+
+def litdata_document(folder: Path, number: int) -> Iterator[Any]:
+    import torch
+
+    with Dataset.open(folder) as dataset:
+        yield torch.from_numpy(dataset.tokens(number, 0, int(dataset.lengths[number])).astype(np.int32))
+
+
+def read_litdata(folder: Path) -> int:
+    """Every whole block of tokens, one after the other."""
+    from litdata import StreamingDataset, TokensLoader
+
+    loader = TokensLoader(block_size=SEGMENT)
+    return sum(
+        len(block) for block in StreamingDataset(str(folder.parent / "litdata"), item_loader=loader, shuffle=False)
+    )
 
 
 def late_position(place: Path, documents: int) -> dict[str, float]:

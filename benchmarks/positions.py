@@ -43,14 +43,6 @@ class Profile:
         return float(self.bits.sum() / self.tokens.sum())
 
 
-def doubling(first: int, longest: int) -> tuple[int, ...]:
-    """Edges 0, first, 2 first, 4 first, ... below `longest`."""
-    edges = [0]
-    while (edge := edges[-1] * 2 or first) < longest:
-        edges.append(edge)
-    return tuple(edges)
-
-
 @torch.no_grad()
 def profile(model: BlockRecurrentModel, config: Config, dataset: Dataset, edges: tuple[int, ...]) -> Profile:
     """Read every document of `dataset` once, from its beginning, with memory carried over its segments."""

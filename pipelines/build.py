@@ -36,9 +36,9 @@ from pipelines.format import (
     token_type,
 )
 from pipelines.plan import Listing, ShardPlan, list_sources, plan_shards, sample
-from pipelines.selection import DUPLICATE, Duplicates, Split, has_hashes, remove_hashes
+from pipelines.selection import Duplicates, Split, has_hashes, remove_hashes
 from pipelines.shards import OnBad, ShardSettings, bad_document_error, finished_shard, write_shard
-from pipelines.sources import BadDocument, Source, open_sources
+from pipelines.sources import BY_RULE, BadDocument, Source, open_sources
 from pipelines.tasks import Work, hash_documents, run_tasks, write
 from pipelines.tokenizers import (
     BYTES_FILE,
@@ -176,7 +176,7 @@ class _Shards:
         self.written_tokens, self.seconds = 0, 0.0
         for number in range(listing.shards):
             record = finished_shard(folder, number)
-            if record and (settings.on_bad == "skip" or not record.skipped.keys() - {DUPLICATE}):
+            if record and (settings.on_bad == "skip" or not record.skipped.keys() - BY_RULE):
                 self.records[number] = record
         self.kept_numbers = frozenset(self.records)
         progress.shards(self.kept, self.total, 0)
@@ -295,7 +295,7 @@ def _tokenizer(
         for item in sample(sources, settings.text_per_shard, listing, budget, settings.text_field, takes):
             if not isinstance(item, BadDocument):
                 yield item.text, item.place
-            elif settings.on_bad == "error":
+            elif settings.on_bad == "error" and not item.is_by_rule:
                 raise bad_document_error(item)
 
     size = bpe_size(settings.tokenizer)

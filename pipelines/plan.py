@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from pipelines.sources import BadDocument, Document, Source, Unit, read_unit
+from pipelines.sources import BadDocument, Document, Source, Unit, read_units
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def sample(
             owed = budget * seen / max(listing.text_bytes, 1)
             if taken >= owed and budget < listing.text_bytes:
                 continue
-            for item in read_unit(unit, text_field):
+            for item in read_units([unit], text_field):
                 if isinstance(item, Document) and not takes(item.text):
                     continue
                 yield item

@@ -15,9 +15,8 @@ import numpy.typing as npt
 
 from brt_dist.files import atomic_file
 from pipelines.plan import ShardPlan
-from pipelines.sources import Document, read_unit
+from pipelines.sources import Document, read_units
 
-DUPLICATE = "a duplicate"
 _HASH_BYTES = 16  # of the digest: two different texts that share them are not to be expected in any corpus
 _NAME = "hashes-{:06d}.npy"
 
@@ -45,8 +44,7 @@ def hash_shard(folder: Path, plan: ShardPlan, text_field: str) -> int:
     """Leave the hashes of the documents of a shard in the folder, in order; their number.  DataError as for reading."""
     found = [
         hashlib.sha256(item.text.encode()).digest()[:_HASH_BYTES]
-        for unit in plan.units
-        for item in read_unit(unit, text_field)
+        for item in read_units(plan.units, text_field)
         if isinstance(item, Document)
     ]
     with atomic_file(folder / _NAME.format(plan.number)) as file:

@@ -30,8 +30,8 @@ from pipelines.format import (
     token_type,
 )
 from pipelines.plan import ShardPlan
-from pipelines.selection import DUPLICATE, Split, selected
-from pipelines.sources import BadDocument, Document, read_unit
+from pipelines.selection import Split, selected
+from pipelines.sources import DUPLICATE, BadDocument, Document, read_units
 from pipelines.tokenizers import Ids, Tokenizer
 
 _TAR_BLOCK = 512
@@ -155,10 +155,10 @@ def _tokenized(
     plan: ShardPlan, tokenizer: Tokenizer, settings: ShardSettings
 ) -> Iterator[tuple[Document, Ids] | BadDocument]:
     """The documents of a plan with their ids, and those that cannot be used; or an error, by the policy."""
-    found = (item for unit in plan.units for item in read_unit(unit, settings.text_field))
+    found = read_units(plan.units, settings.text_field)
     for item, is_duplicate in selected(found, plan.duplicates, settings.split):
         if is_duplicate:
-            yield BadDocument(item.place, DUPLICATE)  # wanted, so by no policy an error
+            yield BadDocument(item.place, DUPLICATE)
             continue
         if isinstance(item, Document):
             ids = tokenizer.encode(item.text)
@@ -166,7 +166,7 @@ def _tokenized(
             result = (item, ids) if ids.size else BadDocument(item.place, "no tokens")
         else:
             result = item
-        if isinstance(result, BadDocument) and settings.on_bad == "error":
+        if isinstance(result, BadDocument) and settings.on_bad == "error" and not result.is_by_rule:
             raise bad_document_error(result)
         yield result
 

@@ -3,7 +3,12 @@
 import math
 from dataclasses import dataclass
 
-from brt_dist.parallel.engine import Engine
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from brt_dist.evaluation.positions import PositionBins, PositionLoss, by_position
+from brt_dist.parallel.engine import Engine, PositionTally
 from brt_dist.training.batches import step_input, streams_to_read
 from pipelines.dataset import Dataset
 from pipelines.mixture import Mixture
@@ -13,10 +18,11 @@ from pipelines.reader import SegmentReader
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss in nats per token, over `tokens` unmasked tokens."""
+    """Mean loss in nats per token, over `tokens` unmasked tokens, and the same by position in the document."""
 
     loss: float
     tokens: int
+    positions: tuple[PositionLoss, ...] = ()
 
     @property
     def bits_per_token(self) -> float:
@@ -37,13 +43,21 @@ def evaluate(engine: Engine, dataset: Dataset | Mixture, max_steps: int, clear_m
     reader = SegmentReader(dataset, schedule)
     memory = engine.new_memory()
     cursor = schedule.start()
+    bins = PositionBins(np.asarray(dataset.lengths), config.model.window)
     nats, tokens = 0.0, 0
+    counts = np.zeros(len(bins.edges), np.int64)
+    tally = torch.zeros(len(bins.edges), dtype=torch.float64, device=engine.device.torch)
     for number in range(max_steps):
         if schedule.is_finished(cursor):
             break
         plan, cursor = schedule.step(cursor)
         segments = reader.read(plan, streams_to_read(layout))
         step = step_input(number, plan, segments, layout, engine.device, clear_memory)
-        nats += engine.evaluate_step(step, memory) * plan.loss_tokens
+        bin_of = bins.of(plan)
+        np.add.at(counts, bin_of, bins.targets(plan))
+        local = torch.from_numpy(bin_of[list(layout.local_streams)]).to(engine.device.torch)
+        nats += engine.evaluate_step(step, memory, PositionTally(local, tally)) * plan.loss_tokens
         tokens += plan.loss_tokens
-    return Evaluation(nats / max(tokens, 1), tokens)
+    dist.all_reduce(tally)  # the last stages have all of it, each on all of its tensor parallel ranks
+    positions = by_position(bins.edges, (tally / layout.tensor).tolist(), counts.tolist())
+    return Evaluation(nats / max(tokens, 1), tokens, positions)

@@ -197,6 +197,7 @@ class Trainer:
                     loss=found.loss,
                     bits_per_token=found.bits_per_token,
                     tokens=found.tokens,
+                    positions=[position.to_json() for position in found.positions],
                     seconds=time.perf_counter() - began,
                 )
 

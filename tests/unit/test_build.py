@@ -1,8 +1,10 @@
 """Building without Ray: what is in a dataset folder, what is refused, what is kept and what is named."""
 
+import gzip
 import hashlib
 import json
 import os
+import subprocess
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -50,6 +52,55 @@ def test_webdataset_itself_reads_the_shards(made: BuildReport) -> None:
         meta = json.loads(sample["json"])
         assert meta["source"] == f"corpus/{number:05d}.txt" and meta["length"] * 2 == len(sample["tokens"])
         assert meta["digest"] == f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def test_webdatasets_own_decoding_gives_tokens_and_facts(made: BuildReport) -> None:
+    urls = [str(made.folder / shard.name) for shard in made.dataset.shards]
+    decoders = (webdataset.handle_extension("tokens", lambda data: np.frombuffer(data, dtype="<u2")),)
+    samples = (
+        webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode(*decoders).to_tuple("tokens", "json")
+    )
+    with Dataset.open(made.folder) as dataset:
+        for number, (tokens, facts) in enumerate(samples):
+            assert np.array_equal(tokens, dataset.tokens(number, 0, int(dataset.lengths[number])))
+            assert facts["length"] == len(tokens) and facts["source"] == f"corpus/{number:05d}.txt"
+        assert number + 1 == len(dataset.lengths) == len(TEXTS)
+
+
+def test_speeches_come_back_word_for_word(tmp_path: Path) -> None:
+    speeches = Path(__file__).parent.parent / "data" / "speeches.jsonl"
+    texts = [json.loads(line)["text"] for line in speeches.read_text().splitlines()]
+    settings = BuildSettings((str(speeches),), tokenizer="bpe:1000", shard_size=60_000)
+    report = build(settings, tmp_path / "plain", workers=0)
+    assert report.dataset.documents == len(texts) == 16 and len(report.dataset.shards) > 2
+    tokenizer = load_tokenizer(report.folder / "tokenizer.json")
+    with Dataset.open(report.folder) as dataset:
+        found = [tokenizer.decode(dataset.tokens(n, 0, int(length))) for n, length in enumerate(dataset.lengths)]
+    assert found == texts
+    (tmp_path / "speeches.jsonl.gz").write_bytes(gzip.compress(speeches.read_bytes()))
+    packed = replace(settings, sources=(str(tmp_path / "speeches.jsonl.gz"),))
+    with Dataset.open(build(packed, tmp_path / "packed", workers=0).folder) as dataset:
+        assert [tokenizer.decode(dataset.tokens(n, 0, int(size))) for n, size in enumerate(dataset.lengths)] == texts
+
+
+def test_what_a_source_leaves_out_by_its_rules_is_counted_and_no_error(tmp_path: Path) -> None:
+    root = tmp_path / "repository"
+    for name, content in {"a.py": b"a = 1\n", "logo": b"\x89\0", "vendor/b.py": b"b\n", "vendor/c.py": b"c\n"}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    for command in (["init", "-q"], ["add", "-A"]):
+        subprocess.run(["git", "-C", str(root), *command], check=True)
+    settings = BuildSettings((f"git:{root}",), tokenizer="bytes")
+    report = build(settings, tmp_path / "dataset", workers=0)
+    assert report.dataset.documents == 1
+    assert report.dataset.sources[0].skipped == {"a binary file": 1, "a vendored file": 2}
+    index = load_index(report.folder / "shard-000000.index.json")
+    assert [item.place for item in index.skipped] == [
+        "repository/logo",
+        "repository/vendor/b.py",
+        "repository/vendor/c.py",
+    ]
+    assert build(settings, tmp_path / "dataset", workers=0).kept_shards == 1  # it counts as whole
 
 
 def test_the_index_says_where_tar_has_the_tokens(made: BuildReport) -> None:

@@ -14,7 +14,8 @@ from brt_dist.errors import DataError
 from launch.cli import brt
 from pipelines.build import BuildSettings, build
 from pipelines.dataset import Dataset
-from pipelines.selection import DUPLICATE, Split
+from pipelines.selection import Split
+from pipelines.sources import DUPLICATE
 from pipelines.tokenizers import load_tokenizer
 
 TEXTS = [f"text number {n % 30}, " * (2 + n % 30) for n in range(100)]  # thirty different ones

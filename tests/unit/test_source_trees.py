@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from brt_dist.errors import DataError
-from pipelines.sources import BadDocument, Document, open_sources, read_unit
+from pipelines.build import BuildSettings, build
+from pipelines.dataset import Dataset
+from pipelines.sources import BadDocument, Document, open_sources, read_units
 
 
 def read_all(spec: str) -> list[Document | BadDocument]:
     (source,) = open_sources([spec])
-    return [item for unit in source.units(1 << 20) for item in read_unit(unit, "text")]
+    return list(read_units(source.units(1 << 20), "text"))
 
 
 def tree(root: Path, files: dict[str, str | bytes]) -> Path:
@@ -33,10 +35,21 @@ def checkout(root: Path) -> Path:
 def test_a_checkout_is_one_document_breadth_first(tmp_path: Path) -> None:
     files = {"z.py": "z", "a/x.py": "ax\n", "a.b/x.py": "abx\n", "b/c/d.py": "bcd\n", "B.py": "B\n", "empty": ""}
     left_out = {"image": b"\x89\0x", "vendor/x.py": "no", "a/node_modules/x.js": "no", "a/x.min.js": "no"}
-    root = checkout(tree(tmp_path / "corpus/repo", {**files, **left_out}))
-    tree(root, {"untracked.py": "no"})
+    root = tree(tmp_path / "corpus/repo", {**files, **left_out})
     (root / "vendor.py").symlink_to("z.py")
-    assert read_all(f"git:{root}") == [Document("B\nz\nax\nabx\nbcd\n", "repo")]
+    checkout(root)
+    tree(root, {"untracked.py": "no"})
+    *others, document = read_all(f"git:{root}")
+    assert document == Document("B\nz\nax\nabx\nbcd\n", "repo")
+    assert others == [
+        BadDocument("repo/empty", "an empty file"),
+        BadDocument("repo/image", "a binary file"),
+        BadDocument("repo/vendor.py", "a link"),
+        BadDocument("repo/a/x.min.js", "a vendored file"),
+        BadDocument("repo/vendor/x.py", "a vendored file"),
+        BadDocument("repo/a/node_modules/x.js", "a vendored file"),
+    ]
+    assert all(isinstance(item, BadDocument) and item.is_by_rule for item in others)
     checkout(tree(tmp_path / "corpus/more/other", {"x": "other\n"}))
     texts = [(item.place, len(item.text)) for item in read_all(f"git:{root.parent}") if isinstance(item, Document)]
     assert texts == [("corpus/more/other", 6), ("corpus/repo", 15)]
@@ -57,14 +70,18 @@ def test_the_standard_library_as_repositories(tmp_path: Path) -> None:
         folder = Path(str(package.__file__)).parent
         shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
         checkout(tmp_path / folder.name)
-    items = read_all(f"git:{tmp_path}")
+    items = [item for item in read_all(f"git:{tmp_path}") if isinstance(item, Document)]
     assert [os.path.basename(item.place) for item in items] == ["email", "json"]
     for item in items:
         root = tmp_path / os.path.basename(item.place)
         files = sorted(root.rglob("*.py"), key=lambda path: (len(path.parts), path.parts))
-        assert isinstance(item, Document) and item.text.count("\nimport ") > 2
+        assert item.text.count("\nimport ") > 2
         begins = [item.text.index(path.read_text()) for path in files if path.stat().st_size > 200]
         assert begins == sorted(begins)
+    report = build(BuildSettings((f"git:{tmp_path}",), tokenizer="bytes"), tmp_path / "dataset", workers=0)
+    with Dataset.open(report.folder) as dataset:
+        texts = [bytes(dataset.tokens(n, 0, int(size)).astype("u1")).decode() for n, size in enumerate(dataset.lengths)]
+    assert texts == [item.text for item in items]
 
 
 def test_latex_inputs_are_resolved_and_comments_dropped(tmp_path: Path) -> None:
@@ -78,6 +95,24 @@ def test_latex_inputs_are_resolved_and_comments_dropped(tmp_path: Path) -> None:
     text = "\\documentclass{article} \n100\\% \\\\\n\\verb|%| x\n\none\ntwo  end\n"
     text += "\\begin{verbatim}\n% kept \\input{no}\n\\end{verbatim}\n\\input{main.bbl}\n"
     assert read_all(f"latex:{tree(tmp_path / 'papers', files)}") == [Document(text, "papers/p/main.tex")]
+
+
+def test_parts_that_no_document_includes_are_named(tmp_path: Path) -> None:
+    files = {
+        "p/main.tex": "\\documentclass{x}\n\\input{s/used}\n",
+        "p/s/used.tex": "used \\input{s/deep}\n",
+        "p/s/deep.tex": "deep\n",
+        "p/s/draft.tex": "\\input{s/more}\n",
+        "p/s/more.tex": "more\n",
+        "q/lone.tex": "lone\n",
+        "q/empty.tex": "",
+    }
+    *others, document = sorted(
+        read_all(f"latex:{tree(tmp_path / 't', files)}"), key=lambda item: isinstance(item, Document)
+    )
+    assert document == Document("\\documentclass{x}\nused deep\n", "t/p/main.tex")
+    assert [item.place for item in others] == ["t/p/s/draft.tex", "t/p/s/more.tex", "t/q/lone.tex"]
+    assert all(isinstance(item, BadDocument) and item.is_by_rule for item in others)
 
 
 @pytest.mark.parametrize("target", ["nowhere", "../../outside"])

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from brt_dist.errors import DataError
-from pipelines.packed import damage, parquet_column, unpacked
 from pipelines.plan import list_sources, plan_shards, sample
-from pipelines.sources import BadDocument, Document, open_sources, read_unit
+from pipelines.sources import BadDocument, Document, open_sources, read_units
+from pipelines.sources.packed import damage, parquet_column, unpacked
 
 
 def read_all(spec: Path | str, size: int = 1 << 20, suffixes: tuple[str, ...] = ()) -> list[Document | BadDocument]:
     (source,) = open_sources([str(spec)], suffixes)
-    return [item for unit in source.units(size) for item in read_unit(unit, "text")]
+    return [item for item in read_units(source.units(size), "text")]
 
 
 def write_jsonl(path: Path, lines: list[bytes]) -> Path:
@@ -231,7 +231,7 @@ def test_a_file_that_changed_since_it_was_listed_is_refused(tmp_path: Path) -> N
     (unit,) = source.units(100)
     (tmp_path / "x.txt").write_text("afterwards")
     with pytest.raises(DataError, match="10 bytes, it had 6 when the build began"):
-        list(read_unit(unit, "text"))
+        list(read_units([unit], "text"))
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_tars_that_webdataset_wrote(tmp_path: Path) -> None:
     write_tar(tmp_path / "t.tar", samples)
     (source,) = open_sources([str(tmp_path / "t.tar")])
     (unit,) = source.units(10)
-    assert [*read_unit(unit, "text")] == [
+    assert [*read_units([unit], "text")] == [
         Document("first", "t.tar, a/1"),
         Document("second ü", "t.tar, a/2"),
         BadDocument("t.tar, a/3", "no text"),
@@ -316,6 +316,6 @@ def test_a_tar_that_is_cut_is_one_bad_document_from_there_on(tmp_path: Path, siz
     whole = (tmp_path / "t.tar").read_bytes()
     (tmp_path / "t.tar").write_bytes(whole[:size])
     (source,) = open_sources([str(tmp_path / "t.tar")])
-    *good, bad = [item for unit in source.units(10) for item in read_unit(unit, "text")]
+    *good, bad = [item for item in read_units(source.units(10), "text")]
     assert good == [Document(f"text {n} " * 40, f"t.tar, {n}") for n in range(len(good))] and len(good) < 5
     assert isinstance(bad, BadDocument) and "damaged tar" in bad.reason

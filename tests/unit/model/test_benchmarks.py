@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from benchmarks.models import parameter_count, with_parameters
-from benchmarks.positions import doubling, profile
+from benchmarks.positions import profile
 from brt_dist.config.schema import Config
+from brt_dist.evaluation.positions import doubling
 from brt_dist.model.model import BlockRecurrentModel, full_logits
 from pipelines.dataset import Dataset
 from tests.datasets import make_dataset

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO, Any
 
-from pipelines.packed import BrokenFile
+from pipelines.sources.packed import BrokenFile
 
 Sample = tuple[str, dict[str, bytes]]
 

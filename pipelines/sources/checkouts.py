@@ -1,7 +1,8 @@
 """Git checkouts as documents: one repository, one document.
 
-Files: those that git tracks, as they stand in the work tree, without links, binary files (a NUL in the first 8,000
-bytes, git's own rule), empty files and vendored ones (`VENDORED`, `*.min.js`, `*.min.css`).  Order: breadth-first, that
+Files: those that git tracks, as they stand in the work tree.  Left out, counted and listed: links, submodules, binary
+files (a NUL in the first 8,000 bytes, git's own rule), empty files and vendored ones (`VENDORED`, `*.min.js`,
+`*.min.css`).  Order: breadth-first, that
 is by the number of path components and then by path, compared component by component as UTF-8 bytes.  Contents follow
 each other; a file that does not end in a newline gets one.
 """
@@ -12,7 +13,17 @@ import subprocess
 from collections.abc import Iterator
 
 from brt_dist.errors import DataError
-from pipelines.sources import BadDocument, Document, Unit, printable
+from pipelines.sources.documents import (
+    BINARY_FILE,
+    EMPTY_FILE,
+    LINK,
+    SUBMODULE,
+    VENDORED_FILE,
+    BadDocument,
+    Document,
+    Unit,
+    printable,
+)
 
 VENDORED = frozenset(
     ("vendor", "vendored", "_vendor", "third_party", "third-party", "thirdparty", "node_modules", "bower_components")
@@ -45,7 +56,7 @@ def checkout_units(folder: str, name: str) -> Iterator[Unit]:
 
 
 def tracked_files(folder: str) -> list[str]:
-    """Paths of the files that git tracks, without vendored ones, in order.  DataError: git does not read it."""
+    """Paths of the files that git tracks, in order.  DataError: git does not read it."""
     command = ["git", "-C", folder, "ls-files", "-z", "--cached"]
     try:
         run = subprocess.run(command, capture_output=True, check=False)
@@ -55,8 +66,7 @@ def tracked_files(folder: str) -> list[str]:
         raise DataError(f"{folder}: {run.stderr.decode(errors='replace').strip() or 'git ls-files failed'}")
     # A file with a merge conflict is listed once per side: a set.
     parts = {tuple(name.split(b"/")) for name in run.stdout.split(b"\0") if name}
-    kept = [path for path in parts if not _is_vendored([os.fsdecode(part) for part in path])]
-    return [os.fsdecode(b"/".join(path)) for path in sorted(kept, key=lambda path: (len(path), path))]
+    return [os.fsdecode(b"/".join(path)) for path in sorted(parts, key=lambda path: (len(path), path))]
 
 
 def read_checkout(unit: Unit) -> Iterator[Document | BadDocument]:
@@ -64,7 +74,11 @@ def read_checkout(unit: Unit) -> Iterator[Document | BadDocument]:
     texts: list[str] = []
     for file in tracked_files(unit.url):
         path, place = os.path.join(unit.url, file), f"{unit.name}/{printable(file)}"
-        if os.path.islink(path) or os.path.isdir(path):  # a folder: a submodule
+        if _is_vendored(file.split("/")):
+            yield BadDocument(place, VENDORED_FILE)
+            continue
+        if os.path.islink(path) or os.path.isdir(path):
+            yield BadDocument(place, LINK if os.path.islink(path) else SUBMODULE)
             continue
         try:
             with open(path, "rb") as stream:
@@ -72,15 +86,15 @@ def read_checkout(unit: Unit) -> Iterator[Document | BadDocument]:
         except FileNotFoundError:
             yield BadDocument(place, "tracked by git but missing")
             continue
-        if b"\0" in data[:_BINARY_BYTES]:
+        if b"\0" in data[:_BINARY_BYTES] or not data:
+            yield BadDocument(place, BINARY_FILE if data else EMPTY_FILE)
             continue
         try:
             text = data.decode()
         except UnicodeDecodeError as error:
             yield BadDocument(f"{place}, byte {error.start}", "not UTF-8")
             continue
-        if text:
-            texts.append(text if text.endswith("\n") else text + "\n")
+        texts.append(text if text.endswith("\n") else text + "\n")
     yield Document("".join(texts), unit.name) if texts else BadDocument(unit.name, "empty")
 
 

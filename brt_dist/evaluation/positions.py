@@ -1,0 +1,65 @@
+"""Loss by position in the document: how much better a model predicts what it has read much of.
+
+Positions are told apart by bins that double in width, [0, W), [W, 2W), [2W, 4W), ... with the window W.  Documents
+begin on a block boundary, so a block of W tokens lies in one bin, and every rank knows which from the schedule alone.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.order import Int64Array
+from pipelines.schedule import StepPlan
+
+
+def doubling(first: int, longest: int) -> tuple[int, ...]:
+    """Edges 0, first, 2 first, 4 first, ... below `longest`: first token of each bin; the last bin has no end."""
+    edges = [0]
+    while (edge := edges[-1] * 2 or first) < longest:
+        edges.append(edge)
+    return tuple(edges)
+
+
+@dataclass(frozen=True)
+class PositionBins:
+    """The bins for documents of `lengths` (K,) tokens, read in blocks of `window`."""
+
+    lengths: Int64Array
+    window: int
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        return doubling(self.window, int(self.lengths.max(initial=1)))
+
+    def of(self, plan: StepPlan) -> Int64Array:
+        """The bin of each block of a step, (B, N/W); that of a block without tokens means nothing."""
+        return (np.searchsorted(self.edges, plan.offset, side="right") - 1).astype(np.int64)
+
+    def targets(self, plan: StepPlan) -> Int64Array:
+        """Tokens with a target in each block, (B, N/W): all of a document but its last."""
+        left = np.asarray(self.lengths)[plan.document] - 1 - plan.offset
+        return np.clip(left, 0, plan.length).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class PositionLoss:
+    """Mean loss in nats over `tokens` tokens at positions [begin, end) of their documents; no end: to the last."""
+
+    begin: int
+    end: int | None
+    loss: float
+    tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"from": self.begin, "to": self.end, "loss": self.loss, "tokens": self.tokens}
+
+
+def by_position(edges: tuple[int, ...], nats: list[float], tokens: list[int]) -> tuple[PositionLoss, ...]:
+    """From sums of each bin; bins without a token are left out."""
+    ends = (*edges[1:], None)
+    return tuple(
+        PositionLoss(begin, end, total / count, count)
+        for begin, end, total, count in zip(edges, ends, nats, tokens, strict=True)
+        if count
+    )

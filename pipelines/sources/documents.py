@@ -1,0 +1,65 @@
+"""What sources are made of and give: units of work, documents, and what is no document."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+Format = Literal["text", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "tar", "git", "latex"]
+
+# Left out by the rules of a source or by wish: counted and listed, but by no policy an error.
+DUPLICATE = "a duplicate"
+VENDORED_FILE = "a vendored file"
+BINARY_FILE = "a binary file"
+LINK = "a link"
+SUBMODULE = "a submodule"
+EMPTY_FILE = "an empty file"
+PART_OF_NOTHING = "a part that no document of its folder or above includes"
+BY_RULE = frozenset((DUPLICATE, VENDORED_FILE, BINARY_FILE, LINK, SUBMODULE, EMPTY_FILE, PART_OF_NOTHING))
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document.  place: where it came from, without folders of this machine."""
+
+    text: str
+    place: str
+
+
+@dataclass(frozen=True)
+class BadDocument:
+    """What should have been a document.  place: file, and line or byte in it.  reason: one of a few fixed phrases."""
+
+    place: str
+    reason: str
+
+    @property
+    def is_by_rule(self) -> bool:
+        """Whether it was not to be one, so that nothing is wrong."""
+        return self.reason in BY_RULE
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Bytes [start, end) of a file.  name: its place.  stamp: changes when the file does."""
+
+    url: str
+    name: str
+    format: Format
+    start: int
+    end: int
+    stamp: str
+
+
+def printable(name: str) -> str:
+    """A name that any JSON reader takes: bytes that are not UTF-8 are spelled out."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def document_of(data: bytes, place: str) -> Document | BadDocument:
+    """The document of some UTF-8 text."""
+    if not data:
+        return BadDocument(place, "empty")
+    try:
+        return Document(data.decode(), place)
+    except UnicodeDecodeError as error:
+        return BadDocument(f"{place}, byte {error.start}", "not UTF-8")

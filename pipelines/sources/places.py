@@ -1,0 +1,69 @@
+"""Files and folders of sources, local or at any fsspec URL."""
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, cast
+
+from brt_dist.errors import DataError
+
+
+def walk(
+    filesystem: Any, path: str, parts: tuple[str, ...], deep: bool = True
+) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+    """Files under a path with the components of their place, in order.  Memory: one folder at a time.
+
+    deep: those of folders within it too.
+    """
+    info = filesystem.info(path)
+    if info["type"] != "directory":
+        yield info, parts
+        return
+    entries = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry for entry in filesystem.ls(path, detail=True)}
+    for name in sorted(entries, key=os.fsencode):
+        entry = entries[name]
+        if name.startswith(".") or entry["name"].rstrip("/") == path.rstrip("/"):
+            continue
+        if entry["type"] != "directory":
+            yield entry, (*parts, name)
+        elif deep and not entry.get("islink"):
+            yield from walk(filesystem, entry["name"], (*parts, name))
+
+
+def stamp(info: dict[str, Any]) -> str:
+    """What the file system knows that changes with the content: size and time, or a tag."""
+    known = ("size", "mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "generation")
+    return json.dumps([str(info.get(key)) for key in known if info.get(key) is not None])
+
+
+def filesystem_of(spec: str) -> tuple[Any, str]:
+    """The fsspec file system of a path or URL, and the path in it."""
+    if not is_remote(spec):
+        from fsspec.implementations.local import LocalFileSystem
+
+        return LocalFileSystem(), os.path.abspath(spec)
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(spec)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{spec}: {error}") from None
+    return filesystem, path
+
+
+def is_remote(spec: str) -> bool:
+    return "://" in spec
+
+
+@contextmanager
+def opened(url: str) -> Iterator[IO[bytes]]:
+    if not is_remote(url):
+        with open(url, "rb") as file:
+            yield file
+        return
+    import fsspec
+
+    with fsspec.open(url, "rb") as remote:
+        yield cast(io.BufferedReader, remote)

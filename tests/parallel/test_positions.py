@@ -1,0 +1,79 @@
+"""Loss by position in the document at evaluation: the same in every layout, and that of another implementation."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brt_dist.config.schema import Config
+from tests.parallel.pool import RankPool
+from tests.parallel.relayout import config, documents
+
+pytestmark = pytest.mark.slow
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "one": {},
+    "pp2": {"pipeline": 2},
+    "dp2-zero3": {"data": 2, "zero_stage": 3},
+    "tp2-pp2": {"tensor": 2, "pipeline": 2},
+}
+
+
+def rank_main(rank: int, store: str, given: Config) -> list[Any]:
+    """Evaluations with memory carried and cleared; of one process also the other implementation's bins."""
+    import numpy as np
+    import torch.distributed as dist
+
+    from benchmarks.positions import profile
+    from brt_dist.evaluation.evaluate import evaluate
+    from brt_dist.evaluation.positions import doubling
+    from brt_dist.model.model import BlockRecurrentModel
+    from brt_dist.parallel.device import choose
+    from brt_dist.parallel.engine import build_engine
+    from brt_dist.parallel.layout import Layout, finalize, initialize
+    from pipelines.dataset import Dataset
+
+    layout = Layout.of(given, rank)
+    device = choose("cpu", rank)
+    initialize(layout, device, 120.0, dist.FileStore(store, layout.world_size))
+    try:
+        with Dataset.open(given.data.dataset) as data:
+            engine = build_engine(given, layout, device)
+            found: list[Any] = [evaluate(engine, data, 10_000, clear) for clear in (False, True)]
+            engine.close()
+            if layout.world_size == 1:
+                edges = doubling(given.model.window, int(data.lengths.max()))
+                model = BlockRecurrentModel(given.model, given.run.seed).eval()
+                known = profile(model, given, data, edges)
+                nats = known.bits.sum(0) * np.log(2)
+                found.append([(edge, *sums) for edge, *sums in zip(edges, nats, known.tokens.sum(0), strict=True)])
+            return found
+    finally:
+        finalize()
+
+
+def test_loss_by_position_is_the_same_in_every_layout(ranks: RankPool, tmp_path: Path) -> None:
+    documents(tmp_path)
+    found = {}
+    for name, parallel in LAYOUTS.items():
+        given = config(tmp_path / "dataset", tmp_path / name, parallel)
+        found[name] = ranks.run(given.parallel.world_size, rank_main, given)
+    ((carried, cleared, known),) = found["one"]
+    assert [(p.begin, p.tokens) for p in carried.positions] == [(edge, count) for edge, _, count in known if count]
+    assert len(carried.positions) > 2 and carried.positions[-1].end is None
+    nats = [total / count for _, total, count in known if count]
+    assert [p.loss for p in carried.positions] == pytest.approx(nats, rel=1e-5)
+    # of documents of one segment at most nothing is forgotten; farther on another loss is told
+    assert [p.tokens for p in cleared.positions] == [p.tokens for p in carried.positions]
+    assert [p.loss for p in cleared.positions] != [p.loss for p in carried.positions]
+    for evaluation in (carried, cleared):
+        total = sum(p.loss * p.tokens for p in evaluation.positions)
+        assert sum(p.tokens for p in evaluation.positions) == evaluation.tokens
+        assert total / evaluation.tokens == pytest.approx(evaluation.loss, rel=1e-6)
+    for results in found.values():
+        for rank in results:  # rank 0 writes them down, wherever the last stage is
+            for evaluation, other in zip((carried, cleared), rank, strict=False):
+                assert [p.tokens for p in other.positions] == [p.tokens for p in evaluation.positions]
+                assert [p.loss for p in other.positions] == pytest.approx(
+                    [p.loss for p in evaluation.positions], rel=1e-5
+                )
