@@ -46,11 +46,10 @@ def _positions(history: History) -> str:
             for one in event.get("positions", ()):
                 x = math.log2(one["from"] * 2 if one["to"] is None else one["to"])
                 bins.append((x, one["loss"] / math.log(2)))
-                end = "on" if one["to"] is None else f"to {short(one['to'])}"
-                marks[x] = f"{short(one['from'])} {end}"
+                marks[x] = short(one["from"])
             name = f"{NAMES[dataset]}, memory {memory}"
             curves.append(Curve(name, bins, 1 + 2 * number + (memory == "cleared"), marks=True))
-    below = Below("tokens from the beginning of the document", sorted(marks.items()))
+    below = Below("from this token of the document on", sorted(marks.items()))
     return chart("Loss by position in the document", curves, "bits/token", below=below)
 
 

@@ -105,6 +105,8 @@ def test_every_chart_of_a_real_run_has_its_size_and_place(trained: Path, tmp_pat
     assert len(found["curve"]) >= 14 and all(inside)
     assert sum(curve["width"] > 300 for curve in found["curve"]) >= 12  # they go from side to side
     marks = [box for box in found["text"] if box["width"]]
+    for mark in marks:
+        assert any(p["x"] <= mark["x"] and mark["x"] + mark["width"] <= p["x"] + p["width"] for p in pictures)
     assert not [1 for n, one in enumerate(marks) for other in marks[:n] if overlap(one, other)]
 
 
