@@ -9,11 +9,14 @@ from brt_dist.checkpoint.store import CheckpointStore
 from brt_dist.config.schema import Config
 from brt_dist.errors import ExitCode
 from brt_dist.evaluation.evaluate import evaluate
+from brt_dist.generation.prompts import samples
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import build_engine
+from brt_dist.parallel.held import held
 from brt_dist.parallel.layout import Layout, agree, limit_waiting
 from brt_dist.planning.flops import TRAINING, forward_flops
 from brt_dist.planning.hardware import peak_flops
+from brt_dist.planning.memory import plan_of
 from brt_dist.training.adjustments import Adjustments
 from brt_dist.training.batches import step_input, streams_to_read
 from brt_dist.training.begin import begin_from
@@ -96,6 +99,7 @@ class Trainer:
             start_step=self.step,
             device=self.device.name,
             flops_per_token=self.flops,
+            plan=plan_of(self.config),
         )
         return self.train_until(self.config.run.steps)
 
@@ -189,6 +193,7 @@ class Trainer:
         if _is_due(number, self.config.run.memory_every) and self.config.model.recurrent_layers:
             self.events.write("memory", step=number, layers=memory_statistics(self.engine))
         if self.trained == 0:
+            self.events.write("held", step=number, **held(self.engine).to_json())
             limit_waiting(self.config.run.guards.collective_seconds)
         self.trained += 1
         self.heartbeat.beat()
@@ -218,6 +223,11 @@ class Trainer:
                     positions=[position.to_json() for position in found.positions],
                     seconds=time.perf_counter() - began,
                 )
+        if self.config.run.sample_tokens:
+            self.heartbeat.slow("sampling")
+            dataset = self.datasets.get("validation", self.datasets["train"])
+            found_texts = samples(self.engine, dataset, self.config.run.sample_tokens, self.step)
+            self.events.write("sample", step=self.step, samples=[text.to_json() for text in found_texts])
 
     def _save(self) -> None:
         if self.saved_step != self.step:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from brt_dist.files import write_atomic
-from launch.events import History
+from launch.events import Event, History
 from launch.progress import duration
 from launch.report.charts import Curve, chart
 from launch.report.collect import RunFacts
@@ -87,7 +87,9 @@ def _run(run: RunFacts) -> str:
         _tiles(run),
         "<h2>Curves</h2>" + charts(run),
         "<h2>Attempts</h2>" + _attempts(run),
+        "<h2>The plan, and what happened</h2>" + _planned(run),
         "<h2>Evaluations</h2>" + _evaluations(run.history),
+        _samples(run),
         "<h2>Checkpoints</h2>" + _checkpoints(run.history),
         "<h2>Told by the guards</h2>" + _guards(run),
         f"<h2>Config</h2>{_config(run)}",
@@ -135,6 +137,41 @@ def _attempts(run: RunFacts) -> str:
     return _table(("", "begun", "took", "from step", "verdict", "reason", "what followed"), rows)
 
 
+def _planned(run: RunFacts) -> str:
+    """Sizes that follow from the config, beside those of rank 0 after its first step of the last attempt."""
+    plan = (run.history.attempt or {}).get("plan")
+    if not plan:
+        return '<p class="dim">none</p>'
+    held: Event = next((event for event in reversed(run.events) if event["event"] == "held"), {"event": "held"})
+    last, steps, fullest = run.history.latest_step() or {}, run.history.steps, plan["fullest_rank"]
+    rows: list[tuple[str, str, str]] = [
+        ("steps", f"{run.steps:,}", f"{max(steps, default=0):,}"),
+        ("tokens a step", f"{plan['tokens_per_step']:,}", _number(_mean(steps, "tokens"), "{:,.0f} with a target")),
+        ("parameters", f"{plan['parameters']:,}", ""),
+        ("parameters of a rank", f"{fullest['parameters']:,} at most", _number(held.get("parameters"), "{:,}, rank 0")),
+    ]
+    for key, name in (("weights", "weights"), ("optimizer", "optimizer"), ("carried", "states and window caches")):
+        rows.append((f"{name} of a rank", f"{_bytes(fullest[key])} at most", f"{_bytes(held.get(key))}, rank 0"))
+    rows += [
+        ("memory at its peak", "activations and libraries are not planned", f"{_bytes(last.get('peak_memory_bytes'))}"),
+        ("operations a step", f"{plan['flops_per_step']:.3g} FLOP", ""),
+    ]
+    return _table(("", "planned", "happened"), rows)
+
+
+def _mean(steps: dict[int, Event], key: str) -> float | None:
+    """Growth of a counter for each step."""
+    known = [step for step in sorted(steps) if key in steps[step]]
+    if len(known) < 2:
+        return None
+    first, last = known[0], known[-1]
+    return float(steps[last][key] - steps[first][key]) / (last - first)
+
+
+def _number(value: Any, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
 def _evaluations(history: History) -> str:
     rows = [
         (f"{step:,}", NAMES.get(dataset, dataset), memory, f"{event['bits_per_token']:.4f}", f"{event['tokens']:,}")
@@ -142,6 +179,15 @@ def _evaluations(history: History) -> str:
         if "bits_per_token" in event and "tokens" in event
     ]
     return _table(("step", "text", "memory", "bits/token", "tokens"), rows)
+
+
+def _samples(run: RunFacts) -> str:
+    """What the model made up at the last evaluation that asked for it."""
+    event = next((event for event in reversed(run.events) if event["event"] == "sample"), None)
+    if event is None:
+        return ""
+    rows = [(one["document"], one["prompt"][-200:], one["text"]) for one in event.get("samples", ())]
+    return f"<h2>Made up at step {event['step']:,}</h2>" + _table(("document", "after", "the model went on"), rows)
 
 
 def _checkpoints(history: History) -> str:

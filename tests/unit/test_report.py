@@ -31,7 +31,11 @@ def write_run(folder: Path, name: str = "tiny", ended: bool = True) -> Path:
     events: list[dict[str, Any]] = []
     for attempt, start, end in ((1, 0, 14), (2, 10, 40)):
         layout = {"tensor": 2, "pipeline": 1, "data": 2}
-        events.append({"event": "attempt", "time": 100.0 * attempt, "layout": layout, "start_step": start})
+        fullest = {"parameters": 500, "weights": 2_000_000, "optimizer": 6_000_000, "carried": 700_000}
+        plan = {"parameters": 1234, "tokens_per_step": 64, "flops_per_step": 1.5e9, "fullest_rank": fullest}
+        begun = {"layout": layout, "start_step": start, "device": "cpu", "plan": plan}
+        events.append({"event": "attempt", "time": 100.0 * attempt, **begun})
+        events.append({"event": "held", "time": 100.0 * attempt, **fullest, "optimizer": 6_100_000, "parameters": 499})
         for step in range(start + 1, end + 1):
             common = {"tokens": step * 64, "tokens_per_second": 500.0, "step_seconds": 0.1, "data_wait_seconds": 0.02}
             bits = 8.0 - step / 10
@@ -116,6 +120,11 @@ def test_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
         "2.0 MB",
         "my.yaml:2",
         "layer 3",
+        "not known for cpu",
+        "500 at most",
+        "499, rank 0",
+        "6.1 MB, rank 0",
+        "64 with a target",
     ):
         assert said in page.text, said
     assert "tensor 2 x pipeline 1 x data 2" in page.text and "slow<host>" in page.text
