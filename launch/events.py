@@ -97,7 +97,12 @@ def _parse(line: bytes) -> Event | None:
         event = json.loads(line)
     except ValueError:
         return None
-    needed = {"step": ("step",), "evaluation": ("step", "dataset", "memory"), "checkpoint": ("step",)}
+    needed = {
+        "step": ("step",),
+        "evaluation": ("step", "dataset", "memory"),
+        "checkpoint": ("step",),
+        "sample": ("step",),
+    }
     if not isinstance(event, dict) or not isinstance(event.get("event"), str):
         return None
     return event if all(key in event for key in needed.get(event["event"], ())) else None

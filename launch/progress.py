@@ -128,6 +128,7 @@ _SHOWN = (
     ("loss", "loss", ".4f"),
     ("bits/token", "bits_per_token", ".3f"),
     ("tokens/s", "tokens_per_second", ",.0f"),
+    ("MFU", "mfu", ".1%"),
 )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.liveness import launcher_of
 from launch.progress import Progress, duration
 from launch.supervisor import attempts, read_attempt
 
@@ -50,7 +51,17 @@ class Watch:
 
     @property
     def is_over(self) -> bool:
-        """The last attempt has ended, and another one was not decided on."""
+        """The last attempt has ended, and another one was not decided on; or its launcher is gone."""
+        return self.is_lost or self._has_ended
+
+    @property
+    def is_lost(self) -> bool:
+        """The launcher was killed before it could say how the attempt ended, or which one follows."""
+        records = self.records
+        return bool(records) and not self._has_ended and launcher_of(self._run, records[-1]) == "gone"
+
+    @property
+    def _has_ended(self) -> bool:
         last = self.records[-1:] or [{}]
         return "end" in last[0] and last[0].get("decision", {}).get("action", "stop") == "stop"
 
@@ -76,6 +87,10 @@ class Watch:
             verdict = record.get("verdict", "running")
             what = f": {record['reason']}" if record.get("reason") and record["reason"] != verdict else ""
             found.append((f"attempt {record.get('attempt')}", f"{verdict}{what}  [{nodes}]"))
+        if not self.records:
+            found.append(("", "not begun yet; waiting for the first attempt"))
+        elif self.is_lost:
+            found.append(("launcher", "gone, it was killed; the same command goes on from the last checkpoint"))
         return found
 
     def render(self) -> "RenderableType":
@@ -106,6 +121,8 @@ def watch(run: Path, steps: int, console: "Console") -> None:
         over = view.is_over
         view.update()
         console.print(view.progress.line(), markup=False, highlight=False, soft_wrap=True)
+        if over and view.is_lost:
+            console.print(": ".join(view.lines()[-1]), markup=False, highlight=False, soft_wrap=True)
         if over:
             return
         end = time.monotonic() + _PLAIN_SECONDS

@@ -19,6 +19,7 @@ FREE = (
     "run.allow",
     "run.guards.",
     "run.memory_every",
+    "run.sample_tokens",
     "run.device",
     "parallel.",
     "launch.",

@@ -200,6 +200,11 @@ def _segment(config: Config) -> Iterator[str]:
             f"data.segment={segment} must be a multiple of model.window={window} (a segment is made of whole blocks); "
             f"nearest: data.segment={_nearest_multiple(segment, window)}"
         )
+    if config.run.sample_tokens >= config.data.segment:
+        yield (
+            f"run.sample_tokens={config.run.sample_tokens} must be less than data.segment={config.data.segment}, in "
+            f"which all of it happens; nearest: run.sample_tokens={config.data.segment - 1}"
+        )
 
 
 def _recurrent_layers(config: Config) -> Iterator[str]:

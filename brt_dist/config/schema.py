@@ -179,6 +179,9 @@ class RunConfig(Section):
     allow: tuple[str, ...] = Field((), description="settings that may differ from those of the checkpoint gone on from")
     evaluate_every: NonNegativeInt = Field(0, description="steps between evaluations; 0: only after the last step")
     evaluation_steps: PositiveInt = Field(50, description="segments per stream that an evaluation reads at most")
+    sample_tokens: NonNegativeInt = Field(
+        0, description="tokens that the model makes up after the beginning of 4 documents at each evaluation; 0: none"
+    )
     memory_every: NonNegativeInt = Field(50, description="steps between looks at the sizes of the states; 0: never")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
     guards: GuardsConfig = Field(default_factory=GuardsConfig, description="what is watched at every step")

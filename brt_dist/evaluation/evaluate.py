@@ -7,8 +7,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from brt_dist.evaluation.positions import PositionBins, PositionLoss, by_position
-from brt_dist.parallel.engine import Engine, PositionTally
+from brt_dist.evaluation.positions import PositionBins, PositionLoss, PositionTally, by_position
+from brt_dist.parallel.engine import Engine
 from brt_dist.training.batches import step_input, streams_to_read
 from pipelines.dataset import Dataset
 from pipelines.mixture import Mixture
@@ -56,7 +56,8 @@ def evaluate(engine: Engine, dataset: Dataset | Mixture, max_steps: int, clear_m
         bin_of = bins.of(plan)
         np.add.at(counts, bin_of, bins.targets(plan))
         local = torch.from_numpy(bin_of[list(layout.local_streams)]).to(engine.device.torch)
-        nats += engine.evaluate_step(step, memory, PositionTally(local, tally)) * plan.loss_tokens
+        watched = PositionTally(local.split(layout.micro_batch), tally)
+        nats += engine.evaluate_step(step, memory, watched) * plan.loss_tokens
         tokens += plan.loss_tokens
     dist.all_reduce(tally)  # the last stages have all of it, each on all of its tensor parallel ranks
     positions = by_position(bins.edges, (tally / layout.tensor).tolist(), counts.tolist())

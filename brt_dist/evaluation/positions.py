@@ -4,11 +4,16 @@ Positions are told apart by bins that double in width, [0, W), [W, 2W), [2W, 4W)
 begin on a block boundary, so a block of W tokens lies in one bin, and every rank knows which from the schedule alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
 
+from brt_dist.model.model import token_losses
 from pipelines.order import Int64Array
 from pipelines.schedule import StepPlan
 
@@ -40,6 +45,25 @@ class PositionBins:
         """Tokens with a target in each block, (B, N/W): all of a document but its last."""
         left = np.asarray(self.lengths)[plan.document] - 1 - plan.offset
         return np.clip(left, 0, plan.length).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class PositionTally:
+    """Observer of an evaluation step (see `Engine`): adds up nats by bins of blocks.
+
+    bins: for each micro-batch (b, N/W) int64 in [0, P), the bin of each block.  nats: (P,) float64, added to.
+    """
+
+    bins: Sequence[Tensor]
+    nats: Tensor
+
+    def __call__(self, micro_batch: int, logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        bins = self.bins[micro_batch]
+        losses = token_losses(logits, target).masked_fill(~mask, 0.0)
+        blocks = losses.unflatten(1, (bins.shape[1], -1)).sum(2, dtype=torch.float64)
+        # a product, as adding at indices is in no certain order on a GPU
+        self.nats.add_(blocks.flatten() @ one_hot(bins.flatten(), len(self.nats)).double())
+        return losses.sum()
 
 
 @dataclass(frozen=True)

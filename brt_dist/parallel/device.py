@@ -29,6 +29,11 @@ class Device:
         """Backend of torch.distributed."""
         return "nccl" if self.kind == "cuda" else "gloo"
 
+    @property
+    def name(self) -> str:
+        """As the driver gives it; "cpu" for a CPU."""
+        return torch.cuda.get_device_name(self.index) if self.kind == "cuda" else "cpu"
+
     def synchronize(self) -> None:
         """Wait for queued work, so that a clock read afterwards means something."""
         if self.kind == "cuda":

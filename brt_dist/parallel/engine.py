@@ -6,22 +6,21 @@ global batch divided by their number, which every rank knows from the schedule b
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.utils import clip_grad_norm_
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from brt_dist.config.deepspeed import deepspeed_config
 from brt_dist.config.schema import Config
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.linear import megatron_config
-from brt_dist.model.model import loss_sum, token_losses
+from brt_dist.model.model import loss_sum
 from brt_dist.model.parameters import LogicalParameter, initialize, logical_parameters, replicated
 from brt_dist.model.sequence import sum_gradients
 from brt_dist.parallel.device import Device
@@ -54,15 +53,9 @@ class StepInput:
     loss_tokens: int
 
 
-@dataclass(frozen=True)
-class PositionTally:
-    """Where an evaluation step adds up nats by bins of blocks: `nats` (P,) float64, brought up to date on last stages.
-
-    bins: (b, N/W) int64 in [0, P), the bin of each block of this rank's streams.
-    """
-
-    bins: Tensor
-    nats: Tensor
+# Looks at an evaluation step on the last stage: number of the micro-batch, this rank's logits (N, b, V/tp), target and
+# mask (b, N); returns the sum of nats.  Called in the order of the micro-batches.
+Observer: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,8 @@ class Engine(ABC):
         self.layout = layout
         self.device = device
         self._context = StageContext(StreamMemory({}, 0))
-        self._tally: PositionTally | None = None  # of the evaluation step under way
+        self._observer: Observer | None = None  # of the evaluation step under way
+        self._observed = 0  # micro-batches of it
         self._parallel = megatron_config(config.parallel.sequence_parallel)
         self.stage = self._build_stage()
         for name, part in named_parts(self.stage):
@@ -116,7 +110,7 @@ class Engine(ABC):
     def train_step(self, step: StepInput, learning_rate: float) -> StepResult:
         """Forward and backward of all micro-batches, one update, and the commit of the memory.  Collective."""
         set_learning_rate(self.optimizer, learning_rate)
-        self._tally = None
+        self._observer = None
         self._context.begin(self._micro_batches(step, training=True), self.memory)
         result = self._train(step)
         if self._finite.left_out:
@@ -127,11 +121,11 @@ class Engine(ABC):
             self.memory.discard()
         return result
 
-    def evaluate_step(self, step: StepInput, memory: StreamMemory, tally: PositionTally | None = None) -> float:
+    def evaluate_step(self, step: StepInput, memory: StreamMemory, observer: Observer | None = None) -> float:
         """Loss of a segment in nats per unmasked token, without a gradient; `memory` moves on.  Collective."""
         if step.loss_tokens == 0:
             return 0.0
-        self._tally = tally
+        self._observer, self._observed = observer, 0
         self._context.begin(self._micro_batches(step, training=False), memory)
         loss = self._evaluate(step)
         memory.commit()
@@ -177,28 +171,24 @@ class Engine(ABC):
 
         return [MicroBatch(starts, dropout(i)) for i, starts in enumerate(step.starts.split(size))]
 
-    def _portions(self, step: StepInput) -> Iterator[tuple[Tensor | None, tuple[Tensor, ...] | None]]:
-        """Per micro-batch: tokens, and (target, mask, weight of a nat in the mean loss), with a tally also bins."""
+    def _portions(self, step: StepInput) -> Iterator[tuple[Tensor | None, tuple[Tensor, Tensor, Tensor] | None]]:
+        """Per micro-batch: tokens, and (target, mask, weight of a nat in the mean loss)."""
         # DeepSpeed averages over micro-batches and data parallel ranks; the weight undoes that.
         share = self.layout.micro_batches * self.layout.data / max(step.loss_tokens, 1)
         weight = torch.tensor(share, device=self.device.torch)
         for i in range(self.layout.micro_batches):
             rows = slice(i * self.layout.micro_batch, (i + 1) * self.layout.micro_batch)
-            labels: tuple[Tensor, ...] | None = None
+            labels = None
             if step.target is not None and step.mask is not None:
                 labels = (step.target[rows], step.mask[rows], weight)
-                labels += (self._tally.bins[rows],) if self._tally else ()
             yield None if step.tokens is None else step.tokens[rows], labels
 
-    def _loss(self, logits: Tensor, labels: tuple[Tensor, ...]) -> Tensor:
-        target, mask, weight, *bins = labels
-        if self._tally is None:
+    def _loss(self, logits: Tensor, labels: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        target, mask, weight = labels
+        if self._observer is None:
             return loss_sum(logits, target, mask) * weight
-        losses = token_losses(logits, target).masked_fill(~mask, 0.0)
-        blocks = losses.unflatten(1, (bins[0].shape[1], -1)).sum(2, dtype=torch.float64)
-        # a product, as adding at indices is in no certain order on a GPU
-        self._tally.nats.add_(blocks.flatten() @ one_hot(bins[0].flatten(), len(self._tally.nats)).double())
-        return losses.sum() * weight
+        self._observed += 1
+        return self._observer(self._observed - 1, logits, target, mask) * weight
 
     @abstractmethod
     def _build_stage(self) -> WholeModel | PipelineStage: ...

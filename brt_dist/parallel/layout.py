@@ -21,6 +21,7 @@ from megatron.core import parallel_state
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.parallel.device import Device, choose
+from brt_dist.parallel.meeting import meeting_store
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ def initialize(layout: Layout, device: Device, timeout_seconds: float = 600.0, s
             f"{world} ranks were started, but parallel.tensor={layout.tensor} * parallel.pipeline={layout.pipeline} * "
             f"parallel.data={layout.data} needs {layout.world_size}."
         )
+    if store is None:
+        store = meeting_store(layout.rank, world, timeout_seconds)
     dist.init_process_group(
         device.backend,
         store=store,

@@ -16,7 +16,7 @@ from brt_dist.parallel.stage import StageContext, StreamLayer, StreamNorm, calle
 EMBEDDING = "embedding"
 FINAL_NORM = "final_norm"
 
-Loss = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
+Loss = Callable[[Tensor, tuple[Tensor, Tensor, Tensor]], Tensor]
 
 
 def named_parts(stage: "WholeModel | PipelineStage") -> Iterator[tuple[str, nn.Module]]:

@@ -9,9 +9,14 @@ from brt_dist.checkpoint.store import CheckpointStore
 from brt_dist.config.schema import Config
 from brt_dist.errors import ExitCode
 from brt_dist.evaluation.evaluate import evaluate
+from brt_dist.generation.prompts import samples
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import build_engine
+from brt_dist.parallel.held import held
 from brt_dist.parallel.layout import Layout, agree, limit_waiting
+from brt_dist.planning.flops import TRAINING, forward_flops
+from brt_dist.planning.hardware import peak_flops
+from brt_dist.planning.memory import plan_of
 from brt_dist.training.adjustments import Adjustments
 from brt_dist.training.batches import step_input, streams_to_read
 from brt_dist.training.begin import begin_from
@@ -64,6 +69,8 @@ class Trainer:
         self.guard = NumberGuard(config.run.guards, events.write)
         self.stragglers = StragglerWatch(config.run.guards, device, events.write)
         self.trained = 0  # steps of this attempt
+        self.flops = TRAINING * forward_flops(config.model)  # of a token
+        self.peak_flops = peak_flops(device.name, config.run.precision)  # of a device; none where it is not known
         self.schedule = StreamSchedule(
             train.parts,
             weights=train.weights,
@@ -85,7 +92,15 @@ class Trainer:
         """Resume, train to the last step or to a request to stop, evaluate, save.  Collective."""
         self.resume()
         layout = {key: getattr(self.layout, key) for key in ("tensor", "pipeline", "data", "micro_batch", "streams")}
-        self.events.write("attempt", world_size=self.layout.world_size, layout=layout, start_step=self.step)
+        self.events.write(
+            "attempt",
+            world_size=self.layout.world_size,
+            layout=layout,
+            start_step=self.step,
+            device=self.device.name,
+            flops_per_token=self.flops,
+            plan=plan_of(self.config),
+        )
         return self.train_until(self.config.run.steps)
 
     def resume(self) -> None:
@@ -172,15 +187,23 @@ class Trainer:
                 step_seconds=seconds,
                 data_wait_seconds=waited,
                 peak_memory_bytes=self.device.peak_memory_bytes(),
+                **self._utilization(plan.loss_tokens / seconds),
             )
         self.stragglers.judge(work, number)
         if _is_due(number, self.config.run.memory_every) and self.config.model.recurrent_layers:
             self.events.write("memory", step=number, layers=memory_statistics(self.engine))
         if self.trained == 0:
+            self.events.write("held", step=number, **held(self.engine).to_json())
             limit_waiting(self.config.run.guards.collective_seconds)
         self.trained += 1
         self.heartbeat.beat()
         return stop
+
+    def _utilization(self, tokens_per_second: float) -> dict[str, float]:
+        """MFU: the share of what the devices can do that the model asks for; nothing where they are not known."""
+        if self.peak_flops is None:
+            return {}
+        return {"mfu": tokens_per_second * self.flops / (self.layout.world_size * self.peak_flops)}
 
     def _evaluate(self) -> None:
         self.heartbeat.slow("evaluating")
@@ -200,6 +223,11 @@ class Trainer:
                     positions=[position.to_json() for position in found.positions],
                     seconds=time.perf_counter() - began,
                 )
+        if self.config.run.sample_tokens:
+            self.heartbeat.slow("sampling")
+            dataset = self.datasets.get("validation", self.datasets["train"])
+            found_texts = samples(self.engine, dataset, self.config.run.sample_tokens, self.step)
+            self.events.write("sample", step=self.step, samples=[text.to_json() for text in found_texts])
 
     def _save(self) -> None:
         if self.saved_step != self.step:

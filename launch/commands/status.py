@@ -38,6 +38,7 @@ def describe(run: Path) -> dict[str, Any]:
 
     from brt_dist.config.loading import load
     from launch.events import History, read_events
+    from launch.liveness import launcher_of
     from launch.supervisor import attempts, read_attempt
     from launch.tracking.health import Health
     from launch.tracking.uri import page_command
@@ -49,12 +50,16 @@ def describe(run: Path) -> dict[str, Any]:
     records = [read_attempt(run, number) for number in attempts(run)]
     last = records[-1] if records else {}
     running = bool(last) and "end" not in last
+    verdict = last.get("verdict", "not started")
+    if running:
+        verdict = "launcher_gone" if launcher_of(run, last) == "gone" else "running"
     plot = run / "plots" / "loss.png"
     tracking = config.run.tracking
     return {
         "run": str(run),
-        "verdict": "running" if running else last.get("verdict", "not started"),
-        "reason": f"attempt {len(records)}, step {max(history.steps, default=0)} of {config.run.steps}",
+        "verdict": verdict,
+        "reason": f"attempt {len(records)}, step {max(history.steps, default=0)} of {config.run.steps}"
+        + ("; the same command, or brt resume, goes on" if verdict == "launcher_gone" else ""),
         "failed_rank": last.get("failed_rank"),
         "detail": last.get("detail", ""),
         "step": max(history.steps, default=0),

@@ -23,8 +23,22 @@ class Curve:
     faint: bool = False
 
 
-def chart(title: str, curves: Sequence[Curve], unit: str, lines: Sequence[tuple[float, str]] = ()) -> str:
-    """A figure of all curves over the steps; empty text when no curve has a point.
+@dataclass(frozen=True)
+class Below:
+    """The axis of x.  name: what it is.  marks: where it is labelled, and how; none: round numbers."""
+
+    name: str = "step"
+    marks: Sequence[tuple[float, str]] = ()
+
+
+def chart(
+    title: str,
+    curves: Sequence[Curve],
+    unit: str,
+    lines: Sequence[tuple[float, str]] = (),
+    below: Below = Below(),
+) -> str:
+    """A figure of all curves over the steps, or what `below` says; empty text when no curve has a point.
 
     unit: of y.  lines: upright ones at a step, with what happened there.
     """
@@ -34,7 +48,7 @@ def chart(title: str, curves: Sequence[Curve], unit: str, lines: Sequence[tuple[
         return ""
     xs, ys = ([point[axis] for _, points in shown for point in points] for axis in (0, 1))
     place = _Place(_span(xs, 0.0), _span(ys, 0.06))
-    parts = [*_axes(place, unit)]
+    parts = [*_axes(place, unit, below)]
     for step, what in lines:
         if place.x_range[0] <= step <= place.x_range[1]:
             x = place.x(step)
@@ -43,7 +57,7 @@ def chart(title: str, curves: Sequence[Curve], unit: str, lines: Sequence[tuple[
                 f"<title>step {step:g}: {escape(what)}</title></line>"
             )
     for curve, points in shown:
-        parts += _curve(place, curve, points, unit)
+        parts += _curve(place, curve, points, unit, below)
     legend = "".join(f'<span class="c{curve.colour}">{escape(curve.name)}</span>' for curve, _ in shown)
     return (
         f'<figure><figcaption>{escape(title)}<span class="legend">{legend}</span></figcaption>'
@@ -67,30 +81,33 @@ class _Place:
         return _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
 
 
-def _curve(place: _Place, curve: Curve, points: Sequence[Point], unit: str) -> list[str]:
+def _curve(place: _Place, curve: Curve, points: Sequence[Point], unit: str, below: Below) -> list[str]:
     path = " ".join(f"{place.x(x):.1f},{place.y(y):.1f}" for x, y in points)
     faint = " faint" if curve.faint else ""
     parts = [f'<polyline class="c{curve.colour}{faint}" points="{path}"/>'] if len(points) > 1 else []
     if curve.marks or len(points) == 1:
         parts += [
             f'<circle class="c{curve.colour}" cx="{place.x(x):.1f}" cy="{place.y(y):.1f}" r="3.5">'
-            f"<title>{escape(curve.name)}, step {x:g}: {y:.4g} {escape(unit)}</title></circle>"
+            f"<title>{escape(curve.name)}, {escape(below.name)} {x:g}: {y:.4g} {escape(unit)}</title></circle>"
             for x, y in points
         ]
     return parts
 
 
-def _axes(place: _Place, unit: str) -> list[str]:
+def _axes(place: _Place, unit: str, below: Below) -> list[str]:
     bottom, parts = _HEIGHT - _BOTTOM, []
     for value in _ticks(*place.y_range, 5):
         y = place.y(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>')
-    for value in _ticks(*place.x_range, 7):
-        x = place.x(value)
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{_short(value)}</text>')
+        parts.append(f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{short(value)}</text>')
+    for value, text in below.marks or [(value, short(value)) for value in _ticks(*place.x_range, 7)]:
+        if place.x_range[0] <= value <= place.x_range[1]:
+            x = place.x(value)
+            parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{escape(text)}</text>')
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(f'<text class="unit" x="{_WIDTH - _RIGHT}" y="{bottom + 30}" text-anchor="end">step</text>')
+    parts.append(
+        f'<text class="unit" x="{_WIDTH - _RIGHT}" y="{bottom + 30}" text-anchor="end">{escape(below.name)}</text>'
+    )
     parts.append(f'<text class="unit" x="{_LEFT + 6}" y="{_TOP + 8}">{escape(unit)}</text>')
     return parts
 
@@ -111,7 +128,8 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
     return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A number as axes show it: 1.5k, 2M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"

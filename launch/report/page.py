@@ -11,14 +11,15 @@ from launch.events import Event, History
 from launch.progress import duration
 from launch.report.charts import Curve, chart
 from launch.report.collect import RunFacts
-
-_NAMES = {"train": "training text", "validation": "held-out text"}
+from launch.report.curves import COLOURS, NAMES, charts, evaluation_points, points
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --dim: #667085; --line: #d9dee7; --page: #f6f7f9; --card: #fff;
-  --c0: #1f5fa8; --c1: #c2571a; --c2: #2e7d4f; --c3: #8e44ad; --bad: #b3261e; --good: #2e7d4f; }
+  --c0: #1f5fa8; --c1: #c2571a; --c2: #2e7d4f; --c3: #8e44ad; --c4: #0b8a94; --c5: #c2357a; --c6: #7a5a1e;
+  --c7: #5b6472; --bad: #b3261e; --good: #2e7d4f; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e7ebf0; --dim: #9aa5b5; --line: #333c49; --page: #12161c;
-  --card: #1a2029; --c0: #6fa8e8; --c1: #f09a5e; --c2: #6cc08b; --c3: #c39bd3; --bad: #ff8a80; --good: #6cc08b; } }
+  --card: #1a2029; --c0: #6fa8e8; --c1: #f09a5e; --c2: #6cc08b; --c3: #c39bd3; --c4: #5cc9d1; --c5: #f08fbb;
+  --c6: #d1b06b; --c7: #a5afbd; --bad: #ff8a80; --good: #6cc08b; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1360px; margin: 0 auto; padding: 28px 24px 60px; }
@@ -33,13 +34,8 @@ figcaption { font-weight: 600; display: flex; flex-wrap: wrap; gap: 14px; }
 .legend { font-weight: 400; font-size: 13px; display: flex; flex-wrap: wrap; gap: 12px; color: var(--dim); }
 .legend span::before { content: ""; display: inline-block; width: 12px; height: 3px; margin: 0 5px 3px 0;
   background: currentColor; }
-.legend .c0::before { background: var(--c0); } .legend .c1::before { background: var(--c1); }
-.legend .c2::before { background: var(--c2); } .legend .c3::before { background: var(--c3); }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--dim); font-size: 12px; }
 polyline { fill: none; stroke-width: 1.7; stroke-linejoin: round; } .faint { opacity: .35; stroke-width: 1; }
-polyline.c0 { stroke: var(--c0); } polyline.c1 { stroke: var(--c1); } polyline.c2 { stroke: var(--c2); }
-polyline.c3 { stroke: var(--c3); } circle.c0 { fill: var(--c0); } circle.c1 { fill: var(--c1); }
-circle.c2 { fill: var(--c2); } circle.c3 { fill: var(--c3); }
 .grid { stroke: var(--line); } .axis { stroke: var(--dim); }
 line.event { stroke: var(--bad); stroke-dasharray: 3 3; stroke-width: 1.4; }
 .card { overflow-x: auto; padding: 4px 14px; } table { border-collapse: collapse; width: 100%; font-size: 14px; }
@@ -47,6 +43,11 @@ th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var
 tr:last-child td { border: 0; } th { font-weight: 600; color: var(--dim); } td.n { font-variant-numeric: tabular-nums; }
 details summary { cursor: pointer; padding: 8px 0; } code { font-size: 13px; overflow-wrap: anywhere; }
 """
+STYLE += "\n".join(
+    f".legend .c{n}::before {{ background: var(--c{n}); }} polyline.c{n} {{ stroke: var(--c{n}); }} "
+    f"circle.c{n} {{ fill: var(--c{n}); }}"
+    for n in range(COLOURS)
+)
 
 
 def write_report(runs: Sequence[Path], path: Path) -> Path:
@@ -67,9 +68,11 @@ def page(runs: Sequence[RunFacts]) -> str:
 
 
 def _compared(runs: Sequence[RunFacts]) -> str:
-    curves = [Curve(run.name, _points(run.history, "bits_per_token"), number % 4) for number, run in enumerate(runs)]
+    curves = [
+        Curve(run.name, points(run.history, "bits_per_token"), number % COLOURS) for number, run in enumerate(runs)
+    ]
     held_out = [
-        Curve(run.name, _evaluation(run.history, "validation", "carried"), number % 4, marks=True)
+        Curve(run.name, evaluation_points(run.history, "validation", "carried"), number % COLOURS, marks=True)
         for number, run in enumerate(runs)
     ]
     return (
@@ -82,9 +85,11 @@ def _run(run: RunFacts) -> str:
     sections = [
         f'<h1>{escape(run.name)}</h1><div class="dim">{escape(str(run.folder))}</div>',
         _tiles(run),
-        "<h2>Curves</h2>" + _charts(run),
+        "<h2>Curves</h2>" + charts(run),
         "<h2>Attempts</h2>" + _attempts(run),
+        "<h2>The plan, and what happened</h2>" + _planned(run),
         "<h2>Evaluations</h2>" + _evaluations(run.history),
+        _samples(run),
         "<h2>Checkpoints</h2>" + _checkpoints(run.history),
         "<h2>Told by the guards</h2>" + _guards(run),
         f"<h2>Config</h2>{_config(run)}",
@@ -102,6 +107,7 @@ def _tiles(run: RunFacts) -> str:
         ("loss", f"{last['bits_per_token']:.3f} bits/token" if "bits_per_token" in last else "-"),
         ("tokens", f"{last.get('tokens', 0):,}"),
         ("speed", f"{last['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in last else "-"),
+        ("MFU", _utilization(run)),
         ("time in attempts", duration(run.seconds)),
         ("layout", escape(run.layout)),
         ("hosts", escape(", ".join(run.hosts)) or "-"),
@@ -110,46 +116,11 @@ def _tiles(run: RunFacts) -> str:
     return f'<div class="tiles">{cells}</div>'
 
 
-def _charts(run: RunFacts) -> str:
-    history, lines = run.history, run.restarts
-    loss = [Curve("training", _points(history, "bits_per_token"), 0)]
-    for number, dataset in enumerate(("train", "validation")):
-        for memory in ("carried", "cleared"):
-            colour = 2 * number + (memory == "cleared")
-            name = f"{_NAMES[dataset]}, memory {memory}"
-            loss.append(Curve(name, _evaluation(history, dataset, memory), colour, marks=True))
-    wait = [(step, 100 * share) for step, share in _wait_shares(history)]
-    figures = [
-        chart("Loss", loss, "bits/token", lines),
-        chart("Gradient norm before clipping", [Curve("norm", _points(history, "grad_norm"))], "norm", lines),
-        chart("Learning rate", [Curve("rate", _points(history, "learning_rate"))], "rate", lines),
-        chart("Speed", [Curve("all ranks", _points(history, "tokens_per_second"), 2)], "tokens/s", lines),
-        chart("Waiting for data", [Curve("rank 0", wait, 1)], "% of the step", lines),
-    ]
-    figures += _memory(run)
-    found = "".join(figures)
-    return f'<div class="charts">{found}</div>' if found else '<p class="dim">no step yet</p>'
-
-
-def _memory(run: RunFacts) -> list[str]:
-    """Sizes of the states and what the gates keep, a curve for each recurrent layer."""
-    curves: dict[str, dict[int, dict[int, float]]] = {"state_rms": {}, "state_max": {}, "kept": {}}
-    for event in run.events:
-        for layer in event.get("layers", ()) if event["event"] == "memory" else ():
-            for key, by_layer in curves.items():
-                by_layer.setdefault(layer["layer"], {})[event["step"]] = layer[key]  # what came again replaces
-
-    def drawn(key: str) -> list[Curve]:
-        return [
-            Curve(f"layer {layer}", sorted(points.items()), number % 4, marks=len(points) < 40)
-            for number, (layer, points) in enumerate(sorted(curves[key].items()))
-        ]
-
-    return [
-        chart("Size of the states", drawn("state_rms"), "root mean square"),
-        chart("Largest entry of the states", drawn("state_max"), "size"),
-        chart("Share of the state that the gates keep", drawn("kept"), "share"),
-    ]
+def _utilization(run: RunFacts) -> str:
+    last, device = run.history.latest_step() or {}, (run.history.attempt or {}).get("device")
+    if "mfu" in last:
+        return f"{last['mfu']:.1%} of {escape(str(device))}"
+    return f"not known for {escape(str(device))}" if device else "-"
 
 
 def _attempts(run: RunFacts) -> str:
@@ -166,13 +137,57 @@ def _attempts(run: RunFacts) -> str:
     return _table(("", "begun", "took", "from step", "verdict", "reason", "what followed"), rows)
 
 
+def _planned(run: RunFacts) -> str:
+    """Sizes that follow from the config, beside those of rank 0 after its first step of the last attempt."""
+    plan = (run.history.attempt or {}).get("plan")
+    if not plan:
+        return '<p class="dim">none</p>'
+    held: Event = next((event for event in reversed(run.events) if event["event"] == "held"), {"event": "held"})
+    last, steps, fullest = run.history.latest_step() or {}, run.history.steps, plan["fullest_rank"]
+    rows: list[tuple[str, str, str]] = [
+        ("steps", f"{run.steps:,}", f"{max(steps, default=0):,}"),
+        ("tokens a step", f"{plan['tokens_per_step']:,}", _number(_mean(steps, "tokens"), "{:,.0f} with a target")),
+        ("parameters", f"{plan['parameters']:,}", ""),
+        ("parameters of a rank", f"{fullest['parameters']:,} at most", _number(held.get("parameters"), "{:,}, rank 0")),
+    ]
+    for key, name in (("weights", "weights"), ("optimizer", "optimizer"), ("carried", "states and window caches")):
+        rows.append((f"{name} of a rank", f"{_bytes(fullest[key])} at most", f"{_bytes(held.get(key))}, rank 0"))
+    rows += [
+        ("memory at its peak", "activations and libraries are not planned", f"{_bytes(last.get('peak_memory_bytes'))}"),
+        ("operations a step", f"{plan['flops_per_step']:.3g} FLOP", ""),
+    ]
+    return _table(("", "planned", "happened"), rows)
+
+
+def _mean(steps: dict[int, Event], key: str) -> float | None:
+    """Growth of a counter for each step."""
+    known = [step for step in sorted(steps) if key in steps[step]]
+    if len(known) < 2:
+        return None
+    first, last = known[0], known[-1]
+    return float(steps[last][key] - steps[first][key]) / (last - first)
+
+
+def _number(value: Any, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
 def _evaluations(history: History) -> str:
     rows = [
-        (f"{step:,}", _NAMES.get(dataset, dataset), memory, f"{event['bits_per_token']:.4f}", f"{event['tokens']:,}")
+        (f"{step:,}", NAMES.get(dataset, dataset), memory, f"{event['bits_per_token']:.4f}", f"{event['tokens']:,}")
         for (step, dataset, memory), event in sorted(history.evaluations.items(), reverse=True)
         if "bits_per_token" in event and "tokens" in event
     ]
     return _table(("step", "text", "memory", "bits/token", "tokens"), rows)
+
+
+def _samples(run: RunFacts) -> str:
+    """What the model made up at the last evaluation that asked for it."""
+    event = next((event for event in reversed(run.events) if event["event"] == "sample"), None)
+    if event is None:
+        return ""
+    rows = [(one["document"], one["prompt"][-200:], one["text"]) for one in event.get("samples", ())]
+    return f"<h2>Made up at step {event['step']:,}</h2>" + _table(("document", "after", "the model went on"), rows)
 
 
 def _checkpoints(history: History) -> str:
@@ -207,26 +222,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         return '<p class="dim">none</p>'
     names = "".join(f"<th>{escape(name)}</th>" for name in head)
     return f'<div class="card"><table><thead><tr>{names}</tr></thead><tbody>{cells}</tbody></table></div>'
-
-
-def _points(history: History, key: str) -> list[tuple[float, float]]:
-    return [
-        (step, event[key]) for step, event in sorted(history.steps.items()) if isinstance(event.get(key), int | float)
-    ]
-
-
-def _evaluation(history: History, dataset: str, memory: str) -> list[tuple[float, float]]:
-    found = [(key[0], event) for key, event in sorted(history.evaluations.items()) if key[1:] == (dataset, memory)]
-    return [(step, event["bits_per_token"]) for step, event in found if "bits_per_token" in event]
-
-
-def _wait_shares(history: History) -> list[tuple[int, float]]:
-    events: Iterable[tuple[int, Event]] = sorted(history.steps.items())
-    return [
-        (step, event["data_wait_seconds"] / event["step_seconds"])
-        for step, event in events
-        if event.get("step_seconds") and "data_wait_seconds" in event
-    ]
 
 
 def _plain(value: Any) -> str:

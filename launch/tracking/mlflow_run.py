@@ -8,7 +8,7 @@ from typing import Any
 
 from brt_dist.config.schema import TrackingConfig
 from launch.tracking.client import connect, experiment_id, find_or_make, sweep_name
-from launch.tracking.rows import Row, Tag
+from launch.tracking.rows import Row, Tag, Text
 from launch.tracking.state import SyncState
 from launch.tracking.uri import redact
 
@@ -81,7 +81,7 @@ class MlflowRun:
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
         self._client.log_inputs(self.id, inputs)
 
-    def log(self, rows: Iterable[Row | Tag]) -> None:
+    def log(self, rows: Iterable[Row | Tag | Text]) -> None:
         """Send rows in batches, with their own times."""
         from mlflow.entities import Metric
 
@@ -91,6 +91,9 @@ class MlflowRun:
         for start in range(0, len(metrics), _BATCH_METRICS):
             self._client.log_batch(self.id, metrics=metrics[start : start + _BATCH_METRICS])
         self.tag(tags)
+        for item in items:
+            if isinstance(item, Text):
+                self.log_text(item.text, item.name)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         self._client.log_artifact(self.id, str(path), folder)

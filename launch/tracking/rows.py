@@ -28,7 +28,15 @@ class Tag:
     value: str
 
 
-def rows(events: Iterable[Event], sent: dict[str, int]) -> Iterator[Row | Tag]:
+@dataclass(frozen=True)
+class Text:
+    """A text file among the artifacts; the last one of a name wins."""
+
+    name: str
+    text: str
+
+
+def rows(events: Iterable[Event], sent: dict[str, int]) -> Iterator[Row | Tag | Text]:
     """The rows of `events`.
 
     sent: by curve, the last step that was sent; brought up to date here.  A step at or before it is left out: after a
@@ -45,6 +53,8 @@ def rows(events: Iterable[Event], sent: dict[str, int]) -> Iterator[Row | Tag]:
         elif kind == "checkpoint":
             yield from _once("checkpoint", "checkpoint/", event, sent)
             yield Tag("checkpoint", str(event.get("path", event["step"])))
+        elif kind == "sample":
+            yield Text(f"samples/step_{int(event['step']):08d}.txt", sample_text(event))
         elif kind == "memory":
             yield from _once("memory", "", {**event, **_by_layer(event)}, sent)
         elif kind in _GUARDS and isinstance(event.get("step"), int):
@@ -58,6 +68,13 @@ def system_rows(events: Iterable[Event], node: str, first: int) -> Iterator[Row]
     """The rows of samples of a node, numbered from `first` on, under the names that MLflow's page looks for."""
     for number, event in enumerate(events, first):
         yield from _values(f"system/{node}/", event, number)
+
+
+def sample_text(event: Event) -> str:
+    """Samples as a file for people."""
+    return "\n".join(
+        f"document {one['document']}\n{one['prompt']}\n>>> {one['text']}\n" for one in event.get("samples", ())
+    )
 
 
 def layout_text(layout: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from launch.tracking.state import SyncState
 from launch.tracking.uri import fingerprint, redact, tracking_folder, tracking_uri
 
 _LINES = 500  # events that are read at once
-_POLL_SECONDS = 2.0
+_POLL_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 60.0
 _STATUS = {ExitCode.FINISHED: "FINISHED", ExitCode.PREEMPTED: "KILLED", ExitCode.INTERRUPTED: "KILLED"}
 

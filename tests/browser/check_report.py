@@ -1,6 +1,8 @@
 """The report of a run in a real browser.  Run by `make test-report`, not by `make test`: it needs Chromium."""
 
+import json
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,10 @@ from click.testing import CliRunner
 from matplotlib import image
 
 from launch.cli import brt
+from tests.datasets import make_dataset
 from tests.unit.test_report import write_run
 
+ROOT = Path(__file__).parents[2]
 QUIET = ("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync")
 
 
@@ -36,6 +40,81 @@ def page(tmp_path: Path) -> Path:
     run = write_run(tmp_path)
     assert CliRunner().invoke(brt, ["report", str(run)]).exit_code == 0
     return run / "report.html"
+
+
+def boxes(page: Path, folder: Path) -> dict[str, list[dict[str, float]]]:
+    """Where the browser puts figures, pictures, curves and the page, in pixels: asked by a script put at its end."""
+    script = """<script>
+      const place = r => ({x: r.x, y: r.y, width: r.width, height: r.height});
+      const box = e => place(e.getBoundingClientRect());
+      const all = what => [...document.querySelectorAll(what)].map(box);
+      document.body.textContent = JSON.stringify({page: all("main"), figure: all("figure"), svg: all("figure svg"),
+        curve: all("polyline"), dot: all("circle"), caption: all("figcaption"), text: all("svg text")});
+    </script></body>"""
+    asked = folder / "asked.html"
+    asked.write_text(page.read_text().replace("</body>", script))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", *QUIET, "--window-size=1300,1400"]
+    command += [f"--user-data-dir={folder / 'profile'}", "--dump-dom", asked.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    body = done.stdout[done.stdout.index("<body>") + len("<body>") : done.stdout.index("</body>")]
+    found: dict[str, list[dict[str, float]]] = json.loads(body)
+    return found
+
+
+def overlap(one: dict[str, float], other: dict[str, float]) -> bool:
+    return all(
+        one[at] < other[at] + other[size] - 1 and other[at] < one[at] + one[size] - 1
+        for at, size in (("x", "width"), ("y", "height"))
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a real run: two ranks, evaluations with memory carried and cleared, looks at the memory."""
+    folder = tmp_path_factory.mktemp("trained")
+    dataset = make_dataset(folder, [f"This is document {number}. " * (40 + 30 * number) for number in range(6)]).folder
+    config = folder / "config.yaml"
+    config.write_text(f"""\
+model: {{layers: 2, width: 16, heads: 2, head_dim: 8, mlp_width: 32, window: 8, states: 8, recurrent_layers: [0, 1]}}
+data: {{dataset: {dataset}, validation: {dataset}, segment: 16, streams: 4}}
+parallel: {{tensor: 2, micro_batch: 2}}
+optimizer: {{warmup_steps: 2}}
+run: {{name: real, directory: {folder / "run"}, steps: 20, precision: fp32, device: cpu, evaluate_every: 10,
+  checkpoint_every: 10, memory_every: 5, tracking: {{enabled: false}}}}
+""")
+    brt_ = [sys.executable, "-m", "launch.cli"]
+    subprocess.run([*brt_, "train", str(config)], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*brt_, "report", str(folder / "run")], cwd=ROOT, check=True, capture_output=True)
+    return folder / "run" / "report.html"
+
+
+def test_every_chart_of_a_real_run_has_its_size_and_place(trained: Path, tmp_path: Path) -> None:
+    found = boxes(trained, tmp_path)
+    (page,), figures, pictures = found["page"], found["figure"], found["svg"]
+    assert len(figures) == len(pictures) == 9  # loss, norm, rate, speed, waiting, three of memory, positions
+    for figure, picture in zip(figures, pictures, strict=True):
+        assert picture["width"] > 500 and 190 < picture["height"] < 300
+        assert page["x"] <= figure["x"] and figure["x"] + figure["width"] <= page["x"] + page["width"]
+        assert figure["x"] <= picture["x"] and picture["x"] + picture["width"] <= figure["x"] + figure["width"]
+        assert figure["y"] < picture["y"] and picture["y"] + picture["height"] <= figure["y"] + figure["height"]
+    assert not any(overlap(one, other) for n, one in enumerate(figures) for other in figures[:n])
+    inside = [
+        next((p for p in pictures if overlap(p, curve) or p["y"] <= curve["y"] <= p["y"] + p["height"]), None)
+        for curve in found["curve"]
+    ]
+    assert len(found["curve"]) >= 14 and all(inside)
+    assert sum(curve["width"] > 300 for curve in found["curve"]) >= 12  # they go from side to side
+    marks = [box for box in found["text"] if box["width"]]
+    for mark in marks:
+        assert any(p["x"] <= mark["x"] and mark["x"] + mark["width"] <= p["x"] + p["width"] for p in pictures)
+    assert not [1 for n, one in enumerate(marks) for other in marks[:n] if overlap(one, other)]
+
+
+def test_a_real_run_says_nothing_on_the_console(trained: Path, tmp_path: Path) -> None:
+    picture, console = screenshot(trained, tmp_path)
+    assert console == ""
+    for colour in ("#1f5fa8", "#c2571a", "#8e44ad", "#2e7d4f"):
+        assert pixels(picture, colour) > 30, colour
 
 
 def test_it_is_drawn(page: Path, tmp_path: Path) -> None:

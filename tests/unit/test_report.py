@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from launch.cli import brt
 from launch.report.charts import Curve, chart
+from launch.run_directory import claimed
 from launch.watch import Watch, sparkline
 
 CONFIG = """\
@@ -29,7 +31,11 @@ def write_run(folder: Path, name: str = "tiny", ended: bool = True) -> Path:
     events: list[dict[str, Any]] = []
     for attempt, start, end in ((1, 0, 14), (2, 10, 40)):
         layout = {"tensor": 2, "pipeline": 1, "data": 2}
-        events.append({"event": "attempt", "time": 100.0 * attempt, "layout": layout, "start_step": start})
+        fullest = {"parameters": 500, "weights": 2_000_000, "optimizer": 6_000_000, "carried": 700_000}
+        plan = {"parameters": 1234, "tokens_per_step": 64, "flops_per_step": 1.5e9, "fullest_rank": fullest}
+        begun = {"layout": layout, "start_step": start, "device": "cpu", "plan": plan}
+        events.append({"event": "attempt", "time": 100.0 * attempt, **begun})
+        events.append({"event": "held", "time": 100.0 * attempt, **fullest, "optimizer": 6_100_000, "parameters": 499})
         for step in range(start + 1, end + 1):
             common = {"tokens": step * 64, "tokens_per_second": 500.0, "step_seconds": 0.1, "data_wait_seconds": 0.02}
             bits = 8.0 - step / 10
@@ -40,6 +46,8 @@ def write_run(folder: Path, name: str = "tiny", ended: bool = True) -> Path:
     at = {"time": 250.0, "attempt": 2}
     for memory, bits in (("carried", 4.25), ("cleared", 4.5)):
         what = {"dataset": "validation", "memory": memory, "bits_per_token": bits, "loss": 3.0, "tokens": 1000}
+        bins = [(0, 64, 3.5), (64, 128, 3.0), (256, None, bits * 0.5)]  # no document ends in between
+        what["positions"] = [{"from": a, "to": b, "loss": loss, "tokens": 9} for a, b, loss in bins]
         events.append({"event": "evaluation", "step": 40, **what, **at})
     place = {"path": "checkpoints/step_00000040", "seconds": 0.5, "stall_seconds": 0.01, "bytes": 2_000_000}
     events.append({"event": "checkpoint", "step": 40, **place, **at})
@@ -102,7 +110,7 @@ def test_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
     html = report(write_run(tmp_path))
     page = Page(html)
     assert page.loads == [] and "script" not in page.tags and "http" not in html.replace("http://***@host", "")
-    assert page.tags.count("svg") == 8
+    assert page.tags.count("svg") == 9
     for said in (
         "40 of 40",
         "4.000 bits/token",
@@ -112,6 +120,11 @@ def test_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
         "2.0 MB",
         "my.yaml:2",
         "layer 3",
+        "not known for cpu",
+        "500 at most",
+        "499, rank 0",
+        "6.1 MB, rank 0",
+        "64 with a target",
     ):
         assert said in page.text, said
     assert "tensor 2 x pipeline 1 x data 2" in page.text and "slow<host>" in page.text
@@ -130,6 +143,20 @@ def test_the_curve_is_that_of_the_events(tmp_path: Path) -> None:
     bits = [v0 + (y - y0) * (v1 - v0) / (y1 - y0) for _, y in points]
     assert bits == pytest.approx([8.0 - step / 10 for step in range(1, 41)], abs=0.02)
     assert svg.count('class="event"') == 1 and "attempt 2, after: rank 1 was killed" in svg
+
+
+def test_loss_by_position_is_drawn_with_the_bins_below_it(tmp_path: Path) -> None:
+    html = report(write_run(tmp_path))
+    figure = html[html.index("Loss by position in the document") :]
+    figure = figure[: figure.index("</figure>")]
+    marks = {name: float(x) for x, name in re.findall(r'<text x="([\d.]+)" y="232" [^>]*>([^<]*)</text>', figure)}
+    assert list(marks) == ["0", "64", "256"]
+    dots = re.findall(r'<circle class="(c\d)" cx="([\d.]+)"[^>]*><title>([^<]*)</title>', figure)
+    assert [float(x) for colour, x, _ in dots if colour == "c3"] == pytest.approx(list(marks.values()))
+    # the axis doubles: from 128 to 512 there are twice as many steps as from 64 to 128
+    first, second, last = marks.values()
+    assert last - second == pytest.approx(2 * (second - first), abs=0.2)
+    assert "held-out text, memory carried" in dots[0][2] and "5.049 bits/token" in dots[0][2]
 
 
 def test_names_are_no_markup(tmp_path: Path) -> None:
@@ -170,6 +197,34 @@ def test_the_live_view(tmp_path: Path) -> None:
     assert said["step"] == "0.1 s, of which 20% waiting for data"
     assert said["attempt 1"] == "lost_node: rank 1 was killed  [here]" and said["attempt 2"] == "running  [here]"
     assert not view.is_over
+
+
+def test_a_launcher_that_was_killed_is_told_and_ends_the_watching(tmp_path: Path) -> None:
+    run = write_run(tmp_path, ended=False)
+    path = run / "attempts" / "002" / "attempt.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "host": socket.gethostname()}))
+    view = Watch(run, 40, Console(), clock=lambda: 300.0)
+    with claimed(run):  # as a launcher does
+        assert not view.is_over and "launcher" not in dict(view.lines())
+        assert json.loads(CliRunner().invoke(brt, ["status", str(run), "--json"]).stdout)["verdict"] == "running"
+    assert view.is_over and dict(view.lines())["launcher"].startswith("gone, it was killed")
+    done = CliRunner().invoke(brt, ["status", str(run), "--watch"])
+    assert done.exit_code == 0 and "launcher: gone" in done.stderr
+    assert done.stdout.startswith("launcher_gone: attempt 2, step 40 of 40; the same command, or brt resume, goes on")
+
+
+def test_a_run_that_has_not_begun_is_waited_for(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(CONFIG.format(data=tmp_path, run=run, name="new"))
+    view = Watch(run, 40, Console())
+    assert not view.is_over and ("", "not begun yet; waiting for the first attempt") in view.lines()
+    (tmp_path / "other").mkdir()
+    for part in write_run(tmp_path / "other").iterdir():
+        if part.name != "config.yaml":
+            part.rename(run / part.name)
+    view.update()
+    assert view.is_over and "step 40/40" in view.lines()[0][1]
 
 
 def test_watching_a_run_that_is_over_says_where_it_ended(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from launch.events import EventReader
 from launch.system_metrics import SystemSampler, system_file
 from launch.tracking import facts
 from launch.tracking.mlflow_run import shown_place
-from launch.tracking.rows import Row, Tag, rows, system_rows
+from launch.tracking.rows import Row, Tag, Text, rows, system_rows
 from launch.tracking.state import SyncState
 from launch.tracking.uri import fingerprint, page_command, redact, tracking_uri
 
@@ -57,6 +57,13 @@ def test_what_guards_and_carried_states_tell_are_curves_too() -> None:
         Row("guards/straggler/rank", 3.0, 3000, 5),
         Row("guards/straggler/seconds", 2.0, 3000, 5),
         Row("guards/straggler/count", 1.0, 3000, 5),
+    ]
+
+
+def test_samples_are_text_files() -> None:
+    made = {"document": 3, "prompt": "Once upon", "text": " a time"}
+    assert list(rows([{"event": "sample", "time": 1.0, "attempt": 1, "step": 40, "samples": [made]}], {})) == [
+        Text("samples/step_00000040.txt", "document 3\nOnce upon\n>>>  a time\n")
     ]
 
 
@@ -156,7 +163,7 @@ def test_whatever_is_trained_again_no_step_is_sent_twice(attempts: list[tuple[in
         events += [{**step(at, number + at / 10, loss=float(number)), "attempt": number} for at in again]
         trained |= dict.fromkeys(again, float(number))
     sent: dict[str, int] = {}
-    found: list[Row | Tag] = []
+    found: list[Row | Tag | Text] = []
     while events:
         count = data.draw(st.integers(1, len(events)))
         found += rows(events[:count], sent)

@@ -1,0 +1,83 @@
+"""Text that a model makes up, in the middle of training and in any layout.
+
+Meant to be looked at now and then: for every token the whole segment is read again, so that the pipeline and its shapes
+stay those of training.  All of it lies in one segment, from a blank memory.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from brt_dist.model.model import full_logits
+from brt_dist.model.parameters import seeded_generator
+from brt_dist.parallel.engine import Engine, StepInput
+
+Int64Array = npt.NDArray[np.int64]
+
+
+class NextLogits:
+    """Observer of an evaluation step (see `Engine`): keeps the logits after one position."""
+
+    def __init__(self, position: int, vocab_size: int) -> None:
+        self._position, self._vocab_size = position, vocab_size
+        self.found: list[Tensor] = []  # for each micro-batch (b, V)
+
+    def __call__(self, micro_batch: int, logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        here = logits[self._position : self._position + 1]
+        self.found.append(full_logits(here, self._vocab_size)[:, 0].double().cpu())
+        return logits.new_zeros(())
+
+
+def sample(engine: Engine, prompts: Int64Array, count: int, *, temperature: float = 1.0, seed: int = 0) -> Int64Array:
+    """Go on after `prompts` (B, P), the same on all ranks, with `count` tokens -> (B, P + count).  Collective.
+
+    temperature: 0 takes the likeliest token.  seed: with the same weights and seed the same text comes, in any layout,
+    but for two tokens that are so near each other that rounding decides.
+
+    ValueError: more than a segment, or not one prompt for each stream.
+    """
+    config, layout = engine.config, engine.layout
+    streams, segment, window = config.data.streams, config.data.segment, config.model.window
+    begun = prompts.shape[1]
+    if len(prompts) != streams or not 0 < begun <= begun + count <= segment:
+        raise ValueError(f"prompts of shape {prompts.shape} and {count} tokens: need {streams} and {segment} in all")
+    rows = list(layout.local_streams)
+    tokens = np.zeros((streams, segment), np.int64)
+    tokens[:, :begun] = prompts
+    starts = torch.zeros(len(rows), segment // window, dtype=torch.bool)
+    starts[:, 0] = True
+    for end in range(begun, begun + count):
+        watched = NextLogits(end - 1, config.model.vocab_size or 0)
+        engine.evaluate_step(_step(engine, tokens[rows], starts), engine.new_memory(), watched)
+        chosen = torch.zeros(streams, dtype=torch.int64)
+        if watched.found:  # on the last stage
+            uniform = torch.rand(streams, generator=seeded_generator(f"sample/{seed}/{end}"), dtype=torch.float64)
+            chosen[rows] = _choose(torch.cat(watched.found), uniform[rows], temperature)
+        chosen = chosen.to(engine.device.torch)
+        dist.all_reduce(chosen)
+        tokens[:, end] = (chosen // layout.tensor).cpu().numpy()
+    return tokens[:, : begun + count]
+
+
+def _choose(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """A token for each row of logits (b, V), where the sum of probabilities passes `uniform` (b,)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    sums = (logits / temperature).softmax(-1).cumsum(-1)
+    return (
+        torch.searchsorted(sums, uniform[:, None] * sums[:, -1:], right=True).squeeze(1).clamp_max(logits.shape[1] - 1)
+    )
+
+
+def _step(engine: Engine, tokens: Int64Array, starts: Tensor) -> StepInput:
+    layout, device = engine.layout, engine.device.torch
+    reads = layout.is_first_stage or layout.is_last_stage
+    read: dict[str, Any] = dict.fromkeys(("tokens", "target", "mask"))
+    if reads:
+        ids = torch.from_numpy(tokens).to(device)
+        read = {"tokens": ids, "target": ids, "mask": torch.ones_like(ids, dtype=torch.bool)}
+    return StepInput(number=0, starts=starts.to(device), loss_tokens=tokens.size * layout.data, **read)

@@ -1,0 +1,55 @@
+"""Where ranks meet: torch's store, on the address of rank 0 alone."""
+
+import ipaddress
+import os
+import socket
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+
+def meeting_store(rank: int, world_size: int, timeout_seconds: float) -> Any:
+    """The store at MASTER_ADDR and MASTER_PORT; none where torch has to find it by itself.
+
+    Torch lets its store listen on all interfaces.  Here rank 0 opens the port on MASTER_ADDR and hands it over.  That
+    needs an address: a host name may mean another one on its own machine than elsewhere.  Under torchrun the store is
+    that of torchrun.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or not _is_address(host):
+        return None
+    listening = _listen(host, port) if rank == 0 else None
+    if rank == 0 and listening is None:
+        return None
+    return dist.TCPStore(
+        host,
+        port,
+        world_size,
+        is_master=rank == 0,
+        timeout=timedelta(seconds=timeout_seconds),
+        master_listen_fd=listening,
+        multi_tenant=False,
+    )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _listen(host: str, port: int) -> int | None:
+    """A descriptor that listens there; none where the address is not one of this machine (behind a NAT, say)."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    probe = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+        probe.listen(1024)
+    except OSError:
+        probe.close()
+        return None
+    return probe.detach()

@@ -1,0 +1,88 @@
+"""Bytes that a rank of a layout holds between steps.  Activations, libraries and buffers of the network are not in it.
+
+Counted after how DeepSpeed keeps things: weights in the precision of the run; with ZeRO, or in bf16, float32 masters,
+split over the data parallel ranks as the moments of the optimizer are; under ZeRO-3 the weights too.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from brt_dist.config.schema import Config
+from brt_dist.model.shapes import padded_vocab
+from brt_dist.planning.flops import TRAINING, forward_flops
+from brt_dist.planning.parameters import Matrix, stage_layers, stage_parameters
+
+_FACTOR_FROM = 128  # Adafactor keeps row and column moments of matrices at least so large on both sides
+
+
+@dataclass(frozen=True)
+class Held:
+    """Of one rank.  parameters: a number, the rest are bytes.  carried: states and window caches of its streams."""
+
+    parameters: int
+    weights: int
+    optimizer: int
+    carried: int
+
+    @property
+    def bytes(self) -> int:
+        return self.weights + self.optimizer + self.carried
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def plan_of(config: Config) -> dict[str, Any]:
+    """What is known of a run before it starts; `model.vocab_size` must be set.  Sizes are of the fullest rank."""
+    parallel, data, model = config.parallel, config.data, config.model
+    whole = config.model_copy(update={"parallel": type(parallel)()})
+    padding = (padded_vocab(model.vocab_size or 0, 1) - (model.vocab_size or 0)) * model.width
+    stages = [held_by(config, stage) for stage in range(parallel.pipeline)]
+    return {
+        "parameters": sum(matrix.size for matrix in stage_parameters(whole, 0)) - padding,
+        "ranks": parallel.world_size,
+        "fullest_rank": max(stages, key=lambda held: held.bytes).to_json(),
+        "tokens_per_step": data.streams * data.segment,
+        "flops_per_step": TRAINING * forward_flops(model) * data.streams * data.segment,
+    }
+
+
+def held_by(config: Config, stage: int) -> Held:
+    """By the ranks of a pipeline stage."""
+    parallel = config.parallel
+    tensor, shards = parallel.tensor, parallel.data if parallel.zero_stage else 1
+    local = [_part(matrix, tensor) for matrix in stage_parameters(config, stage)]
+    count = sum(matrix.size for matrix in local)
+    itemsize = 2 if config.run.precision == "bf16" else 4
+    weights = count * itemsize // (shards if parallel.zero_stage == 3 else 1)
+    has_masters = parallel.zero_stage > 0 or itemsize == 2
+    masters = 4 * count // shards if has_masters else 0
+    return Held(count, weights, masters + _moments(config, local, shards), _carried(config, stage, itemsize))
+
+
+def _part(matrix: Matrix, tensor: int) -> Matrix:
+    return Matrix(matrix.rows // tensor, matrix.columns, False, matrix.matrices) if matrix.split else matrix
+
+
+def _moments(config: Config, local: list[Matrix], shards: int) -> int:
+    count = sum(matrix.size for matrix in local)
+    if config.optimizer.name == "adamw":
+        return 8 * count // shards
+    total = 4 * count // shards if config.optimizer.momentum else 0
+    for matrix in local:
+        rows = matrix.rows * config.parallel.tensor // matrix.matrices
+        if min(rows, matrix.columns) >= _FACTOR_FROM:
+            total += 4 * (matrix.rows + matrix.matrices * matrix.columns)
+        else:
+            total += 4 * matrix.size // shards
+    return total
+
+
+def _carried(config: Config, stage: int, itemsize: int) -> int:
+    model, parallel = config.model, config.parallel
+    streams = config.data.streams // parallel.data
+    cache = 2 * model.window * model.heads * model.head_dim // parallel.tensor * itemsize
+    state = model.states * model.width * (4 if model.state_dtype == "float32" else itemsize)
+    state //= parallel.tensor if parallel.sequence_parallel else 1
+    layers = stage_layers(model.layers, parallel.pipeline)[stage]
+    return streams * sum(cache + (state if layer in model.recurrent_indices() else 0) for layer in layers)
