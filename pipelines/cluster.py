@@ -6,6 +6,7 @@ import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,17 @@ def local_environment() -> dict[str, str]:
     """
     return {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN", secrets.token_hex(32)),
+        "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN", _own_token()),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that makes Ray take 127.0.0.1 as its address
         "RAY_ADDRESS": "",  # a cluster of somebody else
         **quiet(),
     }
+
+
+@cache
+def _own_token() -> str:
+    """One for all Rays that this process starts: Ray reads its token once in the life of a process."""
+    return secrets.token_hex(32)
 
 
 def joining_environment() -> dict[str, str]:

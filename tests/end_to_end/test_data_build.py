@@ -77,6 +77,19 @@ def wait_for(what: str, found: object) -> object:
     raise AssertionError(f"{what} did not come")
 
 
+def test_a_process_can_have_one_ray_after_another() -> None:
+    """Ray reads its token once in the life of a process, so the second has that of the first."""
+    program = (
+        "from pipelines.cluster import running_ray\n"
+        "for _ in range(2):\n"
+        "    with running_ray(1):\n"
+        "        import ray\n"
+        "        print(ray.get(ray.remote(lambda: 7).remote()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["7", "7"], done.stderr
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_any_number_of_workers_writes_the_same_bytes(
     workers: int, corpus: BuildSettings, reference: dict[str, str], ray: None, tmp_path: Path
