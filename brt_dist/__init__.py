@@ -1,0 +1,3 @@
+"""Distributed pretraining of Block-Recurrent Transformers."""
+
+__version__ = "0.1.0"

@@ -1,24 +1,16 @@
 """What is kept about where an attempt ran: host, code, versions."""
 
-import platform
 import socket
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("brt_dist", "torch", "deepspeed", "megatron-core", "ray")
+from brt_dist.versions import library_versions
 
 
 def attempt_facts() -> dict[str, Any]:
     """host, git_commit (none outside a checkout; with -dirty when files differ), versions.  Imports none of them."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {"host": socket.gethostname(), "git_commit": git_commit(), "versions": versions}
+    return {"host": socket.gethostname(), "git_commit": git_commit(), "versions": library_versions()}
 
 
 def git_commit() -> str | None:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 import torch.distributed as dist
@@ -21,8 +20,7 @@ from brt_dist.config.schema import Config
 from brt_dist.errors import CheckpointError
 from brt_dist.parallel.engine import Engine
 from brt_dist.parallel.layout import Layout
-
-VERSIONS = ("torch", "deepspeed", "megatron-core", "numpy", "brt_dist")
+from brt_dist.versions import library_versions
 
 
 class CheckpointStore:
@@ -73,7 +71,7 @@ class CheckpointStore:
             # not where it is tracked: that may hold a password, and others read checkpoints
             config=self._config.model_dump(mode="json", exclude={"run": {"tracking"}}),
             dataset=self._dataset,
-            versions={name: version(name) for name in VERSIONS},
+            versions=library_versions(),
             saved_by=self._layout_fields(),
             files=(),
             tensors={},

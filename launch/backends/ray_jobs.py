@@ -79,6 +79,7 @@ def _copy_code(source: Path, target: Path) -> None:
     def left_out(folder: str, names: list[str]) -> set[str]:
         kept = {name for name in names if os.path.isdir(os.path.join(folder, name)) and not name.startswith(".")}
         kept |= {name for name in names if any(Path(name).match(pattern) for pattern in _TAKEN_ALONG)}
+        kept -= {name for name in names if name.endswith(".egg-info")}  # without its files it hides the installed one
         return set(names) - (kept - {"__pycache__", "runs", "node_modules"})
 
     shutil.copytree(source, target, ignore=left_out)
