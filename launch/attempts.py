@@ -1,19 +1,22 @@
 """All attempts of one `brt train`, one after another, each in a process of its own, until no more is to be done."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from brt_dist.config.schema import Config
-from brt_dist.errors import BrtError, ExitCode
+from brt_dist.errors import BrtError, ExitCode, PlatformError
 from brt_dist.files import write_atomic
 from brt_dist.training.adjustments import Adjustments
 from launch.attempt import Orders
 from launch.events import History, read_events
+from launch.listening import address_towards, is_set, listening_on
 from launch.processes import GUARD
 from launch.recovery import Decision, Recovery
 from launch.signals import StopRequests
@@ -65,12 +68,16 @@ class Attempts:
 
     def _attempt(self, number: int, again: bool) -> dict[str, Any]:
         """The answer of the attempt's process; it is below a guard, which ends all that it leaves behind."""
-        orders = Orders(str(self._run), self._worker, self._address, again)
+        with tempfile.TemporaryDirectory(prefix="brt_attempt_") as folder:
+            return self._answer(number, Orders(str(self._run), self._worker, self._address, again), Path(folder))
+
+    def _answer(self, number: int, orders: Orders, folder: Path) -> dict[str, Any]:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(GUARD), sys.executable, "-m", "launch.attempt", orders.to_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=self._environment(folder),
             start_new_session=True,  # Ctrl-C at the terminal comes by way of this process
         )
         told = 0
@@ -97,6 +104,18 @@ class Attempts:
                 verdict = Verdict(ExitCode.LOST_NODE, reason)
             answer = {"verdict": verdict.to_json()}
         return answer if isinstance(answer, dict) else {}
+
+    def _environment(self, folder: Path) -> dict[str, str]:
+        """Of the attempt's process.  Ray has a server in it too, which shall listen towards the cluster alone."""
+        environment = dict(os.environ)
+        address = address_towards(self._address) if self._address else None
+        if address is None or is_set(environment):
+            return environment
+        try:
+            return listening_on(address, folder, environment)
+        except PlatformError as error:
+            self._tell(f"warning: {error}: Ray's server in this process listens on all interfaces")
+            return environment
 
     def _decide(self, verdict: Verdict, number: int) -> Decision:
         events = read_events(self._run)

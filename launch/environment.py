@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from launch.listening import anywhere
+
 # Settings that a user exports in the shell of `brt train` and expects on every node.
 _PASSED_ON = (
     "NCCL_",
@@ -50,6 +52,7 @@ class Placement:
 def passed_on(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """The part of the user's environment that goes to all nodes."""
     source = os.environ if environment is None else environment
+    source = anywhere(source)
     return {name: value for name, value in source.items() if name in _PASSED_ON_NAMES or name.startswith(_PASSED_ON)}
 
 
@@ -61,7 +64,7 @@ def rank_environment(
     node: environment of the agent; passed: from `passed_on`; threads: CPU threads of a rank, none: its share of the
     node's `cores`, unless the user exported OMP_NUM_THREADS.
     """
-    environment = {name: value for name, value in node.items() if not name.startswith(_RAY_PREFIXES)}
+    environment = {name: value for name, value in anywhere(node).items() if not name.startswith(_RAY_PREFIXES)}
     share = str(max(cores // placement.local_world_size, 1))
     environment["OMP_NUM_THREADS"] = share  # Ray has set it to the CPUs of the agent
     environment.update(passed)

@@ -4,8 +4,9 @@ Node 0 is the head: it picks a free port on its own address and leaves HOST:PORT
 others wait for that.  The token that all need is FOLDER/token, made by the head, readable by its owner only.  The
 nodes find each other through FOLDER alone, so it must be on shared storage.
 
-Everything is bound to the node's address on the interface that was named, else that of its host name.  `ray stop`
-would end other people's Ray too: this process ends its own, by ending the guard above it.
+Everything listens on the node's address on the interface that was named, else that of its host name, and on no other
+(see listening.py).  `ray stop` would end other people's Ray too: this process ends its own, by ending the guard above
+it.
 """
 
 import argparse
@@ -14,12 +15,14 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import FrameType
 
 from brt_dist.errors import BrtError, ExitCode, PlatformError
 from brt_dist.files import temporary_name, write_atomic
+from launch.listening import listening_on
 from launch.processes import ProcessSet, ProcessSpec
 from pipelines.cluster import available_cores, quiet
 
@@ -31,13 +34,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--node", type=int, required=True)
     parser.add_argument("--interface", help="network interface between the nodes")
+    parser.add_argument(
+        "--listen", choices=("address", "all"), default="address", help="all: every interface; needs no C compiler"
+    )
     parser.add_argument("--gpus", type=int, default=0)
     parser.add_argument("--dashboard", action="store_true", help="the head also takes jobs")
     parser.add_argument("--dashboard-port", type=int, default=8265)
     parser.add_argument("--patience", type=float, default=300.0, help="seconds in which the node must be up")
     options = parser.parse_args(arguments)
     try:
-        return _run(options)
+        with tempfile.TemporaryDirectory(prefix="brt_node_") as library:
+            return _run(options, Path(library))
     except BrtError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)
@@ -82,7 +89,7 @@ def token_environment(folder: Path) -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), **quiet()}
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, library: Path) -> int:
     folder, address = options.folder.absolute(), own_address(options.interface)
     is_head = options.node == 0
     if is_head:
@@ -92,6 +99,8 @@ def _run(options: argparse.Namespace) -> int:
     environment = {**os.environ, **token_environment(folder), "RAY_ADDRESS": "", "PYTHONUNBUFFERED": "1"}
     if options.interface is not None:
         environment["GLOO_SOCKET_IFNAME"] = environment["NCCL_SOCKET_IFNAME"] = options.interface
+    if options.listen == "address":
+        environment = _listening_on(address, library, environment)
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     log = folder / f"ray_{options.node:03d}.log"
@@ -112,6 +121,16 @@ def _run(options: argparse.Namespace) -> int:
         node.kill()
     print(f"error: Ray on {address} ended by itself; see {log}", file=sys.stderr)
     return int(ExitCode.LOST_NODE)
+
+
+def _listening_on(address: str, library: Path, environment: dict[str, str]) -> dict[str, str]:
+    try:
+        return listening_on(address, library, environment)
+    except PlatformError as error:
+        raise PlatformError(
+            f"{error}; Ray would listen on all interfaces.  Nearest: --listen all (launch.slurm.listen=all) behind a "
+            "firewall"
+        ) from None
 
 
 def _up(options: argparse.Namespace, address: str, environment: dict[str, str], log: Path) -> ProcessSet:

@@ -42,6 +42,9 @@ class SlurmConfig(Section):
         (), description="words before each command on a node, for example [apptainer, exec, --nv, image.sif]"
     )
     interface: str | None = Field(None, description="network interface between the nodes; none: that of the host name")
+    listen: Literal["address", "all"] = Field(
+        "address", description="what Ray listens on: the node's address (needs a C compiler there), or all interfaces"
+    )
     notice_seconds: PositiveInt = Field(300, description="how long before the time limit the run saves and is requeued")
     requeue: bool = Field(True, description="queue the job again when it was preempted or ran into its time limit")
 

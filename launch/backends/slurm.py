@@ -90,7 +90,7 @@ def _script(job: Job) -> str:
     python = [*slurm.container, sys.executable]
     interface = ["--interface", slurm.interface] if slurm.interface else []
     node = [*python, "-m", "launch.ray_node", str(job.folder), "--gpus", str(gpus_per_node(job.config)), *interface]
-    node += ["--patience", f"{launch.start_timeout_seconds:g}"]
+    node += ["--listen", slurm.listen, "--patience", f"{launch.start_timeout_seconds:g}"]
     train = [*python, "-m", "launch.cli", "train", str(job.run / "config.yaml")]
     return _TEMPLATE.format(
         setup="".join(f"{line}\n" for line in slurm.setup),

@@ -18,6 +18,7 @@ import pytest
 from launch.ray_node import token_environment
 from tests.cluster.namespaces import Machine, machines
 from tests.end_to_end.conftest import CONFIG, ROOT, dataset, wait_for  # noqa: F401 - a fixture
+from tests.end_to_end.test_submit import steps
 
 
 @contextmanager
@@ -80,8 +81,15 @@ def test_training_over_two_addresses(two: list[Machine], dataset: Path, tmp_path
             stderr=subprocess.PIPE,
             text=True,
         )
-        out, err = process.communicate(timeout=400)
+        try:
+            wait_for(lambda: len(steps(tmp_path / "run" / "here")) > 2 or process.poll() is not None, "the first steps")
+            listening = [machine.listening() for machine in two]
+        finally:
+            out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
+    # While it trained: gcs_server, raylet, workers, dashboard's agent, driver, torch's store, gloo.
+    for machine, found in zip(two, listening, strict=True):
+        assert set(found) <= {machine.address, "127.0.0.1"} and len(found[machine.address]) > 3, found
     outcome = json.loads(out)
     assert (outcome["verdict"], outcome["step"]) == ("finished", 400)
     record = json.loads((tmp_path / "run" / "here" / "attempts" / "001" / "attempt.json").read_text())

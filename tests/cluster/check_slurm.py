@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from launch.events import read_events
-from tests.cluster.slurm import slurm
+from tests.cluster.slurm import idle_nodes, slurm
 from tests.end_to_end.conftest import ROOT, dataset  # noqa: F401 - a fixture
 
 CONFIG = """\
@@ -82,6 +82,9 @@ def test_a_run_on_two_slurm_nodes(dataset: Path, tmp_path: Path, variables: dict
     subprocess.run(["scancel", "--batch", "--signal=TERM", made["job"]], env=variables, check=True)
     wait_for(lambda: "queued again" in "".join((run / "submissions/001/log").read_text()), "the job to be queued again")
     saved = max(steps(run))
+    # A start in the second in which the job was killed is taken for the old one, and refused ("already killed").
+    wait_for(lambda: idle_nodes(variables) == 2, "the old start to be gone")
+    time.sleep(3)
     begin = ["scontrol", "update", f"JobId={made['job']}", "StartTime=now"]  # Slurm holds it back for two minutes
 
     def goes_on() -> bool:

@@ -3,8 +3,10 @@
 Each has an address of its own on the interface `node0`, and nothing else but its loopback interface.
 """
 
+import ipaddress
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +22,28 @@ class Machine:
     def command(self, *words: str) -> list[str]:
         return ["ip", "netns", "exec", self.namespace, *words]
 
+    def listening(self) -> dict[str, list[int]]:
+        """Address to the TCP ports on which somebody listens there; IPv4 as it is written, in either family."""
+        found: dict[str, list[int]] = {}
+        for table in ("tcp", "tcp6"):
+            command = self.command("cat", f"/proc/net/{table}")
+            lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[1:]
+            for place, state in ((line.split()[1], line.split()[3]) for line in lines):
+                if state == "0A":
+                    address, _, port = place.partition(":")
+                    found.setdefault(_written(address), []).append(int(port, 16))
+        return found
+
     def cable(self, state: str) -> None:
         """`down` cuts it off from the others, `up` joins it again."""
         _ip("netns", "exec", self.namespace, "ip", "link", "set", "node0", state)
+
+
+def _written(address: str) -> str:
+    """An address of /proc/net/tcp (32-bit words in the order of the machine) as people write it."""
+    words = [int(address[begin : begin + 8], 16).to_bytes(4, sys.byteorder) for begin in range(0, len(address), 8)]
+    found = ipaddress.ip_address(b"".join(words))
+    return str(getattr(found, "ipv4_mapped", None) or found)
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
                 )
             if number == 0:
                 _wait_for((munge / "socket").exists, "munged", folder)
-        _wait_for(lambda: _idle(variables) == 2, "two idle nodes", folder)
+        _wait_for(lambda: idle_nodes(variables) == 2, "two idle nodes", folder)
         yield variables
     finally:
         # Jobs outlive their Slurm otherwise.
@@ -94,7 +94,7 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
                 process.kill()
 
 
-def _idle(variables: dict[str, str]) -> int:
+def idle_nodes(variables: dict[str, str]) -> int:
     command = ["sinfo", "--noheader", "--Node", "--format=%N %T"]
     done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
     return sum(line.split()[-1] == "idle" for line in done.stdout.splitlines())

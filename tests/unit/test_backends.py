@@ -106,7 +106,9 @@ def test_the_slurm_script_ends_as_the_run_did_and_requeues_what_was_preempted(
     monkeypatch.setenv("TRAIN_ENDS", str(ends))
     done = subprocess.run(["bash", str(script)], capture_output=True, text=True, timeout=60, check=False)
     found = {words[0]: words[1:] for words in calls(stubs)}
-    assert found["srun"][-9:-4] == ["container", sys.executable, "-m", "launch.ray_node", str(run / "submissions/001")]
+    node = found["srun"][found["srun"].index("container") :]
+    assert node[1:5] == [sys.executable, "-m", "launch.ray_node", str(run / "submissions/001")]
+    assert node[node.index("--listen") + 1] == "address"
     train = [sys.executable, "-m", "launch.cli", "train", str(run / "config.yaml"), "--ray-address", "10.0.0.1:6379"]
     assert found["container"] == train
     assert found.get("scontrol") == (["requeue", "123"] if ends == 17 and not stopped else None)

@@ -1,0 +1,78 @@
+"""Programs of others made to listen on one address, where they have no setting for it.
+
+Ray's servers (gcs_server, raylet, the workers, the agent of the dashboard) listen on all interfaces as soon as a
+cluster has an address that is not 127.0.0.1.  So they are started with a few lines of C in front of libc's bind(2)
+(listening.c), which are compiled on the node: that takes a C compiler, and a tenth of a second.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from brt_dist.errors import PlatformError
+
+_SOURCE = Path(__file__).with_name("listening.c")
+_LIBRARY = "libbrt_listening.so"
+_ADDRESS, _PRELOAD = "BRT_LISTEN_ADDRESS", "LD_PRELOAD"
+_PROBE = """import socket
+with socket.socket() as one:
+    one.bind(("", 0))
+    print(one.getsockname()[0])"""
+
+
+def listening_on(address: str, folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` for programs that shall listen on `address` in place of all interfaces, and for what they start.
+
+    address: IPv4 of this machine.  folder: where the library is kept; it must stay as long as they run.
+    PlatformError: there is no C compiler, or it does not work here.
+    """
+    library = _compiled(folder)
+    others = [name for name in environment.get(_PRELOAD, "").split(":") if name]
+    changed = {**environment, _PRELOAD: ":".join([str(library), *others]), _ADDRESS: address}
+    command = [sys.executable, "-I", "-S", "-c", _PROBE]
+    done = subprocess.run(command, env=changed, capture_output=True, text=True, check=False)
+    if done.stdout.strip() != address:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise PlatformError(f"{socket.gethostname()}: cannot make programs listen on {address}: {''.join(said)}")
+    return changed
+
+
+def anywhere(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` without what `listening_on` has put into it."""
+    kept = {name: value for name, value in environment.items() if name != _ADDRESS}
+    others = [name for name in kept.pop(_PRELOAD, "").split(":") if name and Path(name).name != _LIBRARY]
+    return {**kept, _PRELOAD: ":".join(others)} if others else kept
+
+
+def is_set(environment: Mapping[str, str]) -> bool:
+    """Whether programs with this environment listen on one address already."""
+    return _ADDRESS in environment
+
+
+def address_towards(place: str) -> str | None:
+    """The IPv4 address of this machine from which HOST:PORT is reached; none: by no IPv4, or on this machine itself."""
+    host, _, port = place.rpartition(":")
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, int(port)))  # nothing is sent
+            address = str(probe.getsockname()[0])
+    except (OSError, ValueError):
+        return None
+    return None if address.startswith("127.") else address
+
+
+def _compiled(folder: Path) -> Path:
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
+    if compiler is None:
+        raise PlatformError(f"{socket.gethostname()} has no C compiler (cc, gcc, clang)")
+    library = folder / _LIBRARY
+    command = [compiler, "-shared", "-fPIC", "-O2", "-o", str(library), str(_SOURCE), "-ldl"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[0]
+        raise PlatformError(f"{socket.gethostname()}: {compiler} cannot compile {_SOURCE}: {said}")
+    return library

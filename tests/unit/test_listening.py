@@ -1,0 +1,68 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from brt_dist.errors import PlatformError
+from launch import listening
+
+needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+_BOUND = """
+import socket, sys
+family, host = getattr(socket, sys.argv[1]), sys.argv[2]
+kind = getattr(socket, sys.argv[3])
+with socket.socket(family, kind) as one:
+    if family == socket.AF_INET6 and sys.argv[4:]:
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    one.bind((host, 0))
+    print(one.getsockname()[0])
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        (("AF_INET", "", "SOCK_STREAM"), "127.0.0.9"),
+        (("AF_INET6", "::", "SOCK_STREAM"), "::ffff:127.0.0.9"),
+        (("AF_INET6", "::", "SOCK_STREAM", "alone"), "::ffff:127.0.0.9"),
+        (("AF_INET6", "::ffff:0.0.0.0", "SOCK_STREAM"), "::ffff:127.0.0.9"),
+        (("AF_INET", "127.0.0.3", "SOCK_STREAM"), "127.0.0.3"),
+        (("AF_INET6", "::1", "SOCK_STREAM"), "::1"),
+        (("AF_INET", "", "SOCK_DGRAM"), "0.0.0.0"),
+    ],
+)
+def test_only_tcp_on_all_interfaces_is_moved(words: tuple[str, ...], address: str, tmp_path: Path) -> None:
+    environment = listening.listening_on("127.0.0.9", tmp_path, os.environ)
+    command = [sys.executable, "-c", _BOUND, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == address, done.stderr
+
+
+@needs_compiler
+def test_what_the_user_preloads_stays(tmp_path: Path) -> None:
+    before = {**os.environ, "LD_PRELOAD": "libm.so.6"}
+    changed = listening.listening_on("127.0.0.9", tmp_path, before)
+    assert changed["LD_PRELOAD"].endswith("libbrt_listening.so:libm.so.6") and listening.is_set(changed)
+    assert listening.anywhere(changed) == before
+    assert "LD_PRELOAD" not in listening.anywhere(listening.listening_on("127.0.0.9", tmp_path, {}))
+
+
+def test_no_compiler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PlatformError, match="has no C compiler"):
+        listening.listening_on("127.0.0.9", tmp_path, os.environ)
+
+
+@needs_compiler
+def test_a_library_that_does_not_take_effect_is_told(tmp_path: Path) -> None:
+    with pytest.raises(PlatformError, match=r"cannot make programs listen on 198\.51\.100\.7"):
+        listening.listening_on("198.51.100.7", tmp_path, os.environ)  # no address of this machine
+
+
+def test_the_address_on_the_way() -> None:
+    assert listening.address_towards("127.0.0.1:6379") is None
+    assert listening.address_towards("auto") is None
