@@ -17,7 +17,7 @@ from launch.backends.job import Job, Record, State, backend, pieces, stop_file
 from launch.run_directory import absolute, claimed, refuse_other_run, write_config
 from launch.supervisor import attempt_folder, attempts
 from launch.tracking.uri import redact
-from launch.train import dataset_facts
+from launch.train import check_with_data
 from launch.verdict import rank_log
 
 
@@ -179,7 +179,7 @@ def _check_here(config: Config) -> None:
         )
     # The folders of other clusters need not be here.
     if launch.backend in ("local", "slurm") or _are_here(config):
-        check(config, *dataset_facts(config))
+        check_with_data(config)
 
 
 def _are_here(config: Config) -> bool:

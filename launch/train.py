@@ -68,7 +68,7 @@ def train(
     resolved = replace(resolved, config=absolute(resolved.config))
     config, run = resolved.config, resolved.config.run.directory
     check(config)
-    check(config, *dataset_facts(config))
+    check_with_data(config)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequests())
         if stack.enter_context(claimed(run)):
@@ -80,7 +80,22 @@ def train(
         return Outcome(run, verdict, config, tracked, _plot(config, run))
 
 
-def dataset_facts(config: Config) -> tuple[DatasetFacts, DatasetFacts | None]:
+def check_with_data(config: Config) -> None:
+    """The rules with the facts of the datasets, and whether the weights to begin with are of this network.
+
+    ConfigError: a rule is broken.  DataError, CheckpointError: datasets or weights cannot be opened, or do not fit.
+    """
+    training, validation = _dataset_facts(config)
+    check(config, training, validation)
+    run = config.run
+    if run.init_from is not None and not History.of(read_events(run.directory)).checkpoints:
+        from brt_dist.training.begin import check_beginning
+
+        model = config.model.model_copy(update={"vocab_size": training.vocab_size})
+        check_beginning(run.init_from, config.model_copy(update={"model": model}), training.tokenizer_digest)
+
+
+def _dataset_facts(config: Config) -> tuple[DatasetFacts, DatasetFacts | None]:
     """Facts of the training and the validation dataset.  DataError: one of them cannot be opened."""
     from brt_dist.training.datasets import open_training, open_validation
 

@@ -46,7 +46,9 @@ class Weights:
 
 
 @contextmanager
-def open_weights(source: str, step: int | None = None, model: ModelConfig | None = None) -> Iterator[Weights]:
+def open_weights(
+    source: str, step: int | None = None, model: ModelConfig | None = None, *, verify: bool = True
+) -> Iterator[Weights]:
     """Open the weights of `source`.
 
     Args:
@@ -54,6 +56,7 @@ def open_weights(source: str, step: int | None = None, model: ModelConfig | None
             with the reference's names.
         step: of which checkpoint; none: of the newest.
         model: the network of an .npz file that has no .json beside it.
+        verify: compare the files with their digests, which reads them whole.  Not needed to look at what they are.
 
     Raises:
         CheckpointError: there are none, or they are damaged.
@@ -66,20 +69,21 @@ def open_weights(source: str, step: int | None = None, model: ModelConfig | None
     if not is_url(source) and path.suffix == ".npz":
         yield open_npz(path, model)
     elif not is_url(source) and (path / CONFIG).is_file():
-        with open_folder(path) as weights:
+        with open_folder(path, verify=verify) as weights:
             yield weights
     else:
-        with _open_checkpoint(source, step) as weights:
+        with _open_checkpoint(source, step, verify) as weights:
             yield weights
 
 
 @contextmanager
-def _open_checkpoint(source: str, step: int | None) -> Iterator[Weights]:
+def _open_checkpoint(source: str, step: int | None, verify: bool) -> Iterator[Weights]:
     place = find_place(source)
     name = place.names()[-1] if step is None else place.of_step(step)
     with answering(place.storage), Checkpoint.open(place.storage, name) as checkpoint:
         manifest = checkpoint.manifest
-        checkpoint.verify(entry for entry in manifest.files if entry.name.startswith(_KIND))
+        if verify:
+            checkpoint.verify(entry for entry in manifest.files if entry.name.startswith(_KIND))
         try:
             config = Config.model_validate(manifest.config)
         except ValueError as error:

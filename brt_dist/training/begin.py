@@ -44,6 +44,15 @@ def begin_from(source: str, config: Config, tokenizer: str, engine: Engine) -> s
         return f"weights of {weights.where}"
 
 
+def check_beginning(source: str, config: Config, tokenizer: str) -> None:
+    """Whether a run could begin with the weights of `source`, by what is said of them; the ranks read and verify them.
+
+    Args and errors: as for `begin_from`.
+    """
+    with open_weights(source, verify=False) as weights:
+        _check(weights, config, tokenizer)
+
+
 def _check(weights: Weights, config: Config, tokenizer: str) -> None:
     before = flatten(config.model_copy(update={"model": weights.model}))
     found = [str(change) for change in changes(before, flatten(config), (*config.run.allow, *_TERMS))]

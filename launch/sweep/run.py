@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from brt_dist.config.loading import load
 from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
-from brt_dist.errors import ConfigError, DataError, ExitCode
+from brt_dist.errors import CheckpointError, ConfigError, DataError, ExitCode
 from launch.run_directory import absolute, claimed, refuse_other_run
 from launch.sweep.grid import Point, axes, points
 from launch.sweep.record import RECORD, Result, Sweep, best
-from launch.train import WORKER, dataset_facts, train
+from launch.train import WORKER, check_with_data, train
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,10 +124,10 @@ def _check(order: _Order) -> None:
         try:
             config = absolute(load(order.sources, order.overrides_of(point)).config)
             check(config)
-            check(config, *dataset_facts(config))
+            check_with_data(config)
             if (config.run.directory / "config.yaml").is_file():
                 refuse_other_run(config.run.directory, config)
-        except (ConfigError, DataError) as error:
+        except (ConfigError, DataError, CheckpointError) as error:
             problems.setdefault(str(error), []).append(point.name)
     if problems:
         count = sum(map(len, problems.values()))

@@ -190,7 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
     # MLflow prints and logs the URIs it works with, on both.
     sys.stderr = sys.stdout = cast(TextIO, _Redacted(sys.stderr))
     if options.follow:
-        os.nice(10)  # the ranks come first
+        os.nice(19)  # the ranks come first
     try:
         if not (options.run / "config.yaml").is_file():
             raise ConfigError(f"{options.run} is no run directory: it has no config.yaml")

@@ -13,10 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from brt_dist.config.loading import load
 from brt_dist.export.load import load_model
 from brt_dist.export.weights import open_weights
 from brt_dist.model.model import full_logits
 from brt_dist.parallel.layout import single_process
+from brt_dist.training.begin import check_beginning
 from launch.cli import main
 from tests.golden.check import compare
 
@@ -193,3 +195,24 @@ def test_mistakes_are_one_message(imported: Path, tmp_path: Path, capsys: pytest
         write_folder(replace(weights, model=model, shapes=shapes), rotary, "safetensors")
     assert run("export", rotary, "--to", "reference", "--out", tmp_path / "r") == 12
     assert "no model.positions=rotary; nearest: `brt export --to safetensors`" in capsys.readouterr().err
+
+
+def test_weights_that_do_not_fit_are_told_before_anything_starts(
+    imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("A few words. " * 400)
+    build = ["data", "build", tmp_path / "text.txt", "--out", tmp_path / "data"]
+    assert run(*build, "--tokenizer", "bytes", "--workers", "0") == 0
+    settings = [f"data.dataset={tmp_path / 'data'}", f"run.directory={tmp_path / 'run'}", "run.steps=1"]
+    network = ["model.layers=2", "model.width=16", "model.heads=2", "model.head_dim=8", "model.window=8"]
+    settings += [*network, "model.states=8", "data.segment=16", "data.streams=1", "run.device=cpu"]
+    settings += ["model.recurrent_layers=[-1]", "optimizer.warmup_steps=1"]
+    for source, said in ((imported, "model.heads: 4 in the run, 2 now"), (tmp_path / "none", "does not exist")):
+        capsys.readouterr()
+        assert run("train", *settings, f"run.init_from={source}") == 12
+        error = capsys.readouterr().err
+        assert said in error and "Traceback" not in error and "starting Ray" not in error
+        assert not (tmp_path / "run" / "attempts").exists()
+    with open_weights(str(imported)) as weights:
+        config = load([], [*settings, f"run.init_from={imported}"]).config
+        check_beginning(str(imported), config.model_copy(update={"model": weights.model}), "any")
