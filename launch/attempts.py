@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,16 +67,13 @@ class Attempts:
 
     def _attempt(self, number: int, again: bool) -> dict[str, Any]:
         """The answer of the attempt's process; it is below a guard, which ends all that it leaves behind."""
-        with tempfile.TemporaryDirectory(prefix="brt_attempt_") as folder:
-            return self._answer(number, Orders(str(self._run), self._worker, self._address, again), Path(folder))
-
-    def _answer(self, number: int, orders: Orders, folder: Path) -> dict[str, Any]:
+        orders = Orders(str(self._run), self._worker, self._address, again)
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(GUARD), sys.executable, "-m", "launch.attempt", orders.to_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=self._environment(folder),
+            env=self._environment(),
             start_new_session=True,  # Ctrl-C at the terminal comes by way of this process
         )
         told = 0
@@ -105,14 +101,14 @@ class Attempts:
             answer = {"verdict": verdict.to_json()}
         return answer if isinstance(answer, dict) else {}
 
-    def _environment(self, folder: Path) -> dict[str, str]:
+    def _environment(self) -> dict[str, str]:
         """Of the attempt's process.  Ray has a server in it too, which shall listen towards the cluster alone."""
         environment = dict(os.environ)
         address = address_towards(self._address) if self._address else None
         if address is None or is_set(environment):
             return environment
         try:
-            return listening_on(address, folder, environment)
+            return listening_on(address, environment)
         except PlatformError as error:
             self._tell(f"warning: {error}: Ray's server in this process listens on all interfaces")
             return environment

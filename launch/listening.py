@@ -2,21 +2,25 @@
 
 Ray's servers (gcs_server, raylet, the workers, the agent of the dashboard) listen on all interfaces as soon as a
 cluster has an address that is not 127.0.0.1.  So they are started with a few lines of C in front of libc's bind(2)
-(listening.c), which are compiled on the node: that takes a C compiler, and a tenth of a second.
+(listening.c).  They are compiled when they are first needed, which takes a C compiler and a tenth of a second, and kept
+in the user's cache folder: a cluster lives for weeks, and some machines clean /tmp meanwhile.
 """
 
 import os
+import platform
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 
 from brt_dist.errors import PlatformError
+from brt_dist.files import temporary_name
 
 _SOURCE = Path(__file__).with_name("listening.c")
-_LIBRARY = "libbrt_listening.so"
+_LIBRARY = "libbrt_listening-"
 _ADDRESS, _PRELOAD = "BRT_LISTEN_ADDRESS", "LD_PRELOAD"
 _PROBE = """import socket
 with socket.socket() as one:
@@ -24,13 +28,12 @@ with socket.socket() as one:
     print(one.getsockname()[0])"""
 
 
-def listening_on(address: str, folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
+def listening_on(address: str, environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` for programs that shall listen on `address` in place of all interfaces, and for what they start.
 
-    address: IPv4 of this machine.  folder: where the library is kept; it must stay as long as they run.
-    PlatformError: there is no C compiler, or it does not work here.
+    address: IPv4 of this machine.  PlatformError: there is no C compiler, or it does not work here.
     """
-    library = _compiled(folder)
+    library = _library()
     others = [name for name in environment.get(_PRELOAD, "").split(":") if name]
     changed = {**environment, _PRELOAD: ":".join([str(library), *others]), _ADDRESS: address}
     command = [sys.executable, "-I", "-S", "-c", _PROBE]
@@ -44,7 +47,7 @@ def listening_on(address: str, folder: Path, environment: Mapping[str, str]) -> 
 def anywhere(environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` without what `listening_on` has put into it."""
     kept = {name: value for name, value in environment.items() if name != _ADDRESS}
-    others = [name for name in kept.pop(_PRELOAD, "").split(":") if name and Path(name).name != _LIBRARY]
+    others = [name for name in kept.pop(_PRELOAD, "").split(":") if name and not Path(name).name.startswith(_LIBRARY)]
     return {**kept, _PRELOAD: ":".join(others)} if others else kept
 
 
@@ -65,14 +68,33 @@ def address_towards(place: str) -> str | None:
     return None if address.startswith("127.") else address
 
 
-def _compiled(folder: Path) -> Path:
+def _library() -> Path:
+    """The compiled library: of this source, for this kind of processor and this C library.  PlatformError: none."""
+    kind = f"{platform.machine()}-{''.join(platform.libc_ver())}-{sha256(_SOURCE.read_bytes()).hexdigest()[:12]}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brt_dist"
+    library = cache / f"{_LIBRARY}{kind}.so"
+    if set(str(library)) & set(" \t\n:"):
+        raise PlatformError(f"{library}: a space or a colon ends a name in {_PRELOAD}; set XDG_CACHE_HOME elsewhere")
+    if not library.is_file():
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            _compile(library)
+        except OSError as error:
+            raise PlatformError(f"{socket.gethostname()}: {cache} cannot be written: {error.strerror}") from None
+    return library
+
+
+def _compile(library: Path) -> None:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
     if compiler is None:
         raise PlatformError(f"{socket.gethostname()} has no C compiler (cc, gcc, clang)")
-    library = folder / _LIBRARY
-    command = [compiler, "-shared", "-fPIC", "-O2", "-o", str(library), str(_SOURCE), "-ldl"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[0]
-        raise PlatformError(f"{socket.gethostname()}: {compiler} cannot compile {_SOURCE}: {said}")
-    return library
+    draft = temporary_name(library)
+    command = [compiler, "-shared", "-fPIC", "-O2", "-o", str(draft), str(_SOURCE), "-ldl"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            said = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[0]
+            raise PlatformError(f"{socket.gethostname()}: {compiler} cannot compile {_SOURCE}: {said}")
+        os.replace(draft, library)
+    finally:
+        draft.unlink(missing_ok=True)

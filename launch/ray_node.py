@@ -15,7 +15,6 @@ import secrets
 import signal
 import socket
 import sys
-import tempfile
 import time
 from pathlib import Path
 from types import FrameType
@@ -43,8 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--patience", type=float, default=300.0, help="seconds in which the node must be up")
     options = parser.parse_args(arguments)
     try:
-        with tempfile.TemporaryDirectory(prefix="brt_node_") as library:
-            return _run(options, Path(library))
+        return _run(options)
     except BrtError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)
@@ -89,7 +87,7 @@ def token_environment(folder: Path) -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), **quiet()}
 
 
-def _run(options: argparse.Namespace, library: Path) -> int:
+def _run(options: argparse.Namespace) -> int:
     folder, address = options.folder.absolute(), own_address(options.interface)
     is_head = options.node == 0
     if is_head:
@@ -100,7 +98,7 @@ def _run(options: argparse.Namespace, library: Path) -> int:
     if options.interface is not None:
         environment["GLOO_SOCKET_IFNAME"] = environment["NCCL_SOCKET_IFNAME"] = options.interface
     if options.listen == "address":
-        environment = _listening_on(address, library, environment)
+        environment = _listening_on(address, environment)
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     log = folder / f"ray_{options.node:03d}.log"
@@ -123,9 +121,9 @@ def _run(options: argparse.Namespace, library: Path) -> int:
     return int(ExitCode.LOST_NODE)
 
 
-def _listening_on(address: str, library: Path, environment: dict[str, str]) -> dict[str, str]:
+def _listening_on(address: str, environment: dict[str, str]) -> dict[str, str]:
     try:
-        return listening_on(address, library, environment)
+        return listening_on(address, environment)
     except PlatformError as error:
         raise PlatformError(
             f"{error}; Ray would listen on all interfaces.  Nearest: --listen all (launch.slurm.listen=all) behind a "

@@ -9,6 +9,13 @@ import pytest
 from brt_dist.errors import PlatformError
 from launch import listening
 
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 _BOUND = """
 import socket, sys
@@ -35,32 +42,50 @@ with socket.socket(family, kind) as one:
         (("AF_INET", "", "SOCK_DGRAM"), "0.0.0.0"),
     ],
 )
-def test_only_tcp_on_all_interfaces_is_moved(words: tuple[str, ...], address: str, tmp_path: Path) -> None:
-    environment = listening.listening_on("127.0.0.9", tmp_path, os.environ)
+def test_only_tcp_on_all_interfaces_is_moved(words: tuple[str, ...], address: str) -> None:
+    environment = listening.listening_on("127.0.0.9", os.environ)
     command = [sys.executable, "-c", _BOUND, *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == address, done.stderr
 
 
 @needs_compiler
-def test_what_the_user_preloads_stays(tmp_path: Path) -> None:
+def test_what_the_user_preloads_stays() -> None:
     before = {**os.environ, "LD_PRELOAD": "libm.so.6"}
-    changed = listening.listening_on("127.0.0.9", tmp_path, before)
-    assert changed["LD_PRELOAD"].endswith("libbrt_listening.so:libm.so.6") and listening.is_set(changed)
+    changed = listening.listening_on("127.0.0.9", before)
+    assert changed["LD_PRELOAD"].endswith(".so:libm.so.6") and listening.is_set(changed)
     assert listening.anywhere(changed) == before
-    assert "LD_PRELOAD" not in listening.anywhere(listening.listening_on("127.0.0.9", tmp_path, {}))
+    assert "LD_PRELOAD" not in listening.anywhere(listening.listening_on("127.0.0.9", {}))
 
 
 def test_no_compiler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PlatformError, match="has no C compiler"):
-        listening.listening_on("127.0.0.9", tmp_path, os.environ)
+        listening.listening_on("127.0.0.9", os.environ)
 
 
 @needs_compiler
-def test_a_library_that_does_not_take_effect_is_told(tmp_path: Path) -> None:
+def test_a_library_that_does_not_take_effect_is_told() -> None:
     with pytest.raises(PlatformError, match=r"cannot make programs listen on 198\.51\.100\.7"):
-        listening.listening_on("198.51.100.7", tmp_path, os.environ)  # no address of this machine
+        listening.listening_on("198.51.100.7", os.environ)  # no address of this machine
+
+
+@needs_compiler
+def test_it_is_compiled_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listening.listening_on("127.0.0.9", os.environ)
+    (library,) = (cache / "brt_dist").iterdir()
+    monkeypatch.setenv("PATH", "")
+    assert listening.listening_on("127.0.0.9", os.environ)["LD_PRELOAD"].startswith(str(library))
+
+
+def test_a_cache_that_cannot_be_preloaded_from_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "with space"))
+    with pytest.raises(PlatformError, match="set XDG_CACHE_HOME elsewhere"):
+        listening.listening_on("127.0.0.9", os.environ)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(PlatformError, match="cannot be written"):
+        listening.listening_on("127.0.0.9", os.environ)
 
 
 def test_the_address_on_the_way() -> None:
