@@ -7,11 +7,16 @@ first fifth both the median and the mean are told (a step that was held up shows
 in the same turn, and their spread is over the turns.  `end` is from the last step's event until `brt train` is over,
 where the rest is sent or given up.
 
---turns N   runs of each kind (3)          --steps N   steps of a run (400)
+Runs on a machine that others use differ by more than what is looked for, so there is one kind more: in `alternating`,
+with a live server, the syncer is stopped (SIGSTOP) and let go every few seconds of one run, and its ratio is that of
+the steps with it to the steps without it.  What it could not send meanwhile it sends when it goes on.
+
+--turns N   runs of each kind (3)     --steps N   steps of a run (400)     --kinds KIND ...   these alone
 """
 
 import argparse
 import json
+import math
 import os
 import socket
 import statistics
@@ -24,9 +29,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from launch.events import read_events
 from tests.mlflow_server import free_port, mlflow_server
 
+KINDS = ("off", "server", "alternating", "silent", "none there")
+PAUSE_SECONDS = 6.0  # the syncer asks every five
 CONFIG = """\
 model: {{layers: 2, width: 128, heads: 4, head_dim: 32, mlp_width: 512, window: 64, states: 64, recurrent_layers: [-1]}}
 data: {{dataset: {data}, segment: 256, streams: 4}}
@@ -42,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tracking", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--turns", type=int, default=3, help="runs of each kind")
     parser.add_argument("--steps", type=int, default=400, help="steps of a run")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="these alone")
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
     options = parser.parse_args()
     with ExitStack() as stack:
@@ -52,27 +62,27 @@ def main() -> None:
         live = stack.enter_context(mlflow_server(folder / "server", free_port()))
         os.sched_setaffinity(0, cores[:-1] or cores)
         print(f"the server on 1 core, runs on {len(cores[:-1]) or 'the same'}", file=sys.stderr)
-        uris = {
-            "off": None,
-            "server": live,
-            "silent": stack.enter_context(silent_server()),
-            "none there": f"http://127.0.0.1:{free_port()}",
-        }
+        silent, nobody = stack.enter_context(silent_server()), f"http://127.0.0.1:{free_port()}"
+        uris = dict(zip(KINDS, (None, live, live, silent, nobody), strict=True))
         figures: list[dict[str, Any]] = []
         for turn in range(options.turns):
-            for kind, uri in uris.items():
-                figures.append({"kind": kind, "turn": turn, **measure(folder / f"{kind} {turn}", uri, options.steps)})
-                median, mean = figures[-1]["median"] * 1000, figures[-1]["mean"] * 1000
-                print(f"turn {turn + 1}, {kind}: median {median:.2f} ms, mean {mean:.2f} ms", file=sys.stderr)
+            first = turn % len(options.kinds)  # what comes first may have the machine in another state
+            for kind in (*options.kinds[first:], *options.kinds[:first]):
+                found = measure(folder / f"{kind} {turn}", uris[kind], options.steps, kind == "alternating")
+                figures.append({"kind": kind, "turn": turn, **found})
+                told = ", ".join(f"{name} {value:.4f} s" for name, value in found.items())
+                print(f"turn {turn + 1}, {kind}: {told}", file=sys.stderr)
     if options.json:
         print(json.dumps(figures))
         return
     print(f"{'tracking':12} {'of a step':10} {'ms':>8} {'ratio':>7} {'least':>7} {'most':>7} {'end s':>7}")
-    for kind in uris:
+    for kind in options.kinds:
         rows = [row for row in figures if row["kind"] == kind]
         end = statistics.median(row["end"] for row in rows)
         for figure in ("median", "mean"):
-            off = [row[figure] for row in figures if row["kind"] == "off"]
+            off = [row[figure] for row in figures if row["kind"] == "off"] or [math.nan] * options.turns
+            if kind == "alternating":
+                off = [row[f"{figure} without"] for row in rows]
             ratios = [row[figure] / base for row, base in zip(rows, off, strict=True)]
             print(
                 f"{kind:12} {figure:10} {statistics.median(row[figure] for row in rows) * 1000:8.2f} "
@@ -98,24 +108,55 @@ def build(folder: Path) -> None:
     subprocess.run([*command, "--tokenizer", "bytes", "--workers", "0"], check=True, capture_output=True)
 
 
-def measure(run: Path, uri: str | None, steps: int) -> dict[str, float]:
-    """Seconds of a step, and from the last one to the end of `brt train`."""
+def measure(run: Path, uri: str | None, steps: int, alternating: bool) -> dict[str, float]:
+    """Seconds of a step, and from the last one to the end of `brt train`; alternating: also of steps without syncer."""
     config = run.with_suffix(".yaml")
     enabled = "false" if uri is None else "true"
     text = CONFIG.format(data=run.parent / "data", run=json.dumps(str(run)), steps=steps, enabled=enabled, uri=uri)
     config.write_text(text)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
-    subprocess.run(
-        [sys.executable, "-m", "launch.cli", "train", str(config)], check=True, capture_output=True, env=environment
-    )
+    command = [sys.executable, "-m", "launch.cli", "train", str(config)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    pauses = pauses_of_the_syncer(process, run, steps) if alternating else []
+    if process.wait():
+        raise SystemExit(f"brt train ended with {process.returncode}")
     ended = time.time()
     events = [event for event in read_events(run) if event["event"] == "step"]
-    counted = [event["step_seconds"] for event in events[len(events) // 5 :]]
-    return {
-        "median": statistics.median(counted),
-        "mean": statistics.fmean(counted),
-        "end": ended - events[-1]["time"],
-    }
+    counted = events[len(events) // 5 :]
+    without = [event for event in counted if any(_within(event, pause) for pause in pauses)]
+    clear = [event for event in counted if not any(_touches(event, pause) for pause in pauses)]
+    found = {**_times(clear), "end": ended - events[-1]["time"]}
+    return found | ({f"{name} without": value for name, value in _times(without).items()} if alternating else {})
+
+
+def pauses_of_the_syncer(train: "subprocess.Popen[bytes]", run: Path, steps: int) -> list[tuple[float, float]]:
+    """Stop the syncer of a run and let it go on, in turns; from when to when it was stopped, as event times."""
+    pauses: list[tuple[float, float]] = []
+    while train.poll() is None:
+        time.sleep(PAUSE_SECONDS)
+        found = [one for one in psutil.Process(train.pid).children() if "launch.tracking.syncer" in one.cmdline()]
+        trained = [event["step"] for event in read_events(run) if event["event"] == "step"] if found else []
+        if not trained or trained[-1] >= steps - 1:
+            continue
+        found[0].suspend()
+        begin = time.time()
+        time.sleep(PAUSE_SECONDS)
+        pauses.append((begin, time.time()))
+        found[0].resume()
+    return pauses
+
+
+def _within(event: dict[str, Any], pause: tuple[float, float]) -> bool:
+    return pause[0] < event["time"] - event["step_seconds"] and event["time"] < pause[1]
+
+
+def _touches(event: dict[str, Any], pause: tuple[float, float]) -> bool:
+    return pause[0] < event["time"] and event["time"] - event["step_seconds"] < pause[1]
+
+
+def _times(events: list[dict[str, Any]]) -> dict[str, float]:
+    seconds = [event["step_seconds"] for event in events]
+    return {"median": statistics.median(seconds), "mean": statistics.fmean(seconds)}
 
 
 @contextmanager
