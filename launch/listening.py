@@ -71,10 +71,10 @@ def address_towards(place: str) -> str | None:
 def _library() -> Path:
     """The compiled library: of this source, for this kind of processor and this C library.  PlatformError: none."""
     kind = f"{platform.machine()}-{''.join(platform.libc_ver())}-{sha256(_SOURCE.read_bytes()).hexdigest()[:12]}"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brt_dist"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "brt_dist"
     library = cache / f"{_LIBRARY}{kind}.so"
-    if set(str(library)) & set(" \t\n:"):
-        raise PlatformError(f"{library}: a space or a colon ends a name in {_PRELOAD}; set XDG_CACHE_HOME elsewhere")
+    if not library.is_absolute() or set(str(library)) & set(" \t\n:"):  # "~": a user without a home
+        raise PlatformError(f"{library} cannot be named in {_PRELOAD}; set XDG_CACHE_HOME to a folder that can")
     if not library.is_file():
         try:
             cache.mkdir(parents=True, exist_ok=True)
