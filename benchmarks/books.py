@@ -17,11 +17,11 @@ import torch
 
 from benchmarks.books_report import draw, table
 from benchmarks.positions import Profile, profile
+from brt_dist.data.dataset import Dataset
 from brt_dist.evaluation.positions import doubling
 from brt_dist.files import write_atomic
 from pipelines.build import BuildSettings, build
 from pipelines.corpora import fetch_books
-from pipelines.dataset import Dataset
 
 SETTINGS = Path(__file__).with_name("books.yaml")
 TOKENIZER = "bpe:1024"

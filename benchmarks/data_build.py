@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 import psutil
 
+from brt_dist.data.tokenizers import load_tokenizer, train_bpe
 from pipelines.build import BuildSettings, build
 from pipelines.cluster import running_ray
-from pipelines.tokenizers import load_tokenizer, train_bpe
 
 WORKERS, FILES, VOCAB = 2, 8, 4096
 SHARD_BYTES = 4 << 20

@@ -27,11 +27,11 @@ from typing import Any
 
 import numpy as np
 
+from brt_dist.data.cursor import Cursor
+from brt_dist.data.dataset import Dataset
+from brt_dist.data.reader import SegmentReader
+from brt_dist.data.stream_schedule import StreamSchedule
 from pipelines.build import BuildSettings, build
-from pipelines.cursor import Cursor
-from pipelines.dataset import Dataset
-from pipelines.reader import SegmentReader
-from pipelines.schedule import StreamSchedule
 
 STREAMS, SEGMENT, WINDOW = 8, 4096, 512
 

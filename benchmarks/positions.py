@@ -7,10 +7,10 @@ import numpy.typing as npt
 import torch
 
 from brt_dist.config.schema import Config
+from brt_dist.data.dataset import Dataset
+from brt_dist.data.one_pass import OnePassSchedule
+from brt_dist.data.reader import SegmentReader
 from brt_dist.model.model import BlockRecurrentModel, token_losses
-from pipelines.dataset import Dataset
-from pipelines.one_pass import OnePassSchedule
-from pipelines.reader import SegmentReader
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -22,13 +22,13 @@ import numpy.typing as npt
 import torch
 
 from brt_dist.config.schema import Config, ModelConfig
+from brt_dist.data.one_pass import OnePassSchedule
+from brt_dist.data.reader import SegmentReader, Segments
+from brt_dist.data.stream_schedule import StepPlan, StreamSchedule
 from brt_dist.model.model import BlockRecurrentModel, full_logits
+from brt_dist.optim.learning_rate import learning_rate
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.layout import Layout
-from brt_dist.training.schedule import learning_rate
-from pipelines.one_pass import OnePassSchedule
-from pipelines.reader import SegmentReader, Segments
-from pipelines.schedule import StepPlan, StreamSchedule
 
 KEYS, NOISE = 8, 4
 ASK = KEYS + NOISE  # the token that asks

@@ -31,7 +31,7 @@ from typing import Any
 
 import psutil
 
-from launch.events import read_events
+from launch.run.events import read_events
 from tests.mlflow_server import free_port, mlflow_server
 
 KINDS = ("off", "server", "alternating", "silent", "none there")

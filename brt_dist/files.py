@@ -43,3 +43,8 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` as the whole content of `path`, atomically."""
     with atomic_file(path, "wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def is_url(place: Path | str) -> bool:
+    """Whether this names a place that is no local path (a `file://` URL is one)."""
+    return "://" in str(place) and not str(place).startswith("file://")

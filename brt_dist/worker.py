@@ -83,8 +83,8 @@ def _run(run: Path, attempt: int, settings: Sequence[str] = ()) -> ExitCode:
 
     device = choose(config.run.device, local_rank)  # before the imports below: DeepSpeed asks at its import
 
+    from brt_dist.data.open import open_training, open_validation
     from brt_dist.parallel.layout import Layout, finalize, initialize
-    from brt_dist.training.datasets import open_training, open_validation
     from brt_dist.training.guards import StopRequest
     from brt_dist.training.heartbeat import Heartbeat
     from brt_dist.training.loop import Trainer

@@ -12,7 +12,7 @@ from brt_dist.errors import BrtError, ExitCode
 
 # name: where the command is, and its line in the help
 _COMMANDS = {
-    "data": ("pipelines.commands:data", "Build, verify and inspect datasets."),
+    "data": ("launch.commands.data:data", "Build, verify and inspect datasets."),
     "train": ("launch.commands.train:train", "Train a model as a config says; go on if the run was begun."),
     "sweep": ("launch.commands.sweep:sweep", "Train a config once for each combination of values."),
     "submit": ("launch.commands.submit:submit", "Give a run to a backend: this machine, Ray, Slurm, Kubernetes."),

@@ -11,14 +11,14 @@ from brt_dist.config.loading import Resolved, load
 from brt_dist.config.rules import DatasetFacts, check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ExitCode
-from launch.attempts import Attempts
-from launch.events import History, read_events
-from launch.run_directory import absolute, claimed, refuse_other_run, write_config
-from launch.signals import StopRequests
+from launch.run.events import History, read_events
+from launch.run.run_directory import absolute, claimed, refuse_other_run, write_config
+from launch.supervision.attempts import Attempts
+from launch.supervision.signals import StopRequests
+from launch.supervision.verdict import Verdict
 from launch.tracking.health import Health
 from launch.tracking.process import SyncerProcess, finish_command
 from launch.tracking.uri import page_command
-from launch.verdict import Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,7 +89,7 @@ def check_with_data(config: Config) -> None:
     check(config, training, validation)
     run = config.run
     if run.init_from is not None and not History.of(read_events(run.directory)).checkpoints:
-        from brt_dist.training.begin import check_beginning
+        from brt_dist.training.initial_weights import check_beginning
 
         model = config.model.model_copy(update={"vocab_size": training.vocab_size})
         check_beginning(run.init_from, config.model_copy(update={"model": model}), training.tokenizer_digest)
@@ -97,7 +97,7 @@ def check_with_data(config: Config) -> None:
 
 def _dataset_facts(config: Config) -> tuple[DatasetFacts, DatasetFacts | None]:
     """Facts of the training and the validation dataset.  DataError: one of them cannot be opened."""
-    from brt_dist.training.datasets import open_training, open_validation
+    from brt_dist.data.open import open_training, open_validation
 
     with open_training(config.data) as training:
         facts = DatasetFacts.of(training, config)
@@ -159,6 +159,6 @@ def _finish(syncer: SyncerProcess | None, run: Path, stop: StopRequests, console
 
 
 def _plot(config: Config, run: Path) -> Path | None:
-    from launch.plots import plot_loss
+    from launch.views.plots import plot_loss
 
     return plot_loss(run, config.run.name)

@@ -21,11 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from brt_dist.errors import DataError
-from brt_dist.files import write_atomic
-from pipelines.cluster import running_ray
-from pipelines.finish import finish_dataset
-from pipelines.format import (
+from brt_dist.data.format import (
     BUILD_FILE,
     DATASET_FILE,
     DOCUMENTS_FILE,
@@ -35,12 +31,7 @@ from pipelines.format import (
     ShardRecord,
     token_type,
 )
-from pipelines.plan import Listing, ShardPlan, list_sources, plan_shards, sample
-from pipelines.selection import Duplicates, Split, has_hashes, remove_hashes
-from pipelines.shards import OnBad, ShardSettings, bad_document_error, finished_shard, write_shard
-from pipelines.sources import BY_RULE, BadDocument, Source, open_sources
-from pipelines.tasks import Work, hash_documents, run_tasks, write
-from pipelines.tokenizers import (
+from brt_dist.data.tokenizers import (
     BYTES_FILE,
     Tokenizer,
     bpe_size,
@@ -50,6 +41,15 @@ from pipelines.tokenizers import (
     parse_tokenizer,
     train_bpe,
 )
+from brt_dist.errors import DataError
+from brt_dist.files import write_atomic
+from pipelines.cluster import running_ray
+from pipelines.finish import finish_dataset
+from pipelines.plan import Listing, ShardPlan, list_sources, plan_shards, sample
+from pipelines.selection import Duplicates, Split, has_hashes, remove_hashes
+from pipelines.shards import OnBad, ShardSettings, bad_document_error, finished_shard, write_shard
+from pipelines.sources import BY_RULE, BadDocument, Source, open_sources
+from pipelines.tasks import Work, hash_documents, run_tasks, write
 
 TRAINING_CHARACTERS = 256 << 20  # a BPE is trained on about as much; merges hardly change beyond
 CHECKED_CHARACTERS = 1 << 20  # of the corpus that must survive the tokenizer

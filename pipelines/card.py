@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from brt_dist.data.format import BUILD_FILE
 from brt_dist.files import write_atomic
 from pipelines.build import BuildReport
-from pipelines.format import BUILD_FILE
 from pipelines.statistics import plot_lengths, statistics
 
 CARD_FILE, README_FILE, LENGTHS_FILE = "card.json", "README.md", "lengths.png"

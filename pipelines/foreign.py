@@ -11,10 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from brt_dist.errors import DataError
-from brt_dist.files import write_atomic
-from pipelines.finish import finish_dataset
-from pipelines.format import (
+from brt_dist.data.format import (
     TOKENIZER_FILE,
     DatasetRecord,
     IndexEntry,
@@ -26,8 +23,11 @@ from pipelines.format import (
     shard_name,
     storage_type,
 )
+from brt_dist.data.tokenizers import Tokenizer, load_tokenizer
+from brt_dist.errors import DataError
+from brt_dist.files import write_atomic
+from pipelines.finish import finish_dataset
 from pipelines.shards import record_of
-from pipelines.tokenizers import Tokenizer, load_tokenizer
 
 
 def index_tars(

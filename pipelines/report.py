@@ -135,7 +135,7 @@ def print_statistics(folder: str, found: dict[str, Any]) -> None:
 
 
 def print_description(description: dict[str, Any]) -> None:
-    """A description of `pipelines.inspect`, one value a line; this is what was asked for, so on standard output."""
+    """A description of `brt_dist.data.inspect`, one value a line; this is what was asked for, so on standard output."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for line in _lines(description, ""):
         console.print(line)
@@ -176,7 +176,7 @@ def _skipped(report: BuildReport) -> dict[str, int]:
 
 
 def _skipped_places(report: BuildReport) -> list[str]:
-    from pipelines.format import index_name, load_index
+    from brt_dist.data.format import index_name, load_index
 
     places: list[str] = []
     for shard in report.dataset.shards:

@@ -15,9 +15,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from brt_dist.errors import DataError
-from brt_dist.files import atomic_file, write_atomic
-from pipelines.format import (
+from brt_dist.data.format import (
     IndexEntry,
     ShardIndex,
     ShardRecord,
@@ -29,10 +27,12 @@ from pipelines.format import (
     storage_type,
     token_type,
 )
+from brt_dist.data.tokenizers import Ids, Tokenizer
+from brt_dist.errors import DataError
+from brt_dist.files import atomic_file, write_atomic
 from pipelines.plan import ShardPlan
 from pipelines.selection import Split, selected
 from pipelines.sources import DUPLICATE, BadDocument, Document, read_units
-from pipelines.tokenizers import Ids, Tokenizer
 
 _TAR_BLOCK = 512
 

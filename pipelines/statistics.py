@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from brt_dist.data.format import DOCUMENTS_FILE, load_dataset, open_documents
 from brt_dist.files import atomic_file
-from pipelines.dataset import open_documents
-from pipelines.format import DOCUMENTS_FILE, load_dataset
 
 _QUANTILES = {"min": 0.0, "25%": 0.25, "median": 0.5, "75%": 0.75, "99%": 0.99, "max": 1.0}
 _COLOUR = "#1f5fa8"

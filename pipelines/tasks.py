@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from brt_dist.data.format import TOKENIZER_FILE, ShardRecord, shard_name
+from brt_dist.data.tokenizers import load_tokenizer
 from brt_dist.errors import DataError, LaunchError
-from pipelines.format import TOKENIZER_FILE, ShardRecord, shard_name
 from pipelines.plan import ShardPlan
 from pipelines.selection import hash_shard
 from pipelines.shards import ShardSettings, write_shard
-from pipelines.tokenizers import load_tokenizer
 
 TASK_RETRIES = 10  # times that a task may lose its worker
 

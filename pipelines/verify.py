@@ -7,11 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
+from brt_dist.data.format import (
+    DOCUMENTS_FILE,
+    TOKENIZER_FILE,
+    DatasetRecord,
+    dataset_digest,
+    index_name,
+    load_dataset,
+    load_index,
+    open_documents,
+)
 from brt_dist.errors import DataError
 from pipelines.cluster import available_cores
-from pipelines.dataset import open_documents
-from pipelines.finish import dataset_digest
-from pipelines.format import DOCUMENTS_FILE, TOKENIZER_FILE, DatasetRecord, index_name, load_dataset, load_index
 from pipelines.shards import verify_shard
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brt_dist.checkpoint.manifest import MANIFEST, folder_name, step_of
-from brt_dist.checkpoint.storage import FolderStorage, Storage, is_url, open_storage
+from brt_dist.checkpoint.open_storage import open_storage
+from brt_dist.checkpoint.storage import FolderStorage, Storage
 from brt_dist.config.schema import RunConfig
 from brt_dist.errors import CheckpointError, PlatformError
+from brt_dist.files import is_url
 
 CHECKPOINTS = "checkpoints"
 

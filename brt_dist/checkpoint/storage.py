@@ -74,25 +74,6 @@ class Storage(ABC):
         yield
 
 
-def open_storage(place: str | Path) -> Storage:
-    """Storage for a path or an fsspec URL.
-
-    Raises:
-        PlatformError: the package for the URL's protocol is not installed, or there is none.
-    """
-    text = str(place)
-    if is_url(text):
-        from brt_dist.checkpoint.object_storage import ObjectStorage
-
-        return ObjectStorage(text)
-    return FolderStorage(Path(text.removeprefix("file://")))
-
-
-def is_url(place: str) -> bool:
-    """Whether a place is in an object store, and not a folder."""
-    return "://" in place and not place.startswith("file://")
-
-
 class FolderStorage(Storage):
     """A folder of a file system that all ranks see."""
 

@@ -14,8 +14,8 @@ from brt_dist.config.schema import Config, ParallelConfig
 from brt_dist.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipelines.dataset import Dataset
-    from pipelines.mixture import Mixture
+    from brt_dist.data.dataset import Dataset
+    from brt_dist.data.mixture import Mixture
 
 _LARGEST_FACTOR = 1 << 14  # nothing is ever split into more parts than this
 
@@ -33,7 +33,7 @@ class DatasetFacts:
         """config: of a run that trains on it."""
         documents = dataset.documents
         if config is not None and len(dataset.parts) > 1:
-            from pipelines.deal import Deal
+            from brt_dist.data.mixture_order import Deal
 
             deal = Deal(dataset.parts, dataset.weights, config.run.seed)
             fit = deal.documents_until_repeat(config.data.streams)

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from brt_dist.data.dataset import Dataset
+from brt_dist.data.mixture import Mixture
+from brt_dist.data.one_pass import OnePassSchedule
+from brt_dist.data.reader import SegmentReader
 from brt_dist.evaluation.positions import PositionBins, PositionLoss, PositionTally, by_position
 from brt_dist.parallel.engine import Engine
-from brt_dist.training.batches import step_input, streams_to_read
-from pipelines.dataset import Dataset
-from pipelines.mixture import Mixture
-from pipelines.one_pass import OnePassSchedule
-from pipelines.reader import SegmentReader
+from brt_dist.parallel.step_input import step_input, streams_to_read
 
 
 @dataclass(frozen=True)

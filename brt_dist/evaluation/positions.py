@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from brt_dist.data.epoch_order import Int64Array
+from brt_dist.data.stream_schedule import StepPlan
 from brt_dist.model.model import token_losses
-from pipelines.order import Int64Array
-from pipelines.schedule import StepPlan
 
 
 def doubling(first: int, longest: int) -> tuple[int, ...]:

@@ -2,7 +2,8 @@
 
 import torch
 
-from brt_dist.export.weights import check_shapes, open_weights
+from brt_dist.export.open import open_weights
+from brt_dist.export.weights import check_shapes
 from brt_dist.model.model import BlockRecurrentModel
 from brt_dist.model.parameters import logical_parameters
 

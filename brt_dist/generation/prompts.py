@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from brt_dist.data.dataset import Dataset
+from brt_dist.data.mixture import Mixture
+from brt_dist.data.tokenizers import load_tokenizer
 from brt_dist.generation.sample import sample
 from brt_dist.parallel.engine import Engine
-from pipelines.dataset import Dataset
-from pipelines.mixture import Mixture
-from pipelines.tokenizers import load_tokenizer
 
 SHOWN = 4  # streams whose text is looked at
 

@@ -23,6 +23,7 @@ from brt_dist.model.linear import megatron_config
 from brt_dist.model.model import loss_sum
 from brt_dist.model.parameters import LogicalParameter, initialize, logical_parameters, replicated
 from brt_dist.model.sequence import sum_gradients
+from brt_dist.optim.build import build_optimizer, set_learning_rate
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.finite import FiniteGradients
 from brt_dist.parallel.layout import Layout, MegatronGroups
@@ -31,7 +32,6 @@ from brt_dist.parallel.pipeline import PipelineStage, WholeModel, named_parts
 from brt_dist.parallel.stage import MicroBatch, StageContext, stream_layers
 from brt_dist.parallel.state import RankState
 from brt_dist.parallel.stream_memory import StreamMemory
-from brt_dist.training.optimizer import build_optimizer, set_learning_rate
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from megatron.core import parallel_state
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.parallel.device import Device, choose
-from brt_dist.parallel.meeting import meeting_store
+from brt_dist.parallel.rendezvous import meeting_store
 
 
 @dataclass(frozen=True)

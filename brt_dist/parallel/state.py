@@ -8,11 +8,11 @@ from torch import Tensor
 
 from brt_dist.config.schema import Config
 from brt_dist.model.parameters import LogicalParameter
+from brt_dist.optim.state import Fragment, optimizer_pieces, prepare, updates_done
 from brt_dist.parallel.layout import Layout
 from brt_dist.parallel.pieces import LogicalTensor, Piece, Read, Region
 from brt_dist.parallel.pipeline import EMBEDDING
 from brt_dist.parallel.stream_memory import StreamMemory
-from brt_dist.training.optimizer_state import Fragment, optimizer_pieces, prepare, updates_done
 
 
 class RankState:

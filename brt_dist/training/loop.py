@@ -4,32 +4,32 @@ import math
 import time
 from pathlib import Path
 
-from brt_dist.checkpoint.storage import open_storage
+from brt_dist.checkpoint.open_storage import open_storage
 from brt_dist.checkpoint.store import CheckpointStore
 from brt_dist.config.schema import Config
+from brt_dist.data.dataset import Dataset
+from brt_dist.data.mixture import Mixture
+from brt_dist.data.reader import Prefetcher, SegmentReader
+from brt_dist.data.stream_schedule import Cursor, StreamSchedule
 from brt_dist.errors import ExitCode
 from brt_dist.evaluation.evaluate import evaluate
 from brt_dist.generation.prompts import samples
+from brt_dist.optim.learning_rate import learning_rate
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import build_engine
 from brt_dist.parallel.held import held
 from brt_dist.parallel.layout import Layout, agree, limit_waiting
+from brt_dist.parallel.step_input import step_input, streams_to_read
 from brt_dist.planning.flops import TRAINING, forward_flops
 from brt_dist.planning.hardware import peak_flops
 from brt_dist.planning.memory import plan_of
 from brt_dist.training.adjustments import Adjustments
-from brt_dist.training.batches import step_input, streams_to_read
-from brt_dist.training.begin import begin_from
 from brt_dist.training.guards import NumberGuard, StopRequest, agree_on_step
 from brt_dist.training.heartbeat import Heartbeat
+from brt_dist.training.initial_weights import begin_from
 from brt_dist.training.memory_statistics import memory_statistics
 from brt_dist.training.metrics import EventLog
-from brt_dist.training.schedule import learning_rate
 from brt_dist.training.stragglers import StragglerWatch
-from pipelines.dataset import Dataset
-from pipelines.mixture import Mixture
-from pipelines.reader import Prefetcher, SegmentReader
-from pipelines.schedule import Cursor, StreamSchedule
 
 
 class Trainer:

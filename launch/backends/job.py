@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from brt_dist.config.schema import Config
-from brt_dist.errors import ConfigError, PlatformError
+from brt_dist.errors import PlatformError
 from brt_dist.files import write_atomic
 
 RECORD = "submission.json"
@@ -85,27 +85,6 @@ class Backend(Protocol):
 
     def stop(self, record: Record, run: Path) -> None:
         """Ask the run to save and end, or take it from the queue; comes back at once."""
-
-
-def backend(name: str) -> Backend:
-    """The backend of that name.  Nothing heavy is imported before it is used."""
-    if name == "local":
-        from launch.backends.local import LocalBackend
-
-        return LocalBackend()
-    if name == "ray":
-        from launch.backends.ray_jobs import RayBackend
-
-        return RayBackend()
-    if name == "slurm":
-        from launch.backends.slurm import SlurmBackend
-
-        return SlurmBackend()
-    if name == "kubernetes":
-        from launch.backends.kubernetes import KubernetesBackend
-
-        return KubernetesBackend()
-    raise ConfigError(f"no backend {name!r}; there are local, ray, slurm, kubernetes")
 
 
 def private_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from brt_dist.errors import PlatformError
 from launch.backends.job import Job, Record, State, pieces, private_folder
-from launch.facts import process_start
+from launch.run.facts import process_start
 from pipelines.cluster import joining_environment, local_environment, ray_cluster
 
 __all__ = ["LocalBackend", "joining_environment", "local_environment", "ray_cluster"]

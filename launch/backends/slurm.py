@@ -89,7 +89,15 @@ def _script(job: Job) -> str:
     launch, slurm = job.config.launch, job.config.launch.slurm
     python = [*slurm.container, sys.executable]
     interface = ["--interface", slurm.interface] if slurm.interface else []
-    node = [*python, "-m", "launch.ray_node", str(job.folder), "--gpus", str(gpus_per_node(job.config)), *interface]
+    node = [
+        *python,
+        "-m",
+        "launch.nodes.ray_node",
+        str(job.folder),
+        "--gpus",
+        str(gpus_per_node(job.config)),
+        *interface,
+    ]
     node += ["--listen", slurm.listen, "--patience", f"{launch.start_timeout_seconds:g}"]
     train = [*python, "-m", "launch.cli", "train", str(job.run / "config.yaml")]
     return _TEMPLATE.format(

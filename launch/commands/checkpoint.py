@@ -31,7 +31,7 @@ def list_(run: str, as_json: bool) -> None:
     """
     from brt_dist.checkpoint.places import find_place
     from brt_dist.checkpoint.report import row_of
-    from launch.tables import checkpoint_table
+    from launch.views.tables import checkpoint_table
 
     place = find_place(run)
     rows = [row_of(place.storage, name) for name in place.names()]
@@ -50,7 +50,7 @@ def show(run: str, step: int | None, as_json: bool) -> None:
     from brt_dist.checkpoint.places import answering, find_place
     from brt_dist.checkpoint.report import describe
     from brt_dist.checkpoint.verification import read_manifest
-    from launch.tables import checkpoint_description
+    from launch.views.tables import checkpoint_description
 
     place = find_place(run)
     name = place.names()[-1] if step is None else place.of_step(step)

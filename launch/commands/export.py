@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from launch.commands.arguments import json_option
-from pipelines.commands import Size
+from launch.commands.data import Size
 
 _out = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make.")
 _shard_size = click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Weights per file.")
@@ -34,7 +34,7 @@ def export(source: str, kind: Any, out: Path, step: int | None, shard_size: int,
 
     The files are verified before they are used.  Weights are float32, whatever the precision of the run.
     """
-    from brt_dist.export.weights import open_weights
+    from brt_dist.export.open import open_weights
 
     with open_weights(source, step) as weights:
         files = _write(weights, kind, out, shard_size)
@@ -52,7 +52,7 @@ def import_(source: str, out: Path, shard_size: int, as_json: bool) -> None:
     SOURCE: an .npz file with the names of the authors' code (`param/NAME`) with a .json beside it that has their
     settings, or anything that `brt export` takes or makes.
     """
-    from brt_dist.export.weights import open_weights
+    from brt_dist.export.open import open_weights
 
     with open_weights(source) as weights:
         files = _write(weights, "safetensors", out, shard_size)

@@ -14,7 +14,7 @@ def exporter(runs: tuple[Path, ...], address: str, port: int) -> None:
 
     It only listens on this machine unless --address says otherwise.
     """
-    from launch.exporter import serve
+    from launch.views.exporter import serve
 
     with serve(runs, address, port) as server:
         click.echo(f"http://{address}:{server.server_address[1]}/metrics", err=True)

@@ -16,13 +16,13 @@ from launch.commands.arguments import json_option
 @json_option
 def status(run: Path, watch: bool, as_json: bool) -> None:
     """Show where the run in directory RUN stands: step, speed, evaluations, attempts, last checkpoint."""
-    from launch.summary import summary
+    from launch.views.summary import summary
 
     found = describe(run)
     if watch:
         from rich.console import Console
 
-        from launch.watch import watch as watch_run
+        from launch.views.watch import watch as watch_run
 
         try:
             watch_run(run, found["steps"], Console(stderr=True))
@@ -37,9 +37,9 @@ def describe(run: Path) -> dict[str, Any]:
     from dataclasses import asdict
 
     from brt_dist.config.loading import load
-    from launch.events import History, read_events
-    from launch.liveness import launcher_of
-    from launch.supervisor import attempts, read_attempt
+    from launch.run.events import History, read_events
+    from launch.run.liveness import launcher_of
+    from launch.run.run_directory import attempts, read_attempt
     from launch.tracking.health import Health
     from launch.tracking.uri import page_command
 
@@ -81,7 +81,7 @@ def _submission(run: Path) -> dict[str, Any] | None:
 
     from brt_dist.errors import PlatformError
     from launch.backends.job import Record
-    from launch.submission import state
+    from launch.backends.submission import state
 
     record = Record.read(run)
     if record is None:

@@ -50,7 +50,7 @@ def submit(settings: tuple[str, ...], dry_run: bool, as_json: bool, **options: A
     Options are short for keys of launch, and win over them.  brt status, brt logs, brt stop and brt resume take the
     run directory.
     """
-    from launch.submission import submit as give
+    from launch.backends.submission import submit as give
 
     files, overrides = split(settings)
     if not files and not overrides:
@@ -75,7 +75,7 @@ def resume(
       brt resume runs/a run.steps=20000 --nodes 4
       brt resume runs/a data.streams=64 --allow data.streams
     """
-    from launch.submission import resume as go_on
+    from launch.backends.submission import resume as go_on
 
     done = go_on(run, [*overrides, *_overrides(options)], allow=allow, dry_run=dry_run)
     if not as_json:
@@ -90,7 +90,7 @@ def resume(
 @json_option
 def stop(run: Path, as_json: bool) -> None:
     """Ask the submitted run in directory RUN to save and end; brt resume goes on with it."""
-    from launch.submission import stop as ask
+    from launch.backends.submission import stop as ask
 
     done = ask(run)
     click.echo(json.dumps({"run": str(run), "done": done}) if as_json else done)
@@ -104,7 +104,7 @@ def stop(run: Path, as_json: bool) -> None:
 @json_option
 def logs(run: Path, rank: int | None, attempt: int | None, follow: bool, as_json: bool) -> None:
     """Print the output of the launcher of the last submission of RUN, or that of a rank."""
-    from launch.submission import log, state
+    from launch.backends.submission import log, state
 
     if as_json:
         click.echo(json.dumps({"run": str(run), "log": "".join(log(run, rank, attempt))}))

@@ -44,7 +44,7 @@ def train(settings: tuple[str, ...], ray_address: str | None, as_json: bool) -> 
     if as_json:
         click.echo(json.dumps(outcome.to_json()))
     else:
-        from launch.summary import summary
+        from launch.views.summary import summary
 
         click.echo(summary(outcome.to_json()), err=outcome.verdict.exit_code != 0)
     return int(outcome.verdict.exit_code)

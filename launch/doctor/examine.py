@@ -17,7 +17,7 @@ from launch.doctor.findings import LAUNCHER, Finding
 from launch.doctor.node import NodeReport
 
 if TYPE_CHECKING:
-    from launch.gang import Gang
+    from launch.nodes.gang import Gang
 
 ALL_REDUCE_SECONDS = 60.0
 

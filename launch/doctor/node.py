@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.facts import attempt_facts
+from launch.run.facts import attempt_facts
 
 _LISTEN_SECONDS = 60.0
 _READ_SECONDS = 3.0  # network file systems remember for a while that a file was not there

@@ -7,8 +7,8 @@ from typing import Any
 
 from brt_dist.config.loading import flatten, load
 from brt_dist.errors import ConfigError
-from launch.events import Event, History, read_events
-from launch.supervisor import attempts, read_attempt
+from launch.run.events import Event, History, read_events
+from launch.run.run_directory import attempts, read_attempt
 from launch.tracking.uri import redact
 
 

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterable
 
-from launch.events import Event, History
 from launch.report.charts import Below, Curve, chart, short
 from launch.report.collect import RunFacts
+from launch.run.events import Event, History
 
 COLOURS = 8  # that the page has
 NAMES = {"train": "training text", "validation": "held-out text"}

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from brt_dist.files import write_atomic
-from launch.events import Event, History
-from launch.progress import duration
 from launch.report.charts import Curve, chart
 from launch.report.collect import RunFacts
 from launch.report.curves import COLOURS, NAMES, charts, evaluation_points, points
+from launch.run.events import Event, History
+from launch.views.progress import duration
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --dim: #667085; --line: #d9dee7; --page: #f6f7f9; --card: #fff;

@@ -10,10 +10,10 @@ from typing import Any
 
 from brt_dist.errors import ConfigError, ExitCode
 from brt_dist.files import write_atomic
-from launch.events import History, read_events
-from launch.supervisor import attempts, read_attempt
+from launch.run.events import History, read_events
+from launch.run.run_directory import attempts, read_attempt
 from launch.sweep.grid import Point
-from launch.tables import columns
+from launch.views.tables import columns
 
 RECORD = "sweep.json"
 

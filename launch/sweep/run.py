@@ -10,7 +10,7 @@ from brt_dist.config.loading import load
 from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import CheckpointError, ConfigError, DataError, ExitCode
-from launch.run_directory import absolute, claimed, refuse_other_run
+from launch.run.run_directory import absolute, claimed, refuse_other_run
 from launch.sweep.grid import Point, axes, points
 from launch.sweep.record import RECORD, Result, Sweep, best
 from launch.train import WORKER, check_with_data, train
@@ -152,7 +152,7 @@ def _train_all(order: _Order, console: "Console", tell: Teller, worker: Sequence
 
 
 def _submit_all(order: _Order, tell: Teller) -> None:
-    from launch import submission
+    from launch.backends import submission
 
     for point in order.points:
         there = submission.state(order.sweep.folder / point.name)

@@ -7,8 +7,8 @@ from typing import Any
 
 from brt_dist.errors import PlatformError
 from launch.backends.job import Record
-from launch.events import Event
-from launch.supervisor import attempts, read_attempt
+from launch.run.events import Event
+from launch.run.run_directory import attempts, read_attempt
 from launch.tracking.rows import layout_text
 
 _TABLES = ("attempts.json", "checkpoints.json")

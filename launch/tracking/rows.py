@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launch.events import Event
+from launch.run.events import Event
 
 _NO_METRICS = ("event", "time", "attempt", "step")
 _GUARDS = ("skip", "spike", "straggler", "diverged")

@@ -17,9 +17,9 @@ from typing import IO, TextIO, cast
 
 from brt_dist.config.loading import dump, flatten, load
 from brt_dist.errors import BrtError, ConfigError, ExitCode
-from launch.events import Event, EventReader
-from launch.supervisor import attempts, read_attempt
-from launch.system_metrics import system_folder
+from launch.nodes.system_metrics import system_folder
+from launch.run.events import Event, EventReader
+from launch.run.run_directory import attempts, read_attempt
 from launch.tracking import facts
 from launch.tracking.client import refusal
 from launch.tracking.health import HealthRecord

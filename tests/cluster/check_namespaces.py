@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.ray_node import token_environment
+from launch.nodes.ray_node import token_environment
 from tests.cluster.namespaces import Machine, machines
 from tests.end_to_end.conftest import CONFIG, ROOT, dataset, wait_for  # noqa: F401 - a fixture
 from tests.end_to_end.test_submit import steps
@@ -32,7 +32,7 @@ def ray_on(nodes: list[Machine], folder: Path, *, alone: int | None = None) -> I
     (folder / "run").mkdir(exist_ok=True)
     try:
         for number, machine in enumerate(nodes):
-            node = [sys.executable, "-m", "launch.ray_node", str(folder), "--node", str(number)]
+            node = [sys.executable, "-m", "launch.nodes.ray_node", str(folder), "--node", str(number)]
             node += ["--interface", "node0"]
             if number == alone:
                 hide = f'mount -t tmpfs none {folder}/run && exec "$@"'

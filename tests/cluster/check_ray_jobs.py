@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.ray_node import token_environment
+from launch.nodes.ray_node import token_environment
 from tests.end_to_end.conftest import ROOT, config, dataset, wait_for  # noqa: F401 - fixtures
 from tests.end_to_end.test_submit import call, run_folder, through_its_life
 
@@ -22,7 +22,7 @@ def head(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "launch.ray_node", str(folder), "--node", "0"]
+    command = [sys.executable, "-m", "launch.nodes.ray_node", str(folder), "--node", "0"]
     command += ["--dashboard", "--dashboard-port", str(port)]
     # How long Ray lets a job save after `stop`; its default is three seconds.
     environment = {**os.environ, **token_environment(folder), "RAY_JOB_STOP_WAIT_TIME_S": "120"}

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from pipelines.dataset import Dataset
+from brt_dist.data.dataset import Dataset
 from tests.end_to_end.test_remote_data import READER, ROOT, digest, folder, healed, read, settings, store, truth, url
 from tests.s3 import Bucket
 

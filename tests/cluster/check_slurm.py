@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from launch.events import read_events
+from launch.run.events import read_events
 from tests.cluster.slurm import idle_nodes, slurm
 from tests.end_to_end.conftest import ROOT, dataset  # noqa: F401 - a fixture
 

@@ -12,7 +12,8 @@ import yaml
 from jsonschema import Draft7Validator
 
 from brt_dist.config.loading import load
-from launch.backends.job import Job, backend
+from launch.backends.job import Job
+from launch.backends.registry import backend
 
 CONFIG = """\
 data: {dataset: /shared/data, validation: /shared/validation}

@@ -15,18 +15,18 @@ from pathlib import Path
 import psutil
 import pytest
 
+from brt_dist.data.tokenizers import train_bpe
 from brt_dist.errors import DataError
 from pipelines.build import BuildSettings, build
 from pipelines.card import CARD_FILE, LENGTHS_FILE, README_FILE
 from pipelines.cluster import running_ray
 from pipelines.corpora import standard_library
-from pipelines.tokenizers import train_bpe
 from pipelines.verify import verify
 
 pytestmark = pytest.mark.slow
 
 SHARD_SIZE = 1 << 20
-DRIVER = "from pipelines.commands import data; data()"
+DRIVER = "from launch.commands.data import data; data()"
 
 
 @pytest.fixture(scope="module")

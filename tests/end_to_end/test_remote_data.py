@@ -21,15 +21,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from brt_dist.data.cursor import Cursor
+from brt_dist.data.dataset import Dataset
+from brt_dist.data.file_cache import CacheSettings
+from brt_dist.data.format import ShardRecord
+from brt_dist.data.prefetch import NodeCache, is_served
+from brt_dist.data.reader import Prefetcher, SegmentReader, Segments
+from brt_dist.data.stream_schedule import StreamSchedule
 from brt_dist.errors import DataError, PlatformError
-from pipelines.ahead import NodeCache, is_served, node_cache_actor
-from pipelines.cache import CacheSettings
+from launch.nodes.gang import node_cache_actor
 from pipelines.cluster import ray_cluster
-from pipelines.cursor import Cursor
-from pipelines.dataset import Dataset
-from pipelines.format import ShardRecord
-from pipelines.reader import Prefetcher, SegmentReader, Segments
-from pipelines.schedule import StreamSchedule
 from tests.datasets import make_dataset
 from tests.s3 import Bucket, bucket
 
@@ -271,9 +272,9 @@ def test_a_shard_larger_than_the_cache(url: str, tmp_path: Path) -> None:
 READER = """
 import json, resource, sys, time
 from pathlib import Path
-from pipelines.cache import CacheSettings
-from pipelines.dataset import Dataset
-from pipelines.cursor import Cursor
+from brt_dist.data.file_cache import CacheSettings
+from brt_dist.data.dataset import Dataset
+from brt_dist.data.cursor import Cursor
 from brt_dist.errors import BrtError
 from tests.end_to_end.test_remote_data import digest, read
 url, cache, begin, steps, limit = sys.argv[1], Path(sys.argv[2]), *map(json.loads, sys.argv[3:])

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from launch.events import read_events
+from launch.run.events import read_events
 from tests.end_to_end.conftest import ROOT, alive, wait_for
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ from typing import Any
 
 import psutil
 
-from launch.events import Event, read_events
-from launch.supervisor import attempts, read_attempt
+from launch.run.events import Event, read_events
+from launch.run.run_directory import attempts, read_attempt
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE_SECONDS = 400.0

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from brt_dist.config.schema import Config
+from brt_dist.data.reader import Segments
+from brt_dist.data.stream_schedule import Cursor, StepPlan, StreamSchedule
+from brt_dist.optim.learning_rate import learning_rate
 from brt_dist.parallel.stream_memory import StreamMemory
-from brt_dist.training.schedule import learning_rate
-from pipelines.reader import Segments
-from pipelines.schedule import Cursor, StepPlan, StreamSchedule
 
 VOCAB = 101  # not divisible by 2 or 4: the table is padded
 STEPS = 6
@@ -93,7 +93,7 @@ class Outcome:
 
 def read_steps(given: Config, start: Cursor | None = None, steps: int = STEPS) -> list[tuple[StepPlan, Segments]]:
     """The first steps of all streams."""
-    from pipelines.reader import SegmentReader
+    from brt_dist.data.reader import SegmentReader
 
     source = corpus()
     schedule = StreamSchedule(

@@ -112,12 +112,12 @@ def rank_main(rank: int, store: str, given: Config, kill: Kill | None) -> None:
     """One rank of one attempt, to the end of the run or to its death."""
     import torch.distributed as dist
 
+    from brt_dist.data.dataset import Dataset
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.guards import StopRequest
     from brt_dist.training.loop import Trainer
     from brt_dist.training.metrics import EventLog
-    from pipelines.dataset import Dataset
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)

@@ -59,11 +59,11 @@ def attempt(rank: int, store: str, given: Config, steps: int, copy: str | None =
     """Go on from the newest checkpoint for `steps` steps and save; the losses.  copy: save there before the first."""
     import torch.distributed as dist
 
+    from brt_dist.data.dataset import Dataset
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.guards import StopRequest
     from brt_dist.training.metrics import EventLog
-    from pipelines.dataset import Dataset
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)

@@ -8,15 +8,15 @@ import torch
 
 from brt_dist.config.loading import dump
 from brt_dist.config.schema import Config
+from brt_dist.data.dataset import Dataset
+from brt_dist.data.one_pass import OnePassSchedule
+from brt_dist.data.reader import SegmentReader
+from brt_dist.data.stream_schedule import StreamSchedule
 from brt_dist.export.folder import write_folder
 from brt_dist.export.load import load_model
-from brt_dist.export.weights import open_weights
+from brt_dist.export.open import open_weights
 from brt_dist.model.model import BlockRecurrentModel, loss_sum
 from brt_dist.parallel.layout import single_process
-from pipelines.dataset import Dataset
-from pipelines.one_pass import OnePassSchedule
-from pipelines.reader import SegmentReader
-from pipelines.schedule import StreamSchedule
 from tests.parallel.pool import RankPool
 from tests.parallel.relayout import config, documents
 

@@ -36,12 +36,12 @@ def rank_main(rank: int, store: str, given: Config, poisoned: int | None, slow: 
     """A run on one rank; its exit code.  Rank `poisoned` has a bad gradient in step BAD, rank `slow` is slow."""
     import torch.distributed as dist
 
+    from brt_dist.data.dataset import Dataset
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.guards import StopRequest
     from brt_dist.training.loop import Trainer
     from brt_dist.training.metrics import EventLog
-    from pipelines.dataset import Dataset
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)
@@ -121,13 +121,13 @@ def rank_waits(rank: int, store: str, given: Config, found: str) -> int:
     """Rank 1 does not come to its third step until rank 0 has given up; the exit code of how it ended."""
     import torch.distributed as dist
 
+    from brt_dist.data.dataset import Dataset
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, initialize
     from brt_dist.training.guards import StopRequest
     from brt_dist.training.loop import Trainer
     from brt_dist.training.metrics import EventLog
     from brt_dist.worker import _exit_code
-    from pipelines.dataset import Dataset
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)

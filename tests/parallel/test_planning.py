@@ -26,13 +26,13 @@ PADDING = 0.02  # ZeRO cuts flat tensors into equal and aligned parts
 def rank_main(rank: int, store: str, given: Config) -> dict[str, int]:
     import torch.distributed as dist
 
+    from brt_dist.data.dataset import Dataset
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.held import held
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.guards import StopRequest
     from brt_dist.training.loop import Trainer
     from brt_dist.training.metrics import EventLog
-    from pipelines.dataset import Dataset
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)

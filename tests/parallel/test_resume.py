@@ -67,11 +67,11 @@ def train(rank: int, store: str, given: Config, attempt: int, stop_after: int) -
     """One attempt on one rank, asked to stop after `stop_after` steps of its own; exit code and messages."""
     import torch.distributed as dist
 
+    from brt_dist.data.dataset import Dataset
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.guards import StopRequest
     from brt_dist.training.metrics import EventLog
-    from pipelines.dataset import Dataset
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)

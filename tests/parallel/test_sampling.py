@@ -25,13 +25,13 @@ def rank_main(rank: int, store: str, given: Config) -> list[Any]:
     import torch
     import torch.distributed as dist
 
+    from brt_dist.data.dataset import Dataset
     from brt_dist.generation.prompts import samples
     from brt_dist.generation.sample import sample
     from brt_dist.model.model import BlockRecurrentModel, full_logits
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.engine import build_engine
     from brt_dist.parallel.layout import Layout, finalize, initialize
-    from pipelines.dataset import Dataset
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)

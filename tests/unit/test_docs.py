@@ -21,7 +21,7 @@ EXAMPLES = sorted(ROOT.glob("examples/*.yaml"))
 FOLDERS = ("brt_dist", "pipelines", "launch", "tests", "examples", "docs", "benchmarks")
 PATH = re.compile(rf"(?:{'|'.join(FOLDERS)})/[\w./*-]+\w")
 OTHER_OPTIONS = {"--index-url", "--attempt", "--help", "--pairwise", "--only"}  # of pip, the worker and the matrix
-OTHER_OPTIONS |= {"--listen"}  # of launch.ray_node
+OTHER_OPTIONS |= {"--listen"}  # of launch.nodes.ray_node
 
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 

@@ -15,8 +15,9 @@ import torch
 
 from brt_dist.checkpoint.loader import Checkpoint, open_newest
 from brt_dist.checkpoint.manifest import folder_name
+from brt_dist.checkpoint.open_storage import open_storage
 from brt_dist.checkpoint.saver import Saver
-from brt_dist.checkpoint.storage import Storage, open_storage
+from brt_dist.checkpoint.storage import Storage
 from brt_dist.errors import CheckpointError, PlatformError
 from brt_dist.parallel.layout import single_process
 from brt_dist.parallel.pieces import LogicalTensor, Piece, Region

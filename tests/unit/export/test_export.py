@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from brt_dist.config.loading import load
 from brt_dist.export.load import load_model
-from brt_dist.export.weights import open_weights
+from brt_dist.export.open import open_weights
 from brt_dist.model.model import full_logits
 from brt_dist.parallel.layout import single_process
-from brt_dist.training.begin import check_beginning
+from brt_dist.training.initial_weights import check_beginning
 from launch.cli import main
 from tests.golden.check import compare
 

@@ -9,9 +9,9 @@ import torch
 from benchmarks.models import parameter_count, with_parameters
 from benchmarks.positions import profile
 from brt_dist.config.schema import Config
+from brt_dist.data.dataset import Dataset
 from brt_dist.evaluation.positions import doubling
 from brt_dist.model.model import BlockRecurrentModel, full_logits
-from pipelines.dataset import Dataset
 from tests.datasets import make_dataset
 
 TEXTS = ("a" * 3 + "bc" * 21, "to be or not to be " * 5, "x", "the rest is silence")

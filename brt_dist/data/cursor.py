@@ -1,0 +1,102 @@
+"""The cursor: where every stream is between two steps, and all that the schedule has to remember."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from brt_dist.data.epoch_order import Int64Array
+from brt_dist.errors import DataError
+
+VERSION = 1
+NOTHING = -1  # ordinal of a stream that has no document yet: it takes one at the next block
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where every stream is, between two steps.
+
+    ordinal: (B,) int64, of the document that the stream is in, within its part; -1: it has none yet.
+    offset: (B,) int64, tokens of it that were read, a multiple of W; at or past its length the document has ended,
+    and the next block begins another.
+    part: (B,) int64, the dataset of the mixture that the document is of; 0 without a mixture.
+    next: for each part, the ordinal that is handed out next.
+    tokens: for each part, the tokens of all documents handed out so far.
+    returned: (part, ordinal, offset) of documents whose stream was dropped; their rest is read before new documents.
+    """
+
+    ordinal: Int64Array
+    offset: Int64Array
+    part: Int64Array
+    next: tuple[int, ...]
+    tokens: tuple[int, ...]
+    returned: tuple[tuple[int, int, int], ...] = ()
+
+    @staticmethod
+    def fresh(streams: int, parts: int = 1) -> "Cursor":
+        """`streams` streams before the first step; no document of `parts` datasets was handed out."""
+        nothing = np.full(streams, NOTHING, dtype=np.int64)
+        zeros = np.zeros(streams, dtype=np.int64)
+        return Cursor(nothing, zeros, zeros.copy(), (0,) * parts, (0,) * parts)
+
+    @property
+    def streams(self) -> int:
+        return int(self.ordinal.size)
+
+    def resized(self, streams: int) -> "Cursor":
+        """The same place in the corpus with another number of streams.
+
+        Added streams take a document at the next block.  Those with the highest numbers are dropped: the rest of
+        their documents waits in `returned`, and begins with a cleared memory wherever it goes on.
+        """
+        if streams < 1:
+            raise DataError(f"a run needs at least one stream, got {streams}")
+        kept = min(streams, self.streams)
+        added = Cursor.fresh(streams - kept)
+        dropped = zip(*(array[kept:].tolist() for array in (self.part, self.ordinal, self.offset)), strict=True)
+        return replace(
+            self,
+            ordinal=np.concatenate([self.ordinal[:kept], added.ordinal]),
+            offset=np.concatenate([self.offset[:kept], added.offset]),
+            part=np.concatenate([self.part[:kept], added.part]),
+            returned=self.returned + tuple(place for place in dropped if place[1] != NOTHING),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers and lists, for a checkpoint."""
+        return {
+            "version": VERSION,
+            "ordinal": self.ordinal.tolist(),
+            "offset": self.offset.tolist(),
+            "part": self.part.tolist(),
+            "next": list(self.next),
+            "tokens": list(self.tokens),
+            "returned": [list(place) for place in self.returned],
+        }
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "Cursor":
+        """The inverse of `to_json`.  DataError: not a cursor, or one of a later version."""
+        if isinstance(value, dict) and value.get("version", VERSION) != VERSION:
+            raise DataError(f"a stream cursor of version {value['version']}; this program knows version {VERSION}")
+        try:
+            arrays = [np.array(value[name], dtype=np.int64) for name in ("ordinal", "offset", "part")]
+            counts = [tuple(int(number) for number in value[name]) for name in ("next", "tokens")]
+            returned = tuple((int(part), int(ordinal), int(offset)) for part, ordinal, offset in value["returned"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"not a stream cursor: {error!r}") from None
+        cursor = Cursor(arrays[0], arrays[1], arrays[2], counts[0], counts[1], returned)
+        if not cursor._is_consistent():
+            raise DataError("not a stream cursor: its parts do not fit together")
+        return cursor
+
+    def _is_consistent(self) -> bool:
+        one_size = self.ordinal.ndim == 1 and self.ordinal.shape == self.offset.shape == self.part.shape
+        if not one_size or not self.streams or not self.next or len(self.next) != len(self.tokens):
+            return False
+        places = [*zip(self.part.tolist(), self.ordinal.tolist(), self.offset.tolist(), strict=True), *self.returned]
+        lowest = [*[NOTHING] * self.streams, *[0] * len(self.returned)]
+        return min(self.tokens) >= 0 and all(
+            0 <= part < len(self.next) and low <= ordinal < self.next[part] and offset >= 0
+            for (part, ordinal, offset), low in zip(places, lowest, strict=True)
+        )

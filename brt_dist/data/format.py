@@ -1,0 +1,191 @@
+"""What a dataset folder holds.  Names, versions and the shape of every JSON file, in one place.
+
+DIR/dataset.json             what the folder is; written last, so a folder that has it is complete
+DIR/tokenizer.json           the tokenizer, as it was used
+DIR/documents.npy            (2, K) int64: data offset in its shard, tokens; derived from the indexes, memory-mapped
+DIR/shard-000000.tar         webdataset: per document KEY.json and KEY.tokens (raw little-endian token ids)
+DIR/shard-000000.index.json  where each document lies in the tar; a shard counts only when this exists
+DIR/build.json               state of the build (fingerprint); not needed for reading
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+
+from brt_dist.errors import DataError
+
+DATASET_FILE = "dataset.json"
+TOKENIZER_FILE = "tokenizer.json"
+DOCUMENTS_FILE = "documents.npy"
+BUILD_FILE = "build.json"
+FORMAT = 1
+
+TokenType = Literal["uint16", "uint32"]
+
+
+class Record(BaseModel):
+    """Base of all records: plain, frozen, unknown keys are errors (they belong to a later format)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ShardRecord(Record):
+    """A shard as dataset.json lists it."""
+
+    name: str
+    bytes: PositiveInt
+    sha256: str
+    index_sha256: str
+    source: str
+    documents: NonNegativeInt
+    tokens: NonNegativeInt
+    text_bytes: NonNegativeInt
+    skipped: dict[str, PositiveInt]
+
+
+class TokenizerRecord(Record):
+    """The tokenizer that made the tokens."""
+
+    kind: str
+    vocab_size: PositiveInt
+    sha256: str
+
+
+class SourceRecord(Record):
+    """One source of the corpus, as counted."""
+
+    name: str
+    documents: NonNegativeInt
+    tokens: NonNegativeInt
+    text_bytes: NonNegativeInt
+    skipped: dict[str, PositiveInt]
+
+
+class DatasetRecord(Record):
+    """dataset.json.  digest covers the tokenizer and every byte of every shard, in order."""
+
+    format: Literal[1] = 1
+    digest: str
+    documents: PositiveInt
+    tokens: PositiveInt
+    text_bytes: PositiveInt
+    dtype: TokenType
+    tokenizer: TokenizerRecord
+    documents_sha256: str
+    sources: tuple[SourceRecord, ...]
+    shards: tuple[ShardRecord, ...]
+
+
+class IndexEntry(Record):
+    """A document of a shard: its tokens are `tokens` ids at byte `offset` of the tar."""
+
+    key: str
+    offset: NonNegativeInt
+    tokens: PositiveInt
+    sha256: str
+
+
+class SkippedRecord(Record):
+    """A document that was left out, and why."""
+
+    place: str
+    reason: str
+
+
+class ShardIndex(Record):
+    """NAME.index.json."""
+
+    format: Literal[1] = 1
+    shard: str
+    bytes: PositiveInt
+    sha256: str
+    dtype: TokenType
+    source: str
+    tokens: NonNegativeInt
+    text_bytes: NonNegativeInt
+    skipped: tuple[SkippedRecord, ...]
+    entries: tuple[IndexEntry, ...]
+
+
+def shard_name(number: int) -> str:
+    """Name of the tar of shard `number`."""
+    return f"shard-{number:06d}.tar"
+
+
+def index_name(shard: str) -> str:
+    """Name of the index beside the tar `shard`."""
+    return shard.removesuffix(".tar") + ".index.json"
+
+
+def token_type(vocab_size: int) -> TokenType:
+    """The smallest type of two that holds all ids of the vocabulary."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def storage_type(dtype: TokenType) -> "np.dtype[Any]":
+    """The type of tokens on disk: little-endian on every machine."""
+    return np.dtype(dtype).newbyteorder("<")
+
+
+def dump(record: Record) -> bytes:
+    """The bytes of a record's file: a function of the record alone."""
+    indent = 1 if isinstance(record, DatasetRecord) else None  # for people; indexes are for programs, and long
+    return (json.dumps(record.model_dump(mode="json"), indent=indent, ensure_ascii=False) + "\n").encode()
+
+
+def load_dataset(folder: Path) -> DatasetRecord:
+    """Read dataset.json.  DataError: not there, or not a dataset of this format."""
+    path = folder / DATASET_FILE
+    try:
+        return DatasetRecord.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        what = "the build has not finished" if (folder / BUILD_FILE).exists() else "not a dataset folder"
+        raise DataError(
+            f"{folder}: no {DATASET_FILE} ({what}); `brt data build SOURCE --out {folder}` makes it"
+        ) from None
+    except (ValidationError, OSError) as error:
+        raise DataError(f"{path}: not a dataset of format {FORMAT}: {_first_line(error)}") from None
+
+
+def load_index(path: Path) -> ShardIndex:
+    """Read a shard's index.  DataError: not there or not readable."""
+    try:
+        return ShardIndex.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        raise DataError(f"{path}: not a shard index of format {FORMAT}: {_first_line(error)}") from None
+
+
+def _first_line(error: ValidationError | OSError) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}"
+    return str(error)
+
+
+def open_documents(path: Path, documents: int, content: bytes | None = None) -> npt.NDArray[np.int64]:
+    """documents.npy: (2, K) int64, mapped, or from its `content`.  DataError: missing or of another shape."""
+    try:
+        if content is None:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            array = np.load(BytesIO(content), allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    if array.shape != (2, documents) or array.dtype != np.dtype("<i8"):
+        raise DataError(f"{path}: {array.dtype} {array.shape}, dataset.json says int64 (2, {documents})")
+    return array
+
+
+def dataset_digest(tokenizer_sha256: str, shards: Sequence[ShardRecord]) -> str:
+    """Digest of a dataset: of its tokenizer and of every byte of its shards, in order."""
+    content = json.dumps([FORMAT, tokenizer_sha256, [shard.sha256 for shard in shards]])
+    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"

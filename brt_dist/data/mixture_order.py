@@ -1,0 +1,89 @@
+"""The one global sequence of documents that streams take from: a dataset in its order, or a weighted mixture.
+
+A mixture of M parts is dealt by one rule: the next document is of the part that has the fewest tokens handed out
+for its weight; the first of several such.  Let H_i be the tokens handed out of part i, H their sum, L the longest
+document and w_i the weights (summing to 1).  A part is only chosen when H_i <= w_i H, so H_i <= w_i H + L; and as
+the last document of every other part was chosen when that part was not ahead of i, w_i H <= H_i + w_i (M-1) L.
+What was read lags behind what was handed out by less than a document per stream, so of R tokens read
+|R_i - w_i R| <= max(B, M-1) L at every step: exact to within one document per stream.  The sums are integers.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from brt_dist.data.epoch_order import EpochOrder, Int64Array
+from brt_dist.errors import DataError
+
+_SEED_STEP = 0x632BE59BD9B4E019  # parts of equal size have different orders, the first has that of the dataset alone
+_AT_ONCE = 1 << 12
+
+
+class Deal:
+    """Deals the documents of one or several datasets; a function of (lengths, weights, seed) and of what was dealt.
+
+    lengths: for each part the (K_i,) tokens of its documents; only looked up where a document is dealt.
+    weights: for each part its share of the tokens, any positive numbers; read as decimal fractions, so 0.1 is 1/10.
+    """
+
+    def __init__(self, lengths: Sequence[Int64Array], weights: Sequence[float], seed: int) -> None:
+        self.lengths = list(lengths)
+        self.parts = len(self.lengths)
+        self.firsts = np.cumsum([0, *(part.size for part in self.lengths)])[:-1].astype(np.int64)
+        self._orders = [EpochOrder(part.size, seed + i * _SEED_STEP) for i, part in enumerate(self.lengths)]
+        shares = [Fraction(str(weight)) for weight in weights]
+        denominator = math.lcm(*(share.denominator for share in shares))
+        numerators = [int(share * denominator) for share in shares]
+        # Tokens times scale is tokens over weight, on one integer scale for all parts.
+        self._scales = [math.lcm(*numerators) // numerator for numerator in numerators]
+
+    def look_up(self, part: Int64Array, ordinal: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Documents (n,), numbered through all parts, and their tokens (n,).  DataError: an empty document."""
+        if self.parts == 1:
+            document = self._orders[0](ordinal)
+            length = np.asarray(self.lengths[0][document], dtype=np.int64)
+        else:
+            document, length = np.empty_like(ordinal), np.empty_like(ordinal)
+            for number in np.unique(part).tolist():
+                rows = np.flatnonzero(part == number)
+                inside = self._orders[number](ordinal[rows])
+                document[rows] = inside + self.firsts[number]
+                length[rows] = self.lengths[number][inside]
+        if length.size and int(length.min()) < 1:
+            raise DataError(f"document {int(document[length.argmin()])} of the dataset is empty")
+        return document, length
+
+    def take(self, dealt: list[int], tokens: list[int], count: int) -> tuple[Int64Array, Int64Array]:
+        """Part and ordinal (count,) of the next documents.  dealt, tokens: per part, so far; moved on."""
+        ahead = [dealt[i] + np.arange(count, dtype=np.int64) for i in range(self.parts)]
+        lengths = [self.look_up(np.full(count, i, dtype=np.int64), ahead[i])[1] for i in range(self.parts)]
+        part = np.zeros(count, dtype=np.int64)
+        if self.parts == 1:
+            dealt[0] += count
+            tokens[0] += int(lengths[0].sum())
+            return part, ahead[0]
+        ordinal, first = np.empty(count, dtype=np.int64), tuple(dealt)
+        for row in range(count):
+            i = min(range(self.parts), key=lambda i: tokens[i] * self._scales[i])
+            part[row], ordinal[row] = i, dealt[i]
+            tokens[i] += int(lengths[i][dealt[i] - first[i]])
+            dealt[i] += 1
+        return part, ordinal
+
+    def documents_until_repeat(self, count: int) -> int:
+        """How many of the first `count` documents are dealt before one comes a second time."""
+        if self.parts == 1:
+            return min(count, self.lengths[0].size)
+        part, ordinal = self.take([0] * self.parts, [0] * self.parts, count)
+        sizes = np.array([lengths.size for lengths in self.lengths])
+        again = np.flatnonzero(ordinal >= sizes[part])
+        return int(again[0]) if again.size else count
+
+    def walk(self, dealt: Sequence[int], tokens: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        """(part, ordinal, tokens) of the documents that follow, without end."""
+        now, sums = list(dealt), list(tokens)
+        while True:
+            part, ordinal = self.take(now, sums, _AT_ONCE)
+            yield from zip(part.tolist(), ordinal.tolist(), self.look_up(part, ordinal)[1].tolist(), strict=True)

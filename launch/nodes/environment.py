@@ -1,0 +1,78 @@
+"""The environment variables of a rank: those of torch, and what a run wants on top of its node's own."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launch.nodes.listening import anywhere
+
+# Settings that a user exports in the shell of `brt train` and expects on every node.
+_PASSED_ON = (
+    "NCCL_",
+    "GLOO_",
+    "TORCH_",
+    "TORCHINDUCTOR_",
+    "DS_",
+    "HF_",
+    "CUDA_LAUNCH_",
+    "BRT_",
+    "AWS_",
+    "GOOGLE_",
+    "FSSPEC_",
+)
+_PASSED_ON_NAMES = ("OMP_NUM_THREADS", "PYTHONPATH", "PYTHONWARNINGS", "PYTHONFAULTHANDLER")
+# What Ray puts into its workers' environment means nothing, or something wrong, in a rank.
+_RAY_PREFIXES = ("RAY_", "SPT_NOENV", "PYTHONBREAKPOINT")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a rank stands: its number, of how many, and the same within its node; address and port of rank 0."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node: int
+    master_address: str
+    master_port: int
+
+    def variables(self) -> dict[str, str]:
+        return {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.world_size),
+            "LOCAL_RANK": str(self.local_rank),
+            "LOCAL_WORLD_SIZE": str(self.local_world_size),
+            "GROUP_RANK": str(self.node),
+            "MASTER_ADDR": self.master_address,
+            "MASTER_PORT": str(self.master_port),
+        }
+
+
+def passed_on(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The part of the user's environment that goes to all nodes."""
+    source = os.environ if environment is None else environment
+    source = anywhere(source)
+    return {name: value for name, value in source.items() if name in _PASSED_ON_NAMES or name.startswith(_PASSED_ON)}
+
+
+def rank_environment(
+    node: Mapping[str, str], passed: Mapping[str, str], placement: Placement, threads: int | None, cores: int
+) -> dict[str, str]:
+    """The whole environment of a rank.
+
+    node: environment of the agent; passed: from `passed_on`; threads: CPU threads of a rank, none: its share of the
+    node's `cores`, unless the user exported OMP_NUM_THREADS.
+    """
+    environment = {name: value for name, value in anywhere(node).items() if not name.startswith(_RAY_PREFIXES)}
+    share = str(max(cores // placement.local_world_size, 1))
+    environment["OMP_NUM_THREADS"] = share  # Ray has set it to the CPUs of the agent
+    environment.update(passed)
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    environment["PYTHONUNBUFFERED"] = "1"  # the last words of a rank that is killed are worth having
+    if placement.world_size == placement.local_world_size and os.path.exists("/sys/class/net/lo"):
+        # One machine: a host name that resolves to nowhere, or to another network, must not matter.
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    environment.update(placement.variables())
+    return environment

@@ -1,0 +1,35 @@
+"""What is kept about where an attempt ran: host, code, versions."""
+
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from brt_dist.versions import library_versions
+
+
+def attempt_facts() -> dict[str, Any]:
+    """host, git_commit (none outside a checkout; with -dirty when files differ), versions.  Imports none of them."""
+    return {"host": socket.gethostname(), "git_commit": git_commit(), "versions": library_versions()}
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, if it is a git checkout of its own."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def process_start(pid: int) -> str | None:
+    """When a process was started, in ticks of the machine: a number that is used again has another.  None: ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]

@@ -1,0 +1,94 @@
+"""Where the streams of a run are, or were, or will be, at a step: from what the run directory says."""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from brt_dist.checkpoint.manifest import Manifest
+from brt_dist.checkpoint.places import answering, find_place
+from brt_dist.config.loading import load
+from brt_dist.config.schema import Config
+from brt_dist.data.cursor import Cursor
+from brt_dist.data.dataset import Dataset
+from brt_dist.data.mixture import Mixture
+from brt_dist.data.open import open_training
+from brt_dist.data.stream_schedule import StreamSchedule
+from brt_dist.errors import BrtError, CheckpointError, ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Position:
+    """The training data of a run, its schedule, and the cursor before a step.  Close the dataset at the end."""
+
+    dataset: Dataset | Mixture
+    schedule: StreamSchedule
+    cursor: Cursor
+
+
+def position_of(run: Path, step: int) -> Position:
+    """Where the streams of `run` are before `step`.
+
+    From the newest checkpoint at or before the step, or from the beginning, and then as the schedule goes, with the
+    number of streams that each attempt had.  ConfigError: no run.  DataError: the data of the run was changed, and no
+    checkpoint since then is old enough.
+    """
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"{run} is no run directory: it has no config.yaml")
+    config = load(run / "config.yaml").config
+    dataset = open_training(config.data)
+    try:
+        streams = _streams(run, config)
+        at, cursor = _newest(run, config, dataset, step)
+        schedule = _schedule(config, dataset, cursor.streams if cursor else streams[0][1])
+        cursor = cursor or schedule.start()
+        for begin, number in streams:
+            if at <= begin <= step and number != schedule.streams:
+                cursor = schedule.skip(cursor, begin - at).resized(number)
+                schedule, at = schedule.resized(number), begin
+        return Position(dataset, schedule, schedule.skip(cursor, step - at))
+    except BaseException:
+        dataset.close()
+        raise
+
+
+def _schedule(config: Config, dataset: Dataset | Mixture, streams: int) -> StreamSchedule:
+    shape = {"segment": config.data.segment, "window": config.model.window, "seed": config.run.seed}
+    return StreamSchedule(dataset.parts, weights=dataset.weights, streams=streams, **shape)
+
+
+def _streams(run: Path, config: Config) -> list[tuple[int, int]]:
+    """(first step, streams) of the attempts, without what a later attempt did again from an earlier step."""
+    found: list[tuple[int, int]] = []
+    with suppress(FileNotFoundError), open(run / "metrics.jsonl", encoding="utf-8") as lines:
+        for line in lines:
+            if '"attempt"' not in line:
+                continue
+            with suppress(ValueError, KeyError, TypeError):  # a line that a crash cut
+                event = json.loads(line)
+                if event["event"] == "attempt":
+                    begin, number = int(event["start_step"]), int(event["layout"]["streams"])
+                    found = [*(item for item in found if item[0] < begin), (begin, number)]
+    return found or [(0, config.data.streams)]
+
+
+def _newest(run: Path, config: Config, dataset: Dataset | Mixture, step: int) -> tuple[int, Cursor | None]:
+    """Step and cursor of the newest checkpoint at or before `step`; (0, none) where there is none."""
+    try:
+        place = find_place(str(run))
+        names = place.names()
+    except CheckpointError:
+        return 0, None
+    changed = False
+    with answering(place.storage):
+        for name in reversed(names):
+            try:
+                manifest = Manifest.parse(place.storage.manifest(name), name)
+            except BrtError:
+                continue  # damaged; an older one is as good
+            changed |= manifest.dataset != dataset.digest
+            if manifest.step <= step and manifest.dataset == dataset.digest:
+                return manifest.step, Cursor.from_json(manifest.cursor)
+    if changed:
+        raise DataError(f"{run}: the data of the run was changed, and no checkpoint says where streams were at {step}")
+    return 0, None

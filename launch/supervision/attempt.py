@@ -1,0 +1,181 @@
+"""One attempt in a process of its own: `python -m launch.supervision.attempt ORDERS`, started by `attempts.py`.
+
+Ray is in here and nowhere else in the launcher: it may end the process that is connected to it (when its head is
+lost, say), and then the attempts go on without it.  ORDERS is JSON; the answer is one line of JSON on standard output,
+what people read goes to standard error.
+"""
+
+import json
+import os
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from brt_dist.config.elastic import on_fewer_nodes
+from brt_dist.config.loading import load
+from brt_dist.config.schema import Config
+from brt_dist.errors import BrtError, ExitCode, LaunchError
+from launch.run.facts import attempt_facts
+from launch.supervision.hang import HangWatch
+from launch.supervision.head import HeadWatch
+from launch.supervision.signals import StopRequests
+from launch.supervision.supervisor import Supervisor
+from launch.supervision.verdict import Verdict
+from launch.views.progress import Progress
+
+_LOOK_SECONDS = 1.0
+_PROBE_SECONDS = 20.0
+_TOGETHER_SECONDS = 1.0  # the same wish may come by way of the launcher, of each guard, and from outside
+
+
+@dataclass(frozen=True)
+class Orders:
+    """run: its directory, with config.yaml.  worker: command of a rank, to which `RUN --attempt N` is added.
+
+    ray_address: cluster to join; none: one of our own.  again: an attempt has failed, so nodes may be missing.
+    """
+
+    run: str
+    worker: tuple[str, ...]
+    ray_address: str | None
+    again: bool
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def main(orders: Orders) -> Verdict:
+    """BrtError: the attempt cannot be started."""
+    from rich.console import Console
+
+    from launch.backends.local import ray_cluster
+    from launch.nodes.gang import Gang
+
+    console = Console(stderr=True)
+
+    def tell(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    run = Path(orders.run)
+    wanted = load(run / "config.yaml").config
+    with StopRequests(_TOGETHER_SECONDS) as stop, ray_cluster(orders.ray_address):
+        config = _on_what_is_left(wanted, tell) if orders.again else wanted
+        with Gang(config) as gang:
+            stop.install()  # Ray has put its own handlers in the way
+            if config.launch.preflight:
+                _preflight(gang, config, tell)
+            progress = Progress(run, config.run.steps, console)
+            parallel, head = config.parallel, _head()
+            settings = _differences(wanted, config)
+            supervisor = Supervisor(
+                run,
+                gang,
+                parallel.world_size,
+                lambda attempt: (*orders.worker, str(run), "--attempt", str(attempt), *settings),
+                stop,
+                hang=HangWatch.of(config),
+                head=head,
+                facts={
+                    **attempt_facts(),
+                    "nodes": [node.host for node in gang.nodes],
+                    "layout": {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "data": parallel.data},
+                },
+                on_look=progress.update,
+                tell=tell,
+            )
+            stop.counting = True
+            try:
+                verdict = supervisor.run()
+            finally:
+                progress.update()
+                progress.close()
+            if head.is_gone():
+                _answer(verdict)
+                os._exit(0)  # every call to Ray would wait for the head
+            return verdict
+
+
+def _preflight(gang: Any, config: Config, tell: Any) -> None:
+    from launch.doctor.examine import line, preflight, refuse
+
+    found = preflight(gang, config, config.run.directory)
+    refuse(found)
+    for finding in found:
+        if finding.status == "warning":
+            tell(f"warning: {line(finding)}")
+
+
+def _on_what_is_left(config: Config, tell: Any) -> Config:
+    """The config for the nodes that are there, when it may go on with fewer."""
+    nodes, recovery = config.launch.nodes, config.launch.recovery
+    if recovery.min_nodes is None or nodes == 1:
+        return config
+    deadline = time.monotonic() + recovery.node_wait_seconds
+    while (there := _nodes()) < nodes and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+    if there >= nodes:
+        return config
+    smaller = on_fewer_nodes(config, there) if there >= recovery.min_nodes else None
+    if smaller is None:
+        raise LaunchError(
+            f"{there} of {nodes} nodes are left after {recovery.node_wait_seconds:g} s, and "
+            f"launch.recovery.min_nodes={recovery.min_nodes}"
+        )
+    layout = f"parallel.data={smaller.parallel.data} on {smaller.launch.nodes}"
+    tell(f"{there} of {nodes} nodes are left: going on with {layout}")
+    return smaller
+
+
+def _nodes() -> int:
+    """The nodes that answer: Ray takes half a minute to find that one is gone."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    probe = ray.remote(num_cpus=0, max_retries=0)(_present)
+    known = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    answers = [
+        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote() for node in known
+    ]
+    ready, _ = ray.wait(answers, num_returns=len(answers), timeout=_PROBE_SECONDS)
+    count = 0
+    for answer in ready:
+        with suppress(ray.exceptions.RayError):
+            ray.get(answer)
+            count += 1
+    return count
+
+
+def _present() -> bool:
+    return True
+
+
+def _head() -> HeadWatch:
+    import ray
+
+    return HeadWatch(ray.get_runtime_context().gcs_address)
+
+
+def _differences(wanted: Config, now: Config) -> list[str]:
+    """Settings that make `now` of the config.yaml of the run."""
+    settings: list[tuple[str, Any, Any]] = [
+        ("parallel.data", wanted.parallel.data, now.parallel.data),
+        ("launch.nodes", wanted.launch.nodes, now.launch.nodes),
+    ]
+    return [f"{key}={new}" for key, old, new in settings if old != new]
+
+
+def _answer(verdict: Verdict) -> None:
+    print(json.dumps({"verdict": verdict.to_json()}), flush=True)
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    try:
+        _answer(main(Orders(given["run"], tuple(given["worker"]), given["ray_address"], given["again"])))
+    except KeyboardInterrupt:
+        _answer(Verdict(ExitCode.INTERRUPTED, "stopped before anything was trained"))
+    except BrtError as error:
+        print(json.dumps({"error": str(error), "exit_code": int(error.exit_code)}), flush=True)

@@ -1,0 +1,176 @@
+"""All attempts of one `brt train`, one after another, each in a process of its own, until no more is to be done."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from brt_dist.config.schema import Config
+from brt_dist.errors import BrtError, ExitCode, PlatformError
+from brt_dist.files import write_atomic
+from brt_dist.training.adjustments import Adjustments
+from launch.nodes.listening import address_towards, is_set, listening_on
+from launch.nodes.processes import GUARD
+from launch.run.events import History, read_events
+from launch.run.run_directory import attempt_folder, attempts, next_attempt, read_attempt
+from launch.supervision.attempt import Orders
+from launch.supervision.recovery import Decision, Recovery
+from launch.supervision.signals import StopRequests
+from launch.supervision.verdict import Verdict, verdict_of
+
+_LOOK_SECONDS = 0.1
+
+
+class Attempts:
+    """Runs attempts of a run directory whose config.yaml is written.
+
+    worker, ray_address: see Orders.  on_look: called again and again once the ranks of an
+    attempt are started.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        worker: tuple[str, ...],
+        ray_address: str | None,
+        stop: StopRequests,
+        tell: Callable[[str], None],
+        on_look: Callable[[], None],
+    ) -> None:
+        self._worker, self._address, self._stop = worker, ray_address, stop
+        self._tell, self._on_look = tell, on_look
+        self._run: Path = config.run.directory
+        self._recovery = Recovery(config.launch.recovery, _saved(History.of(read_events(self._run))))
+
+    def run(self) -> Verdict:
+        """Attempts until one ends well or for good.  BrtError: the first could not be started."""
+        self._stop.counting = True
+        again = False
+        while True:
+            number = next_attempt(self._run)
+            answer = self._attempt(number, again)
+            if "error" in answer and not again:
+                raise _error(answer)
+            verdict = _verdict(answer)
+            decision = self._decide(verdict, number)
+            if decision.action == "stop":
+                return verdict
+            self._tell(f"attempt {number} failed: {verdict.reason}")
+            self._tell(f"{decision.action} in {decision.pause:g} s: {decision.why}")
+            if self._paused(decision.pause):
+                return Verdict(ExitCode.INTERRUPTED, "stopped between two attempts; the last checkpoint counts")
+            again = True
+
+    def _attempt(self, number: int, again: bool) -> dict[str, Any]:
+        """The answer of the attempt's process; it is below a guard, which ends all that it leaves behind."""
+        orders = Orders(str(self._run), self._worker, self._address, again)
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                str(GUARD),
+                sys.executable,
+                "-m",
+                "launch.supervision.attempt",
+                orders.to_json(),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self._environment(),
+            start_new_session=True,  # Ctrl-C at the terminal comes by way of this process
+        )
+        told = 0
+        try:
+            while process.poll() is None:
+                if self._stop.count > told:
+                    told += 1
+                    process.terminate()
+                if number in attempts(self._run):
+                    self._on_look()
+                time.sleep(_LOOK_SECONDS)
+            said = process.stdout.read() if process.stdout else ""
+        finally:
+            if process.stdin:
+                process.stdin.close()
+            process.wait()
+        try:
+            answer = json.loads(said.splitlines()[-1])
+        except (IndexError, ValueError):
+            if told:
+                verdict = Verdict(ExitCode.INTERRUPTED, "stopped before anything was trained")
+            else:
+                reason = f"the process that watches the ranks ended with {process.returncode}; was Ray's head lost?"
+                verdict = Verdict(ExitCode.LOST_NODE, reason)
+            answer = {"verdict": verdict.to_json()}
+        return answer if isinstance(answer, dict) else {}
+
+    def _environment(self) -> dict[str, str]:
+        """Of the attempt's process.  Ray has a server in it too, which shall listen towards the cluster alone."""
+        environment = dict(os.environ)
+        address = address_towards(self._address) if self._address else None
+        if address is None or is_set(environment):
+            return environment
+        try:
+            return listening_on(address, environment)
+        except PlatformError as error:
+            self._tell(f"warning: {error}: Ray's server in this process listens on all interfaces")
+            return environment
+
+    def _decide(self, verdict: Verdict, number: int) -> Decision:
+        events = read_events(self._run)
+        history = History.of(events)
+        diverged = [e["step"] for e in events if e["event"] == "diverged" and e.get("attempt") == number]
+        decision = self._recovery.decide(
+            verdict,
+            saved=_saved(history),
+            step=max(history.steps, default=0),
+            diverged_at=diverged[-1] if diverged else None,
+            adjustments=Adjustments.load(self._run),
+        )
+        if self._stop.count and decision.action != "stop":
+            decision = Decision("stop", "it was asked to stop")
+        if decision.adjustments is not None:
+            decision.adjustments.save(self._run)
+        self._record(number, verdict, decision)
+        return decision
+
+    def _record(self, number: int, verdict: Verdict, decision: Decision) -> None:
+        """Add what was decided to attempt.json, and the verdict where its process did not get to it."""
+        folder = attempt_folder(self._run, number)
+        if number not in attempts(self._run):
+            if verdict.exit_code == ExitCode.INTERRUPTED:
+                return  # no rank was started
+            folder.mkdir(parents=True)
+        now = time.time()
+        record = {"attempt": number, "start": now, "end": now, "exit_codes": {}, **verdict.to_json()}
+        record = {**record, **read_attempt(self._run, number), "decision": decision.to_json()}
+        write_atomic(folder / "attempt.json", json.dumps(record, indent=2) + "\n")
+
+    def _paused(self, seconds: float) -> bool:
+        """Wait; true if the user wants to stop instead."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self._stop.count:
+            time.sleep(_LOOK_SECONDS)
+        return self._stop.count > 0
+
+
+def _verdict(answer: dict[str, Any]) -> Verdict:
+    if "verdict" in answer:
+        return verdict_of(answer["verdict"])
+    return Verdict(ExitCode(answer.get("exit_code", ExitCode.INTERNAL)), str(answer.get("error", "no answer")))
+
+
+def _error(answer: dict[str, Any]) -> BrtError:
+    error = BrtError(answer["error"])
+    error.exit_code = ExitCode(answer["exit_code"])
+    return error
+
+
+def _saved(history: History) -> int:
+    return max(history.checkpoints, default=0)

@@ -1,0 +1,57 @@
+"""Whether a run still moves: from the sign of life that rank 0 leaves in the folder of its attempt."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from brt_dist.config.schema import Config
+from launch.views.progress import duration
+
+FILE_NAME = "heartbeat.json"
+
+
+class HangWatch:
+    """Ask often whether an attempt hangs; measures by its own clock, as that of the ranks may be another.
+
+    quiet: seconds without a step that are never a hang.  factor: times the usual time of a step that are one.
+    slow: seconds for what is no training: starting, an evaluation, a save that is waited for.
+    """
+
+    def __init__(self, quiet: float, factor: float, slow: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._quiet, self._factor, self._slow, self._clock = quiet, factor, slow, clock
+        self._seen: dict[str, Any] = {}
+        self._since = clock()
+
+    @staticmethod
+    def of(config: Config) -> "HangWatch":
+        recovery = config.launch.recovery
+        quiet = recovery.hang_seconds
+        if any(isinstance(place, str) for place, _ in config.data.training):
+            # The readers know better than we for how long a store may be away, and say so when they give up.
+            quiet = max(quiet, config.data.cache.retry_seconds + 60.0)
+        return HangWatch(quiet, recovery.hang_factor, recovery.slow_seconds)
+
+    def look(self, folder: Path) -> str | None:
+        """Why the attempt in `folder` is taken to hang; none if it is not."""
+        found = _read(folder / FILE_NAME)
+        now = self._clock()
+        if found and found != self._seen:
+            self._seen, self._since = found, now
+        phase, usual = self._seen.get("phase", "starting"), self._seen.get("step_seconds")
+        quiet = now - self._since
+        if phase == "training" and usual is not None:
+            if quiet > max(self._quiet, self._factor * usual):
+                return f"no step for {duration(quiet)}, where one usually takes {usual:.3g} s"
+        elif quiet > max(self._slow, self._quiet):
+            return f"{phase} for {duration(quiet)} (launch.recovery.slow_seconds)"
+        return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,84 @@
+"""What follows when an attempt has ended: nothing, another one, or another one from before a divergence.  Pure."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from brt_dist.config.guards import RecoveryConfig
+from brt_dist.errors import ExitCode
+from brt_dist.training.adjustments import Adjustments
+from launch.supervision.verdict import Verdict
+
+_LONGEST_PAUSE_SECONDS = 60.0
+# Accidents: the next attempt may well do better.
+_RETRIED = (ExitCode.INTERNAL, ExitCode.HUNG, ExitCode.LOST_NODE, ExitCode.ENVIRONMENT)
+_WHY_NOT = {
+    ExitCode.FINISHED: "the run is finished",
+    ExitCode.PREEMPTED: "it was stopped and saved",
+    ExitCode.INTERRUPTED: "it was stopped",
+    ExitCode.OUT_OF_MEMORY: "another attempt would need as much memory",
+}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """action: retry, rollback: another attempt after `pause` seconds; stop: none.  adjustments: to be kept, if new."""
+
+    action: Literal["stop", "retry", "rollback"]
+    why: str
+    pause: float = 0.0
+    adjustments: Adjustments | None = None
+
+    def to_json(self) -> dict[str, str]:
+        return {"action": self.action, "why": self.why}
+
+
+class Recovery:
+    """Decides after every attempt of one `brt train`; remembers what there was.
+
+    saved: step of the newest checkpoint before the first attempt.
+    """
+
+    def __init__(self, config: RecoveryConfig, saved: int) -> None:
+        self._config, self._saved = config, saved
+        self._failures = 0  # since the last progress
+        self._rollbacks = 0
+        self._last: tuple[str, int] | None = None  # reason and step of the last failure
+
+    def decide(
+        self, verdict: Verdict, *, saved: int, step: int, diverged_at: int | None, adjustments: Adjustments
+    ) -> Decision:
+        """saved: step of the newest checkpoint.  step: the last that was done.  diverged_at: step of a divergence."""
+        if saved > self._saved:
+            self._saved, self._failures = saved, 0
+        if verdict.exit_code == ExitCode.DIVERGED:
+            return self._after_divergence(diverged_at, saved, adjustments)
+        if verdict.exit_code not in _RETRIED:
+            return Decision("stop", _WHY_NOT.get(verdict.exit_code, "another attempt would end the same way"))
+        last, self._last = self._last, (verdict.reason, step)
+        if verdict.exit_code == ExitCode.INTERNAL and last == self._last:
+            return Decision("stop", f"the same error at the same step ({step}) as in the attempt before")
+        self._failures += 1
+        if self._failures > self._config.retries:
+            return Decision("stop", f"{self._failures} failures without a new checkpoint (launch.recovery.retries)")
+        pause = min(self._config.pause_seconds * 2 ** (self._failures - 1), _LONGEST_PAUSE_SECONDS)
+        left = self._config.retries - self._failures
+        return Decision("retry", f"{left} more without a new checkpoint", pause)
+
+    def _after_divergence(self, at: int | None, saved: int, adjustments: Adjustments) -> Decision:
+        config = self._config
+        if config.diverged == "stop":
+            return Decision("stop", "launch.recovery.diverged is stop")
+        if at is None:
+            return Decision("stop", "no rank said at which step")
+        if self._rollbacks == config.rollbacks:
+            return Decision("stop", f"{self._rollbacks} times back already (launch.recovery.rollbacks)")
+        self._rollbacks += 1
+        if config.diverged == "skip":
+            first = max(at - config.skip_steps + 1, saved + 1)
+            what = f"step {at}" if first == at else f"steps {first} to {at}"
+            return Decision(
+                "rollback", f"back to step {saved}, then without {what}", 0.0, adjustments.without(first, at)
+            )
+        lower = adjustments.slower(saved + 1, config.lower_factor)
+        why = f"back to step {saved}, from there with {lower.rate_factor(saved + 1):g} of the learning rate"
+        return Decision("rollback", why, 0.0, lower)

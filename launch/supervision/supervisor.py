@@ -1,0 +1,149 @@
+"""Owns one attempt of a run: starts the ranks, watches them, ends them together, and says why they ended."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from brt_dist.errors import ExitCode
+from brt_dist.files import write_atomic
+from launch.nodes.processes import End
+from launch.run.run_directory import attempt_folder, next_attempt
+from launch.supervision.hang import HangWatch
+from launch.supervision.head import HeadWatch
+from launch.supervision.signals import StopRequests
+from launch.supervision.verdict import Verdict, judge
+
+_UNKILLABLE_SECONDS = 30.0  # a process that hangs in the kernel does not die; nobody waits for it
+
+
+class Ranks(Protocol):
+    """All ranks of the world; `launch.nodes.gang.Gang` is the real one."""
+
+    def start(self, command: tuple[str, ...], directory: Path, folder: Path) -> None: ...
+    def ended(self) -> dict[int, End]: ...
+    def terminate(self) -> None: ...
+    def dump(self) -> dict[int, str]: ...
+    def kill(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds: between looks at the ranks; for the others when a rank failed; for saving when the user stops the run;
+    for the last rank when the first has ended well; for writing stacks; for saving when Ray's head is gone."""
+
+    look: float = 0.2
+    failed: float = 5.0
+    saving: float = 600.0
+    last: float = 600.0
+    dump: float = 2.0
+    headless: float = 40.0
+
+
+class Supervisor:
+    """Runs an attempt of a run directory.
+
+    command: makes the command of a rank from the number of the attempt.  world_size: ranks.  facts: kept with every
+    attempt.  on_look: called at every look at the ranks, for the display.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        ranks: Ranks,
+        world_size: int,
+        command: Callable[[int], tuple[str, ...]],
+        stop: StopRequests,
+        *,
+        patience: Patience | None = None,
+        hang: HangWatch | None = None,
+        head: HeadWatch | None = None,
+        facts: dict[str, Any] | None = None,
+        on_look: Callable[[], None] = lambda: None,
+        tell: Callable[[str], None] = print,
+    ) -> None:
+        self._run, self._ranks, self._world_size, self._command = run, ranks, world_size, command
+        self._stop, self._patience, self._facts = stop, patience or Patience(), facts or {}
+        self._on_look, self._tell, self._hang = on_look, tell, hang
+        self._head = head
+
+    def run(self) -> Verdict:
+        """One attempt: from the start of the ranks until all have ended."""
+        attempt = next_attempt(self._run)
+        folder = attempt_folder(self._run, attempt)
+        folder.mkdir(parents=True)
+        record: dict[str, Any] = {"attempt": attempt, "start": time.time(), **self._facts}
+        _write(folder, record)
+        verdict = Verdict(ExitCode.INTERNAL, "the launcher failed")
+        ends: dict[int, End] = {}
+        try:
+            self._ranks.start(self._command(attempt), Path.cwd(), folder)
+            ends, cause = self._watch(folder)
+            verdict = cause or judge(ends, folder, self._stop.count > 0)
+            return verdict
+        except BaseException as error:
+            verdict = Verdict(getattr(error, "exit_code", ExitCode.INTERNAL), str(error) or type(error).__name__)
+            raise
+        finally:
+            self._ranks.kill()
+            codes = {str(rank): ends[rank].code for rank in sorted(ends)}
+            _write(folder, {**record, "end": time.time(), "exit_codes": codes, **verdict.to_json()})
+
+    def _watch(self, folder: Path) -> tuple[dict[int, End], Verdict | None]:
+        """Look at the ranks until all have ended; end them when one failed, all hang, or the user says so.
+
+        Returns the ends, and the verdict if they were ended for a reason that they do not know.
+        """
+        deadline: float | None = None  # when those that still run are killed
+        stops, killed = 0, False
+        cause: Verdict | None = None
+        while True:
+            ends = self._ranks.ended()
+            self._on_look()
+            if len(ends) == self._world_size:
+                return ends, cause
+            now = time.monotonic()
+            if deadline is None and not ends:
+                if self._hang is not None and (hang := self._hang.look(folder)):
+                    cause, deadline = Verdict(ExitCode.HUNG, self._look_closer(hang)), now
+                elif self._head is not None and self._head.is_gone():
+                    cause = Verdict(ExitCode.LOST_NODE, "the head of the Ray cluster is gone")
+                    self._tell(f"{cause.reason}: the ranks save and end")
+                    self._ranks.terminate()
+                    deadline = now + self._patience.headless
+            failed = [end for end in ends.values() if end.code not in (ExitCode.FINISHED, ExitCode.PREEMPTED)]
+            if self._stop.count > stops:
+                stops = self._stop.count
+                if stops == 1:
+                    self._tell("stopping: the ranks save and end; once more to end them at once")
+                    self._ranks.terminate()
+                    deadline = now + self._patience.saving
+                else:
+                    deadline = now
+            elif failed and (deadline is None or deadline > now + self._patience.failed):
+                self._ranks.terminate()
+                deadline = now + self._patience.failed
+            elif ends and deadline is None:
+                deadline = now + self._patience.last
+            if deadline is not None and now >= deadline and not killed:
+                self._ranks.kill()
+                killed = True
+                continue
+            if deadline is not None and now >= deadline + _UNKILLABLE_SECONDS:
+                lost = {rank: End(rank, -signal.SIGKILL, time.time(), told=True) for rank in range(self._world_size)}
+                return lost | ends, cause
+            time.sleep(self._patience.look)
+
+    def _look_closer(self, hang: str) -> str:
+        """Have the ranks write down where they are, before they are killed."""
+        self._tell(f"{hang}; the stacks of all ranks go to their logs")
+        special = self._ranks.dump()
+        time.sleep(self._patience.dump)
+        return "; ".join([hang, *(f"rank {rank} {text}" for rank, text in sorted(special.items()))])
+
+
+def _write(folder: Path, record: dict[str, Any]) -> None:
+    write_atomic(folder / "attempt.json", json.dumps(record, indent=2) + "\n")

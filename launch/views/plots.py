@@ -1,0 +1,72 @@
+"""Pictures of a run, from its events."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from brt_dist.files import atomic_file
+from launch.run.events import Event, History, read_events
+
+# One colour for what is trained on, one for what is held out; cleared memory is the same colour, hollow.
+_COLOURS = {"train": "#1f5fa8", "validation": "#c2571a"}
+
+
+def plot_loss(run: Path, title: str = "") -> Path | None:
+    """Draw RUN/plots/loss.png: bits/token over steps, evaluations marked.  None when there is nothing to draw."""
+    history = History.of(read_events(run))
+    steps = {step: event for step, event in history.steps.items() if "bits_per_token" in event}
+    if not steps:
+        return None
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
+    order = sorted(steps)
+    bits = [steps[step]["bits_per_token"] for step in order]
+    if len(order) > 50:
+        axes.plot(order, bits, color=_COLOURS["train"], alpha=0.25, linewidth=0.8)
+        axes.plot(order, _smooth(bits), color=_COLOURS["train"], linewidth=1.6, label="training (smoothed)")
+    else:
+        axes.plot(order, bits, color=_COLOURS["train"], linewidth=1.6, label="training")
+    _mark_evaluations(axes, history.evaluations)
+    axes.set_xlabel("step")
+    axes.set_ylabel("bits per token")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.legend(frameon=False)
+    path = run / "plots" / "loss.png"
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png")
+    pyplot.close(figure)
+    return path
+
+
+def _mark_evaluations(axes: Any, evaluations: Mapping[tuple[int, str, str], Event]) -> None:
+    for dataset, memory in sorted({(dataset, memory) for _, dataset, memory in evaluations}):
+        found = [(step, event) for (step, *kind), event in sorted(evaluations.items()) if kind == [dataset, memory]]
+        points = [(step, event["bits_per_token"]) for step, event in found if "bits_per_token" in event]
+        colour = _COLOURS.get(dataset, "#555555")
+        axes.plot(
+            [step for step, _ in points],
+            [bits for _, bits in points],
+            linestyle=":",
+            linewidth=1,
+            marker="o",
+            markersize=6,
+            color=colour,
+            markerfacecolor=colour if memory == "carried" else "white",
+            label=f"evaluation: {dataset}, memory {memory}",
+        )
+
+
+def _smooth(values: list[float], share: float = 0.04) -> list[float]:
+    """Mean over a window of `share` of all points around each point."""
+    half = max(int(len(values) * share / 2), 1)
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    bounds = [(max(i - half, 0), min(i + half + 1, len(values))) for i in range(len(values))]
+    return [(sums[end] - sums[begin]) / (end - begin) for begin, end in bounds]

@@ -1,0 +1,44 @@
+"""The last words of an attempt, and what `brt status` says."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from launch.views.tables import when
+
+
+def summary(outcome: Mapping[str, Any]) -> str:
+    """Text for people from `Outcome.to_json()` or `brt status --json`."""
+    lines = []
+    if outcome.get("detail"):
+        lines += [f"--- rank {outcome['failed_rank']} said", *str(outcome["detail"]).splitlines(), "---"]
+    lines.append(
+        f"{outcome['verdict']}: {outcome['reason']}" if outcome["reason"] != outcome["verdict"] else "finished"
+    )
+    evaluations = [event for event in outcome["evaluations"] if event["step"] == outcome["step"]]
+    if evaluations:
+        lines += evaluation_table(evaluations, outcome["step"])
+    rows = [("run directory", outcome["run"]), ("step", outcome["step"])]
+    rows += [
+        (name, outcome[key]) for name, key in (("checkpoint", "checkpoint"), ("loss curve", "plot")) if outcome[key]
+    ]
+    submission = outcome.get("submission")
+    if submission:
+        rows.insert(0, ("submission", f"{submission['backend']} job {submission['job']}, {submission['state']}"))
+    if outcome["mlflow"]:
+        rows.append(("MLflow", outcome["mlflow"]))
+    tracking = outcome.get("tracking")
+    if tracking and tracking["problem"]:
+        rows.append(("not sent", f"since {when(tracking['since'])}: {tracking['problem']}"))
+    lines += [f"{name:<14} {value}" for name, value in rows]
+    return "\n".join(lines)
+
+
+def evaluation_table(evaluations: list[Mapping[str, Any]], step: int) -> list[str]:
+    """bits/token of each dataset with memory carried and cleared."""
+    found = {(event["dataset"], event["memory"]): event["bits_per_token"] for event in evaluations}
+    lines = [f"{'bits/token at step ' + str(step):<28}{'memory carried':>16}{'memory cleared':>16}"]
+    for dataset in dict.fromkeys(name for name, _ in found):
+        cells = [found.get((dataset, memory)) for memory in ("carried", "cleared")]
+        name = {"train": "training", "validation": "held out"}.get(dataset, dataset)
+        lines.append(f"{name:<28}" + "".join(f"{'-' if cell is None else format(cell, '.3f'):>16}" for cell in cells))
+    return lines

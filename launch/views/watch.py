@@ -1,0 +1,130 @@
+"""`brt status --watch`: a run while it goes on, from the files of its directory alone."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.run.liveness import launcher_of
+from launch.run.run_directory import attempts, read_attempt
+from launch.views.progress import Progress, duration
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_LOOK_SECONDS = 0.5
+_PLAIN_SECONDS = 10.0
+_BARS = "▁▂▃▄▅▆▇█"
+_WIDTH = 60  # characters of the curve
+
+
+def sparkline(values: list[float], width: int = _WIDTH) -> str:
+    """Values as a line of bars, the mean of equal stretches where there are more than `width`."""
+    if not values:
+        return ""
+    size = max(len(values) / width, 1.0)
+    stretches = [
+        values[int(i * size) : max(int((i + 1) * size), int(i * size) + 1)] for i in range(min(len(values), width))
+    ]
+    means = [sum(stretch) / len(stretch) for stretch in stretches if stretch]
+    low, high = min(means), max(means)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((mean - low) * scale)] for mean in means)
+
+
+class Watch:
+    """What is shown, made anew from new events at each `update`.
+
+    run: its directory.  steps: of the whole run.
+    """
+
+    def __init__(self, run: Path, steps: int, console: "Console", clock: Callable[[], float] = time.time) -> None:
+        self._run, self._console, self._clock = run, console, clock
+        self.progress = Progress(run, steps, console, clock)
+
+    def update(self) -> None:
+        self.progress.read()
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return [read_attempt(self._run, number) for number in attempts(self._run)]
+
+    @property
+    def is_over(self) -> bool:
+        """The last attempt has ended, and another one was not decided on; or its launcher is gone."""
+        return self.is_lost or self._has_ended
+
+    @property
+    def is_lost(self) -> bool:
+        """The launcher was killed before it could say how the attempt ended, or which one follows."""
+        records = self.records
+        return bool(records) and not self._has_ended and launcher_of(self._run, records[-1]) == "gone"
+
+    @property
+    def _has_ended(self) -> bool:
+        last = self.records[-1:] or [{}]
+        return "end" in last[0] and last[0].get("decision", {}).get("action", "stop") == "stop"
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Names and values."""
+        history, now = self.progress.history, self._clock()
+        last = history.latest_step()
+        bits = [event["bits_per_token"] for _, event in sorted(history.steps.items()) if "bits_per_token" in event]
+        found = [("", self.progress.line())]
+        if bits:
+            found.append(("bits/token", f"{sparkline(bits)}  {bits[0]:.2f} to {bits[-1]:.2f}"))
+        if last and last.get("step_seconds") and "data_wait_seconds" in last:
+            share = last["data_wait_seconds"] / last["step_seconds"]
+            found.append(("step", f"{last['step_seconds']:.3g} s, of which {share:.0%} waiting for data"))
+        if last:
+            found.append(("last step", f"{duration(now - last['time'])} ago"))
+        if history.checkpoints:
+            step = max(history.checkpoints)
+            age = duration(now - history.checkpoints[step]["time"])
+            found.append(("checkpoint", f"step {step}, {age} ago"))
+        for record in self.records[-4:]:
+            nodes = ", ".join(sorted(set(record.get("nodes", []))))
+            verdict = record.get("verdict", "running")
+            what = f": {record['reason']}" if record.get("reason") and record["reason"] != verdict else ""
+            found.append((f"attempt {record.get('attempt')}", f"{verdict}{what}  [{nodes}]"))
+        if not self.records:
+            found.append(("", "not begun yet; waiting for the first attempt"))
+        elif self.is_lost:
+            found.append(("launcher", "gone, it was killed; the same command goes on from the last checkpoint"))
+        return found
+
+    def render(self) -> "RenderableType":
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 2))
+        for name, value in self.lines():
+            grid.add_row(Text(name, style="dim"), Text(value))
+        return grid
+
+
+def watch(run: Path, steps: int, console: "Console") -> None:
+    """Show the run until it is over or the user has seen enough; on something that is no terminal, a line at times."""
+    view = Watch(run, steps, console)
+    if console.is_terminal:
+        from rich.live import Live
+
+        with Live(view.render(), console=console, auto_refresh=False) as live:
+            while True:
+                over = view.is_over  # before reading: then what is shown last is all there is
+                view.update()
+                live.update(view.render(), refresh=True)
+                if over:
+                    return
+                time.sleep(_LOOK_SECONDS)
+    while True:
+        over = view.is_over
+        view.update()
+        console.print(view.progress.line(), markup=False, highlight=False, soft_wrap=True)
+        if over and view.is_lost:
+            console.print(": ".join(view.lines()[-1]), markup=False, highlight=False, soft_wrap=True)
+        if over:
+            return
+        end = time.monotonic() + _PLAIN_SECONDS
+        while time.monotonic() < end and not view.is_over:
+            time.sleep(_LOOK_SECONDS)

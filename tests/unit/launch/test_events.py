@@ -1,0 +1,144 @@
+"""Events as they are read while they are written, and what is shown of them."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from launch.run.events import EventReader, History, read_events
+from launch.views.plots import plot_loss
+from launch.views.progress import Progress, duration
+from launch.views.summary import evaluation_table
+
+
+def step(number: int, at: float = 0.0, loss: float = 1.0, attempt: int = 1) -> dict[str, Any]:
+    fields = {"loss": loss, "bits_per_token": loss * 1.4427, "tokens_per_second": 1234.5}
+    return {"event": "step", "time": at, "attempt": attempt, "step": number, **fields}
+
+
+def attempt(number: int, start: int, at: float = 0.0) -> dict[str, Any]:
+    layout = {"tensor": 2, "data": 1}
+    return {
+        "event": "attempt", "time": at, "attempt": number, "world_size": 2, "layout": layout, "start_step": start
+    }  # fmt: skip
+
+
+def evaluation(number: int, dataset: str, memory: str, bits: float) -> dict[str, Any]:
+    kind = {"event": "evaluation", "time": 0.0, "attempt": 1, "step": number, "dataset": dataset, "memory": memory}
+    return {**kind, "loss": 1.0, "bits_per_token": bits, "tokens": 100}
+
+
+def append(run: Path, *events: dict[str, Any]) -> None:
+    with open(run / "metrics.jsonl", "a") as file:
+        file.writelines(json.dumps(event) + "\n" for event in events)
+
+
+def test_following_a_file_that_grows(tmp_path: Path) -> None:
+    reader = EventReader(tmp_path)
+    assert reader.read() == []
+    append(tmp_path, step(1), step(2))
+    assert [event["step"] for event in reader.read()] == [1, 2]
+    half = json.dumps(step(3)).encode()
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(half[:20])
+    assert reader.read() == []
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(half[20:] + b"\n")
+    assert [event["step"] for event in reader.read()] == [3]
+    assert [event["step"] for event in EventReader(tmp_path, reader.offset).read()] == []
+    assert [event["step"] for event in read_events(tmp_path)] == [1, 2, 3]
+
+
+def test_a_cut_line_in_the_middle_and_strange_lines_are_skipped(tmp_path: Path) -> None:
+    append(tmp_path, step(1))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"event": "step", "ti\n[]\n{"event": "step"}\n{"event": 5}\n\n\xff\n')
+    append(tmp_path, step(2))
+    assert [event["step"] for event in read_events(tmp_path)] == [1, 2]
+
+
+def test_reading_in_portions(tmp_path: Path) -> None:
+    append(tmp_path, *(step(number) for number in range(7)))
+    reader = EventReader(tmp_path)
+    assert [len(reader.read(3)) for _ in range(4)] == [3, 3, 1, 0]
+
+
+def test_after_a_resume_the_later_line_wins_and_what_was_lost_is_gone() -> None:
+    events = [attempt(1, 0), step(1), step(2), step(3, loss=3.0), evaluation(3, "train", "carried", 2.0)]
+    events += [{"event": "checkpoint", "step": 2, "path": "checkpoints/step_00000002"}]
+    history = History.of([*events, attempt(2, 2)])
+    assert sorted(history.steps) == [1, 2] and not history.evaluations and sorted(history.checkpoints) == [2]
+    history.add([step(3, loss=4.0, attempt=2)])
+    latest = history.latest_step()
+    assert latest is not None and (latest["step"], latest["loss"]) == (3, 4.0)
+
+
+def test_plain_progress_and_the_time_that_is_left(tmp_path: Path) -> None:
+    now = [1000.0]
+    output = io.StringIO()
+    progress = Progress(tmp_path, 100, Console(file=output, width=200), clock=lambda: now[0])
+    progress.update()
+    assert output.getvalue() == "" and "starting 0:00" in progress.line()
+    append(tmp_path, attempt(1, 10, at=1000.0), step(11, 1002.0), step(12, 1004.0))
+    append(tmp_path, evaluation(12, "train", "carried", 2.5), evaluation(12, "validation", "carried", 2.75))
+    append(tmp_path, evaluation(12, "validation", "cleared", 3.5))
+    append(
+        tmp_path, {"event": "checkpoint", "time": 1, "attempt": 1, "step": 12, "path": "checkpoints/x", "seconds": 1}
+    )
+    now[0] = 1004.0
+    progress.update()
+    assert progress.seconds_left() == 88 * 2.0
+    lines = output.getvalue().splitlines()
+    assert lines[0] == "attempt 1: 2 processes (tensor=2 data=1), from step 10"
+    assert "step 12: saved checkpoints/x in 1.0 s" in lines
+    assert lines[-1] == (
+        "step 12/100  loss 1.0000  bits/token 1.443  tokens/s 1,234  left 2:56  "
+        "validation bits/token 2.750 at 12  saved 12"
+    )
+    append(tmp_path, step(13, 1006.0))
+    progress.update()
+    assert len(output.getvalue().splitlines()) == len(lines), "not a line for every step"
+    append(tmp_path, step(100, 1300.0))
+    progress.update()
+    assert "step 100/100" in output.getvalue().splitlines()[-1], "but one for the last"
+
+
+def test_live_progress_on_a_terminal(tmp_path: Path) -> None:
+    output = io.StringIO()
+    console = Console(file=output, width=120, force_terminal=True)
+    progress = Progress(tmp_path, 10, console)
+    append(tmp_path, attempt(1, 0, at=1.0), step(1, 2.0), step(2, 3.0))
+    progress.update()
+    progress.close()
+    progress.close()
+    text = output.getvalue()
+    assert "2/10" in text and "0:08" in text and "1,234" in text
+    assert "\x1b[?25h" in text, "the cursor is back"
+
+
+def test_durations() -> None:
+    assert [duration(seconds) for seconds in (0, 59.6, 3599, 3600, 90061)] == [
+        "0:00", "1:00", "59:59", "1:00:00", "1d 01:01"
+    ]  # fmt: skip
+
+
+def test_the_picture_shows_training_and_evaluations(tmp_path: Path) -> None:
+    assert plot_loss(tmp_path) is None
+    append(tmp_path, attempt(1, 0), *(step(number, loss=3 / number) for number in range(1, 60)))
+    first = plot_loss(tmp_path, "title")
+    assert first == tmp_path / "plots" / "loss.png"
+    before = first.read_bytes()
+    assert before.startswith(b"\x89PNG")
+    append(tmp_path, evaluation(50, "validation", "cleared", 2.0), {**step(60), "loss": None, "bits_per_token": 1.0})
+    plot_loss(tmp_path, "title")
+    assert first.read_bytes() != before
+
+
+def test_the_table_of_evaluations() -> None:
+    lines = evaluation_table(
+        [evaluation(5, "train", "carried", 2.0), evaluation(5, "train", "cleared", 2.5),
+         evaluation(5, "validation", "carried", 3.0)], 5
+    )  # fmt: skip
+    assert [line.split() for line in lines[1:]] == [["training", "2.000", "2.500"], ["held", "out", "3.000", "-"]]

@@ -1,0 +1,240 @@
+"""The report and the live view of a run, from files as a run leaves them."""
+
+import json
+import re
+import socket
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from launch.cli import brt
+from launch.report.charts import Curve, chart
+from launch.run.run_directory import claimed
+from launch.views.watch import Watch, sparkline
+
+CONFIG = """\
+data: {{dataset: {data}}}
+run: {{name: "{name}", directory: {run}, steps: 40, tracking: {{uri: "http://me:hunter2@host"}}}}
+"""
+
+
+def write_run(folder: Path, name: str = "tiny", ended: bool = True) -> Path:
+    """Two attempts: the first is killed at step 14, the second goes on from 10."""
+    run = folder / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(CONFIG.format(data=folder, run=run, name=name))
+    (run / "provenance.json").write_text(json.dumps({"run.steps": "my.yaml:2"}))
+    events: list[dict[str, Any]] = []
+    for attempt, start, end in ((1, 0, 14), (2, 10, 40)):
+        layout = {"tensor": 2, "pipeline": 1, "data": 2}
+        fullest = {"parameters": 500, "weights": 2_000_000, "optimizer": 6_000_000, "carried": 700_000}
+        plan = {"parameters": 1234, "tokens_per_step": 64, "flops_per_step": 1.5e9, "fullest_rank": fullest}
+        begun = {"layout": layout, "start_step": start, "device": "cpu", "plan": plan}
+        events.append({"event": "attempt", "time": 100.0 * attempt, **begun})
+        events.append({"event": "held", "time": 100.0 * attempt, **fullest, "optimizer": 6_100_000, "parameters": 499})
+        for step in range(start + 1, end + 1):
+            common = {"tokens": step * 64, "tokens_per_second": 500.0, "step_seconds": 0.1, "data_wait_seconds": 0.02}
+            bits = 8.0 - step / 10
+            numbers = {"loss": bits * 0.69, "bits_per_token": bits, "grad_norm": 1.0, "learning_rate": 1e-3}
+            events.append({"event": "step", "time": 100.0 * attempt + step, "step": step, **numbers, **common})
+        for event in events:
+            event.setdefault("attempt", attempt)
+    at = {"time": 250.0, "attempt": 2}
+    for memory, bits in (("carried", 4.25), ("cleared", 4.5)):
+        what = {"dataset": "validation", "memory": memory, "bits_per_token": bits, "loss": 3.0, "tokens": 1000}
+        bins = [(0, 64, 3.5), (64, 128, 3.0), (256, None, bits * 0.5)]  # no document ends in between
+        what["positions"] = [{"from": a, "to": b, "loss": loss, "tokens": 9} for a, b, loss in bins]
+        events.append({"event": "evaluation", "step": 40, **what, **at})
+    place = {"path": "checkpoints/step_00000040", "seconds": 0.5, "stall_seconds": 0.01, "bytes": 2_000_000}
+    events.append({"event": "checkpoint", "step": 40, **place, **at})
+    for step in (10, 20):
+        layers = [{"layer": 3, "state_rms": 0.5 * step, "state_max": 9.0, "kept": 0.25}]
+        events.append({"event": "memory", "step": step, "layers": layers, **at})
+    straggler = {"rank": 1, "host": "slow<host>", "seconds": 2.0, "median_seconds": 1.0}
+    events.append({"event": "straggler", "step": 20, **straggler, **at})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    retry, stop = {"action": "retry", "why": "2 more"}, {"action": "stop", "why": "done"}
+    verdicts = (
+        {"verdict": "lost_node", "reason": "rank 1 was killed", "decision": retry},
+        {"verdict": "finished", "reason": "finished", "decision": stop},
+    )
+    for number, verdict in enumerate(verdicts, 1):
+        attempt_folder = run / "attempts" / f"{number:03d}"
+        attempt_folder.mkdir(parents=True)
+        record = {"attempt": number, "start": 100.0 * number, "nodes": ["here"]}
+        if number == 1 or ended:
+            record |= {"end": 100.0 * number + 60, **verdict}
+        (attempt_folder / "attempt.json").write_text(json.dumps(record))
+    return run
+
+
+class Page(HTMLParser):
+    """Tags that load or run something, the text, and tags that were not closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+        self.loads: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [f"{tag} {name}={value}" for name, value in attributes if name in ("src", "href", "onload")]
+        if tag not in ("meta", "br"):
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + " "
+
+
+def report(*runs: Path) -> str:
+    done = CliRunner().invoke(brt, ["report", *map(str, runs), "--json"])
+    assert done.exit_code == 0, done.output
+    return Path(json.loads(done.stdout)["report"]).read_text()
+
+
+def test_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
+    html = report(write_run(tmp_path))
+    page = Page(html)
+    assert page.loads == [] and "script" not in page.tags and "http" not in html.replace("http://***@host", "")
+    assert page.tags.count("svg") == 9
+    for said in (
+        "40 of 40",
+        "4.000 bits/token",
+        "4.2500",
+        "rank 1 was killed",
+        "retry: 2 more",
+        "2.0 MB",
+        "my.yaml:2",
+        "layer 3",
+        "not known for cpu",
+        "500 at most",
+        "499, rank 0",
+        "6.1 MB, rank 0",
+        "64 with a target",
+    ):
+        assert said in page.text, said
+    assert "tensor 2 x pipeline 1 x data 2" in page.text and "slow<host>" in page.text
+    assert "hunter2" not in html
+
+
+def test_the_curve_is_that_of_the_events(tmp_path: Path) -> None:
+    """Points of the loss, read back from the picture by the marks of its axis."""
+    html = report(write_run(tmp_path))
+    svg = re.findall(r"<svg.*?</svg>", html, re.DOTALL)[0]
+    (line,) = re.findall(r'<polyline class="c0" points="([^"]*)"', svg)
+    points = [tuple(map(float, point.split(","))) for point in line.split()]
+    assert len(points) == 40  # the steps that were done twice are there once
+    marks = [(float(y) - 4, float(v)) for y, v in re.findall(r'<text x="55" y="([\d.]+)"[^>]*>([\d.]+)</text>', svg)]
+    (y0, v0), (y1, v1) = marks[0], marks[-1]
+    bits = [v0 + (y - y0) * (v1 - v0) / (y1 - y0) for _, y in points]
+    assert bits == pytest.approx([8.0 - step / 10 for step in range(1, 41)], abs=0.02)
+    assert svg.count('class="event"') == 1 and "attempt 2, after: rank 1 was killed" in svg
+
+
+def test_loss_by_position_is_drawn_with_the_bins_below_it(tmp_path: Path) -> None:
+    html = report(write_run(tmp_path))
+    figure = html[html.index("Loss by position in the document") :]
+    figure = figure[: figure.index("</figure>")]
+    marks = {name: float(x) for x, name in re.findall(r'<text x="([\d.]+)" y="232" [^>]*>([^<]*)</text>', figure)}
+    assert list(marks) == ["0", "64", "256"]
+    dots = re.findall(r'<circle class="(c\d)" cx="([\d.]+)"[^>]*><title>([^<]*)</title>', figure)
+    assert [float(x) for colour, x, _ in dots if colour == "c3"] == pytest.approx(list(marks.values()))
+    # the axis doubles: from 128 to 512 there are twice as many steps as from 64 to 128
+    first, second, last = marks.values()
+    assert last - second == pytest.approx(2 * (second - first), abs=0.2)
+    assert "held-out text, memory carried" in dots[0][2] and "5.049 bits/token" in dots[0][2]
+
+
+def test_names_are_no_markup(tmp_path: Path) -> None:
+    html = report(write_run(tmp_path, name="<script>alert(1)</script>&amp;"))
+    assert "script" not in Page(html).tags and "&lt;script&gt;" in html
+
+
+def test_several_runs_and_runs_that_have_not_begun(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir(), second.mkdir()
+    run = write_run(first)
+    empty = second / "run"
+    empty.mkdir()
+    (empty / "config.yaml").write_text(CONFIG.format(data=second, run=empty, name="empty"))
+    page = Page(report(run, empty))
+    assert "2 runs" in page.text and "not started" in page.text and "no step yet" in page.text
+    done = CliRunner().invoke(brt, ["report", str(second)], standalone_mode=False)
+    assert "is no run directory" in str(done.exception)
+
+
+def test_charts_of_odd_numbers() -> None:
+    assert chart("none", [Curve("a", [])], "x") == "" == chart("nan", [Curve("a", [(1, float("nan"))])], "x")
+    for points in ([(1.0, 0.0)], [(1.0, 5.0), (2.0, 5.0)], [(0.0, -1e-9), (1.0, 1e9)]):
+        Page(chart("odd", [Curve("a", points)], "x"))
+    peak = [(float(n), 0.0 if n != 7777 else 9.0) for n in range(20_000)]
+    svg = chart("long", [Curve("a", peak)], "x")
+    (line,) = re.findall(r'points="([^"]*)"', svg)
+    heights = [float(point.split(",")[1]) for point in line.split()]
+    assert len(heights) <= 500 and min(heights) < 30  # thinned out, and the peak is there
+
+
+def test_the_live_view(tmp_path: Path) -> None:
+    run = write_run(tmp_path, ended=False)
+    view = Watch(run, 40, Console(), clock=lambda: 300.0)
+    view.update()
+    said = dict(view.lines())
+    assert said["checkpoint"] == "step 40, 0:50 ago" and said["last step"] == "1:00 ago"
+    assert said["step"] == "0.1 s, of which 20% waiting for data"
+    assert said["attempt 1"] == "lost_node: rank 1 was killed  [here]" and said["attempt 2"] == "running  [here]"
+    assert not view.is_over
+
+
+def test_a_launcher_that_was_killed_is_told_and_ends_the_watching(tmp_path: Path) -> None:
+    run = write_run(tmp_path, ended=False)
+    path = run / "attempts" / "002" / "attempt.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "host": socket.gethostname()}))
+    view = Watch(run, 40, Console(), clock=lambda: 300.0)
+    with claimed(run):  # as a launcher does
+        assert not view.is_over and "launcher" not in dict(view.lines())
+        assert json.loads(CliRunner().invoke(brt, ["status", str(run), "--json"]).stdout)["verdict"] == "running"
+    assert view.is_over and dict(view.lines())["launcher"].startswith("gone, it was killed")
+    done = CliRunner().invoke(brt, ["status", str(run), "--watch"])
+    assert done.exit_code == 0 and "launcher: gone" in done.stderr
+    assert done.stdout.startswith("launcher_gone: attempt 2, step 40 of 40; the same command, or brt resume, goes on")
+
+
+def test_a_run_that_has_not_begun_is_waited_for(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(CONFIG.format(data=tmp_path, run=run, name="new"))
+    view = Watch(run, 40, Console())
+    assert not view.is_over and ("", "not begun yet; waiting for the first attempt") in view.lines()
+    (tmp_path / "other").mkdir()
+    for part in write_run(tmp_path / "other").iterdir():
+        if part.name != "config.yaml":
+            part.rename(run / part.name)
+    view.update()
+    assert view.is_over and "step 40/40" in view.lines()[0][1]
+
+
+def test_watching_a_run_that_is_over_says_where_it_ended(tmp_path: Path) -> None:
+    done = CliRunner().invoke(brt, ["status", str(write_run(tmp_path)), "--watch", "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout)["verdict"] == "finished"
+    assert "step 40/40" in done.stderr
+
+
+def test_sparklines() -> None:
+    assert sparkline([]) == "" and sparkline([1.0, 1.0]) == "▁▁"
+    assert sparkline([0.0, 1.0]) == "▁█"
+    falling = sparkline([float(n) for n in range(1000, 0, -1)], 8)
+    assert falling == "█▇▆▅▄▃▂▁"
