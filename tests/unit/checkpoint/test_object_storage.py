@@ -90,7 +90,7 @@ def test_a_save_that_was_killed_is_no_checkpoint_and_is_swept(url: str, store: O
     make_checkpoint(open_storage(url), 1)
     program = (
         "import os, signal, sys\n"
-        "from brt_dist.checkpoint.storage import open_storage\n"
+        "from brt_dist.checkpoint.open_storage import open_storage\n"
         "storage = open_storage(sys.argv[1]); storage.prepare('step_00000002')\n"
         "with storage.create('step_00000002', 'weights/embedding.safetensors') as file: file.write(b'x' * 99)\n"
         "with storage.create('step_00000002', 'weights/layers.0.safetensors') as file:\n"
