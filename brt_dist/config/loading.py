@@ -6,15 +6,17 @@ Validation is strict: `layers: 2.0` or `device: true` is an error, not a guess.
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from brt_dist.config.schema import Config, Section
+from brt_dist.config.keys import dotted, leaves, nearest_key, subsection
+from brt_dist.config.schema import Config
+from brt_dist.config.section import Choice, choice_of
 from brt_dist.config.wording import humanize
 from brt_dist.config.yaml_tree import Leaf, Node, Tree, first_place, parse
 from brt_dist.errors import ConfigError
@@ -50,7 +52,7 @@ def load(sources: Path | str | Sequence[Path | str], overrides: Sequence[str] = 
     config = _validate(known, problems)
     if config is None or problems:
         raise ConfigError(_message(problems))
-    return Resolved(config, {key: _origin(known, key) for key in leaf_keys()})
+    return Resolved(config, {key: _origin(known, key) for key in flatten(config)})
 
 
 def dump(config: Config) -> str:
@@ -60,24 +62,7 @@ def dump(config: Config) -> str:
 
 def flatten(config: Config) -> dict[str, Any]:
     """All leaves as {"section.key": plain value}, in the order of the schema."""
-    plain = config.model_dump(mode="json")
-    return {key: _lookup(plain, key) for key in leaf_keys()}
-
-
-def leaf_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[str]:
-    """The dotted names of everything that can be set."""
-    for name in section.model_fields:
-        inner = subsection(section, name)
-        if inner is None:
-            yield prefix + name
-        else:
-            yield from leaf_keys(inner, f"{prefix}{name}.")
-
-
-def subsection(section: type[Section], name: str) -> type[Section] | None:
-    """The class of a nested section, None for a plain value."""
-    kind = section.model_fields[name].annotation
-    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+    return dict(leaves(config))
 
 
 def _read(source: Path | str, problems: list[str]) -> Tree:
@@ -128,33 +113,53 @@ def _merge(target: Tree, update: Tree) -> None:
             target[key] = node
 
 
-def _known_part(tree: Tree, section: type[Section], prefix: str, problems: list[str]) -> Tree:
+def _known_part(tree: Tree, section: type[BaseModel], prefix: str, problems: list[str]) -> Tree:
     """The part of `tree` that the schema knows; the rest becomes problems."""
     # Every section is there, if only empty, so that what is missing is told leaf by leaf.
     known: Tree = {name: {} for name in section.model_fields if subsection(section, name)}
     for name, node in tree.items():
+        key = prefix + name
         if name not in section.model_fields:
-            problems.append(f"{first_place(node)}: unknown key {prefix}{name}{_nearest_key(name, section, prefix)}")
+            problems.append(f"{first_place(node)}: unknown key {key}{nearest_key(Config, section, prefix, name)}")
             continue
-        inner = subsection(section, name)
-        if inner is None:
+        inner, choice = subsection(section, name), choice_of(section, name)
+        if inner is not None:
+            known[name] = _section(node, inner, key, problems)
+        elif choice is None:
             known[name] = Leaf(_plain(node), first_place(node)) if isinstance(node, dict) else node
+        elif not choice.is_mapping:
+            known[name] = _of_kind(node, choice, choice.default or "", key, problems)
         elif isinstance(node, dict):
-            known[name] = _known_part(node, inner, f"{prefix}{name}.", problems)
-        elif node.value is not None:  # a section without keys is an empty one
-            keys = ", ".join(inner.model_fields)
-            problems.append(f"{node.place}: {prefix}{name} is a section with the keys {keys}; got {node.value!r}")
+            known[name] = {
+                kind: _of_kind(inside, choice, kind, f"{key}.{kind}", problems) for kind, inside in node.items()
+            }
+        elif node.value is not None:
+            kinds = ", ".join(choice.kinds)
+            problems.append(f"{node.place}: {key} maps names to sections, of the kinds {kinds}; got {node.value!r}")
     return known
 
 
-def _nearest_key(name: str, section: type[Section], prefix: str) -> str:
-    """The most similar key of the same section, else of any section."""
-    near = difflib.get_close_matches(name, section.model_fields, n=1)
-    if near:
-        return f"; nearest: {prefix}{near[0]}"
-    everywhere = {key.rpartition(".")[2]: key for key in leaf_keys()}
-    near = difflib.get_close_matches(name, everywhere, n=1)
-    return f"; nearest: {everywhere[near[0]]}" if near else f"; known here: {', '.join(section.model_fields)}"
+def _section(node: Node, section: type[BaseModel], key: str, problems: list[str]) -> Tree:
+    if isinstance(node, dict):
+        return _known_part(node, section, f"{key}.", problems)
+    if node.value is not None:  # a section without keys is an empty one
+        keys = ", ".join(section.model_fields)
+        problems.append(f"{node.place}: {key} is a section with the keys {keys}; got {node.value!r}")
+    return {}
+
+
+def _of_kind(node: Node, choice: Choice, default: str, key: str, problems: list[str]) -> Tree:
+    """A section of the kind that it names, or of the default one."""
+    told = node.get(choice.key) if isinstance(node, dict) else None
+    kind = default if told is None else _plain(told)
+    if kind not in choice.kinds:
+        near = difflib.get_close_matches(str(kind), choice.kinds, n=1)
+        nearest = f"; nearest: {near[0]}" if near else ""
+        place = first_place(node if told is None else told)
+        problems.append(f"{place}: {key}.{choice.key} must be one of {', '.join(choice.kinds)}, not {kind!r}{nearest}")
+        return {}
+    known = _section(node, choice.kinds[kind], key, problems)
+    return {choice.key: Leaf(kind, DEFAULT), **known}
 
 
 def _validate(tree: Tree, problems: list[str]) -> Config | None:
@@ -164,7 +169,7 @@ def _validate(tree: Tree, problems: list[str]) -> Config | None:
         config = Config.model_validate_json(json.dumps(_plain(tree)), strict=True)
     except ValidationError as error:
         for item in error.errors(include_url=False):
-            key = ".".join(str(part) for part in item["loc"])
+            key = dotted(Config, item["loc"])
             problems.append(_at(_origin(tree, key), humanize(key, item, Config)))
         return None
     for key, value in flatten(config).items():
@@ -192,12 +197,6 @@ def _origin(tree: Tree, key: str) -> str:
 
 def _plain(node: Node) -> Any:
     return node.value if isinstance(node, Leaf) else {key: _plain(inner) for key, inner in node.items()}
-
-
-def _lookup(plain: Any, key: str) -> Any:
-    for part in key.split("."):
-        plain = plain[part]
-    return plain
 
 
 def _message(problems: list[str]) -> str:

@@ -1,9 +1,61 @@
-"""The base of all sections of the config."""
+"""The base of all sections of the config, and fields that hold a section of one of several kinds."""
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Union
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag
+
+from brt_dist.registry import Registry
 
 
 class Section(BaseModel):
     """Unknown keys are errors, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a field may hold: a section of one of the kinds of a table, or a mapping from names to such sections.
+
+    Attributes:
+        kinds: the table; its classes are sections.
+        key: the key of a section that says which kind it is.
+        default: the kind of a section that does not say; None: the field is a mapping, and a section that does not
+            say is of the kind that its name in the mapping names.
+    """
+
+    kinds: Registry[Any]
+    key: str
+    default: str | None
+
+    @property
+    def is_mapping(self) -> bool:
+        return self.default is None
+
+
+def one_of(kinds: Registry[Any], key: str, default: str) -> Any:
+    """The type of a field that holds a section of one of `kinds`."""
+    return Annotated[_union(kinds, key, default), Choice(kinds, key, default)]
+
+
+def some_of(kinds: Registry[Any], key: str) -> Any:
+    """The type of a field that maps names to sections of any of `kinds`."""
+    return Annotated[Mapping[str, _union(kinds, key, None)], Choice(kinds, key, None)]
+
+
+def _union(kinds: Registry[Any], key: str, default: str | None) -> Any:
+    def kind_of(given: Any) -> Any:
+        return given.get(key, default) if isinstance(given, Mapping) else getattr(given, key, None)
+
+    if len(kinds) == 1:
+        return next(iter(kinds.values()))
+    tagged = tuple(Annotated[section, Tag(name)] for name, section in kinds.items())
+    return Annotated[Union[tagged], Discriminator(kind_of)]  # noqa: UP007 - made at run time
+
+
+def choice_of(section: type[BaseModel], name: str) -> Choice | None:
+    """What the field `name` of a section may hold, where it is one of those that come in kinds."""
+    field = section.model_fields.get(name)
+    return next((item for item in field.metadata if isinstance(item, Choice)), None) if field else None

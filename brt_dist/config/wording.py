@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from brt_dist.config.keys import field_of
+
 _WANTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -61,14 +63,5 @@ def _shown(value: Any) -> str:
 
 
 def _description(key: str, root: type[BaseModel]) -> str | None:
-    """The field's own description; the way to it leads through sections only."""
-    section: Any = root
-    *sections, name = key.split(".")
-    for part in sections:
-        if part not in getattr(section, "model_fields", {}):
-            return None  # a field of an item of a list
-        section = section.model_fields[part].annotation
-    if not hasattr(section, "model_fields"):
-        return None
-    field = section.model_fields.get(name)
+    field = field_of(root, key)
     return field.description if field else None

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from brt_dist.config.loading import leaf_keys
+from brt_dist.config.keys import leaf_keys
+from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError
 
 _OWN = ("run.directory", "run.name", "run.tracking.", "launch.")  # the same for all, or given by the sweep
@@ -38,7 +39,7 @@ class Point:
 def axes(given: Sequence[str]) -> list[Axis]:
     """Read `key=a,b,c` options.  ConfigError: all that is wrong with them, in one message."""
     problems, found = list[str](), list[Axis]()
-    known = list(leaf_keys())
+    known = list(leaf_keys(Config))
     for text in given:
         key, equals, values = text.partition("=")
         key = key.strip()

@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 import click
 import pytest
 
-from brt_dist.config.loading import leaf_keys, load
+from brt_dist.config.keys import leaf_keys
+from brt_dist.config.loading import load
 from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ExitCode
@@ -73,7 +74,7 @@ def test_commands_in_blocks_parse(document: Path) -> None:
         command.make_context(command.name, list(arguments))  # raises click.UsageError
         for argument in arguments:
             if re.match(r"[a-z]+\.[\w.]+=", argument):
-                assert argument.split("=")[0] in set(leaf_keys()), f"{argument} sets no known key"
+                assert argument.split("=")[0] in set(leaf_keys(Config)), f"{argument} sets no known key"
 
 
 @documents
@@ -117,7 +118,7 @@ def test_files_that_are_named_exist(document: Path) -> None:
 
 @documents
 def test_config_keys_that_are_named_exist(document: Path) -> None:
-    keys = set(leaf_keys())
+    keys = set(leaf_keys(Config))
     sections = {key.rpartition(".")[0] for key in keys}
     key = re.compile(rf"((?:{'|'.join(Config.model_fields)})\.[a-z][a-z_.]*)(?:=\S+)?$")
     for code in inline(document):

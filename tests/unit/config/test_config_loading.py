@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from brt_dist.config.loading import dump, flatten, leaf_keys, load
+from brt_dist.config.keys import leaf_keys
+from brt_dist.config.loading import dump, flatten, load
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, ExitCode
 
@@ -40,7 +41,7 @@ def test_defaults_file_and_command_line_in_that_order(tmp_path: Path) -> None:
     assert origin["optimizer.warmup_steps"] == f"{second}:1"
     assert origin["run.steps"] == origin["model.layers"] == "command line"
     assert origin["model.width"] == "default"
-    assert set(origin) == set(leaf_keys()) == set(flatten(config))
+    assert set(origin) == set(leaf_keys(Config)) == set(flatten(config))
 
 
 def test_dump_loads_to_the_same_config() -> None:

@@ -1,0 +1,99 @@
+"""The keys of the config: which there are, what they mean, and which is nearest to one that there is not.
+
+A section of a mapping (`model.mixers`) may have any name; the keys listed here are those under the names of the kinds.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from brt_dist.config.section import Section, choice_of
+
+
+def subsection(section: type[BaseModel], name: str) -> type[Section] | None:
+    """The class of a section that is always of one kind, None for anything else."""
+    kind = section.model_fields[name].annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+def leaf_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted names of everything that can be set below `section`; of kinds those of all, each name once."""
+    for name in section.model_fields:
+        inner, choice = subsection(section, name), choice_of(section, name)
+        if inner is not None:
+            yield from leaf_keys(inner, f"{prefix}{name}.")
+        elif choice is None:
+            yield prefix + name
+        elif choice.is_mapping:
+            for kind, class_ in choice.kinds.items():
+                yield from leaf_keys(class_, f"{prefix}{name}.{kind}.")
+        else:
+            found = (key for class_ in choice.kinds.values() for key in leaf_keys(class_, f"{prefix}{name}."))
+            yield from dict.fromkeys(found)
+
+
+def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and plain value of everything that is set in `section`, in the order of the schema."""
+    yield from _leaves(section, section.model_dump(mode="json"), prefix)
+
+
+def _leaves(section: Section, plain: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name in type(section).model_fields:
+        value, choice = getattr(section, name), choice_of(type(section), name)
+        if isinstance(value, Section):
+            yield from _leaves(value, plain[name], f"{prefix}{name}.")
+        elif choice is not None and choice.is_mapping:
+            for key, inner in value.items():
+                yield from _leaves(inner, plain[name][key], f"{prefix}{name}.{key}.")
+        else:
+            yield prefix + name, plain[name]
+
+
+def field_of(root: type[BaseModel], key: str) -> FieldInfo | None:
+    """The field that a dotted key names; of kinds that of the first kind that has it."""
+    name, _, rest = key.partition(".")
+    field, choice = root.model_fields.get(name), choice_of(root, name)
+    if not rest or field is None:
+        return field
+    if choice is None:
+        inner = subsection(root, name)
+        return field_of(inner, rest) if inner is not None else None
+    if choice.is_mapping:
+        rest = rest.partition(".")[2]
+    found = (field_of(class_, rest) for class_ in choice.kinds.values())
+    return next((field for field in found if field is not None), None)
+
+
+def dotted(root: type[BaseModel], location: Sequence[Any]) -> str:
+    """The key at a location in pydantic's words, which has the kind of a section as an item of its own."""
+    parts, section = [], root
+    rest = list(location)
+    while rest:
+        name = str(rest.pop(0))
+        parts.append(name)
+        if not hasattr(section, "model_fields") or name not in section.model_fields:
+            continue
+        inner, choice = subsection(section, name), choice_of(section, name)
+        if inner is not None:
+            section = inner
+        elif choice is not None:
+            if choice.is_mapping and rest:
+                parts.append(str(rest.pop(0)))
+            if len(choice.kinds) > 1 and rest and rest[0] in choice.kinds:
+                section = choice.kinds[rest.pop(0)]
+            elif rest:
+                section = next(iter(choice.kinds.values()))
+    return ".".join(parts)
+
+
+def nearest_key(root: type[BaseModel], section: type[BaseModel], prefix: str, name: str) -> str:
+    """The end of a message about an unknown key: the most similar key of the same section, else of any section."""
+    near = difflib.get_close_matches(name, section.model_fields, n=1)
+    if near:
+        return f"; nearest: {prefix}{near[0]}"
+    everywhere = {key.rpartition(".")[2]: key for key in leaf_keys(root)}
+    near = difflib.get_close_matches(name, everywhere, n=1)
+    return f"; nearest: {everywhere[near[0]]}" if near else f"; known here: {', '.join(section.model_fields)}"
