@@ -1,4 +1,4 @@
-"""Table and picture of what `benchmarks.books` found."""
+"""Table and plot of the results of `benchmarks.books`."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""`python -m benchmarks.checkpoint`: how long a save stops training, and how long it takes until it is there.
+"""`python -m benchmarks.checkpoint`: how long a save stops training, and how long it takes to complete.
 
-Three ways side by side in one run, on the same engine with the same state, in turns: in the background (what training
-does), the same but waited for, and DeepSpeed's own `save_checkpoint`.  Figures are medians; ratios are to the first.
-Ours also hashes and fsyncs every file and assembles whole tensors, which DeepSpeed's does not.
+Compares three ways in one run, alternating on the same engine with the same state: in the background (as training does),
+the same but blocking, and DeepSpeed's own `save_checkpoint`.  Figures are medians; ratios are to the first.  Ours also
+assembles whole tensors, and hashes and fsyncs every file, which DeepSpeed's does not.
 
 --ranks N    data parallel ranks with ZeRO-1 (2)          --turns N   saves of each kind and size (3)
---folder DIR where to save: the file system that is measured (a temporary folder)
+--folder DIR where to save: the file system to measure (a temporary folder)
 """
 
 import argparse

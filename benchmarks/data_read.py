@@ -1,11 +1,11 @@
 """`python -m benchmarks.data_read`: how fast tokens are read, and what a late position in a large corpus costs.
 
-Reading, in turns in one run: our segments (input, target, mask, starts of 8 streams, any position), and the plain
-`webdataset` package going through the same shards from the first byte to the last, which is the least that any reader
-of them does: no order, no streams, no targets.  If `litdata` is installed, its StreamingDataset with a TokensLoader
-(blocks of tokens of the same documents, in its order, from its own format).  Figures are medians; ratios are to ours.
+Reading, alternating in one run: our segments (input, target, mask, starts of 8 streams, from any position); the plain
+`webdataset` package reading the same shards from the first byte to the last, which is the least that any reader of them
+does (no order, no streams, no targets); and, if `litdata` is installed, its StreamingDataset with a TokensLoader (blocks
+of tokens of the same documents, in its own order and format).  Figures are medians; ratios are to ours.
 
-Position: a cursor at step 1,000,000 of an index of ten million documents is read and stepped on.
+Position: a cursor at step 1,000,000 of an index of ten million documents is restored and advanced.
 
 --tokens N   of the dataset, about (20,000,000)      --turns N   of each reader (5)
 --documents N   of the index (10,000,000)

@@ -1,4 +1,4 @@
-"""What comparisons need: models of equal size, and a trained model outside its engine."""
+"""Shared by the comparisons: models of equal size, and a trained model outside its engine."""
 
 import torch
 

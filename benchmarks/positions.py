@@ -1,4 +1,4 @@
-"""Loss by position in the document: how much better a model predicts what it has read much of."""
+"""Loss by position in the document: how much better a model predicts once it has read much of it."""
 
 from dataclasses import dataclass
 

@@ -2,10 +2,10 @@
 
 Each document begins with a key, one of KEYS tokens, at a random place of its first window; the rest is noise.  In every
 later window one token asks for the key.  The answer is never in the input, so what is not carried is lost: a sliding
-window of L layers sees at most L*W tokens back, and can only guess (1/KEYS) at what was shown before that.
+window of L layers sees at most L*W tokens back, and can only guess (1/KEYS) what was shown before that.
 
-Documents are longer than a segment and of different lengths: they begin anywhere in a segment, and gradients never run
-from a late question to the key.  Training is that of the library: stream schedule, reader and engine.
+Documents are longer than a segment and of different lengths, so they start anywhere in a segment, and no gradient runs
+from a late question to the key.  Training uses the library's stream schedule, reader and engine.
 
 `python -m benchmarks.recall` trains one model of each kind and prints the accuracy by distance, in documents several
 times as long as those it was trained on.
