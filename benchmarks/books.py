@@ -1,9 +1,9 @@
 """Recurrent against sliding window against Transformer-XL on books, at equal parameters and equal tokens.
 
-`python -m benchmarks.books --out build/books` downloads the books, builds a dataset from them, trains each kind of model
-for each seed in this process with the engine and loop of `brt train`, and measures bits per token of the held-out books
-by position in the book.  It prints a table and writes OUT/books.json and OUT/books.png.  Run it again to resume from the
-last checkpoints; models that are already trained are only measured.
+`python -m benchmarks.books --out build/books` downloads the books, builds a dataset from them, trains each kind of
+model for each seed in this process with the engine and loop of `brt train`, and measures bits per token of the held-out
+books by position in the book.  It prints a table and writes OUT/books.json and OUT/books.png.  Run it again to resume
+from the last checkpoints; models that are already trained are only measured.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """`python -m benchmarks.checkpoint`: how long a save stops training, and how long it takes to complete.
 
-Compares three ways in one run, alternating on the same engine with the same state: in the background (as training does),
-the same but blocking, and DeepSpeed's own `save_checkpoint`.  Figures are medians; ratios are to the first.  Ours also
-assembles whole tensors, and hashes and fsyncs every file, which DeepSpeed's does not.
+Compares three ways in one run, alternating on the same engine with the same state: in the background (as training
+does), the same but blocking, and DeepSpeed's own `save_checkpoint`.  Figures are medians; ratios are to the first.
+Ours also assembles whole tensors, and hashes and fsyncs every file, which DeepSpeed's does not.
 
 --ranks N    data parallel ranks with ZeRO-1 (2)          --turns N   saves of each kind and size (3)
 --folder DIR where to save: the file system to measure (a temporary folder)

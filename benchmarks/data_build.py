@@ -1,9 +1,9 @@
 """`python -m benchmarks.data_build`: how fast shards are built, and with how much memory, at two corpus sizes.
 
-Compares in one run, alternating, on the same JSONL files with the same tokenizer (BPE, 4096) and two processes: `brt data
-build` on Ray; a minimal `multiprocessing` loop (tokenizes lines and writes webdataset tars, but hashes, syncs, indexes,
-resumes and checks nothing); and `datatrove`'s tokenizer step, if that package is installed.  Seconds are those of the
-whole command without the start of Ray and of Python; figures are medians, ratios are to ours.
+Compares in one run, alternating, on the same JSONL files with the same tokenizer (BPE, 4096) and two processes:
+`brt data build` on Ray; a minimal `multiprocessing` loop (tokenizes lines and writes webdataset tars, but hashes,
+syncs, indexes, resumes and checks nothing); and `datatrove`'s tokenizer step, if that package is installed.  Seconds
+are those of the whole command without the start of Ray and of Python; figures are medians, ratios are to ours.
 
 Memory is the largest sum of the resident memory of the working processes (driver and tasks, not Ray's own), sampled ten
 times a second, for the smaller and the larger corpus.

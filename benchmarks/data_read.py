@@ -2,8 +2,8 @@
 
 Reading, alternating in one run: our segments (input, target, mask, starts of 8 streams, from any position); the plain
 `webdataset` package reading the same shards from the first byte to the last, which is the least that any reader of them
-does (no order, no streams, no targets); and, if `litdata` is installed, its StreamingDataset with a TokensLoader (blocks
-of tokens of the same documents, in its own order and format).  Figures are medians; ratios are to ours.
+does (no order, no streams, no targets); and, if `litdata` is installed, its StreamingDataset with a TokensLoader
+(blocks of tokens of the same documents, in its own order and format).  Figures are medians; ratios are to ours.
 
 Position: a cursor at step 1,000,000 of an index of ten million documents is restored and advanced.
 

@@ -1,8 +1,8 @@
 """A task that only memory can solve: a key is shown once, and asked for again many windows later.
 
-Each document begins with a key, one of KEYS tokens, at a random place of its first window; the rest is noise.  In every
-later window one token asks for the key.  The answer is never in the input, so what is not carried is lost: a sliding
-window of L layers sees at most L*W tokens back, and can only guess (1/KEYS) what was shown before that.
+Each document begins with a key, one of KEYS tokens, at a random place of its first window; the rest is noise.  In
+every later window one token asks for the key.  The answer is never in the input, so what is not carried is lost: a
+sliding window of L layers sees at most L*W tokens back, and can only guess (1/KEYS) what was shown before that.
 
 Documents are longer than a segment and of different lengths, so they start anywhere in a segment, and no gradient runs
 from a late question to the key.  Training uses the library's stream schedule, reader and engine.

@@ -1,15 +1,15 @@
 """`python -m benchmarks.tracking`: what tracking costs a step.
 
 `brt train` trains the same small model on one rank, alternating between: no tracking, an MLflow server, a server that
-accepts connections and never answers, and no server at the port.  The server would normally be another machine: here it
-has the last core to itself, and the rank, the launcher and the syncer share the others.  The median and the mean are over
-the steps after the first fifth (a delayed step shows in the mean); ratios are to no tracking in the same round, and their
-spread is over the rounds.  `end` is the time from the last step's event until `brt train` exits, in which the rest is
-sent or given up.
+accepts connections and never answers, and no server at the port.  The server would normally be another machine: here
+it has the last core to itself, and the rank, the launcher and the syncer share the others.  The median and the mean
+are over the steps after the first fifth (a delayed step shows in the mean); ratios are to no tracking in the same
+round, and their spread is over the rounds.  `end` is the time from the last step's event until `brt train` exits, in
+which the rest is sent or given up.
 
-Runs on a shared machine differ by more than the effect to be measured, so there is one more kind: in `alternating`, with
-a live server, the syncer is paused (SIGSTOP) and resumed every few seconds of one run, and the ratio is that of the steps
-with it to the steps without it.  Once resumed, it sends what it could not send meanwhile.
+Runs on a shared machine differ by more than the effect to be measured, so there is one more kind: in `alternating`,
+with a live server, the syncer is paused (SIGSTOP) and resumed every few seconds of one run, and the ratio is that of
+the steps with it to the steps without it.  Once resumed, it sends what it could not send meanwhile.
 
 --turns N   runs of each kind (3)     --steps N   steps of a run (400)     --kinds KIND ...   only these
 """
