@@ -1,1 +1,18 @@
 """Every table of kinds, in one place: a new mixer, optimizer, source, backend or weight format is one line here."""
+
+from typing import TYPE_CHECKING
+
+from brt_dist.registry import Registry
+
+if TYPE_CHECKING:
+    from launch.backends.base import Backend
+
+BACKENDS: "Registry[Backend]" = Registry(
+    "backend",
+    {
+        "local": "launch.backends.local:LocalBackend",
+        "ray": "launch.backends.ray_jobs:RayBackend",
+        "slurm": "launch.backends.slurm:SlurmBackend",
+        "kubernetes": "launch.backends.kubernetes:KubernetesBackend",
+    },
+)

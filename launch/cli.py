@@ -9,13 +9,14 @@ from typing import Any
 import click
 
 from brt_dist.errors import BrtError, ExitCode
+from brt_dist.kinds import BACKENDS
 
 # name: where the command is, and its line in the help
 _COMMANDS = {
     "data": ("launch.commands.data:data", "Build, verify and inspect datasets."),
     "train": ("launch.commands.train:train", "Train a model as a config says; go on if the run was begun."),
     "sweep": ("launch.commands.sweep:sweep", "Train a config once for each combination of values."),
-    "submit": ("launch.commands.submit:submit", "Give a run to a backend: this machine, Ray, Slurm, Kubernetes."),
+    "submit": ("launch.commands.submit:submit", f"Submit a run to a backend: {', '.join(BACKENDS)}."),
     "resume": ("launch.commands.submit:resume", "Submit a run again; it goes on from its last checkpoint."),
     "stop": ("launch.commands.submit:stop", "Ask a submitted run to save and end."),
     "logs": ("launch.commands.submit:logs", "Print what a submitted run, or one of its ranks, has printed."),

@@ -1,4 +1,4 @@
-"""A run that was given to a backend: what is submitted, what a backend can do, and the record of it in the run."""
+"""A run that was given to a backend: what is submitted, and the record of it in the run."""
 
 import json
 import os
@@ -7,11 +7,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
-from brt_dist.config.schema import Config
 from brt_dist.errors import PlatformError
 from brt_dist.files import write_atomic
+
+if TYPE_CHECKING:
+    from brt_dist.config.schema import Config
 
 RECORD = "submission.json"
 
@@ -23,7 +25,7 @@ State = Literal["queued", "running", "ended", "unknown"]
 class Job:
     """What a backend is given: the resolved config of a run, how often the run was submitted (from 1), and when."""
 
-    config: Config
+    config: "Config"
     number: int
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -35,6 +37,13 @@ class Job:
     def folder(self) -> Path:
         """RUN/submissions/NNN: what belongs to this submission alone (its log, token and address of its cluster)."""
         return self.run / "submissions" / f"{self.number:03d}"
+
+    @property
+    def config_text(self) -> str:
+        """The resolved config as YAML."""
+        from brt_dist.config.loading import dump
+
+        return dump(self.config)
 
     @property
     def label(self) -> str:
@@ -68,23 +77,6 @@ class Record:
     @staticmethod
     def of(job: Job, name: str, **details: str) -> "Record":
         return Record(job.config.launch.backend, name, job.number, time.time(), details)
-
-
-class Backend(Protocol):
-    """One way to get nodes.  All of it raises PlatformError when the other side cannot be reached or refuses."""
-
-    def render(self, job: Job) -> str:
-        """The very text that `submit` applies; holds no secret."""
-
-    def submit(self, job: Job) -> Record: ...
-
-    def state(self, record: Record) -> State: ...
-
-    def log(self, record: Record, run: Path) -> Iterator[str]:
-        """What `brt train` has printed so far, in pieces."""
-
-    def stop(self, record: Record, run: Path) -> None:
-        """Ask the run to save and end, or take it from the queue; comes back at once."""
 
 
 def private_folder(folder: Path) -> None:

@@ -1,20 +1,53 @@
 """Kubernetes: a RayJob of the KubeRay operator, and a ConfigMap with the resolved config."""
 
+import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
+from pydantic import BeforeValidator, Field, NonNegativeInt
 
 from brt_dist.config.launch_rules import gpus_per_node
-from brt_dist.config.loading import dump
+from brt_dist.config.section import Section
+from launch.backends.base import Backend
 from launch.backends.commands import call
 from launch.backends.job import Job, Record, State
 from pipelines.cluster import quiet
 
+if TYPE_CHECKING:
+    from brt_dist.config.schema import Config
+
 _CONFIG = "/etc/brt/config.yaml"
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+_QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTP]i?)?$")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
+
+# An empty mapping in YAML is read like a section without keys.
+Texts = Annotated[dict[str, str], BeforeValidator(lambda given: {} if given is None else given)]
+
+
+class KubernetesConfig(Section):
+    """A RayJob for the KubeRay operator."""
+
+    context: str | None = Field(None, description="context of kubectl; none: the current one")
+    namespace: str = Field("default", min_length=1, description="where the job is made")
+    image: str | None = Field(None, description="container image with brt_dist (see cluster/Dockerfile)")
+    image_pull_secrets: tuple[str, ...] = Field((), description="names of secrets for the image's registry")
+    service_account: str | None = Field(None, description="service account of the pods")
+    cpus: str = Field("8", min_length=1, description="CPUs of a node's pod")
+    memory: str = Field("64Gi", min_length=1, description="memory of a node's pod")
+    shared_memory: str = Field("16Gi", min_length=1, description="size of /dev/shm, part of the pod's memory")
+    gpu_resource: str = Field("nvidia.com/gpu", min_length=1, description="name of the resource that counts GPUs")
+    node_selector: Texts = Field({}, description="labels that a machine must have")
+    tolerations: tuple[str, ...] = Field((), description="keys of taints that are tolerated")
+    volumes: Texts = Field({}, description="path in the pod to the name of a persistent volume claim")
+    secret_environment: Texts = Field({}, description="environment variable to SECRET/KEY")
+    token_secret: str | None = Field(None, description="secret with Ray's token; none: the operator makes one")
+    ttl_seconds: NonNegativeInt = Field(3600, description="how long a job that ended is kept")
+    retries: NonNegativeInt = Field(2, description="how often the operator starts the job again when it failed")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -28,14 +61,32 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
-class KubernetesBackend:
+class KubernetesBackend(Backend):
     """The job is the name of the RayJob; `details` has its namespace and the context of kubectl."""
+
+    section = KubernetesConfig
+
+    @classmethod
+    def broken_rules(cls, config: "Config") -> Iterator[str]:
+        there = config.launch.of(KubernetesConfig)
+        if there.image is None:
+            yield "launch.backend=kubernetes needs launch.kubernetes.image, built from cluster/Dockerfile"
+        for name, value in (("namespace", there.namespace), ("token_secret", there.token_secret)):
+            if value is not None and not _LABEL.match(value):
+                yield f"launch.kubernetes.{name}={value!r} must be lower case letters, digits and -, at most 63"
+        for name in ("cpus", "memory", "shared_memory"):
+            if not _QUANTITY.match(value := getattr(there, name)):
+                yield f"launch.kubernetes.{name}={value!r} is no quantity; examples: 8, 500m, 64Gi"
+        for variable, source in there.secret_environment.items():
+            if not _VARIABLE.match(variable) or not re.match(r"[a-z0-9.-]+/[\w.-]+$", source):
+                yield f"launch.kubernetes.secret_environment: {variable}: {source!r} must be NAME: SECRET/KEY"
+        yield from _pod_volumes(config)
 
     def render(self, job: Job) -> str:
         return yaml.dump_all(_manifests(job), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
     def submit(self, job: Job) -> Record:
-        there = job.config.launch.kubernetes
+        there = job.config.launch.of(KubernetesConfig)
         details = {"namespace": there.namespace, **({"context": there.context} if there.context else {})}
         record = Record.of(job, _name(job), **details)
         call([*_kubectl(record), "create", "--filename=-"], text=self.render(job), what="make the RayJob")
@@ -68,6 +119,24 @@ class KubernetesBackend:
         call([*_kubectl(record), "patch", "rayjob", record.job, "--type=merge", patch], what="stop the RayJob")
 
 
+def _pod_volumes(config: "Config") -> Iterator[str]:
+    volumes, data = config.launch.of(KubernetesConfig).volumes, config.data
+    if not volumes:
+        yield (
+            "launch.kubernetes.volumes is empty, so the run directory and the datasets would be lost with the pods; "
+            "nearest: launch.kubernetes.volumes={/shared: NAME-OF-A-CLAIM} with both below it"
+        )
+        return
+    for path in volumes:
+        if not path.startswith("/"):
+            yield f"launch.kubernetes.volumes: {path!r} must be an absolute path in the pod"
+    named = [("run.directory", config.run.directory), ("data.validation", data.validation)]
+    named += [("data.mixture" if data.mixture else "data.dataset", place) for place, _ in data.training]
+    for key, folder in named:
+        if isinstance(folder, Path) and not any(folder.is_relative_to(path) for path in volumes):
+            yield f"{key}={folder} is on no volume of the pods; they have {', '.join(sorted(volumes))}"
+
+
 def _kubectl(record: Record) -> list[str]:
     context = record.details.get("context")
     return ["kubectl", *([f"--context={context}"] if context else []), f"--namespace={record.details['namespace']}"]
@@ -79,7 +148,7 @@ def _name(job: Job) -> str:
 
 
 def _manifests(job: Job) -> list[dict[str, Any]]:
-    there, launch = job.config.launch.kubernetes, job.config.launch
+    there, launch = job.config.launch.of(KubernetesConfig), job.config.launch
     name = _name(job)
     common = {
         "namespace": there.namespace,
@@ -90,7 +159,7 @@ def _manifests(job: Job) -> list[dict[str, Any]]:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": name, **common},
-        "data": {"config.yaml": dump(job.config)},
+        "data": {"config.yaml": job.config_text},
     }
     cluster: dict[str, Any] = {
         "rayVersion": version("ray"),
@@ -131,7 +200,7 @@ def _start_parameters(job: Job) -> dict[str, str]:
 
 
 def _pod(job: Job, name: str) -> dict[str, Any]:
-    there, gpus = job.config.launch.kubernetes, gpus_per_node(job.config)
+    there, gpus = job.config.launch.of(KubernetesConfig), gpus_per_node(job.config)
     amounts = {"cpu": there.cpus, "memory": there.memory, **({there.gpu_resource: str(gpus)} if gpus else {})}
     claims = sorted(set(there.volumes.values()))
     environment: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in quiet().items()]

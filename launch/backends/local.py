@@ -8,17 +8,32 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from brt_dist.errors import PlatformError
+from launch.backends.base import Backend
 from launch.backends.job import Job, Record, State, pieces, private_folder
 from launch.run.facts import process_start
-from pipelines.cluster import joining_environment, local_environment, ray_cluster
 
-__all__ = ["LocalBackend", "joining_environment", "local_environment", "ray_cluster"]
+if TYPE_CHECKING:
+    from brt_dist.config.schema import Config
 
 
-class LocalBackend:
+class LocalBackend(Backend):
     """The job is a process: `job` is its number, `details["start"]` tells it from a later one of the same number."""
+
+    joins_cluster = True
+    shares_folders = True
+    hides_config = True
+
+    @classmethod
+    def broken_on_submit(cls, config: "Config") -> Iterator[str]:
+        launch = config.launch
+        if launch.nodes > 1 and launch.ray_address is None:
+            yield (
+                f"launch.nodes={launch.nodes} with launch.backend=local: this machine is one node; nearest: "
+                "launch.nodes=1, or the launch.ray_address of a cluster that has them"
+            )
 
     def render(self, job: Job) -> str:
         command = shlex.join([sys.executable, "-m", "launch.cli", "train", str(job.run / "config.yaml")])

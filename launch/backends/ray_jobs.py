@@ -2,35 +2,73 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from brt_dist.config.loading import dump
+from pydantic import Field
+
+from brt_dist.config.section import Section
 from brt_dist.errors import PlatformError
+from launch.backends.base import Backend
 from launch.backends.job import Job, Record, State
 from pipelines.cluster import joining_environment, set_for_a_while
+
+if TYPE_CHECKING:
+    from brt_dist.config.schema import Config
 
 _CONFIG = "brt.config.yaml"
 _STATES: dict[str, State] = {"PENDING": "queued", "RUNNING": "running"}
 _TAKEN_ALONG = ("*.py", "*.yaml", "*.toml", "*.json")
 
 
-class RayBackend:
+class RayConfig(Section):
+    """A Ray cluster that runs already, by its job submission API."""
+
+    jobs_address: str | None = Field(None, description="URL of the cluster's dashboard, for example http://head:8265")
+    token_file: Path | None = Field(
+        None, description="file with the cluster's token; none: RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token"
+    )
+    working_directory: Path | None = Field(
+        None, description="folder with code that is shipped with the job; none: brt_dist is installed on the cluster"
+    )
+    python: str = Field("python", min_length=1, description="the interpreter on the cluster that has brt_dist")
+
+
+class RayBackend(Backend):
     """The job is a submission id; `details` has the address of the dashboard and the path of the token's file."""
 
+    section = RayConfig
+
+    @classmethod
+    def broken_rules(cls, config: "Config") -> Iterator[str]:
+        address = config.launch.of(RayConfig).jobs_address
+        if address is None:
+            yield "launch.backend=ray needs launch.ray.jobs_address, the URL of its dashboard, such as http://head:8265"
+        elif not re.match(r"https?://[^/\s@]+/?$", address):
+            yield (
+                f"launch.ray.jobs_address={address!r} must be a URL such as http://head:8265, without user and password"
+            )
+
+    @classmethod
+    def broken_on_submit(cls, config: "Config") -> Iterator[str]:
+        folder = config.launch.of(RayConfig).working_directory
+        if folder is not None and not folder.is_dir():
+            yield f"launch.ray.working_directory={folder}: no such folder"
+
     def render(self, job: Job) -> str:
-        request = {"address": job.config.launch.ray.jobs_address, **_request(job)}
-        ships = job.config.launch.ray.working_directory
-        request["ships"] = {_CONFIG: dump(job.config), "code of": str(ships) if ships else None}
+        request = {"address": job.config.launch.of(RayConfig).jobs_address, **_request(job)}
+        ships = job.config.launch.of(RayConfig).working_directory
+        request["ships"] = {_CONFIG: job.config_text, "code of": str(ships) if ships else None}
         return json.dumps(request, indent=2) + "\n"
 
     def submit(self, job: Job) -> Record:
-        ray = job.config.launch.ray
+        ray = job.config.launch.of(RayConfig)
         address, token = str(ray.jobs_address), ray.token_file
         with tempfile.TemporaryDirectory() as folder, _client(address, token) as client:
             shipped = Path(folder) / "job"
@@ -38,7 +76,7 @@ class RayBackend:
                 shipped.mkdir()
             else:
                 _copy_code(ray.working_directory, shipped)
-            (shipped / _CONFIG).write_text(dump(job.config))
+            (shipped / _CONFIG).write_text(job.config_text)
             request = _request(job)
             request["runtime_env"] = {**request["runtime_env"], "working_dir": str(shipped)}
             with _clear(address, "submit the run"):
@@ -63,7 +101,7 @@ class RayBackend:
 
 def _request(job: Job) -> dict[str, Any]:
     """Arguments of Ray's `submit_job`, without the folder that is shipped."""
-    ray = job.config.launch.ray
+    ray = job.config.launch.of(RayConfig)
     command = [ray.python, "-m", "launch.cli", "train", _CONFIG, "--ray-address", "auto"]
     return {
         "entrypoint": "exec " + shlex.join(command),

@@ -1,23 +1,92 @@
 """Slurm: one sbatch script that starts a Ray cluster inside the allocation and runs `brt train` on it."""
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, PositiveInt
 
 from brt_dist.config.launch_rules import gpus_per_node
+from brt_dist.config.section import Section
 from brt_dist.errors import PlatformError
+from launch.backends.base import Backend
 from launch.backends.commands import call
 from launch.backends.job import Job, Record, State, pieces, private_folder, stop_file
+
+if TYPE_CHECKING:
+    from brt_dist.config.schema import Config
 
 _END = "END_OF_BRT_JOB"
 _QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "REQUEUE_FED", "SPECIAL_EXIT")
 _RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING")
+_SIZE = re.compile(r"\d+[KMGT]?$")
+# Options of sbatch that the launcher gives itself.
+_TAKEN: tuple[str, ...] = (
+    "--nodes",
+    "-N",
+    "--ntasks",
+    "-n",
+    "--ntasks-per-node",
+    "--output",
+    "-o",
+    "--error",
+    "--signal",
+    "--requeue",
+)
+_TAKEN += ("--no-requeue", "--array", "-a", "--job-name", "-J", "--parsable", "--wrap", "--chdir", "-D", "--export")
 
 
-class SlurmBackend:
+class SlurmConfig(Section):
+    """An allocation of Slurm, in which a Ray cluster is started."""
+
+    partition: str | None = Field(None, description="as for sbatch")
+    account: str | None = Field(None, description="as for sbatch")
+    qos: str | None = Field(None, description="as for sbatch")
+    constraint: str | None = Field(None, description="as for sbatch")
+    cpus_per_node: PositiveInt | None = Field(None, description="CPUs asked of a node; none: all of it (--exclusive)")
+    memory: str | None = Field(None, description="memory asked of a node, for example 200G; none: Slurm's default")
+    options: tuple[str, ...] = Field((), description="further options of sbatch, for example [--reservation=june]")
+    setup: tuple[str, ...] = Field((), description="shell lines that run first in the job, for example [module load x]")
+    container: tuple[str, ...] = Field(
+        (), description="words before each command on a node, for example [apptainer, exec, --nv, image.sif]"
+    )
+    interface: str | None = Field(None, description="network interface between the nodes; none: that of the host name")
+    listen: Literal["address", "all"] = Field(
+        "address", description="what Ray listens on: the node's address (needs a C compiler there), or all interfaces"
+    )
+    notice_seconds: PositiveInt = Field(300, description="how long before the time limit the run saves and is requeued")
+    requeue: bool = Field(True, description="queue the job again when it was preempted or ran into its time limit")
+
+
+class SlurmBackend(Backend):
     """The job is Slurm's number.  What is rendered is a shell script that calls sbatch, and it is run as it is."""
+
+    section = SlurmConfig
+    shares_folders = True
+    hides_config = True
+
+    @classmethod
+    def broken_rules(cls, config: "Config") -> Iterator[str]:
+        slurm, limit = config.launch.of(SlurmConfig), config.launch.time_limit_seconds
+        for option in slurm.options:
+            name = option.split("=", 1)[0]
+            if not name.startswith("-"):
+                yield f"launch.slurm.options: {option!r} is no option; write it as one word, such as --reservation=june"
+            elif name in _TAKEN:
+                yield f"launch.slurm.options: {name} is given by brt submit itself; leave it out"
+        if limit is not None and slurm.notice_seconds >= limit:
+            yield (
+                f"launch.slurm.notice_seconds={slurm.notice_seconds} is not less than launch.time_limit, {limit} s: "
+                f"the run would be stopped as it starts; nearest: launch.slurm.notice_seconds={max(limit // 4, 1)}"
+            )
+        if slurm.memory is not None and not _SIZE.match(slurm.memory):
+            yield f"launch.slurm.memory={slurm.memory!r} must be a number and one of K, M, G, T, such as 200G"
+        if slurm.interface is not None and not re.match(r"[\w.@:-]+$", slurm.interface):
+            yield f"launch.slurm.interface={shlex.quote(slurm.interface)} is no name of a network interface"
 
     def render(self, job: Job) -> str:
         return f"{shlex.join(_sbatch(job))} <<'{_END}'\n{_script(job)}{_END}\n"
@@ -56,7 +125,7 @@ class SlurmBackend:
 
 def _sbatch(job: Job) -> list[str]:
     """The call of sbatch.  Options are words of a command line, so no value can end a line or start another."""
-    launch, slurm = job.config.launch, job.config.launch.slurm
+    launch, slurm = job.config.launch, job.config.launch.of(SlurmConfig)
     options = {
         "job-name": f"brt {job.config.run.name}",
         "nodes": str(launch.nodes),
@@ -86,7 +155,7 @@ def _sbatch(job: Job) -> list[str]:
 
 
 def _script(job: Job) -> str:
-    launch, slurm = job.config.launch, job.config.launch.slurm
+    launch, slurm = job.config.launch, job.config.launch.of(SlurmConfig)
     python = [*slurm.container, sys.executable]
     interface = ["--interface", slurm.interface] if slurm.interface else []
     node = [

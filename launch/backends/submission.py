@@ -13,8 +13,8 @@ from brt_dist.config.loading import load
 from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, PlatformError
+from brt_dist.kinds import BACKENDS
 from launch.backends.job import Job, Record, State, pieces, stop_file
-from launch.backends.registry import backend
 from launch.run.run_directory import absolute, attempt_folder, attempts, claimed, refuse_other_run, write_config
 from launch.supervision.verdict import rank_log
 from launch.tracking.uri import redact
@@ -58,7 +58,7 @@ def submit(sources: Sequence[Path | str], overrides: Sequence[str], *, dry_run: 
     config, run = resolved.config, resolved.config.run.directory
     check(config)
     _check_here(config)
-    there = backend(config.launch.backend)
+    there = BACKENDS[config.launch.backend]()
     if (run / "config.yaml").is_file():
         refuse_other_run(run, config)
     if dry_run:
@@ -113,7 +113,7 @@ def config_of(run: Path) -> Path:
 def state(run: Path) -> tuple[Record, State] | None:
     """The last submission and where it stands; none if the run was never submitted."""
     record = Record.read(run)
-    return None if record is None else (record, backend(record.backend).state(record))
+    return None if record is None else (record, BACKENDS[record.backend]().state(record))
 
 
 def stop(run: Path) -> str:
@@ -122,7 +122,7 @@ def stop(run: Path) -> str:
     record = Record.read(run)
     if record is None:
         raise PlatformError(f"{run} was not submitted; end its `brt train` with Ctrl-C, or with kill")
-    there = backend(record.backend)
+    there = BACKENDS[record.backend]()
     before = there.state(record)
     if before == "ended":
         return f"{record.backend} job {record.job} has ended already"
@@ -140,7 +140,7 @@ def log(run: Path, rank: int | None = None, attempt: int | None = None) -> Itera
     config_of(run)
     record = Record.read(run)
     if record is not None and rank is None and attempt is None:
-        return backend(record.backend).log(record, run)
+        return BACKENDS[record.backend]().log(record, run)
     known = attempts(run)
     if not known:
         raise ConfigError(f"{run} has no attempt yet, so no rank has printed anything")
@@ -156,29 +156,23 @@ def log(run: Path, rank: int | None = None, attempt: int | None = None) -> Itera
 
 def _check_here(config: Config) -> None:
     """What `brt train` would find out only once the job has its nodes."""
-    launch = config.launch
-    if launch.backend == "local" and launch.nodes > 1 and launch.ray_address is None:
-        raise ConfigError(
-            f"launch.nodes={launch.nodes} with launch.backend=local: this machine is one node; nearest: "
-            "launch.nodes=1, or the launch.ray_address of a cluster that has them"
-        )
-    if launch.backend != "local" and launch.ray_address is not None:
-        raise ConfigError(
-            f"launch.ray_address={launch.ray_address} with launch.backend={launch.backend}, which brings a cluster of "
+    launch, backend, uri = config.launch, BACKENDS[config.launch.backend], config.run.tracking.uri
+    problems = [*backend.broken_on_submit(config)]
+    if launch.ray_address is not None and not backend.joins_cluster:
+        problems.append(
+            f"launch.ray_address={launch.ray_address} with launch.backend={launch.backend}, which starts a cluster of "
             "its own; leave launch.ray_address out"
         )
-    folder = launch.ray.working_directory
-    if launch.backend == "ray" and folder is not None and not folder.is_dir():
-        raise ConfigError(f"launch.ray.working_directory={folder}: no such folder")
-    uri = config.run.tracking.uri
-    if launch.backend in ("ray", "kubernetes") and uri is not None and redact(uri) != uri:
-        raise ConfigError(
+    if uri is not None and redact(uri) != uri and not backend.hides_config:
+        problems.append(
             f"run.tracking.uri={redact(uri)} holds a password, which would be readable in the cluster; nearest: a URI "
             "without it, and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment of the pods "
             "(launch.kubernetes.secret_environment) or of the cluster"
         )
-    # The folders of other clusters need not be here.
-    if launch.backend in ("local", "slurm") or _are_here(config):
+    if problems:
+        raise ConfigError("\n".join(problems))
+    # The folders of other clusters need not exist here.
+    if backend.shares_folders or _are_here(config):
         check_with_data(config)
 
 

@@ -31,10 +31,10 @@ def doctor(settings: tuple[str, ...], ray_address: str | None, as_json: bool) ->
     """
     from brt_dist.config.loading import load
     from brt_dist.config.rules import check
-    from launch.backends.local import ray_cluster
     from launch.doctor.examine import all_reduce, line, meeting_place, quick
     from launch.nodes.gang import Gang
     from launch.run.run_directory import absolute
+    from pipelines.cluster import ray_cluster
 
     files, overrides = split(settings)
     config = absolute(load([_ALONE, *files], overrides).config)

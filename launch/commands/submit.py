@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from brt_dist.errors import ConfigError
+from brt_dist.kinds import BACKENDS
 from launch.commands.arguments import config_argument, json_option, split
 
 run_argument = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
@@ -22,7 +23,7 @@ _OPTIONS = {
 
 def placement(command: Any) -> Any:
     """The options that stand for keys of `launch`."""
-    choices = click.Choice(["local", "ray", "slurm", "kubernetes"])
+    choices = click.Choice(list(BACKENDS))
     for option in (
         click.option("--dry-run", is_flag=True, help="print exactly what would be applied, and do nothing"),
         click.option("--partition", help="launch.slurm.partition"),

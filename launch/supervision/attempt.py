@@ -51,8 +51,8 @@ def main(orders: Orders) -> Verdict:
     """BrtError: the attempt cannot be started."""
     from rich.console import Console
 
-    from launch.backends.local import ray_cluster
     from launch.nodes.gang import Gang
+    from pipelines.cluster import ray_cluster
 
     console = Console(stderr=True)
 

@@ -12,8 +12,8 @@ import yaml
 from jsonschema import Draft7Validator
 
 from brt_dist.config.loading import load
+from brt_dist.kinds import BACKENDS
 from launch.backends.job import Job
-from launch.backends.registry import backend
 
 CONFIG = """\
 data: {dataset: /shared/data, validation: /shared/validation}
@@ -37,7 +37,7 @@ launch:
 
 def rendered(*settings: str) -> list[dict[str, Any]]:
     """The manifests of a config in which everything is set."""
-    return list(yaml.safe_load_all(backend("kubernetes").render(Job(load(CONFIG, settings).config, 1))))
+    return list(yaml.safe_load_all(BACKENDS["kubernetes"]().render(Job(load(CONFIG, settings).config, 1))))
 
 
 def strict(schema: Any) -> Any:

@@ -17,13 +17,13 @@ import yaml
 from brt_dist.config.loading import load
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError
+from brt_dist.kinds import BACKENDS
 from launch.backends.job import Job, stop_file
-from launch.backends.registry import backend
 from launch.backends.submission import submit
 from tests.datasets import make_dataset
 
 NASTY = "a 'quoted' \"run\" $(touch oops); `touch oops` %j \\ *"
-BACKENDS = {
+SETTINGS = {
     "local": (),
     "ray": ("launch.ray.jobs_address=http://127.0.0.1:8265",),
     "slurm": ("launch.nodes=2", 'launch.time_limit="4:00:00"', "launch.slurm.options=[--comment=it's $(here)]"),
@@ -66,7 +66,7 @@ def run(tmp_path: Path) -> Path:
 
 def config(run: Path, name: str, *settings: str) -> Config:
     text = json.dumps({"data": {"dataset": str(run.parent)}, "run": {"directory": str(run), "steps": 5, "name": NASTY}})
-    return load(text, [f"launch.backend={name}", *BACKENDS[name], *settings]).config
+    return load(text, [f"launch.backend={name}", *SETTINGS[name], *settings]).config
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def calls(file: Path) -> list[list[str]]:
 
 
 def test_sbatch_gets_every_name_as_one_word(run: Path, stubs: Path) -> None:
-    record = backend("slurm").submit(Job(config(run, "slurm"), 1))
+    record = BACKENDS["slurm"]().submit(Job(config(run, "slurm"), 1))
     assert record.job == "123"
     (words,) = calls(stubs)
     assert f"--job-name=brt {NASTY}" in words
@@ -133,7 +133,7 @@ def test_the_slurm_script_passes_the_notice_on_and_waits_for_the_checkpoint(
 
 def submitted(run: Path, stubs: Path) -> Path:
     """The script that sbatch got; what the stubs wrote so far is forgotten, and a requeue is not waited for."""
-    backend("slurm").submit(Job(config(run, "slurm", "launch.slurm.container=[container]"), 1))
+    BACKENDS["slurm"]().submit(Job(config(run, "slurm", "launch.slurm.container=[container]"), 1))
     stubs.unlink()
     script = Path(f"{stubs}.script")
     script.write_text(script.read_text().replace("sleep 60", "sleep 0"))
@@ -141,7 +141,7 @@ def submitted(run: Path, stubs: Path) -> Path:
 
 
 def test_the_local_command_takes_any_name(run: Path) -> None:
-    text = backend("local").render(Job(config(run, "local"), 1))
+    text = BACKENDS["local"]().render(Job(config(run, "local"), 1))
     words = subprocess.run(
         ["bash", "-c", text.replace("exec ", "printf '%s\\n' ").partition(" </dev/null")[0]],
         capture_output=True,
@@ -153,8 +153,8 @@ def test_the_local_command_takes_any_name(run: Path) -> None:
 
 def test_the_request_to_ray_holds_no_name_in_a_shell_line(run: Path) -> None:
     job = Job(config(run, "ray"), 1)
-    request = json.loads(backend("ray").render(job))
-    assert request == json.loads(backend("ray").render(job))
+    request = json.loads(BACKENDS["ray"]().render(job))
+    assert request == json.loads(BACKENDS["ray"]().render(job))
     assert request["entrypoint"] == "exec python -m launch.cli train brt.config.yaml --ray-address auto"
     assert request["metadata"]["name"] == NASTY
     assert load(request["ships"]["brt.config.yaml"]).config == job.config
@@ -162,7 +162,7 @@ def test_the_request_to_ray_holds_no_name_in_a_shell_line(run: Path) -> None:
 
 def test_kubernetes_manifests_hold_the_config_and_names_that_are_allowed(run: Path) -> None:
     job = Job(config(run, "kubernetes"), 3)
-    text = backend("kubernetes").render(job)
+    text = BACKENDS["kubernetes"]().render(job)
     settings, made = yaml.safe_load_all(text)
     assert load(settings["data"]["config.yaml"]).config == job.config
     name = made["metadata"]["name"]

@@ -1,0 +1,64 @@
+"""What a backend is: its section of the config, its rules, and how it submits, watches and stops a run.
+
+A backend is one file in this folder and one line in `brt_dist/kinds.py`.  The config imports that file to make the
+section `launch.NAME`, so at its top level it imports neither the schema nor anything heavy.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from brt_dist.config.section import Section
+from launch.backends.job import Job, Record, State
+
+if TYPE_CHECKING:
+    from brt_dist.config.schema import Config
+
+
+class Backend(ABC):
+    """One way to get nodes.
+
+    Attributes:
+        section: the keys below `launch.NAME`, None if it needs none.
+        joins_cluster: it can use a Ray cluster that already runs (`launch.ray_address`) instead of starting its own.
+        shares_folders: its nodes see the folders of the machine that submits, so datasets can be checked there.
+        hides_config: nobody else can read what is submitted, so the config may hold a password.
+    """
+
+    section: ClassVar[type[Section] | None] = None
+    joins_cluster: ClassVar[bool] = False
+    shares_folders: ClassVar[bool] = False
+    hides_config: ClassVar[bool] = False
+
+    @classmethod
+    def broken_rules(cls, config: "Config") -> Iterator[str]:
+        """One message for each rule that `config` breaks; looks at nothing but `config`."""
+        yield from ()
+
+    @classmethod
+    def broken_on_submit(cls, config: "Config") -> Iterator[str]:
+        """One message for each thing that only the machine that submits can tell to be wrong."""
+        yield from ()
+
+    # All of the following raise PlatformError when the other side cannot be reached, or refuses.
+
+    @abstractmethod
+    def render(self, job: Job) -> str:
+        """Exactly the text that `submit` applies.  Holds no secret."""
+
+    @abstractmethod
+    def submit(self, job: Job) -> Record:
+        """Submit the job and return the record that the other methods find it by."""
+
+    @abstractmethod
+    def state(self, record: Record) -> State:
+        """Where the job stands now."""
+
+    @abstractmethod
+    def log(self, record: Record, run: Path) -> Iterator[str]:
+        """What `brt train` has printed so far, in chunks."""
+
+    @abstractmethod
+    def stop(self, record: Record, run: Path) -> None:
+        """Ask the run to save and end, or take it from the queue.  Returns at once."""
