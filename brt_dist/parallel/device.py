@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from brt_dist.errors import PlatformError
+from brt_dist.parallel.deepspeed_internals import skip_compiled_kernels
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,5 @@ def choose(kind: str, local_rank: int) -> Device:
     os.environ["DS_ACCELERATOR"] = kind
     os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed insists on it
     if kind == "cpu":
-        _skip_compiled_kernels()
+        skip_compiled_kernels()
     return Device(kind, local_rank)
-
-
-def _skip_compiled_kernels() -> None:
-    """Tell DeepSpeed that no compiled kernel is wanted on a CPU.
-
-    It would compile a shared-memory all-reduce that only inference uses: a minute, a compiler on every node, and a
-    killed build leaves a lock on which all later starts wait for ever.
-    """
-    import deepspeed.ops
-
-    vars(deepspeed.ops)["__compatible_ops__"] = {}

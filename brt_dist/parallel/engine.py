@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.utils import clip_grad_norm_
 from torch import Tensor
 
 from brt_dist.config.deepspeed import deepspeed_config
@@ -24,6 +23,7 @@ from brt_dist.model.model import loss_sum
 from brt_dist.model.parameters import LogicalParameter, initialize, logical_parameters, replicated
 from brt_dist.model.sequence import sum_gradients
 from brt_dist.optim.build import build_optimizer, set_learning_rate
+from brt_dist.parallel.deepspeed_internals import clip_gradients, quiet, release_graph
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.finite import FiniteGradients
 from brt_dist.parallel.layout import Layout, MegatronGroups
@@ -247,7 +247,7 @@ class WholeEngine(Engine):
         if self.config.parallel.zero_stage > 0 or not self._deepspeed.is_gradient_accumulation_boundary():
             return None
         limit = self.config.optimizer.clip_norm or math.inf
-        return float(clip_grad_norm_(self.stage.parameters(), limit, mpu=MegatronGroups()))
+        return clip_gradients(self.stage.parameters(), limit, MegatronGroups())
 
 
 class PipelinedEngine(Engine):
@@ -269,14 +269,12 @@ class PipelinedEngine(Engine):
 
     def close(self) -> None:
         super().close()
-        # the last graph, which would keep all of the engine: autograd's references are no garbage collector's
-        self._deepspeed.loss = None
-        self._deepspeed.pipe_buffers = {}
+        release_graph(self._deepspeed)
 
 
 def build_engine(config: Config, layout: Layout, device: Device) -> Engine:
     """The engine for this rank.  `config.model.vocab_size` must be set.  Collective."""
-    deepspeed.utils.logging.logger.setLevel("WARNING")  # its start-up prints hundreds of lines on every rank
+    quiet()
     return (PipelinedEngine if layout.pipeline > 1 else WholeEngine)(config, layout, device)
 
 

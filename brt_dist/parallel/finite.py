@@ -7,13 +7,14 @@ before the update, and then all leave it out.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from brt_dist.parallel.deepspeed_internals import before_update, reduced_gradients
 from brt_dist.parallel.device import Device
 
 
@@ -31,13 +32,12 @@ class FiniteGradients:
         self._mark = torch.zeros((), device=device.torch)
         self._parameters = list(parameters)
         self._hooks = [p.register_hook(self._look) for p in self._parameters if p.requires_grad]
-        self._update = engine._take_model_step
-        engine._take_model_step = self._guarded_update
+        self._unguard = before_update(engine, self._agree)
         self.left_out = False  # the last update
 
     def close(self) -> None:
         """Let go of engine and parameters."""
-        self._engine._take_model_step = self._update
+        self._unguard()
         for hook in self._hooks:
             hook.remove()
 
@@ -45,30 +45,21 @@ class FiniteGradients:
         # summed in fp32: a large sum of a low precision would not be finite by itself
         self._mark += gradient.sum(dtype=torch.float32) * 0
 
-    def _guarded_update(self, *arguments: Any, **named: Any) -> Any:
+    def _agree(self) -> None:
+        """All ranks learn whether one of them has seen a gradient that is not finite, and then spoil theirs."""
         mark = torch.isnan(self._mark).float()
         self._mark.zero_()
         dist.all_reduce(mark, op=dist.ReduceOp.MAX)
         self.left_out = bool(mark)
         if self.left_out:
             self._spoil()
-        return self._update(*arguments, **named)
 
     @torch.no_grad()
     def _spoil(self) -> None:
         """On every rank: nothing to update without ZeRO; with it a norm at which DeepSpeed leaves the update out."""
-        reduced = list(_reduced(self._engine.optimizer, self._parameters))
+        reduced = list(reduced_gradients(self._engine, self._parameters))
         for gradient in reduced:
             gradient.fill_(math.nan)
         if not reduced:
             for parameter in self._parameters:
                 parameter.grad = None
-
-
-def _reduced(optimizer: Any, parameters: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Where DeepSpeed keeps the gradients of the whole batch: ZeRO 1 to 3, or bf16 with fp32 sums; else nothing."""
-    for gradients in getattr(optimizer, "averaged_gradients", {}).values():
-        yield from (gradient for gradient in gradients or () if gradient is not None)
-    for parameter in parameters:
-        if (gradient := getattr(parameter, "_hp_grad", None)) is not None:
-            yield gradient

@@ -2,13 +2,14 @@
 
 from torch import Tensor
 
+from brt_dist.parallel.deepspeed_internals import shard, whole_size
 from brt_dist.parallel.engine import Engine
 from brt_dist.planning.memory import Held
 
 
 def held(engine: Engine) -> Held:
     """By this rank; after the first update, as optimizers make their state with it."""
-    weights = [getattr(parameter.local, "ds_tensor", parameter.local) for parameter in engine.parameters]
+    weights = [shard(parameter.local) for parameter in engine.parameters]
     working = {_place(tensor) for tensor in weights}
     optimizer: dict[tuple[int, int], int] = {}
     for master, state in engine.optimizer.state.items():
@@ -16,16 +17,11 @@ def held(engine: Engine) -> Held:
             if isinstance(tensor, Tensor) and tensor.numel() > 1 and _place(tensor) not in working:
                 optimizer[_place(tensor)] = tensor.numel() * tensor.element_size()
     return Held(
-        parameters=sum(_whole(parameter.local) for parameter in engine.parameters),
+        parameters=sum(whole_size(parameter.local) for parameter in engine.parameters),
         weights=sum(tensor.numel() * tensor.element_size() for tensor in weights),
         optimizer=sum(optimizer.values()),
         carried=sum(values.numel() * values.element_size() for *_, values in engine.memory.tensors()),
     )
-
-
-def _whole(parameter: Tensor) -> int:
-    """Elements, also of what ZeRO-3 has taken apart."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:

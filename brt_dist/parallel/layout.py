@@ -20,8 +20,10 @@ from megatron.core import parallel_state
 
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, PlatformError
+from brt_dist.parallel.deepspeed_internals import groups_on_axis, pipeline_topology
 from brt_dist.parallel.device import Device, choose
 from brt_dist.parallel.rendezvous import meeting_store
+from brt_dist.parallel.torch_internals import set_timeout_of_all_groups
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,7 @@ def initialize(layout: Layout, device: Device, timeout_seconds: float = 600.0, s
 
 def topology(layout: Layout) -> Any:
     """DeepSpeed's description of the same layout."""
-    from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
-
-    return PipeModelDataParallelTopology(num_pp=layout.pipeline, num_mp=layout.tensor, num_dp=layout.data)
+    return pipeline_topology(pipeline=layout.pipeline, tensor=layout.tensor, data=layout.data)
 
 
 def _check_groups(layout: Layout) -> None:
@@ -142,7 +142,7 @@ def _check_groups(layout: Layout) -> None:
     deepspeed = topology(layout)
     for axis, group in axes.items():
         megatron_ranks = dist.get_process_group_ranks(group)
-        mine = [ranks for ranks in deepspeed.get_axis_comm_lists(axis) if layout.rank in ranks]
+        mine = [ranks for ranks in groups_on_axis(deepspeed, axis) if layout.rank in ranks]
         # DeepSpeed lists no groups for an axis of size one
         expected = mine[0] if mine else [layout.rank]
         if megatron_ranks != expected:
@@ -186,8 +186,4 @@ def limit_waiting(seconds: float) -> None:
     Start-up needs a longer limit (kernels are compiled, checkpoints are read); in training a rank that waits so long
     waits for one that will not come.
     """
-    from torch.distributed import distributed_c10d
-
-    limit = timedelta(seconds=seconds)
-    for group in [*distributed_c10d._world.pg_map]:
-        distributed_c10d._set_pg_timeout(limit, group)
+    set_timeout_of_all_groups(seconds)

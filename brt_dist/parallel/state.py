@@ -9,6 +9,7 @@ from torch import Tensor
 from brt_dist.config.schema import Config
 from brt_dist.model.parameters import LogicalParameter
 from brt_dist.optim.state import Fragment, optimizer_pieces, prepare, updates_done
+from brt_dist.parallel.deepspeed_internals import gather_persistent_parameters, is_sharded, master_values, shard
 from brt_dist.parallel.layout import Layout
 from brt_dist.parallel.pieces import LogicalTensor, Piece, Read, Region
 from brt_dist.parallel.pipeline import EMBEDDING
@@ -70,10 +71,7 @@ class RankState:
         for piece in optimizer_pieces(self._optimizer, fragments, self._layout.tensor_rank):
             _copy(piece.tensor, piece.region, piece.values, read)
         if self._config.parallel.zero_stage == 3:
-            # those small ones that it keeps whole everywhere
-            whole = self._zero.persistent_parameters  # type: ignore[union-attr]
-            if whole:
-                whole[0].all_gather(whole)
+            gather_persistent_parameters(self._zero)
         memory.replace(
             [
                 (layer, micro_batch, field, read(piece.tensor, piece.region))
@@ -87,8 +85,8 @@ class RankState:
     def _working(self, parameter: LogicalParameter) -> tuple[LogicalTensor, Region, Tensor]:
         """What forward reads: in the precision of the run, under ZeRO-3 a shard."""
         region = self._region(parameter)
-        held: Tensor = getattr(parameter.local, "ds_tensor", parameter.local).data.view(-1)
-        if held.numel() != parameter.local.numel() and hasattr(parameter.local, "ds_tensor"):
+        held = shard(parameter.local).data.view(-1)
+        if held.numel() != parameter.local.numel() and is_sharded(parameter.local):
             start = self._layout.data_rank * held.numel()
             region = region.part(start, start + held.numel())
         return _weight(parameter), region, held[: region.size]
@@ -100,19 +98,11 @@ class RankState:
             region, local = self._region(parameter), parameter.local
             if self._zero is None:
                 yield Fragment(parameter, region, local.numel(), local, 0)
-            elif self._config.parallel.zero_stage == 3:
-                group, offset, count = self._zero.grad_position[self._zero.get_param_id(local)]
-                start = self._layout.data_rank * count
-                master = self._zero.fp32_partitioned_groups_flat[group]
-                yield Fragment(parameter, region.part(start, start + count), count, master, offset)
-            elif local._hp_mapping is None:  # type: ignore[attr-defined]
-                yield Fragment(parameter, region.part(0, 0), 0, flats[0], 0)
             else:
-                mapping = local._hp_mapping  # type: ignore[attr-defined]
-                here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
-                master = _holder(flats, mapping.hp_fragment)
-                held = region.part(here.start, here.start + here.numel)
-                yield Fragment(parameter, held, here.numel, master, there.start)
+                stage, data_rank = self._config.parallel.zero_stage, self._layout.data_rank
+                held = master_values(self._zero, stage, local, flats, data_rank)
+                part = region.part(held.begin, held.begin + held.count)
+                yield Fragment(parameter, part, held.count, held.tensor, held.offset)
 
     def _memory_pieces(self, memory: StreamMemory) -> Iterator[tuple[int, int, str, Piece]]:
         layout = self._layout
@@ -142,12 +132,3 @@ def _weight(parameter: LogicalParameter) -> LogicalTensor:
 def _copy(tensor: LogicalTensor, region: Region, values: Tensor, read: Read) -> None:
     if region.size:
         values.copy_(read(tensor, region))
-
-
-def _holder(flats: Sequence[Tensor], fragment: Tensor) -> Tensor:
-    """The flat tensor that `fragment` is a view of."""
-    for flat in flats:
-        begin = flat.data_ptr()
-        if begin <= fragment.data_ptr() < begin + flat.numel() * flat.element_size():
-            return flat
-    raise RuntimeError("DeepSpeed's master values are in no parameter group of the optimizer")

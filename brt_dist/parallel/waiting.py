@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from brt_dist.parallel import deepspeed_internals, megatron_internals
 from brt_dist.parallel.device import Device
 
 _COLLECTIVES = (
@@ -84,9 +85,5 @@ def work_of_step(device: Device) -> Iterator[Work]:
 
 def _places() -> list[tuple[Any, str]]:
     """Where the functions are looked up; DeepSpeed and Megatron have copies of two."""
-    from deepspeed.comm import comm
-    from megatron.core.tensor_parallel import layers, mappings
-
-    names = ("all_gather_function", "reduce_scatter_function", "dist_all_gather_func", "dist_reduce_scatter_func")
-    copies = [(owner, name) for owner in (comm.cdb, layers, mappings) for name in names if hasattr(owner, name)]
-    return [(dist, name) for name in _COLLECTIVES] + copies
+    ours = [(dist, name) for name in _COLLECTIVES]
+    return [*ours, *deepspeed_internals.collectives(), *megatron_internals.collectives()]

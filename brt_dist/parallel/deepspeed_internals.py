@@ -1,0 +1,167 @@
+"""Everything that we use of DeepSpeed and that it does not document.  No other file may.
+
+An upgrade of DeepSpeed may rename any of it.  tests/unit/parallel/test_internals.py builds real engines and names each
+attribute, so it is the test to run first after an upgrade, and this is the file to change.
+
+DeepSpeed is imported in the functions: it picks its accelerator at import, so `device.choose` must come before.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class MasterValues(NamedTuple):
+    """What a rank holds of the float32 master values of one parameter.
+
+    Attributes:
+        tensor: what the optimizer steps, a flat partition of several parameters.
+        offset: where in `tensor` the parameter's elements begin.
+        begin: which element of this rank's parameter is the first of them.
+        count: how many there are, with padding; may be 0.
+    """
+
+    tensor: Tensor
+    offset: int
+    begin: int
+    count: int
+
+
+def quiet() -> None:
+    """Keep DeepSpeed from printing hundreds of lines on every rank when it starts."""
+    import deepspeed
+
+    deepspeed.utils.logging.logger.setLevel("WARNING")
+
+
+def skip_compiled_kernels() -> None:
+    """Tell DeepSpeed that no compiled kernel is wanted (on a CPU).
+
+    It would compile a shared-memory all-reduce that only inference uses.  That takes a minute and needs a compiler on
+    every node, and a build that is killed leaves a lock on which all later starts wait for ever.
+    """
+    import deepspeed.ops
+
+    vars(deepspeed.ops)["__compatible_ops__"] = {}
+
+
+def pipeline_topology(pipeline: int, tensor: int, data: int) -> Any:
+    """DeepSpeed's description of a layout, as `PipelineModule` takes it."""
+    from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+
+    return PipeModelDataParallelTopology(num_pp=pipeline, num_mp=tensor, num_dp=data)
+
+
+def groups_on_axis(topology: Any, axis: str) -> list[list[int]]:
+    """The ranks of each group on an axis ("pipe", "data" or "model"); none on an axis of size one."""
+    found: list[list[int]] = topology.get_axis_comm_lists(axis)
+    return found
+
+
+def collectives() -> Iterator[tuple[Any, str]]:
+    """Owner and name of the copies that DeepSpeed keeps of torch's collectives."""
+    from deepspeed.comm import comm
+
+    return ((comm.cdb, name) for name in ("all_gather_function", "reduce_scatter_function"))
+
+
+def clip_gradients(parameters: Iterable[Tensor], limit: float, groups: Any) -> float:
+    """Clip whole gradients to a norm of `limit`; returns the norm before.  Collective.
+
+    Args:
+        groups: the model parallel groups over which parameters are spread (an `mpu`).
+    """
+    from deepspeed.runtime.utils import clip_grad_norm_
+
+    return float(clip_grad_norm_(parameters, limit, mpu=groups))
+
+
+def before_update(engine: Any, action: Callable[[], None]) -> Callable[[], None]:
+    """Have `action` called before each optimizer update of an engine, when gradients are reduced.
+
+    Returns:
+        What undoes it.
+    """
+    update = engine._take_model_step
+
+    def guarded(*arguments: Any, **named: Any) -> Any:
+        action()
+        return update(*arguments, **named)
+
+    def undo() -> None:
+        engine._take_model_step = update
+
+    engine._take_model_step = guarded
+    return undo
+
+
+def reduced_gradients(engine: Any, parameters: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Where the gradients of the whole batch are kept before an update: by ZeRO, or as the fp32 sums of bf16.
+
+    Nothing without either; then the gradients are those of the parameters.
+    """
+    for gradients in getattr(engine.optimizer, "averaged_gradients", {}).values():
+        yield from (gradient for gradient in gradients or () if gradient is not None)
+    for parameter in parameters:
+        if (gradient := getattr(parameter, "_hp_grad", None)) is not None:
+            yield gradient
+
+
+def shard(parameter: Tensor) -> Tensor:
+    """What forward reads of a parameter on this rank: all of it, or under ZeRO-3 a flat shard."""
+    held: Tensor = getattr(parameter, "ds_tensor", parameter)
+    return held
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether ZeRO-3 manages the parameter."""
+    return hasattr(parameter, "ds_tensor")
+
+
+def whole_size(parameter: Tensor) -> int:
+    """Number of elements, also of a parameter that ZeRO-3 has taken apart."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def master_values(zero: Any, stage: int, parameter: Tensor, flats: Sequence[Tensor], data_rank: int) -> MasterValues:
+    """Where ZeRO keeps the master values of a parameter on this rank.
+
+    Args:
+        zero: DeepSpeed's optimizer.
+        stage: of ZeRO, 1 to 3.
+        flats: what the wrapped optimizer steps.
+    """
+    if stage == 3:
+        group, offset, count = zero.grad_position[zero.get_param_id(parameter)]
+        return MasterValues(zero.fp32_partitioned_groups_flat[group], offset, data_rank * count, count)
+    mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+    if mapping is None:
+        return MasterValues(flats[0], 0, 0, 0)
+    here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+    return MasterValues(_holder(flats, mapping.hp_fragment), there.start, here.start, here.numel)
+
+
+def gather_persistent_parameters(zero: Any) -> None:
+    """Renew the small parameters that ZeRO-3 keeps whole on every rank, from their shards.  Collective."""
+    whole = zero.persistent_parameters
+    if whole:
+        whole[0].all_gather(whole)
+
+
+def release_graph(engine: Any) -> None:
+    """Drop the last graph of a pipeline engine.
+
+    It would keep the whole engine alive, as the garbage collector does not follow autograd's references.
+    """
+    engine.loss = None
+    engine.pipe_buffers = {}
+
+
+def _holder(flats: Sequence[Tensor], fragment: Tensor) -> Tensor:
+    """The flat tensor that `fragment` is a view of."""
+    for flat in flats:
+        begin = flat.data_ptr()
+        if begin <= fragment.data_ptr() < begin + flat.numel() * flat.element_size():
+            return flat
+    raise RuntimeError("DeepSpeed's master values are in no parameter group of the optimizer")
