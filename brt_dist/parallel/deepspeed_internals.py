@@ -7,12 +7,14 @@ DeepSpeed is imported in the functions: it picks its accelerator at import, so `
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 
-class MasterValues(NamedTuple):
+@dataclass(frozen=True)
+class MasterValues:
     """What a rank holds of the float32 master values of one parameter.
 
     Attributes:
