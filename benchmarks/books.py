@@ -85,10 +85,10 @@ def run_kind(kind: str, seed: int, options: argparse.Namespace, folders: tuple[P
     from benchmarks.models import parameter_count, trained_model, with_parameters
     from brt_dist.config.loading import dump, load
     from brt_dist.config.rules import check
+    from brt_dist.events import EventLog
     from brt_dist.parallel.layout import Layout
     from brt_dist.training.guards import StopRequest
     from brt_dist.training.loop import Trainer
-    from brt_dist.training.metrics import EventLog
 
     began = time.perf_counter()
     run = options.out / f"{kind.replace(',', '').replace(' ', '-')}-{seed}"

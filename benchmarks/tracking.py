@@ -31,7 +31,7 @@ from typing import Any
 
 import psutil
 
-from launch.run.events import read_events
+from brt_dist.events import StepEvent, events_of
 from tests.mlflow_server import free_port, mlflow_server
 
 KINDS = ("off", "server", "alternating", "silent", "none there")
@@ -121,11 +121,11 @@ def measure(run: Path, uri: str | None, steps: int, alternating: bool) -> dict[s
     if process.wait():
         raise SystemExit(f"brt train ended with {process.returncode}")
     ended = time.time()
-    events = [event for event in read_events(run) if event["event"] == "step"]
+    events = events_of(run, StepEvent)
     counted = events[len(events) // 5 :]
     without = [event for event in counted if any(_within(event, pause) for pause in pauses)]
     clear = [event for event in counted if not any(_touches(event, pause) for pause in pauses)]
-    found = {**_times(clear), "end": ended - events[-1]["time"]}
+    found = {**_times(clear), "end": ended - events[-1].time}
     return found | ({f"{name} without": value for name, value in _times(without).items()} if alternating else {})
 
 
@@ -135,7 +135,7 @@ def pauses_of_the_syncer(train: "subprocess.Popen[bytes]", run: Path, steps: int
     while train.poll() is None:
         time.sleep(PAUSE_SECONDS)
         found = [one for one in psutil.Process(train.pid).children() if "launch.tracking.syncer" in one.cmdline()]
-        trained = [event["step"] for event in read_events(run) if event["event"] == "step"] if found else []
+        trained = [event.step for event in events_of(run, StepEvent)] if found else []
         if not trained or trained[-1] >= steps - 1:
             continue
         found[0].suspend()
@@ -146,16 +146,20 @@ def pauses_of_the_syncer(train: "subprocess.Popen[bytes]", run: Path, steps: int
     return pauses
 
 
-def _within(event: dict[str, Any], pause: tuple[float, float]) -> bool:
-    return pause[0] < event["time"] - event["step_seconds"] and event["time"] < pause[1]
+def _within(event: StepEvent, pause: tuple[float, float]) -> bool:
+    return pause[0] < event.time - _seconds(event) and event.time < pause[1]
 
 
-def _touches(event: dict[str, Any], pause: tuple[float, float]) -> bool:
-    return pause[0] < event["time"] and event["time"] - event["step_seconds"] < pause[1]
+def _touches(event: StepEvent, pause: tuple[float, float]) -> bool:
+    return pause[0] < event.time and event.time - _seconds(event) < pause[1]
 
 
-def _times(events: list[dict[str, Any]]) -> dict[str, float]:
-    seconds = [event["step_seconds"] for event in events]
+def _seconds(event: StepEvent) -> float:
+    return event.step_seconds or 0.0
+
+
+def _times(events: list[StepEvent]) -> dict[str, float]:
+    seconds = [_seconds(event) for event in events]
     return {"median": statistics.median(seconds), "mean": statistics.fmean(seconds)}
 
 

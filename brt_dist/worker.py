@@ -84,11 +84,11 @@ def _run(run: Path, attempt: int, settings: Sequence[str] = ()) -> ExitCode:
     device = choose(config.run.device, local_rank)  # before the imports below: DeepSpeed asks at its import
 
     from brt_dist.data.open import open_training, open_validation
+    from brt_dist.events import EndEvent, EventLog
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.guards import StopRequest
     from brt_dist.training.heartbeat import Heartbeat
     from brt_dist.training.loop import Trainer
-    from brt_dist.training.metrics import EventLog
 
     stop = StopRequest()
     stop.listen()
@@ -103,13 +103,13 @@ def _run(run: Path, attempt: int, settings: Sequence[str] = ()) -> ExitCode:
     try:
         trainer = Trainer(config, run, layout, device, events, train, validation, stop, heartbeat)
         code = trainer.run()
-        events.write("end", status=code.name.lower(), exit_code=int(code))
+        events.write(EndEvent(status=code.name.lower(), exit_code=int(code)))
         trainer.close()
         finalize()  # not after an error: the other ranks may wait in a collective that never comes
         return code
     except BaseException as error:
         code = _exit_code(error)
-        events.write("end", status=code.name.lower(), exit_code=int(code))
+        events.write(EndEvent(status=code.name.lower(), exit_code=int(code)))
         raise
     finally:
         events.close()

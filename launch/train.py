@@ -11,7 +11,8 @@ from brt_dist.config.loading import Resolved, load
 from brt_dist.config.rules import DatasetFacts, check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ExitCode
-from launch.run.events import History, read_events
+from brt_dist.events import to_json
+from launch.run.history import History
 from launch.run.run_directory import absolute, claimed, refuse_other_run, write_config
 from launch.supervision.attempts import Attempts
 from launch.supervision.signals import StopRequests
@@ -37,15 +38,16 @@ class Outcome:
     plot: Path | None
 
     def to_json(self) -> dict[str, Any]:
-        history = History.of(read_events(self.run))
+        history = History.read(self.run)
+        last, saved = history.latest_step(), history.latest_checkpoint()
         tracking = self.config.run.tracking
         return {
             "run": str(self.run),
             **self.verdict.to_json(),
-            "step": max(history.steps, default=0),
-            "last_step": history.latest_step(),
-            "evaluations": [history.evaluations[key] for key in sorted(history.evaluations)],
-            "checkpoint": history.checkpoints[max(history.checkpoints)]["path"] if history.checkpoints else None,
+            "step": history.last_step,
+            "last_step": to_json(last) if last else None,
+            "evaluations": [to_json(history.evaluations[key]) for key in sorted(history.evaluations)],
+            "checkpoint": saved.path if saved else None,
             "plot": str(self.plot) if self.plot else None,
             "mlflow": page_command(tracking, self.run) if tracking.enabled else None,
             "tracked": self.tracked,
@@ -88,7 +90,7 @@ def check_with_data(config: Config) -> None:
     training, validation = _dataset_facts(config)
     check(config, training, validation)
     run = config.run
-    if run.init_from is not None and not History.of(read_events(run.directory)).checkpoints:
+    if run.init_from is not None and not History.read(run.directory).checkpoints:
         from brt_dist.training.initial_weights import check_beginning
 
         model = config.model.model_copy(update={"vocab_size": training.vocab_size})

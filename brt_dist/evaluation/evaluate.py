@@ -11,7 +11,8 @@ from brt_dist.data.dataset import Dataset
 from brt_dist.data.mixture import Mixture
 from brt_dist.data.one_pass import OnePassSchedule
 from brt_dist.data.reader import SegmentReader
-from brt_dist.evaluation.positions import PositionBins, PositionLoss, PositionTally, by_position
+from brt_dist.evaluation.positions import PositionBins, PositionTally, by_position
+from brt_dist.events import PositionLoss
 from brt_dist.parallel.engine import Engine
 from brt_dist.parallel.step_input import step_input, streams_to_read
 

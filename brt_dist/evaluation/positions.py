@@ -6,7 +6,6 @@ begin on a block boundary, so a block of W tokens lies in one bin, and every ran
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch.nn.functional import one_hot
 
 from brt_dist.data.epoch_order import Int64Array
 from brt_dist.data.stream_schedule import StepPlan
+from brt_dist.events import PositionLoss
 from brt_dist.model.model import token_losses
 
 
@@ -64,19 +64,6 @@ class PositionTally:
         # a product, as adding at indices is in no certain order on a GPU
         self.nats.add_(blocks.flatten() @ one_hot(bins.flatten(), len(self.nats)).double())
         return losses.sum()
-
-
-@dataclass(frozen=True)
-class PositionLoss:
-    """Mean loss in nats over `tokens` tokens at positions [begin, end) of their documents; no end: to the last."""
-
-    begin: int
-    end: int | None
-    loss: float
-    tokens: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {"from": self.begin, "to": self.end, "loss": self.loss, "tokens": self.tokens}
 
 
 def by_position(edges: tuple[int, ...], nats: list[float], tokens: list[int]) -> tuple[PositionLoss, ...]:

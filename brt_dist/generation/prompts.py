@@ -1,8 +1,6 @@
 """The beginnings of documents that samples go on from, and samples as text."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,22 +8,11 @@ import numpy.typing as npt
 from brt_dist.data.dataset import Dataset
 from brt_dist.data.mixture import Mixture
 from brt_dist.data.tokenizers import load_tokenizer
+from brt_dist.events import Sample
 from brt_dist.generation.sample import sample
 from brt_dist.parallel.engine import Engine
 
 SHOWN = 4  # streams whose text is looked at
-
-
-@dataclass(frozen=True)
-class Sample:
-    """document: number in the dataset.  prompt: its beginning.  text: what the model made up after it."""
-
-    document: int
-    prompt: str
-    text: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {"document": self.document, "prompt": self.prompt, "text": self.text}
 
 
 def samples(engine: Engine, dataset: Dataset | Mixture, count: int, seed: int) -> list[Sample]:

@@ -5,9 +5,9 @@ split over the data parallel ranks as the moments of the optimizer are; under Ze
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from brt_dist.config.schema import Config
+from brt_dist.events import Plan, RankSizes
 from brt_dist.model.shapes import padded_vocab
 from brt_dist.planning.flops import TRAINING, forward_flops
 from brt_dist.planning.parameters import Matrix, stage_layers, stage_parameters
@@ -32,19 +32,19 @@ class Held:
         return asdict(self)
 
 
-def plan_of(config: Config) -> dict[str, Any]:
+def plan_of(config: Config) -> Plan:
     """What is known of a run before it starts; `model.vocab_size` must be set.  Sizes are of the fullest rank."""
     parallel, data, model = config.parallel, config.data, config.model
     whole = config.model_copy(update={"parallel": type(parallel)()})
     padding = (padded_vocab(model.vocab_size or 0, 1) - (model.vocab_size or 0)) * model.width
     stages = [held_by(config, stage) for stage in range(parallel.pipeline)]
-    return {
-        "parameters": sum(matrix.size for matrix in stage_parameters(whole, 0)) - padding,
-        "ranks": parallel.world_size,
-        "fullest_rank": max(stages, key=lambda held: held.bytes).to_json(),
-        "tokens_per_step": data.streams * data.segment,
-        "flops_per_step": TRAINING * forward_flops(model) * data.streams * data.segment,
-    }
+    return Plan(
+        parameters=sum(matrix.size for matrix in stage_parameters(whole, 0)) - padding,
+        ranks=parallel.world_size,
+        fullest_rank=RankSizes(**max(stages, key=lambda held: held.bytes).to_json()),
+        tokens_per_step=data.streams * data.segment,
+        flops_per_step=TRAINING * forward_flops(model) * data.streams * data.segment,
+    )
 
 
 def held_by(config: Config, stage: int) -> Held:

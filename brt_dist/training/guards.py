@@ -8,6 +8,7 @@ from types import FrameType
 
 from brt_dist.config.guards import GuardsConfig
 from brt_dist.errors import DivergedError
+from brt_dist.events import DivergedEvent, Event, SkipEvent, SpikeEvent
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import StepResult
 from brt_dist.parallel.layout import agree
@@ -15,14 +16,14 @@ from brt_dist.parallel.layout import agree
 _FEWEST = 10  # steps before a spike can be told from the usual
 _NOISE = 0.01  # of the median: below this a deviation is none, also where all steps were alike
 
-Tell = Callable[..., None]
+Tell = Callable[[Event], None]
 
 
 class NumberGuard:
     """Looks at loss and gradient norm of every step.  All ranks see the same numbers, so they decide alike.
 
     Args:
-        tell: writes an event: `tell(name, **fields)`.
+        tell: writes an event.
     """
 
     def __init__(self, config: GuardsConfig, tell: Tell) -> None:
@@ -44,7 +45,8 @@ class NumberGuard:
             value = getattr(result, name)
             if self._is_spike(history, value):
                 median = statistics.median(history)
-                self._tell("spike", step=step, quantity=name, **{name: value}, median=median)
+                numbers = {name: value, "median": median}
+                self._tell(SpikeEvent(step=step, quantity=name, **numbers))
                 if name == "loss" and self._config.on_spike == "stop":
                     usual = f"the median of the last {len(history)} steps was {median:.4g}"
                     self._end(f"step {step}: loss {value:.4g}; {usual}", result, step)
@@ -57,7 +59,8 @@ class NumberGuard:
             self._end(what, result, step)
         if self._skips > self._config.most_skips:
             self._end(f"{what}; {self._skips} updates in a row were left out", result, step)
-        self._tell("skip", step=step, why="not finite", loss=str(result.loss), grad_norm=str(result.grad_norm))
+        loss, grad_norm = str(result.loss), str(result.grad_norm)
+        self._tell(SkipEvent(step=step, why="not finite", loss=loss, grad_norm=grad_norm))
 
     def _is_spike(self, history: deque[float], value: float) -> bool:
         if not self._config.spike_window or len(history) < min(_FEWEST, self._config.spike_window):
@@ -67,7 +70,7 @@ class NumberGuard:
         return value > median + self._config.spike_deviations * max(deviation, _NOISE * abs(median))
 
     def _end(self, what: str, result: StepResult, step: int) -> None:
-        self._tell("diverged", step=step, loss=str(result.loss), grad_norm=str(result.grad_norm))
+        self._tell(DivergedEvent(step=step, loss=str(result.loss), grad_norm=str(result.grad_norm)))
         raise DivergedError(
             f"{what}. The last checkpoint is untouched; resume from it with a smaller optimizer.learning_rate or "
             "optimizer.clip_norm, or a longer warm-up, or let launch.recovery.diverged do it."

@@ -13,6 +13,19 @@ from brt_dist.data.reader import Prefetcher, SegmentReader
 from brt_dist.data.stream_schedule import Cursor, StreamSchedule
 from brt_dist.errors import ExitCode
 from brt_dist.evaluation.evaluate import evaluate
+from brt_dist.events import (
+    AttemptEvent,
+    CheckpointEvent,
+    EvaluationEvent,
+    EventLog,
+    HeldEvent,
+    LayoutSizes,
+    MemoryEvent,
+    MessageEvent,
+    SampleEvent,
+    SkipEvent,
+    StepEvent,
+)
 from brt_dist.generation.prompts import samples
 from brt_dist.optim.learning_rate import learning_rate
 from brt_dist.parallel.device import Device
@@ -28,7 +41,6 @@ from brt_dist.training.guards import NumberGuard, StopRequest, agree_on_step
 from brt_dist.training.heartbeat import Heartbeat
 from brt_dist.training.initial_weights import begin_from
 from brt_dist.training.memory_statistics import memory_statistics
-from brt_dist.training.metrics import EventLog
 from brt_dist.training.stragglers import StragglerWatch
 
 
@@ -91,15 +103,16 @@ class Trainer:
     def run(self) -> ExitCode:
         """Resume, train to the last step or to a request to stop, evaluate, save.  Collective."""
         self.resume()
-        layout = {key: getattr(self.layout, key) for key in ("tensor", "pipeline", "data", "micro_batch", "streams")}
+        layout = self.layout
         self.events.write(
-            "attempt",
-            world_size=self.layout.world_size,
-            layout=layout,
-            start_step=self.step,
-            device=self.device.name,
-            flops_per_token=self.flops,
-            plan=plan_of(self.config),
+            AttemptEvent(
+                world_size=layout.world_size,
+                layout=LayoutSizes(layout.tensor, layout.pipeline, layout.data, layout.micro_batch, layout.streams),
+                start_step=self.step,
+                device=self.device.name,
+                flops_per_token=self.flops,
+                plan=plan_of(self.config),
+            )
         )
         return self.train_until(self.config.run.steps)
 
@@ -161,7 +174,7 @@ class Trainer:
         self.evaluations = {}
         if self.adjustments.skips(number):
             self.step, self.cursor = number, cursor
-            self.events.write("skip", step=number, why="left out after a divergence")
+            self.events.write(SkipEvent(step=number, why="left out after a divergence"))
             return agree((self.stop.asked,), self.device)[0] > 0
         rate = learning_rate(number, self.config.run.steps, self.config.optimizer)
         rate *= self.adjustments.rate_factor(number)
@@ -176,34 +189,35 @@ class Trainer:
             self.device.synchronize()
             seconds = time.perf_counter() - began
             self.events.write(
-                "step",
-                step=self.step,
-                loss=result.loss,
-                bits_per_token=result.loss / math.log(2),
-                grad_norm=result.grad_norm,
-                learning_rate=rate,
-                tokens=self.tokens,
-                tokens_per_second=plan.loss_tokens / seconds,
-                step_seconds=seconds,
-                data_wait_seconds=waited,
-                peak_memory_bytes=self.device.peak_memory_bytes(),
-                **self._utilization(plan.loss_tokens / seconds),
+                StepEvent(
+                    step=self.step,
+                    loss=result.loss,
+                    bits_per_token=result.loss / math.log(2),
+                    grad_norm=result.grad_norm,
+                    learning_rate=rate,
+                    tokens=self.tokens,
+                    tokens_per_second=plan.loss_tokens / seconds,
+                    step_seconds=seconds,
+                    data_wait_seconds=waited,
+                    peak_memory_bytes=self.device.peak_memory_bytes(),
+                    mfu=self._utilization(plan.loss_tokens / seconds),
+                )
             )
         self.stragglers.judge(work, number)
         if _is_due(number, self.config.run.memory_every) and self.config.model.recurrent_layers:
-            self.events.write("memory", step=number, layers=memory_statistics(self.engine))
+            self.events.write(MemoryEvent(step=number, layers=memory_statistics(self.engine)))
         if self.trained == 0:
-            self.events.write("held", step=number, **held(self.engine).to_json())
+            self.events.write(HeldEvent(step=number, **held(self.engine).to_json()))
             limit_waiting(self.config.run.guards.collective_seconds)
         self.trained += 1
         self.heartbeat.beat()
         return stop
 
-    def _utilization(self, tokens_per_second: float) -> dict[str, float]:
-        """MFU: the share of what the devices can do that the model asks for; nothing where they are not known."""
+    def _utilization(self, tokens_per_second: float) -> float | None:
+        """MFU: the share of what the devices can do that the model asks for; None where they are not known."""
         if self.peak_flops is None:
-            return {}
-        return {"mfu": tokens_per_second * self.flops / (self.layout.world_size * self.peak_flops)}
+            return None
+        return tokens_per_second * self.flops / (self.layout.world_size * self.peak_flops)
 
     def _evaluate(self) -> None:
         self.heartbeat.slow("evaluating")
@@ -213,21 +227,22 @@ class Trainer:
                 found = evaluate(self.engine, dataset, self.config.run.evaluation_steps, memory == "cleared")
                 self.evaluations[f"{name}/{memory}"] = found.bits_per_token
                 self.events.write(
-                    "evaluation",
-                    step=self.step,
-                    dataset=name,
-                    memory=memory,
-                    loss=found.loss,
-                    bits_per_token=found.bits_per_token,
-                    tokens=found.tokens,
-                    positions=[position.to_json() for position in found.positions],
-                    seconds=time.perf_counter() - began,
+                    EvaluationEvent(
+                        step=self.step,
+                        dataset=name,
+                        memory=memory,
+                        loss=found.loss,
+                        bits_per_token=found.bits_per_token,
+                        tokens=found.tokens,
+                        positions=found.positions,
+                        seconds=time.perf_counter() - began,
+                    )
                 )
         if self.config.run.sample_tokens:
             self.heartbeat.slow("sampling")
             dataset = self.datasets.get("validation", self.datasets["train"])
             found_texts = samples(self.engine, dataset, self.config.run.sample_tokens, self.step)
-            self.events.write("sample", step=self.step, samples=[text.to_json() for text in found_texts])
+            self.events.write(SampleEvent(step=self.step, samples=tuple(found_texts)))
 
     def _save(self) -> None:
         if self.saved_step != self.step:
@@ -244,17 +259,18 @@ class Trainer:
     def _tell_saved(self) -> None:
         for saved in self.store.finished():
             self.events.write(
-                "checkpoint",
-                step=saved.step,
-                path=f"checkpoints/{saved.name}",
-                seconds=saved.seconds,
-                stall_seconds=saved.stall_seconds,
-                bytes=saved.bytes,
+                CheckpointEvent(
+                    step=saved.step,
+                    path=f"checkpoints/{saved.name}",
+                    seconds=saved.seconds,
+                    stall_seconds=saved.stall_seconds,
+                    bytes=saved.bytes,
+                )
             )
 
     def _report(self, message: str) -> None:
         print(message, flush=True)
-        self.events.write("message", message=message)
+        self.events.write(MessageEvent(message=message))
 
 
 def _is_due(step: int, every: int) -> bool:

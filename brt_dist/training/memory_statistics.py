@@ -1,20 +1,20 @@
 """How large the carried states are, and how much of them the gates keep: the same numbers in every layout."""
 
 import re
-from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from brt_dist.events import LayerStatistics
 from brt_dist.parallel.engine import Engine
 
 # bias and offset of what a gate keeps when its input is nought; see model/gates.py
 _KEEPS = {"gate.bias": 0.0, "gate.forget_bias": 1.0}
 
 
-def memory_statistics(engine: Engine) -> list[dict[str, Any]]:
+def memory_statistics(engine: Engine) -> tuple[LayerStatistics, ...]:
     """For each recurrent layer, over all streams: root mean square and largest size of the state, and the mean share
     of it that its gates keep from block to block (of an LSTM gate: without input).  Collective.
     """
@@ -34,10 +34,10 @@ def memory_statistics(engine: Engine) -> list[dict[str, Any]]:
             sums[layers[layer], 3] += kept.numel()
     dist.all_reduce(sums)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return [
-        {"layer": layer, "state_rms": (squares / count) ** 0.5, "state_max": most, "kept": kept / max(gates, 1)}
+    return tuple(
+        LayerStatistics(layer, {"state_rms": (squares / count) ** 0.5, "state_max": most, "kept": kept / max(gates, 1)})
         for layer, (squares, count, kept, gates), most in zip(layers, sums.tolist(), largest.tolist(), strict=True)
-    ]
+    )
 
 
 def _kept(engine: Engine) -> list[tuple[int, Tensor]]:

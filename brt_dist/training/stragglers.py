@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from brt_dist.config.guards import GuardsConfig
+from brt_dist.events import StragglerEvent
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.waiting import Work, work_of_step
 from brt_dist.training.guards import Tell
@@ -46,7 +47,7 @@ class StragglerWatch:
             for rank in sorted(found):
                 median = statistics.median(seconds)
                 self._tell(
-                    "straggler", step=step, rank=rank, host=hosts[rank], seconds=seconds[rank], median_seconds=median
+                    StragglerEvent(step=step, rank=rank, host=hosts[rank], seconds=seconds[rank], median_seconds=median)
                 )
         self._slow = slow
 

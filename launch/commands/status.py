@@ -37,7 +37,8 @@ def describe(run: Path) -> dict[str, Any]:
     from dataclasses import asdict
 
     from brt_dist.config.loading import load
-    from launch.run.events import History, read_events
+    from brt_dist.events import to_json
+    from launch.run.history import History
     from launch.run.liveness import launcher_of
     from launch.run.run_directory import attempts, read_attempt
     from launch.tracking.health import Health
@@ -46,7 +47,8 @@ def describe(run: Path) -> dict[str, Any]:
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"{run} is no run directory: it has no config.yaml")
     config = load(run / "config.yaml").config
-    history = History.of(read_events(run))
+    history = History.read(run)
+    last_step, saved = history.latest_step(), history.latest_checkpoint()
     records = [read_attempt(run, number) for number in attempts(run)]
     last = records[-1] if records else {}
     running = bool(last) and "end" not in last
@@ -58,15 +60,15 @@ def describe(run: Path) -> dict[str, Any]:
     return {
         "run": str(run),
         "verdict": verdict,
-        "reason": f"attempt {len(records)}, step {max(history.steps, default=0)} of {config.run.steps}"
+        "reason": f"attempt {len(records)}, step {history.last_step} of {config.run.steps}"
         + ("; the same command, or brt resume, goes on" if verdict == "launcher_gone" else ""),
         "failed_rank": last.get("failed_rank"),
         "detail": last.get("detail", ""),
-        "step": max(history.steps, default=0),
+        "step": history.last_step,
         "steps": config.run.steps,
-        "last_step": history.latest_step(),
-        "evaluations": [history.evaluations[key] for key in sorted(history.evaluations)],
-        "checkpoint": history.checkpoints[max(history.checkpoints)]["path"] if history.checkpoints else None,
+        "last_step": to_json(last_step) if last_step else None,
+        "evaluations": [to_json(history.evaluations[key]) for key in sorted(history.evaluations)],
+        "checkpoint": saved.path if saved else None,
         "attempts": records,
         "plot": str(plot) if plot.is_file() else None,
         "submission": _submission(run),

@@ -3,7 +3,6 @@
 The names of the values are those of MLflow's own system metrics, so that its page shows them in their place.
 """
 
-import json
 import os
 import re
 import socket
@@ -13,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from brt_dist.events import SystemEvent, line_of
 
 _MEGABYTE = 1e6
 
@@ -44,11 +45,11 @@ class SystemSampler:
     def _sample_until_stopped(self) -> None:
         probe = _Probe(self._run)
         while not self._stopped.wait(self._seconds):
-            event = {"event": "system", "time": time.time(), **probe.values()}
+            event = SystemEvent(time=time.time(), values=probe.values())
             with suppress(OSError):
                 self._path.parent.mkdir(exist_ok=True)
-                with open(self._path, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(event) + "\n")
+                with open(self._path, "ab") as file:
+                    file.write(line_of(event))
 
 
 class _Probe:

@@ -7,7 +7,8 @@ from typing import Any
 
 from brt_dist.config.loading import flatten, load
 from brt_dist.errors import ConfigError
-from launch.run.events import Event, History, read_events
+from brt_dist.events import AttemptEvent, Event, read_events
+from launch.run.history import History
 from launch.run.run_directory import attempts, read_attempt
 from launch.tracking.uri import redact
 
@@ -53,7 +54,7 @@ class RunFacts:
     @property
     def seconds(self) -> float:
         """In attempts that have ended, and to the last event of one that has not."""
-        latest = self.events[-1]["time"] if self.events else 0.0
+        latest = self.events[-1].time if self.events else 0.0
         return sum(
             max(record.get("end", latest) - record["start"], 0.0) for record in self.attempts if "start" in record
         )
@@ -64,18 +65,18 @@ class RunFacts:
 
     @property
     def layout(self) -> str:
-        layout = (self.history.attempt or {}).get("layout", {})
-        return " x ".join(f"{name} {layout[name]}" for name in ("tensor", "pipeline", "data") if name in layout) or "-"
+        if (attempt := self.history.attempt) is None:
+            return "-"
+        layout = attempt.layout
+        degrees = (("tensor", layout.tensor), ("pipeline", layout.pipeline), ("data", layout.data))
+        return " x ".join(f"{name} {degree}" for name, degree in degrees if degree is not None) or "-"
 
     @property
     def restarts(self) -> list[tuple[float, str]]:
         """Step from which each attempt but the first went on, and why there was one."""
         reasons = {record.get("attempt"): record.get("reason", "") for record in self.attempts}
-        begins = [event for event in self.events if event["event"] == "attempt"][1:]
+        begins = [event for event in self.events if isinstance(event, AttemptEvent)][1:]
         return [
-            (
-                event.get("start_step", 0),
-                f"attempt {event.get('attempt')}, after: {reasons.get(event['attempt'] - 1, '')}",
-            )
+            (event.start_step, f"attempt {event.attempt}, after: {reasons.get((event.attempt or 0) - 1, '')}")
             for event in begins
         ]

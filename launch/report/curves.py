@@ -1,11 +1,12 @@
 """The curves of a report: which there are, from the events of a run."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 
+from brt_dist.events import MemoryEvent, StepEvent
 from launch.report.charts import Below, Curve, chart, short
 from launch.report.collect import RunFacts
-from launch.run.events import Event, History
+from launch.run.history import History
 
 COLOURS = 8  # that the page has
 NAMES = {"train": "training text", "validation": "held-out text"}
@@ -13,19 +14,26 @@ NAMES = {"train": "training text", "validation": "held-out text"}
 
 def charts(run: RunFacts) -> str:
     history, lines = run.history, run.restarts
-    loss = [Curve("training", points(history, "bits_per_token"), 0)]
+    loss = [Curve("training", points(history, lambda step: step.bits_per_token), 0)]
     for number, dataset in enumerate(("train", "validation")):
         for memory in ("carried", "cleared"):
             colour = 1 + 2 * number + (memory == "cleared")
             name = f"{NAMES[dataset]}, memory {memory}"
             loss.append(Curve(name, evaluation_points(history, dataset, memory), colour, marks=True))
-    mfu = [(step, 100 * share) for step, share in points(history, "mfu")]
-    wait = [(step, 100 * share) for step, share in _wait_shares(history)]
+    mfu = [(step, 100 * share) for step, share in points(history, lambda step: step.mfu)]
+    wait = [(step, 100 * share) for step, share in points(history, _wait_share)]
     figures = [
         chart("Loss", loss, "bits/token", lines),
-        chart("Gradient norm before clipping", [Curve("norm", points(history, "grad_norm"))], "norm", lines),
-        chart("Learning rate", [Curve("rate", points(history, "learning_rate"))], "rate", lines),
-        chart("Speed", [Curve("all ranks", points(history, "tokens_per_second"), 2)], "tokens/s", lines),
+        chart(
+            "Gradient norm before clipping",
+            [Curve("norm", points(history, lambda step: step.grad_norm))],
+            "norm",
+            lines,
+        ),
+        chart("Learning rate", [Curve("rate", points(history, lambda step: step.learning_rate))], "rate", lines),
+        chart(
+            "Speed", [Curve("all ranks", points(history, lambda step: step.tokens_per_second), 2)], "tokens/s", lines
+        ),
         chart("Waiting for data", [Curve("rank 0", wait, 1)], "% of the step", lines),
         chart("MFU", [Curve("all ranks", mfu, 4)], "% of the peak", lines),
     ]
@@ -41,12 +49,11 @@ def _positions(history: History) -> str:
     for number, dataset in enumerate(("train", "validation")):
         for memory in ("carried", "cleared"):
             steps = [key[0] for key in history.evaluations if key[1:] == (dataset, memory)]
-            event = history.evaluations[max(steps), dataset, memory] if steps else {}
             bins = []
-            for one in event.get("positions", ()):
-                x = math.log2(one["from"] * 2 if one["to"] is None else one["to"])
-                bins.append((x, one["loss"] / math.log(2)))
-                marks[x] = short(one["from"])
+            for one in history.evaluations[max(steps), dataset, memory].positions if steps else ():
+                x = math.log2(one.begin * 2 if one.end is None else one.end)
+                bins.append((x, one.loss / math.log(2)))
+                marks[x] = short(one.begin)
             name = f"{NAMES[dataset]}, memory {memory}"
             curves.append(Curve(name, bins, 1 + 2 * number + (memory == "cleared"), marks=True))
     below = Below("from this token of the document on", sorted(marks.items()))
@@ -57,9 +64,10 @@ def _memory(run: RunFacts) -> list[str]:
     """Sizes of the states and what the gates keep, a curve for each recurrent layer."""
     curves: dict[str, dict[int, dict[int, float]]] = {"state_rms": {}, "state_max": {}, "kept": {}}
     for event in run.events:
-        for layer in event.get("layers", ()) if event["event"] == "memory" else ():
+        for layer in event.layers if isinstance(event, MemoryEvent) else ():
             for key, by_layer in curves.items():
-                by_layer.setdefault(layer["layer"], {})[event["step"]] = layer[key]  # what came again replaces
+                if key in layer.values:
+                    by_layer.setdefault(layer.layer, {})[event.step] = layer.values[key]  # what came again replaces
 
     def drawn(key: str) -> list[Curve]:
         return [
@@ -74,21 +82,18 @@ def _memory(run: RunFacts) -> list[str]:
     ]
 
 
-def points(history: History, key: str) -> list[tuple[float, float]]:
-    return [
-        (step, event[key]) for step, event in sorted(history.steps.items()) if isinstance(event.get(key), int | float)
-    ]
+def points(history: History, value: Callable[[StepEvent], float | None]) -> list[tuple[float, float]]:
+    """The steps where `value` is known, with it."""
+    found = ((step, value(event)) for step, event in sorted(history.steps.items()))
+    return [(step, one) for step, one in found if one is not None]
 
 
 def evaluation_points(history: History, dataset: str, memory: str) -> list[tuple[float, float]]:
     found = [(key[0], event) for key, event in sorted(history.evaluations.items()) if key[1:] == (dataset, memory)]
-    return [(step, event["bits_per_token"]) for step, event in found if "bits_per_token" in event]
+    return [(step, event.bits_per_token) for step, event in found if event.bits_per_token is not None]
 
 
-def _wait_shares(history: History) -> list[tuple[int, float]]:
-    events: Iterable[tuple[int, Event]] = sorted(history.steps.items())
-    return [
-        (step, event["data_wait_seconds"] / event["step_seconds"])
-        for step, event in events
-        if event.get("step_seconds") and "data_wait_seconds" in event
-    ]
+def _wait_share(step: StepEvent) -> float | None:
+    if not step.step_seconds or step.data_wait_seconds is None:
+        return None
+    return step.data_wait_seconds / step.step_seconds

@@ -6,11 +6,22 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from brt_dist.events import (
+    AttemptEvent,
+    DivergedEvent,
+    HeldEvent,
+    MessageEvent,
+    SampleEvent,
+    SkipEvent,
+    SpikeEvent,
+    StepEvent,
+    StragglerEvent,
+)
 from brt_dist.files import write_atomic
 from launch.report.charts import Curve, chart
 from launch.report.collect import RunFacts
 from launch.report.curves import COLOURS, NAMES, charts, evaluation_points, points
-from launch.run.events import Event, History
+from launch.run.history import History
 from launch.views.progress import duration
 
 STYLE = """
@@ -69,7 +80,8 @@ def page(runs: Sequence[RunFacts]) -> str:
 
 def _compared(runs: Sequence[RunFacts]) -> str:
     curves = [
-        Curve(run.name, points(run.history, "bits_per_token"), number % COLOURS) for number, run in enumerate(runs)
+        Curve(run.name, points(run.history, lambda step: step.bits_per_token), number % COLOURS)
+        for number, run in enumerate(runs)
     ]
     held_out = [
         Curve(run.name, evaluation_points(run.history, "validation", "carried"), number % COLOURS, marks=True)
@@ -98,15 +110,15 @@ def _run(run: RunFacts) -> str:
 
 
 def _tiles(run: RunFacts) -> str:
-    last = run.history.latest_step() or {}
+    last = run.history.latest_step() or StepEvent(step=0)
     status = run.status
     tone = "good" if status in ("finished", "running") else "bad" if status not in ("not started", "preempted") else ""
     tiles = [
         ("status", f'<span class="{tone}">{escape(status)}</span>'),
-        ("step", f"{last.get('step', 0):,} of {run.steps:,}"),
-        ("loss", f"{last['bits_per_token']:.3f} bits/token" if "bits_per_token" in last else "-"),
-        ("tokens", f"{last.get('tokens', 0):,}"),
-        ("speed", f"{last['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in last else "-"),
+        ("step", f"{last.step:,} of {run.steps:,}"),
+        ("loss", _number(last.bits_per_token, "{:.3f} bits/token")),
+        ("tokens", f"{last.tokens or 0:,}"),
+        ("speed", _number(last.tokens_per_second, "{:,.0f} tokens/s")),
         ("MFU", _utilization(run)),
         ("time in attempts", duration(run.seconds)),
         ("layout", escape(run.layout)),
@@ -117,14 +129,15 @@ def _tiles(run: RunFacts) -> str:
 
 
 def _utilization(run: RunFacts) -> str:
-    last, device = run.history.latest_step() or {}, (run.history.attempt or {}).get("device")
-    if "mfu" in last:
-        return f"{last['mfu']:.1%} of {escape(str(device))}"
+    last, attempt = run.history.latest_step(), run.history.attempt
+    device = attempt.device if attempt else None
+    if last is not None and last.mfu is not None:
+        return f"{last.mfu:.1%} of {escape(str(device))}"
     return f"not known for {escape(str(device))}" if device else "-"
 
 
 def _attempts(run: RunFacts) -> str:
-    starts = {event["attempt"]: event.get("start_step", 0) for event in run.events if event["event"] == "attempt"}
+    starts = {event.attempt: event.start_step for event in run.events if isinstance(event, AttemptEvent)}
     rows = []
     for record in run.attempts:
         number, decision = record.get("attempt", 0), record.get("decision", {})
@@ -139,33 +152,39 @@ def _attempts(run: RunFacts) -> str:
 
 def _planned(run: RunFacts) -> str:
     """Sizes that follow from the config, beside those of rank 0 after its first step of the last attempt."""
-    plan = (run.history.attempt or {}).get("plan")
-    if not plan:
+    history = run.history
+    plan = history.attempt.plan if history.attempt else None
+    if plan is None:
         return '<p class="dim">none</p>'
-    held: Event = next((event for event in reversed(run.events) if event["event"] == "held"), {"event": "held"})
-    last, steps, fullest = run.history.latest_step() or {}, run.history.steps, plan["fullest_rank"]
+    held = next((event for event in reversed(run.events) if isinstance(event, HeldEvent)), HeldEvent())
+    last, fullest = history.latest_step(), plan.fullest_rank
     rows: list[tuple[str, str, str]] = [
-        ("steps", f"{run.steps:,}", f"{max(steps, default=0):,}"),
-        ("tokens a step", f"{plan['tokens_per_step']:,}", _number(_mean(steps, "tokens"), "{:,.0f} with a target")),
-        ("parameters", f"{plan['parameters']:,}", ""),
-        ("parameters of a rank", f"{fullest['parameters']:,} at most", _number(held.get("parameters"), "{:,}, rank 0")),
+        ("steps", f"{run.steps:,}", f"{history.last_step:,}"),
+        ("tokens a step", f"{plan.tokens_per_step:,}", _number(_tokens_per_step(history), "{:,.0f} with a target")),
+        ("parameters", f"{plan.parameters:,}", ""),
+        ("parameters of a rank", f"{fullest.parameters:,} at most", _number(held.parameters, "{:,}, rank 0")),
     ]
-    for key, name in (("weights", "weights"), ("optimizer", "optimizer"), ("carried", "states and window caches")):
-        rows.append((f"{name} of a rank", f"{_bytes(fullest[key])} at most", f"{_bytes(held.get(key))}, rank 0"))
+    for name, planned, found in (
+        ("weights", fullest.weights, held.weights),
+        ("optimizer", fullest.optimizer, held.optimizer),
+        ("states and window caches", fullest.carried, held.carried),
+    ):
+        rows.append((f"{name} of a rank", f"{_bytes(planned)} at most", f"{_bytes(found)}, rank 0"))
+    peak = last.peak_memory_bytes if last else None
     rows += [
-        ("memory at its peak", "activations and libraries are not planned", f"{_bytes(last.get('peak_memory_bytes'))}"),
-        ("operations a step", f"{plan['flops_per_step']:.3g} FLOP", ""),
+        ("memory at its peak", "activations and libraries are not planned", _bytes(peak)),
+        ("operations a step", f"{plan.flops_per_step:.3g} FLOP", ""),
     ]
     return _table(("", "planned", "happened"), rows)
 
 
-def _mean(steps: dict[int, Event], key: str) -> float | None:
-    """Growth of a counter for each step."""
-    known = [step for step in sorted(steps) if key in steps[step]]
+def _tokens_per_step(history: History) -> float | None:
+    """Mean over the steps that were logged."""
+    known = points(history, lambda step: step.tokens)
     if len(known) < 2:
         return None
-    first, last = known[0], known[-1]
-    return float(steps[last][key] - steps[first][key]) / (last - first)
+    (first, before), (last, after) = known[0], known[-1]
+    return (after - before) / (last - first)
 
 
 def _number(value: Any, form: str) -> str:
@@ -174,39 +193,39 @@ def _number(value: Any, form: str) -> str:
 
 def _evaluations(history: History) -> str:
     rows = [
-        (f"{step:,}", NAMES.get(dataset, dataset), memory, f"{event['bits_per_token']:.4f}", f"{event['tokens']:,}")
+        (f"{step:,}", NAMES.get(dataset, dataset), memory, f"{event.bits_per_token:.4f}", f"{event.tokens:,}")
         for (step, dataset, memory), event in sorted(history.evaluations.items(), reverse=True)
-        if "bits_per_token" in event and "tokens" in event
+        if event.bits_per_token is not None and event.tokens is not None
     ]
     return _table(("step", "text", "memory", "bits/token", "tokens"), rows)
 
 
 def _samples(run: RunFacts) -> str:
     """What the model made up at the last evaluation that asked for it."""
-    event = next((event for event in reversed(run.events) if event["event"] == "sample"), None)
+    event = next((event for event in reversed(run.events) if isinstance(event, SampleEvent)), None)
     if event is None:
         return ""
-    rows = [(one["document"], one["prompt"][-200:], one["text"]) for one in event.get("samples", ())]
-    return f"<h2>Made up at step {event['step']:,}</h2>" + _table(("document", "after", "the model went on"), rows)
+    rows = [(one.document, one.prompt[-200:], one.text) for one in event.samples]
+    return f"<h2>Made up at step {event.step:,}</h2>" + _table(("document", "after", "the model went on"), rows)
 
 
 def _checkpoints(history: History) -> str:
     rows = [
-        (f"{step:,}", event.get("path", ""), _bytes(event.get("bytes")), _seconds(event.get("seconds")),
-         _seconds(event.get("stall_seconds")), _time(event.get("time")))
+        (f"{step:,}", event.path or "", _bytes(event.bytes), _seconds(event.seconds), _seconds(event.stall_seconds),
+         _time(event.time))
         for step, event in sorted(history.checkpoints.items(), reverse=True)
     ]  # fmt: skip
     return _table(("step", "place", "size", "written in", "training stopped for", "at"), rows)
 
 
 def _guards(run: RunFacts) -> str:
-    kinds = ("skip", "spike", "straggler", "diverged", "message")
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for event in run.events:
-        if event["event"] in kinds:
-            rest = {k: v for k, v in event.items() if k not in ("event", "time", "attempt", "step", "message")}
-            said = event.get("message") or ", ".join(f"{key} {_plain(value)}" for key, value in rest.items())
-            rows.append((event.get("step", "-"), event["event"], said, _time(event.get("time"))))
+        if isinstance(event, MessageEvent):
+            rows.append(("-", event.kind, event.message, _time(event.time)))
+        elif isinstance(event, SkipEvent | SpikeEvent | StragglerEvent | DivergedEvent):
+            said = ", ".join(f"{key} {_plain(value)}" for key, value in event.details().items())
+            rows.append(("-" if event.step is None else event.step, event.kind, said, _time(event.time)))
     return _table(("step", "", "", "at"), rows[-200:])
 
 

@@ -1,7 +1,5 @@
 """Where the streams of a run are, or were, or will be, at a step: from what the run directory says."""
 
-import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from brt_dist.data.mixture import Mixture
 from brt_dist.data.open import open_training
 from brt_dist.data.stream_schedule import StreamSchedule
 from brt_dist.errors import BrtError, CheckpointError, ConfigError, DataError
+from brt_dist.events import AttemptEvent, events_of
 
 
 @dataclass(frozen=True)
@@ -60,15 +59,9 @@ def _schedule(config: Config, dataset: Dataset | Mixture, streams: int) -> Strea
 def _streams(run: Path, config: Config) -> list[tuple[int, int]]:
     """(first step, streams) of the attempts, without what a later attempt did again from an earlier step."""
     found: list[tuple[int, int]] = []
-    with suppress(FileNotFoundError), open(run / "metrics.jsonl", encoding="utf-8") as lines:
-        for line in lines:
-            if '"attempt"' not in line:
-                continue
-            with suppress(ValueError, KeyError, TypeError):  # a line that a crash cut
-                event = json.loads(line)
-                if event["event"] == "attempt":
-                    begin, number = int(event["start_step"]), int(event["layout"]["streams"])
-                    found = [*(item for item in found if item[0] < begin), (begin, number)]
+    for event in events_of(run, AttemptEvent):
+        if (number := event.layout.streams) is not None:
+            found = [*(item for item in found if item[0] < event.start_step), (event.start_step, number)]
     return found or [(0, config.data.streams)]
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from brt_dist.config.schema import Config
 from brt_dist.errors import BrtError, ExitCode, PlatformError
+from brt_dist.events import DivergedEvent, events_of
 from brt_dist.files import write_atomic
 from brt_dist.training.adjustments import Adjustments
 from launch.nodes.listening import address_towards, is_set, listening_on
 from launch.nodes.processes import GUARD
-from launch.run.events import History, read_events
+from launch.run.history import History
 from launch.run.run_directory import attempt_folder, attempts, next_attempt, read_attempt
 from launch.supervision.attempt import Orders
 from launch.supervision.recovery import Decision, Recovery
@@ -44,7 +45,7 @@ class Attempts:
         self._worker, self._address, self._stop = worker, ray_address, stop
         self._tell, self._on_look = tell, on_look
         self._run: Path = config.run.directory
-        self._recovery = Recovery(config.launch.recovery, _saved(History.of(read_events(self._run))))
+        self._recovery = Recovery(config.launch.recovery, History.read(self._run).saved_step)
 
     def run(self) -> Verdict:
         """Attempts until one ends well or for good.  BrtError: the first could not be started."""
@@ -123,13 +124,12 @@ class Attempts:
             return environment
 
     def _decide(self, verdict: Verdict, number: int) -> Decision:
-        events = read_events(self._run)
-        history = History.of(events)
-        diverged = [e["step"] for e in events if e["event"] == "diverged" and e.get("attempt") == number]
+        history = History.read(self._run)
+        diverged = [event.step for event in events_of(self._run, DivergedEvent) if event.attempt == number]
         decision = self._recovery.decide(
             verdict,
-            saved=_saved(history),
-            step=max(history.steps, default=0),
+            saved=history.saved_step,
+            step=history.last_step,
             diverged_at=diverged[-1] if diverged else None,
             adjustments=Adjustments.load(self._run),
         )
@@ -170,7 +170,3 @@ def _error(answer: dict[str, Any]) -> BrtError:
     error = BrtError(answer["error"])
     error.exit_code = ExitCode(answer["exit_code"])
     return error
-
-
-def _saved(history: History) -> int:
-    return max(history.checkpoints, default=0)

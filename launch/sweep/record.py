@@ -10,7 +10,7 @@ from typing import Any
 
 from brt_dist.errors import ConfigError, ExitCode
 from brt_dist.files import write_atomic
-from launch.run.events import History, read_events
+from launch.run.history import History
 from launch.run.run_directory import attempts, read_attempt
 from launch.sweep.grid import Point
 from launch.views.tables import columns
@@ -77,12 +77,12 @@ class Result:
 
     @classmethod
     def of(cls, run: Path, settings: dict[str, str]) -> "Result":
-        history = History.of(read_events(run))
+        history = History.read(run)
         numbers = attempts(run)
         last = read_attempt(run, numbers[-1]) if numbers else {}
         running = bool(last) and "end" not in last
         found = {
-            dataset: event["bits_per_token"]
+            dataset: event.bits_per_token
             for (_, dataset, memory), event in sorted(history.evaluations.items())
             if memory == "carried"
         }
@@ -92,9 +92,9 @@ class Result:
             settings,
             "running" if running else str(last.get("verdict", "not started")),
             int(last.get("exit_code", ExitCode.INTERRUPTED)),
-            max(history.steps, default=0),
+            history.last_step,
             found.get("validation", found.get("train")),
-            None if step is None else step["loss"],
+            None if step is None else step.loss,
         )
 
     def to_json(self) -> dict[str, Any]:

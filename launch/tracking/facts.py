@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from brt_dist.errors import PlatformError
+from brt_dist.events import AttemptEvent, CheckpointEvent, Event, LayoutSizes
 from launch.backends.job import Record
-from launch.run.events import Event
 from launch.run.run_directory import attempts, read_attempt
-from launch.tracking.rows import layout_text
+from launch.views.progress import layout_text
 
 _TABLES = ("attempts.json", "checkpoints.json")
 
@@ -37,23 +38,23 @@ def tags(run: Path) -> dict[str, str]:
 def files(run: Path, events: Sequence[Event]) -> dict[str, str]:
     """attempts.json and checkpoints.json, in the form that MLflow's page shows as tables, and plan.json.
 
-    events: at least those of kind `attempt` and `checkpoint`; the later of a step counts.
+    events: at least those of attempts and checkpoints; the later of a step counts.
     """
-    begun = [event for event in events if event["event"] == "attempt"]
-    starts = {event.get("attempt"): event.get("start_step") for event in begun}
-    saved = {event["step"]: event for event in events if event["event"] == "checkpoint"}
+    begun = [event for event in events if isinstance(event, AttemptEvent)]
+    starts = {event.attempt: event.start_step for event in begun}
+    saved = {event.step: event for event in events if isinstance(event, CheckpointEvent)}
     found = {
         "attempts.json": _table(
             [_attempt_row(number, read_attempt(run, number), starts) for number in attempts(run)],
             ["attempt", "from_step", "start", "end", "hosts", "layout", "git_commit", "verdict", "reason", "then"],
         ),
         "checkpoints.json": _table(
-            [saved[step] for step in sorted(saved)],
+            [vars(saved[step]) for step in sorted(saved)],
             ["step", "path", "bytes", "seconds", "stall_seconds", "time", "attempt"],
         ),
     }
-    if plans := [event["plan"] for event in begun if event.get("plan")]:
-        found["plan.json"] = json.dumps(plans[-1], indent=2) + "\n"
+    if plans := [event.plan for event in begun if event.plan is not None]:
+        found["plan.json"] = json.dumps(asdict(plans[-1]), indent=2) + "\n"
     return found
 
 
@@ -63,7 +64,7 @@ def _attempt_row(number: int, record: Mapping[str, Any], starts: Mapping[Any, An
         **record,
         "attempt": number,
         "from_step": starts.get(number),
-        "layout": layout_text(record.get("layout", {})),
+        "layout": layout_text(LayoutSizes(**record.get("layout", {}))),
         "hosts": ", ".join(record.get("nodes", ())),
         "then": f"{decision['action']}: {decision['why']}" if decision else None,
     }

@@ -4,10 +4,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launch.run.events import Event
-
-_NO_METRICS = ("event", "time", "attempt", "step")
-_GUARDS = ("skip", "spike", "straggler", "diverged")
+from brt_dist.events import (
+    AttemptEvent,
+    CheckpointEvent,
+    DivergedEvent,
+    EvaluationEvent,
+    Event,
+    MemoryEvent,
+    SampleEvent,
+    SkipEvent,
+    SpikeEvent,
+    StepEvent,
+    StragglerEvent,
+    SystemEvent,
+)
+from launch.views.progress import layout_text
 
 
 @dataclass(frozen=True)
@@ -44,72 +55,64 @@ def rows(events: Iterable[Event], sent: dict[str, int]) -> Iterator[Row | Tag | 
     attempt that trained them anew, as after a rollback it is another one, and the one that counts.
     """
     for event in events:
-        kind = event["event"]
-        if kind == "step":
-            yield from _step(event, sent)
-        elif kind == "evaluation":
-            curve = f"{event['dataset']}/{event['memory']}"
-            yield from _once(curve, f"{curve}/", event, sent)
-        elif kind == "checkpoint":
-            yield from _once("checkpoint", "checkpoint/", event, sent)
-            yield Tag("checkpoint", str(event.get("path", event["step"])))
-        elif kind == "sample":
-            yield Text(f"samples/step_{int(event['step']):08d}.txt", sample_text(event))
-        elif kind == "memory":
-            yield from _once("memory", "", {**event, **_by_layer(event)}, sent)
-        elif kind in _GUARDS and isinstance(event.get("step"), int):
-            yield from _once(f"guards/{kind}", f"guards/{kind}/", {**event, "count": 1}, sent)
-        elif kind == "attempt":
-            yield Tag("attempts", str(event.get("attempt")))
-            yield Tag("layout", layout_text(event.get("layout", {})))
+        match event:
+            case StepEvent():
+                yield from _step(event, sent)
+            case EvaluationEvent():
+                curve = f"{event.dataset}/{event.memory}"
+                yield from _once(curve, f"{curve}/", event, event.step, event.details(), sent)
+            case CheckpointEvent():
+                yield from _once("checkpoint", "checkpoint/", event, event.step, event.details(), sent)
+                yield Tag("checkpoint", event.path or str(event.step))
+            case SampleEvent():
+                yield Text(f"samples/step_{event.step:08d}.txt", sample_text(event))
+            case MemoryEvent():
+                yield from _once("memory", "", event, event.step, _by_layer(event), sent)
+            case SkipEvent() | SpikeEvent() | StragglerEvent() | DivergedEvent() if event.step is not None:
+                curve = f"guards/{event.kind}"
+                yield from _once(curve, f"{curve}/", event, event.step, {**event.details(), "count": 1}, sent)
+            case AttemptEvent():
+                yield Tag("attempts", str(event.attempt))
+                yield Tag("layout", layout_text(event.layout))
 
 
-def system_rows(events: Iterable[Event], node: str, first: int) -> Iterator[Row]:
+def system_rows(events: Iterable[SystemEvent], node: str, first: int) -> Iterator[Row]:
     """The rows of samples of a node, numbered from `first` on, under the names that MLflow's page looks for."""
     for number, event in enumerate(events, first):
-        yield from _values(f"system/{node}/", event, number)
+        yield from _rows(f"system/{node}/", event, number, event.values)
 
 
-def sample_text(event: Event) -> str:
+def sample_text(event: SampleEvent) -> str:
     """Samples as a file for people."""
-    return "\n".join(
-        f"document {one['document']}\n{one['prompt']}\n>>> {one['text']}\n" for one in event.get("samples", ())
-    )
+    return "\n".join(f"document {one.document}\n{one.prompt}\n>>> {one.text}\n" for one in event.samples)
 
 
-def layout_text(layout: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in layout.items())
+def _step(event: StepEvent, sent: dict[str, int]) -> Iterator[Row]:
+    if event.step > sent.get("step", -1):
+        yield from _once("step", "", event, event.step, event.details(), sent)
+    elif event.attempt is not None and event.loss is not None:
+        again = f"attempt_{event.attempt}"
+        yield from _once(again, f"{again}/", event, event.step, {"loss": event.loss}, sent)
 
 
-def _step(event: Event, sent: dict[str, int]) -> Iterator[Row]:
-    step, attempt = int(event["step"]), event.get("attempt")
-    if step > sent.get("step", -1):
-        yield from _once("step", "", event, sent)
-    elif attempt is not None and "loss" in event:
-        again = f"attempt_{attempt}"
-        yield from _once(
-            again, f"{again}/", {key: event[key] for key in ("time", "step", "loss") if key in event}, sent
-        )
-
-
-def _once(curve: str, prefix: str, event: Event, sent: dict[str, int]) -> Iterator[Row]:
-    step = int(event["step"])
+def _once(
+    curve: str, prefix: str, event: Event, step: int, values: Mapping[str, Any], sent: dict[str, int]
+) -> Iterator[Row]:
+    """The rows of an event, unless `curve` is past its step already."""
     if step <= sent.get(curve, -1):
         return
     sent[curve] = step
-    yield from _values(prefix, event, step)
+    yield from _rows(prefix, event, step, values)
 
 
-def _values(prefix: str, event: Event, step: int) -> Iterator[Row]:
-    for name, value in event.items():
-        if name not in _NO_METRICS and isinstance(value, int | float) and not isinstance(value, bool):
-            yield Row(prefix + name, float(value), round(float(event.get("time", 0)) * 1000), step)
+def _rows(prefix: str, event: Event, step: int, values: Mapping[str, Any]) -> Iterator[Row]:
+    """A row for each value that is a number."""
+    for name, value in values.items():
+        if isinstance(value, int | float):
+            yield Row(prefix + name, float(value), round(event.time * 1000), step)
 
 
-def _by_layer(event: Event) -> dict[str, Any]:
+def _by_layer(event: MemoryEvent) -> dict[str, float]:
     return {
-        f"memory/layer_{layer.get('layer')}/{name}": value
-        for layer in event.get("layers", ())
-        for name, value in layer.items()
-        if name != "layer"
+        f"memory/layer_{layer.layer}/{name}": value for layer in event.layers for name, value in layer.values.items()
     }

@@ -17,8 +17,8 @@ from typing import IO, TextIO, cast
 
 from brt_dist.config.loading import dump, flatten, load
 from brt_dist.errors import BrtError, ConfigError, ExitCode
+from brt_dist.events import AttemptEvent, CheckpointEvent, EndEvent, Event, EventReader, SystemEvent
 from launch.nodes.system_metrics import system_folder
-from launch.run.events import Event, EventReader
 from launch.run.run_directory import attempts, read_attempt
 from launch.tracking import facts
 from launch.tracking.client import refusal
@@ -44,7 +44,8 @@ class Syncer:
         self._state = SyncState.load(run, fingerprint(self._uri))
         self._reader = EventReader(run, self._state.offset)
         self._mlflow: MlflowRun | None = None
-        self._facts_reader, self._told = EventReader(run), list[Event]()
+        self._facts_reader = EventReader(run, kinds=(AttemptEvent, CheckpointEvent))
+        self._told: list[Event] = []
         self._tags: dict[str, str] = {}  # as the server has them
         self._files: dict[str, str] = {}  # likewise, by name
 
@@ -83,7 +84,7 @@ class Syncer:
         for path in sorted(system_folder(self._run).glob("*.jsonl")):
             offset, count = self._state.samples.get(path.name, (0, 0))
             reader = EventReader(self._run, offset, str(path.relative_to(self._run)))
-            samples = reader.read(_LINES)
+            samples = [event for event in reader.read(_LINES) if isinstance(event, SystemEvent)]
             if reader.offset != offset:
                 mlflow.log(system_rows(samples, path.stem, count))
                 self._state.samples[path.name] = (reader.offset, count + len(samples))
@@ -93,7 +94,7 @@ class Syncer:
 
     def _send_facts(self, mlflow: MlflowRun) -> None:
         """What is not a curve and has changed: tags of the last attempt, tables, the plan."""
-        self._told += [event for event in self._facts_reader.read() if event["event"] in ("attempt", "checkpoint")]
+        self._told += self._facts_reader.read()
         now = facts.tags(self._run)
         if now != self._tags:
             mlflow.tag(now)
@@ -124,10 +125,10 @@ def final_status(run: Path) -> tuple[str, float | None]:
     numbers = attempts(run)
     record = read_attempt(run, numbers[-1]) if numbers else {}
     if "end" not in record:
-        ends = [event for event in EventReader(run).read() if event["event"] in ("end", "attempt")]
-        if not ends or ends[-1]["event"] != "end":
+        ends = EventReader(run, kinds=(AttemptEvent, EndEvent)).read()
+        if not ends or not isinstance(ends[-1], EndEvent):
             return "KILLED", None
-        record = {"exit_code": ends[-1].get("exit_code", 1), "end": ends[-1]["time"]}  # torchrun: no supervisor
+        record = {"exit_code": ends[-1].exit_code, "end": ends[-1].time}  # torchrun: no supervisor
     return _STATUS.get(record.get("exit_code", 1), "FAILED"), record["end"]
 
 

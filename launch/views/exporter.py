@@ -1,23 +1,24 @@
 """The last numbers of runs for Prometheus, from their event files alone: `brt metrics-exporter RUN ...`."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from brt_dist.errors import PlatformError
-from launch.run.events import EventReader, History
+from brt_dist.events import EventReader, StepEvent
+from launch.run.history import History
 
-# metric: (key of a step event, help)
-_STEP = {
-    "brt_loss_nats": ("loss", "mean loss of the last step, in nats a token"),
-    "brt_gradient_norm": ("grad_norm", "global gradient norm before clipping"),
-    "brt_learning_rate": ("learning_rate", "learning rate of the last step"),
-    "brt_tokens_total": ("tokens", "tokens with a target that were trained on"),
-    "brt_tokens_per_second": ("tokens_per_second", "tokens with a target in a second"),
-    "brt_step_seconds": ("step_seconds", "duration of the last step"),
-    "brt_data_wait_seconds": ("data_wait_seconds", "of which waiting for data"),
+# metric: (its value, help)
+_STEP: dict[str, tuple[Callable[[StepEvent], float | None], str]] = {
+    "brt_loss_nats": (lambda step: step.loss, "mean loss of the last step, in nats a token"),
+    "brt_gradient_norm": (lambda step: step.grad_norm, "global gradient norm before clipping"),
+    "brt_learning_rate": (lambda step: step.learning_rate, "learning rate of the last step"),
+    "brt_tokens_total": (lambda step: step.tokens, "tokens with a target that were trained on"),
+    "brt_tokens_per_second": (lambda step: step.tokens_per_second, "tokens with a target in a second"),
+    "brt_step_seconds": (lambda step: step.step_seconds, "duration of the last step"),
+    "brt_data_wait_seconds": (lambda step: step.data_wait_seconds, "of which waiting for data"),
 }
 
 
@@ -75,16 +76,16 @@ def serve(runs: Sequence[Path], address: str, port: int) -> ThreadingHTTPServer:
 def _values(history: History) -> Iterator[tuple[str, float]]:
     last = history.latest_step()
     if history.attempt is not None:
-        yield "brt_attempt", history.attempt.get("attempt", 0)
+        yield "brt_attempt", history.attempt.attempt or 0
         yield "brt_ended", int(history.end is not None)
     if history.checkpoints:
         yield "brt_checkpoint_step", max(history.checkpoints)
     if last is not None:
-        yield "brt_step", last["step"]
-        yield "brt_event_age_seconds", round(time.time() - last.get("time", 0.0), 3)
-        for metric, (key, _) in _STEP.items():
-            if isinstance(last.get(key), int | float):
-                yield metric, last[key]
+        yield "brt_step", last.step
+        yield "brt_event_age_seconds", round(time.time() - last.time, 3)
+        for metric, (value_of, _) in _STEP.items():
+            if (value := value_of(last)) is not None:
+                yield metric, value
 
 
 def _kind(metric: str) -> str:

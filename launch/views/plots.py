@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from brt_dist.events import EvaluationEvent
 from brt_dist.files import atomic_file
-from launch.run.events import Event, History, read_events
+from launch.run.history import History
 
 # One colour for what is trained on, one for what is held out; cleared memory is the same colour, hollow.
 _COLOURS = {"train": "#1f5fa8", "validation": "#c2571a"}
@@ -13,9 +14,9 @@ _COLOURS = {"train": "#1f5fa8", "validation": "#c2571a"}
 
 def plot_loss(run: Path, title: str = "") -> Path | None:
     """Draw RUN/plots/loss.png: bits/token over steps, evaluations marked.  None when there is nothing to draw."""
-    history = History.of(read_events(run))
-    steps = {step: event for step, event in history.steps.items() if "bits_per_token" in event}
-    if not steps:
+    history = History.read(run)
+    bits_of = {step: event.bits_per_token for step, event in history.steps.items() if event.bits_per_token is not None}
+    if not bits_of:
         return None
     import matplotlib
 
@@ -23,8 +24,8 @@ def plot_loss(run: Path, title: str = "") -> Path | None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
-    order = sorted(steps)
-    bits = [steps[step]["bits_per_token"] for step in order]
+    order = sorted(bits_of)
+    bits = [bits_of[step] for step in order]
     if len(order) > 50:
         axes.plot(order, bits, color=_COLOURS["train"], alpha=0.25, linewidth=0.8)
         axes.plot(order, _smooth(bits), color=_COLOURS["train"], linewidth=1.6, label="training (smoothed)")
@@ -44,10 +45,10 @@ def plot_loss(run: Path, title: str = "") -> Path | None:
     return path
 
 
-def _mark_evaluations(axes: Any, evaluations: Mapping[tuple[int, str, str], Event]) -> None:
+def _mark_evaluations(axes: Any, evaluations: Mapping[tuple[int, str, str], EvaluationEvent]) -> None:
     for dataset, memory in sorted({(dataset, memory) for _, dataset, memory in evaluations}):
         found = [(step, event) for (step, *kind), event in sorted(evaluations.items()) if kind == [dataset, memory]]
-        points = [(step, event["bits_per_token"]) for step, event in found if "bits_per_token" in event]
+        points = [(step, event.bits_per_token) for step, event in found if event.bits_per_token is not None]
         colour = _COLOURS.get(dataset, "#555555")
         axes.plot(
             [step for step, _ in points],

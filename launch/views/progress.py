@@ -3,10 +3,12 @@
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.run.events import Event, EventReader, History
+from brt_dist.events import AttemptEvent, CheckpointEvent, EvaluationEvent, Event, EventReader, LayoutSizes, StepEvent
+from launch.run.history import History
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -45,11 +47,11 @@ class Progress:
         events = self._reader.read()
         self.history.add(events)
         for event in events:
-            if event["event"] == "attempt":
+            if isinstance(event, AttemptEvent):
                 self._times.clear()
-                self._times.append((event.get("start_step", 0), event["time"]))
-            elif event["event"] == "step":
-                self._times.append((event["step"], event["time"]))
+                self._times.append((event.start_step, event.time))
+            elif isinstance(event, StepEvent):
+                self._times.append((event.step, event.time))
         return events
 
     def close(self) -> None:
@@ -76,13 +78,20 @@ class Progress:
         if step is None:
             return [("starting", duration(self._clock() - self._begun))]
         left = self.seconds_left()
-        facts = [("step", f"{step['step']}/{self._steps}")]
-        facts += [(name, text) for name, key, form in _SHOWN if (text := _number(step, key, form))]
+        facts = [("step", f"{step.step}/{self._steps}")]
+        for name, value, form in (
+            ("loss", step.loss, ".4f"),
+            ("bits/token", step.bits_per_token, ".3f"),
+            ("tokens/s", step.tokens_per_second, ",.0f"),
+            ("MFU", step.mfu, ".1%"),
+        ):
+            if value is not None:
+                facts.append((name, format(value, form)))
         facts.append(("left", "?" if left is None else duration(left)))
         carried = [key for key in self.history.evaluations if key[2] == "carried"]
         if carried:
             key = max(carried)  # of the newest, the held out one: "train" < "validation"
-            bits = _number(self.history.evaluations[key], "bits_per_token", ".3f")
+            bits = number(self.history.evaluations[key].bits_per_token, ".3f")
             facts.append((f"{key[1]} bits/token", f"{bits} at {key[0]}"))
         if self.history.checkpoints:
             facts.append(("saved", str(max(self.history.checkpoints))))
@@ -90,13 +99,11 @@ class Progress:
 
     def _show_plain(self, events: list[Event]) -> None:
         for event in events:
-            if event["event"] != "step":
-                text = describe(event)
-                if text:
-                    self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            if text := describe(event):
+                self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         now = self._clock()
-        final = any(event["event"] == "step" and event["step"] == self._steps for event in events)
-        if any(event["event"] == "step" for event in events) and (final or now - self._last_plain >= _PLAIN_SECONDS):
+        steps = [event.step for event in events if isinstance(event, StepEvent)]
+        if steps and (self._steps in steps or now - self._last_plain >= _PLAIN_SECONDS):
             self._last_plain = now
             self._console.print(self.line(), markup=False, highlight=False, soft_wrap=True)
 
@@ -114,7 +121,7 @@ class Progress:
         from rich.text import Text
 
         step = self.history.latest_step()
-        done = step["step"] if step else 0
+        done = step.step if step else 0
         text = Text()
         for name, value in self._facts():
             text.append(f"{name} ", style="dim").append(f"{value}  ")
@@ -124,27 +131,22 @@ class Progress:
         return rows
 
 
-_SHOWN = (
-    ("loss", "loss", ".4f"),
-    ("bits/token", "bits_per_token", ".3f"),
-    ("tokens/s", "tokens_per_second", ",.0f"),
-    ("MFU", "mfu", ".1%"),
-)
-
-
 def describe(event: Event) -> str:
-    """An event that is no step as one line; empty for those that people need not see."""
-    if event["event"] == "attempt":
-        layout = " ".join(f"{name}={value}" for name, value in event.get("layout", {}).items())
-        return f"attempt {event.get('attempt')}: {event.get('world_size')} processes ({layout}), from step " + str(
-            event.get("start_step", 0)
-        )
-    if event["event"] == "evaluation":
-        bits = _number(event, "bits_per_token", ".3f")
-        return f"step {event['step']}: {event['dataset']}, memory {event['memory']}: {bits} bits/token"
-    if event["event"] == "checkpoint":
-        return f"step {event['step']}: saved {event.get('path', '')} in {_number(event, 'seconds', '.1f')} s"
+    """An event as one line; empty for those, steps too, that have none."""
+    match event:
+        case AttemptEvent():
+            layout = layout_text(event.layout)
+            return f"attempt {event.attempt}: {event.world_size} processes ({layout}), from step {event.start_step}"
+        case EvaluationEvent():
+            bits = number(event.bits_per_token, ".3f")
+            return f"step {event.step}: {event.dataset}, memory {event.memory}: {bits} bits/token"
+        case CheckpointEvent():
+            return f"step {event.step}: saved {event.path or ''} in {number(event.seconds, '.1f')} s"
     return ""
+
+
+def layout_text(layout: LayoutSizes) -> str:
+    return " ".join(f"{name}={size}" for name, size in asdict(layout).items() if size is not None)
 
 
 def duration(seconds: float) -> str:
@@ -157,6 +159,5 @@ def duration(seconds: float) -> str:
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
 
 
-def _number(event: Event, key: str, form: str) -> str:
-    value = event.get(key)
-    return format(value, form) if isinstance(value, int | float) else ""
+def number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

@@ -1,8 +1,9 @@
 """The last words of an attempt, and what `brt status` says."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from brt_dist.events import EvaluationEvent, from_json
 from launch.views.tables import when
 
 
@@ -14,7 +15,8 @@ def summary(outcome: Mapping[str, Any]) -> str:
     lines.append(
         f"{outcome['verdict']}: {outcome['reason']}" if outcome["reason"] != outcome["verdict"] else "finished"
     )
-    evaluations = [event for event in outcome["evaluations"] if event["step"] == outcome["step"]]
+    events = map(from_json, outcome["evaluations"])
+    evaluations = [event for event in events if isinstance(event, EvaluationEvent) and event.step == outcome["step"]]
     if evaluations:
         lines += evaluation_table(evaluations, outcome["step"])
     rows = [("run directory", outcome["run"]), ("step", outcome["step"])]
@@ -33,9 +35,9 @@ def summary(outcome: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def evaluation_table(evaluations: list[Mapping[str, Any]], step: int) -> list[str]:
+def evaluation_table(evaluations: Sequence[EvaluationEvent], step: int) -> list[str]:
     """bits/token of each dataset with memory carried and cleared."""
-    found = {(event["dataset"], event["memory"]): event["bits_per_token"] for event in evaluations}
+    found = {(event.dataset, event.memory): event.bits_per_token for event in evaluations}
     lines = [f"{'bits/token at step ' + str(step):<28}{'memory carried':>16}{'memory cleared':>16}"]
     for dataset in dict.fromkeys(name for name, _ in found):
         cells = [found.get((dataset, memory)) for memory in ("carried", "cleared")]

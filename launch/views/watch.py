@@ -69,19 +69,18 @@ class Watch:
         """Names and values."""
         history, now = self.progress.history, self._clock()
         last = history.latest_step()
-        bits = [event["bits_per_token"] for _, event in sorted(history.steps.items()) if "bits_per_token" in event]
+        steps = [event for _, event in sorted(history.steps.items())]
+        bits = [event.bits_per_token for event in steps if event.bits_per_token is not None]
         found = [("", self.progress.line())]
         if bits:
             found.append(("bits/token", f"{sparkline(bits)}  {bits[0]:.2f} to {bits[-1]:.2f}"))
-        if last and last.get("step_seconds") and "data_wait_seconds" in last:
-            share = last["data_wait_seconds"] / last["step_seconds"]
-            found.append(("step", f"{last['step_seconds']:.3g} s, of which {share:.0%} waiting for data"))
+        if last and last.step_seconds and last.data_wait_seconds is not None:
+            share = last.data_wait_seconds / last.step_seconds
+            found.append(("step", f"{last.step_seconds:.3g} s, of which {share:.0%} waiting for data"))
         if last:
-            found.append(("last step", f"{duration(now - last['time'])} ago"))
-        if history.checkpoints:
-            step = max(history.checkpoints)
-            age = duration(now - history.checkpoints[step]["time"])
-            found.append(("checkpoint", f"step {step}, {age} ago"))
+            found.append(("last step", f"{duration(now - last.time)} ago"))
+        if (saved := history.latest_checkpoint()) is not None:
+            found.append(("checkpoint", f"step {saved.step}, {duration(now - saved.time)} ago"))
         for record in self.records[-4:]:
             nodes = ", ".join(sorted(set(record.get("nodes", []))))
             verdict = record.get("verdict", "running")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from launch.run.events import read_events
+from brt_dist.events import AttemptEvent, StepEvent, events_of
 from tests.cluster.slurm import idle_nodes, slurm
 from tests.end_to_end.conftest import ROOT, dataset  # noqa: F401 - a fixture
 
@@ -44,7 +44,7 @@ def brt(variables: dict[str, str], *words: str) -> dict[str, Any]:
 
 
 def steps(run: Path) -> list[int]:
-    return [event["step"] for event in read_events(run) if event["event"] == "step"]
+    return [event.step for event in events_of(run, StepEvent)]
 
 
 def test_a_run_on_two_slurm_nodes(dataset: Path, tmp_path: Path, variables: dict[str, str]) -> None:  # noqa: F811
@@ -93,8 +93,8 @@ def test_a_run_on_two_slurm_nodes(dataset: Path, tmp_path: Path, variables: dict
         return max(steps(run)) > saved
 
     wait_for(goes_on, "steps after the requeue")
-    attempts = [event for event in read_events(run) if event["event"] == "attempt"]
-    assert [event["start_step"] for event in attempts] == [0, saved]
+    attempts = events_of(run, AttemptEvent)
+    assert [event.start_step for event in attempts] == [0, saved]
 
     # Stopped by the user: saved, and not queued again.
     assert "save and end" in brt(variables, "stop", str(run))["done"]

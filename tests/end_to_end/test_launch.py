@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from launch.run.events import read_events
+from brt_dist.events import StepEvent, events_of
 from tests.end_to_end.conftest import ROOT, Cluster, alive, wait_for
 
 pytestmark = pytest.mark.slow
@@ -72,8 +72,8 @@ def test_ranks_on_two_nodes_meet_and_the_run_goes_on_in_one_mlflow_run(config: P
     (found,) = client.search_runs([client.get_experiment_by_name("brt").experiment_id])
     history = client.get_metric_history(found.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(step, 3.0) for step in (1, 2, 3, 4)]
-    events = [event for event in read_events(run) if event["event"] == "step"]
-    assert [metric.timestamp for metric in history] == [round(event["time"] * 1000) for event in events]
+    events = events_of(run, StepEvent)
+    assert [metric.timestamp for metric in history] == [round(event.time * 1000) for event in events]
     assert found.info.status == "FINISHED"
     assert len(found.data.tags["hosts"].split(", ")) == 2 and found.data.tags["backend"] == "none (brt train)"
     host = socket.gethostname()
@@ -126,7 +126,7 @@ def test_kill_9_of_the_launcher_leaves_no_rank_on_a_cluster_that_lives_on(config
 
 
 def running(config: Path) -> bool:
-    return len(rank_pids(config)) == 4 and any(event["event"] == "step" for event in read_events(run_folder(config)))
+    return len(rank_pids(config)) == 4 and bool(events_of(run_folder(config), StepEvent))
 
 
 def test_ctrl_c_saves_and_leaves_nothing_behind(config: Path) -> None:

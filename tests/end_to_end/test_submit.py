@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from launch.run.events import read_events
+from brt_dist.events import StepEvent, events_of
 from tests.end_to_end.conftest import ROOT, alive, wait_for
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ def brt(*words: str) -> dict[str, Any]:
 
 
 def steps(run: Path) -> list[int]:
-    return [event["step"] for event in read_events(run) if event["event"] == "step"]
+    return [event.step for event in events_of(run, StepEvent)]
 
 
 def state(run: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from launch.run.events import read_events
+from brt_dist.events import StepEvent, events_of
 from tests.end_to_end.conftest import ROOT, wait_for
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,7 @@ def test_a_sweep_is_stopped_and_gone_on_with(config: Path) -> None:
     folder = config.parent / "sweep"
     first, second = folder / "learning_rate=0.003", folder / "learning_rate=0.001"
     process = brt_sweep(config, *GRID)
-    wait_for(lambda: any(e["event"] == "step" for e in read_events(first)) or process.poll() is not None, "a step")
+    wait_for(lambda: bool(events_of(first, StepEvent)) or process.poll() is not None, "a step")
     os.kill(process.pid, signal.SIGINT)
     code, found, errors = finish(process)
     assert code == 17, errors
@@ -78,7 +78,7 @@ def test_a_sweep_is_stopped_and_gone_on_with(config: Path) -> None:
     assert code == 0, errors
     assert [(run["verdict"], run["step"]) for run in found["runs"]] == [("finished", STEPS)] * 2
     assert found["best"]["bits_per_token"] == min(run["bits_per_token"] for run in found["runs"])
-    losses = [[e["loss"] for e in read_events(run) if e["event"] == "step"] for run in (first, second)]
+    losses = [[event.loss for event in events_of(run, StepEvent)] for run in (first, second)]
     assert losses[0] != losses[1] and len(losses[0]) == len(losses[1]) == STEPS
     assert "learning_rate=0.001" in Path(found["report"]).read_text()
     parent, children = parent_of(client)

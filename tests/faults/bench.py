@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
-from launch.run.events import Event, read_events
+from brt_dist.events import AttemptEvent, Event, StepEvent, events_of
 from launch.run.run_directory import attempts, read_attempt
 
 ROOT = Path(__file__).parent.parent.parent
@@ -39,6 +39,9 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.05)
 
 
+E = TypeVar("E", bound=Event)
+
+
 @dataclass
 class Run:
     """A `brt train` in a process of its own."""
@@ -47,15 +50,11 @@ class Run:
     process: "subprocess.Popen[str]"
     log: Path
 
-    def events(self, kind: str, attempt: int | None = None) -> list[Event]:
-        return [
-            event
-            for event in read_events(self.folder)
-            if event["event"] == kind and attempt in (None, event.get("attempt"))
-        ]
+    def events(self, kind: type[E], attempt: int | None = None) -> list[E]:
+        return [event for event in events_of(self.folder, kind) if attempt in (None, event.attempt)]
 
     def last_step(self) -> int:
-        return max((event["step"] for event in self.events("step")), default=0)
+        return max((event.step for event in self.events(StepEvent)), default=0)
 
     def reach(self, step: int) -> None:
         wait_for(lambda: self.last_step() >= step or self.process.poll() is not None, f"step {step}")
@@ -95,7 +94,7 @@ class Run:
         return found
 
     def losses(self) -> dict[int, float]:
-        return {event["step"]: event["loss"] for event in self.events("step")}
+        return {event.step: event.loss or 0.0 for event in self.events(StepEvent)}
 
     def records(self) -> list[dict[str, Any]]:
         return [read_attempt(self.folder, number) for number in attempts(self.folder)]
@@ -168,13 +167,13 @@ class Outcome:
             " → ".join(filter(None, (record.get("verdict", "no verdict"), record.get("decision", {}).get("action"))))
             for record in run.records()
         ]
-        before = [event for event in run.events("step") if event["time"] <= at]
-        again = [event for event in run.events("attempt") if event["time"] > at]
-        first = [event for event in run.events("step") if again and event["time"] > again[0]["time"]]
-        reached = max((event["step"] for event in before), default=0)
-        lost = max(reached - again[0]["start_step"], 0) if again else 0
+        before = [event for event in run.events(StepEvent) if event.time <= at]
+        again = [event for event in run.events(AttemptEvent) if event.time > at]
+        first = [event for event in run.events(StepEvent) if again and event.time > again[0].time]
+        reached = max((event.step for event in before), default=0)
+        lost = max(reached - again[0].start_step, 0) if again else 0
         losses = run.losses()
         if {*losses} | {*left_out} != {*truth} | {*left_out}:
             raise AssertionError(f"steps {sorted({*truth} - {*losses})} are missing")
         off = max(abs(losses[step] - truth[step]) for step in truth if step not in left_out and step in losses)
-        return cls(verdicts, lost, first[0]["time"] - at if first else 0.0, off)
+        return cls(verdicts, lost, first[0].time - at if first else 0.0, off)

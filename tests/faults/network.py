@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from brt_dist.events import StepEvent
 from tests.cluster.check_namespaces import ray_on
 from tests.cluster.namespaces import Machine, machines
 from tests.faults.bench import AT, Bench, Outcome, Run, wait_for
@@ -74,8 +75,8 @@ def network_cut_briefly(bench: Bench, truth: dict[int, float]) -> Outcome:
         nodes[1].cable("up")
         expect(run)
         outcome = Outcome.of(run, at, truth)
-        after = [event for event in run.events("step") if event["time"] > at + 5]
-        outcome.seconds = after[0]["time"] - at
+        after = [event for event in run.events(StepEvent) if event.time > at + 5]
+        outcome.seconds = after[0].time - at
         return outcome
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 import psutil
 
 from brt_dist.errors import ExitCode
+from brt_dist.events import DivergedEvent, SkipEvent, StepEvent, StragglerEvent
 from tests.faults.bench import AT, Bench, Outcome, Run
 
 Scenario = Callable[[Bench, dict[int, float]], Outcome]
@@ -96,12 +97,12 @@ def gradient_of_nan(bench: Bench, truth: dict[int, float]) -> Outcome:
     """In one rank, whenever step AT comes: back to the checkpoint, and on without that step."""
     run = bench.start("gradient_of_nan", "launch.recovery.diverged=skip", fault={"nan": [1, AT]})
     expect(run)
-    (diverged,) = run.events("diverged")
+    (diverged,) = run.events(DivergedEvent)
     # What comes after a step that was left out is another run; before it, it must be the same.
-    outcome = Outcome.of(run, diverged["time"], truth, left_out=range(AT, max(truth) + 1))
-    (skip,) = run.events("skip")
-    if skip["step"] != AT:
-        raise AssertionError(f"step {skip['step']} was left out")
+    outcome = Outcome.of(run, diverged.time, truth, left_out=range(AT, max(truth) + 1))
+    (skip,) = run.events(SkipEvent)
+    if skip.step != AT:
+        raise AssertionError(f"step {skip.step} was left out")
     return outcome
 
 
@@ -109,10 +110,10 @@ def gradient_of_nan_left_out(bench: Bench, truth: dict[int, float]) -> Outcome:
     """The same with run.guards.nonfinite=skip: no rank stops."""
     run = bench.start("nan_left_out", "run.guards.nonfinite=skip", fault={"nan": [1, AT]})
     expect(run)
-    (skip,) = run.events("skip")
-    outcome = Outcome.of(run, skip["time"], truth, left_out=range(AT, max(truth) + 1))
-    after = [event for event in run.events("step") if event["step"] == AT + 1]
-    outcome.seconds = after[0]["time"] - skip["time"]
+    (skip,) = run.events(SkipEvent)
+    outcome = Outcome.of(run, skip.time, truth, left_out=range(AT, max(truth) + 1))
+    after = [event for event in run.events(StepEvent) if event.step == AT + 1]
+    outcome.seconds = after[0].time - skip.time
     return outcome
 
 
@@ -120,7 +121,7 @@ def slow_rank(bench: Bench, truth: dict[int, float]) -> Outcome:
     """Told by name; nothing is restarted."""
     run = bench.start("slow_rank", "run.guards.straggler_every=10", fault={"slow": [1, 0.2]})
     expect(run)
-    named = {event["rank"] for event in run.events("straggler")}
+    named = {event.rank for event in run.events(StragglerEvent)}
     if named != {1}:
         raise AssertionError(f"stragglers {named}")
     return Outcome.of(run, time.time(), truth)

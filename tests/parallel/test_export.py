@@ -41,11 +41,11 @@ def train(rank: int, store: str, given: Config) -> dict[str, Any]:
     """A whole run on one rank; its losses, evaluation and the parts of the weights that it works with."""
     import torch.distributed as dist
 
+    from brt_dist.events import EventLog
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.guards import StopRequest
     from brt_dist.training.loop import Trainer
-    from brt_dist.training.metrics import EventLog
 
     layout = Layout.of(given, rank)
     initialize(layout, choose("cpu", rank), 120.0, dist.FileStore(store, layout.world_size))

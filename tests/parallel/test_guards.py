@@ -37,11 +37,11 @@ def rank_main(rank: int, store: str, given: Config, poisoned: int | None, slow: 
     import torch.distributed as dist
 
     from brt_dist.data.dataset import Dataset
+    from brt_dist.events import EventLog
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.guards import StopRequest
     from brt_dist.training.loop import Trainer
-    from brt_dist.training.metrics import EventLog
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)
@@ -122,11 +122,11 @@ def rank_waits(rank: int, store: str, given: Config, found: str) -> int:
     import torch.distributed as dist
 
     from brt_dist.data.dataset import Dataset
+    from brt_dist.events import EventLog
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, initialize
     from brt_dist.training.guards import StopRequest
     from brt_dist.training.loop import Trainer
-    from brt_dist.training.metrics import EventLog
     from brt_dist.worker import _exit_code
 
     layout = Layout.of(given, rank)

@@ -27,12 +27,12 @@ def rank_main(rank: int, store: str, given: Config) -> dict[str, int]:
     import torch.distributed as dist
 
     from brt_dist.data.dataset import Dataset
+    from brt_dist.events import EventLog
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.held import held
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.guards import StopRequest
     from brt_dist.training.loop import Trainer
-    from brt_dist.training.metrics import EventLog
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)
@@ -65,4 +65,4 @@ def test_ranks_hold_what_was_planned(ranks: RankPool, tmp_path: Path, case: str,
         assert (found["parameters"], found["carried"]) == (planned.parameters, planned.carried)
         assert found["weights"] == pytest.approx(planned.weights, rel=PADDING)
         assert found["optimizer"] == pytest.approx(planned.optimizer, rel=PADDING)
-    assert plan_of(given)["fullest_rank"]["weights"] >= planned.weights
+    assert plan_of(given).fullest_rank.weights >= planned.weights

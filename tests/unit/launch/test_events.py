@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from launch.run.events import EventReader, History, read_events
+from brt_dist.events import EvaluationEvent, Event, EventReader, StepEvent, from_json, read_events
+from launch.run.history import History
 from launch.views.plots import plot_loss
 from launch.views.progress import Progress, duration
 from launch.views.summary import evaluation_table
@@ -30,6 +31,16 @@ def evaluation(number: int, dataset: str, memory: str, bits: float) -> dict[str,
     return {**kind, "loss": 1.0, "bits_per_token": bits, "tokens": 100}
 
 
+def steps(events: list[Event]) -> list[int]:
+    return [event.step for event in events if isinstance(event, StepEvent)]
+
+
+def parsed(*events: dict[str, Any]) -> list[Event]:
+    found = [from_json(event) for event in events]
+    assert None not in found
+    return [event for event in found if event is not None]
+
+
 def append(run: Path, *events: dict[str, Any]) -> None:
     with open(run / "metrics.jsonl", "a") as file:
         file.writelines(json.dumps(event) + "\n" for event in events)
@@ -39,16 +50,16 @@ def test_following_a_file_that_grows(tmp_path: Path) -> None:
     reader = EventReader(tmp_path)
     assert reader.read() == []
     append(tmp_path, step(1), step(2))
-    assert [event["step"] for event in reader.read()] == [1, 2]
+    assert steps(reader.read()) == [1, 2]
     half = json.dumps(step(3)).encode()
     with open(tmp_path / "metrics.jsonl", "ab") as file:
         file.write(half[:20])
     assert reader.read() == []
     with open(tmp_path / "metrics.jsonl", "ab") as file:
         file.write(half[20:] + b"\n")
-    assert [event["step"] for event in reader.read()] == [3]
-    assert [event["step"] for event in EventReader(tmp_path, reader.offset).read()] == []
-    assert [event["step"] for event in read_events(tmp_path)] == [1, 2, 3]
+    assert steps(reader.read()) == [3]
+    assert steps(EventReader(tmp_path, reader.offset).read()) == []
+    assert steps(read_events(tmp_path)) == [1, 2, 3]
 
 
 def test_a_cut_line_in_the_middle_and_strange_lines_are_skipped(tmp_path: Path) -> None:
@@ -56,7 +67,7 @@ def test_a_cut_line_in_the_middle_and_strange_lines_are_skipped(tmp_path: Path) 
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"event": "step", "ti\n[]\n{"event": "step"}\n{"event": 5}\n\n\xff\n')
     append(tmp_path, step(2))
-    assert [event["step"] for event in read_events(tmp_path)] == [1, 2]
+    assert steps(read_events(tmp_path)) == [1, 2]
 
 
 def test_reading_in_portions(tmp_path: Path) -> None:
@@ -68,11 +79,11 @@ def test_reading_in_portions(tmp_path: Path) -> None:
 def test_after_a_resume_the_later_line_wins_and_what_was_lost_is_gone() -> None:
     events = [attempt(1, 0), step(1), step(2), step(3, loss=3.0), evaluation(3, "train", "carried", 2.0)]
     events += [{"event": "checkpoint", "step": 2, "path": "checkpoints/step_00000002"}]
-    history = History.of([*events, attempt(2, 2)])
+    history = History.of(parsed(*events, attempt(2, 2)))
     assert sorted(history.steps) == [1, 2] and not history.evaluations and sorted(history.checkpoints) == [2]
-    history.add([step(3, loss=4.0, attempt=2)])
+    history.add(parsed(step(3, loss=4.0, attempt=2)))
     latest = history.latest_step()
-    assert latest is not None and (latest["step"], latest["loss"]) == (3, 4.0)
+    assert latest is not None and (latest.step, latest.loss) == (3, 4.0)
 
 
 def test_plain_progress_and_the_time_that_is_left(tmp_path: Path) -> None:
@@ -137,8 +148,13 @@ def test_the_picture_shows_training_and_evaluations(tmp_path: Path) -> None:
 
 
 def test_the_table_of_evaluations() -> None:
-    lines = evaluation_table(
-        [evaluation(5, "train", "carried", 2.0), evaluation(5, "train", "cleared", 2.5),
-         evaluation(5, "validation", "carried", 3.0)], 5
-    )  # fmt: skip
+    events = [
+        EvaluationEvent(step=5, dataset=dataset, memory=memory, bits_per_token=bits)
+        for dataset, memory, bits in (
+            ("train", "carried", 2.0),
+            ("train", "cleared", 2.5),
+            ("validation", "carried", 3.0),
+        )
+    ]
+    lines = evaluation_table(events, 5)
     assert [line.split() for line in lines[1:]] == [["training", "2.000", "2.500"], ["held", "out", "3.000", "-"]]

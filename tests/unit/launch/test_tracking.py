@@ -2,6 +2,7 @@
 
 import json
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brt_dist.config.schema import TrackingConfig
+from brt_dist.events import Event, EventReader, SystemEvent, from_json
 from launch.backends.job import Record
 from launch.nodes.system_metrics import SystemSampler, system_file
-from launch.run.events import EventReader
 from launch.tracking import facts
 from launch.tracking.mlflow_run import shown_place
 from launch.tracking.rows import Row, Tag, Text, rows, system_rows
 from launch.tracking.state import SyncState
 from launch.tracking.uri import fingerprint, page_command, redact, tracking_uri
+
+
+def parsed(*events: dict[str, Any]) -> list[Event]:
+    found = [from_json(event) for event in events]
+    assert None not in found
+    return [event for event in found if event is not None]
 
 
 def step(number: int, at: float, **values: Any) -> dict[str, Any]:
@@ -26,14 +33,14 @@ def step(number: int, at: float, **values: Any) -> dict[str, Any]:
 
 def test_rows_have_the_times_of_the_events() -> None:
     sent: dict[str, int] = {}
-    found = list(rows([step(3, 12.3456, loss=1.5, note="text", flag=True)], sent))
+    found = list(rows(parsed(step(3, 12.3456, loss=1.5, note="text", flag=True)), sent))
     assert found == [Row("loss", 1.5, 12346, 3)]
     assert sent == {"step": 3}
 
 
 def test_evaluations_are_curves_of_their_own() -> None:
     event = {"event": "evaluation", "time": 1.0, "attempt": 1, "step": 3, "dataset": "validation", "memory": "cleared"}
-    assert list(rows([{**event, "bits_per_token": 2.0}], {"step": 9})) == [
+    assert list(rows(parsed({**event, "bits_per_token": 2.0}), {"step": 9})) == [
         Row("validation/cleared/bits_per_token", 2.0, 1000, 3)
     ]
 
@@ -50,7 +57,7 @@ def test_what_guards_and_carried_states_tell_are_curves_too() -> None:
         {"event": "skip", "time": 2.0, "attempt": 1, "step": 4, "why": "not finite"},
         {"event": "straggler", "time": 3.0, "attempt": 1, "step": 5, "rank": 3, "host": "a", "seconds": 2.0},
     ]
-    assert list(rows(events, {})) == [
+    assert list(rows(parsed(*events), {})) == [
         Row("memory/layer_2/rms", 0.5, 1000, 4),
         Row("memory/layer_2/kept", 0.9, 1000, 4),
         Row("guards/skip/count", 1.0, 2000, 4),
@@ -62,13 +69,13 @@ def test_what_guards_and_carried_states_tell_are_curves_too() -> None:
 
 def test_samples_are_text_files() -> None:
     made = {"document": 3, "prompt": "Once upon", "text": " a time"}
-    assert list(rows([{"event": "sample", "time": 1.0, "attempt": 1, "step": 40, "samples": [made]}], {})) == [
+    assert list(rows(parsed({"event": "sample", "time": 1.0, "attempt": 1, "step": 40, "samples": [made]}), {})) == [
         Text("samples/step_00000040.txt", "document 3\nOnce upon\n>>>  a time\n")
     ]
 
 
 def test_samples_of_a_node_are_numbered_and_named_as_mlflow_does() -> None:
-    samples = [{"event": "system", "time": float(at), "gpu_0_power_usage_watts": 300.0 + at} for at in (1, 2)]
+    samples = [SystemEvent(time=float(at), values={"gpu_0_power_usage_watts": 300.0 + at}) for at in (1, 2)]
     assert list(system_rows(samples, "node-a", 7)) == [
         Row("system/node-a/gpu_0_power_usage_watts", 301.0, 1000, 7),
         Row("system/node-a/gpu_0_power_usage_watts", 302.0, 2000, 8),
@@ -94,14 +101,16 @@ def test_facts_of_a_run_of_two_attempts(tmp_path: Path) -> None:
         (folder / "attempt.json").write_text(json.dumps(record))
     found = facts.tags(tmp_path)
     assert (found["backend"], found["job"], found["hosts"], found["git_commit"]) == ("slurm", "42", "a", "abc")
+    held = {"parameters": 1, "weights": 4, "optimizer": 8, "carried": 2}
+    plan = {"parameters": 1, "ranks": 4, "fullest_rank": held, "tokens_per_step": 64, "flops_per_step": 1.5}
     events = [
-        {"event": "attempt", "attempt": 1, "start_step": 0, "plan": {"bytes": 1}},
+        {"event": "attempt", "attempt": 1, "start_step": 0, "plan": {**plan, "ranks": 8}},
         {"event": "checkpoint", "attempt": 1, "step": 10, "path": "old"},
-        {"event": "attempt", "attempt": 2, "start_step": 5, "plan": {"bytes": 2}},
+        {"event": "attempt", "attempt": 2, "start_step": 5, "plan": plan},
         {"event": "checkpoint", "attempt": 2, "step": 10, "path": "new"},
     ]
-    files = {name: json.loads(text) for name, text in facts.files(tmp_path, events).items()}
-    assert files["plan.json"] == {"bytes": 2}
+    files = {name: json.loads(text) for name, text in facts.files(tmp_path, parsed(*events)).items()}
+    assert files["plan.json"] == plan
     rows_of = {
         name: [dict(zip(t["columns"], row, strict=True)) for row in t["data"]]
         for name, t in files.items()
@@ -119,9 +128,9 @@ def test_a_node_is_sampled_until_stopped(tmp_path: Path) -> None:
     sampler = SystemSampler(tmp_path, 0.01)
     path = system_file(tmp_path, socket.gethostname())
     reader = EventReader(tmp_path, file=str(path.relative_to(tmp_path)))
-    samples: list[dict[str, Any]] = []
+    samples: list[Mapping[str, float]] = []
     while len(samples) < 3:
-        samples += reader.read()
+        samples += [event.values for event in reader.read() if isinstance(event, SystemEvent)]
     sampler.stop()
     assert all(0 <= sample["cpu_utilization_percentage"] <= 100 for sample in samples)
     assert all(
@@ -144,7 +153,7 @@ def test_tags_of_attempts_and_checkpoints() -> None:
         },
         {"event": "message", "time": 1.0, "attempt": 2, "message": "resumed"},
     ]
-    assert list(rows(events, {})) == [
+    assert list(rows(parsed(*events), {})) == [
         Tag("attempts", "2"),
         Tag("layout", "tensor=2 data=1"),
         Row("checkpoint/seconds", 1.0, 1000, 5),
@@ -166,7 +175,7 @@ def test_whatever_is_trained_again_no_step_is_sent_twice(attempts: list[tuple[in
     found: list[Row | Tag | Text] = []
     while events:
         count = data.draw(st.integers(1, len(events)))
-        found += rows(events[:count], sent)
+        found += rows(parsed(*events[:count]), sent)
         events = events[count:]
     curve = [row for row in found if isinstance(row, Row) and row.key == "loss"]
     assert [row.step for row in curve] == list(range(1, max(trained) + 1))

@@ -10,6 +10,7 @@ import pytest
 
 from brt_dist.config.guards import GuardsConfig
 from brt_dist.errors import DivergedError
+from brt_dist.events import Event, to_json
 from brt_dist.parallel.engine import StepResult
 from brt_dist.training.guards import NumberGuard
 from brt_dist.training.heartbeat import Heartbeat
@@ -17,8 +18,9 @@ from brt_dist.training.stragglers import stragglers
 
 
 class Told(list[tuple[str, dict[str, Any]]]):
-    def __call__(self, event: str, **fields: Any) -> None:
-        self.append((event, json.loads(json.dumps(fields, allow_nan=False))))  # every event is plain JSON
+    def __call__(self, event: Event) -> None:
+        fields = json.loads(json.dumps(to_json(event), allow_nan=False))  # every event is plain JSON
+        self.append((fields.pop("event"), {key: value for key, value in fields.items() if key != "time"}))
 
 
 def guard(**settings: Any) -> tuple[NumberGuard, Told]:

@@ -1,0 +1,475 @@
+"""The events of a run: what rank 0 appends to RUN/metrics.jsonl, and how others read it while it grows.
+
+An event is one JSON object on one line: its kind (`event`), the time, the number of the attempt, and its own fields.
+Every kind is a dataclass here; writers make one, readers get one, and nobody else spells a key.  To add a kind, write
+its class and name it in `_KINDS`.
+
+The file outlives the code that wrote it, so reading is tolerant: kinds and fields that this code does not know are
+ignored, a field that is missing or damaged gets its default, and a line without a field that has none is skipped.
+RUN/system/HOST.jsonl, written by the agent of each node, holds events too.
+"""
+
+import dataclasses
+import json
+import time
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+FILE_NAME = "metrics.jsonl"
+
+E = TypeVar("E", bound="Event")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What all events have.
+
+    Args:
+        time: unix seconds; set when the event is written.
+        attempt: of the run, likewise; unset in RUN/system.
+    """
+
+    kind: ClassVar[str]
+    time: float = 0.0
+    attempt: int | None = None
+
+    def details(self) -> dict[str, Any]:
+        """The event's own fields that are set, as they are written, without its step."""
+        common = ("event", "time", "attempt", "step")
+        return {key: value for key, value in to_json(self).items() if key not in common}
+
+
+@dataclass(frozen=True)
+class LayoutSizes:
+    """Degrees of parallelism, streams in a micro-batch, and streams of the run."""
+
+    tensor: int | None = None
+    pipeline: int | None = None
+    data: int | None = None
+    micro_batch: int | None = None
+    streams: int | None = None
+
+
+@dataclass(frozen=True)
+class RankSizes:
+    """What one rank holds between steps: parameters are a count, the rest are bytes."""
+
+    parameters: int
+    weights: int
+    optimizer: int
+    carried: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is known of a run before it starts; `fullest_rank` holds the most bytes."""
+
+    parameters: int
+    ranks: int | None = None
+    fullest_rank: RankSizes
+    tokens_per_step: int
+    flops_per_step: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptEvent(Event):
+    """An attempt begins; it trains the steps after `start_step`."""
+
+    kind = "attempt"
+    world_size: int | None = None
+    layout: LayoutSizes = LayoutSizes()
+    start_step: int = 0
+    device: str | None = None
+    flops_per_token: float | None = None
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEvent(Event):
+    """A step that was logged.
+
+    Args:
+        loss: mean, in nats per token.
+        tokens: with a target, trained on since the beginning of the run.
+        data_wait_seconds: the part of `step_seconds` spent waiting for data.
+        mfu: share of the devices' peak FLOP/s; unset where the peak is not known.
+    """
+
+    kind = "step"
+    step: int
+    loss: float | None = None
+    bits_per_token: float | None = None
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+    step_seconds: float | None = None
+    data_wait_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    mfu: float | None = None
+
+
+@dataclass(frozen=True)
+class PositionLoss:
+    """Mean loss in nats over `tokens` tokens at positions [begin, end) of their documents; no end: to the last."""
+
+    begin: int = field(metadata={"key": "from"})
+    end: int | None = field(metadata={"key": "to"})
+    loss: float
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationEvent(Event):
+    """An evaluation of one dataset (`train`, `validation`) with memory `carried` or `cleared`."""
+
+    kind = "evaluation"
+    step: int
+    dataset: str
+    memory: str
+    loss: float | None = None
+    bits_per_token: float | None = None
+    tokens: int | None = None
+    positions: tuple[PositionLoss, ...] = ()
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """document: number in the dataset.  prompt: its beginning.  text: what the model generated after it."""
+
+    document: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleEvent(Event):
+    """Text that the model generated."""
+
+    kind = "sample"
+    step: int
+    samples: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointEvent(Event):
+    """A checkpoint was published.
+
+    Args:
+        path: relative to the run directory.
+        stall_seconds: for how long training waited.
+    """
+
+    kind = "checkpoint"
+    step: int
+    path: str | None = None
+    seconds: float | None = None
+    stall_seconds: float | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Statistics of a layer's memory, by name; the mixer says which there are."""
+
+    layer: int
+    values: Mapping[str, float] = field(default_factory=dict, metadata={"rest": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEvent(Event):
+    """Statistics of the memory that layers carry."""
+
+    kind = "memory"
+    step: int
+    layers: tuple[LayerStatistics, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldEvent(Event):
+    """What rank 0 holds after its first update (see `RankSizes`)."""
+
+    kind = "held"
+    step: int | None = None
+    parameters: int | None = None
+    weights: int | None = None
+    optimizer: int | None = None
+    carried: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipEvent(Event):
+    """A step without an update.  Numbers are text, as JSON has no NaN."""
+
+    kind = "skip"
+    step: int | None = None
+    why: str | None = None
+    loss: str | None = None
+    grad_norm: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpikeEvent(Event):
+    """`quantity` (`loss` or `grad_norm`, which alone is set) was far above its median."""
+
+    kind = "spike"
+    step: int | None = None
+    quantity: str | None = None
+    loss: float | None = None
+    grad_norm: float | None = None
+    median: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DivergedEvent(Event):
+    """The run diverged at this step.  Numbers are text, as JSON has no NaN."""
+
+    kind = "diverged"
+    step: int | None = None
+    loss: str | None = None
+    grad_norm: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StragglerEvent(Event):
+    """A rank works longer on a step than the others."""
+
+    kind = "straggler"
+    step: int | None = None
+    rank: int | None = None
+    host: str | None = None
+    seconds: float | None = None
+    median_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageEvent(Event):
+    """Something to tell the user."""
+
+    kind = "message"
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndEvent(Event):
+    """Rank 0 ended: the name of an `ExitCode` in lower case, and its number."""
+
+    kind = "end"
+    status: str | None = None
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemEvent(Event):
+    """A sample of a node's system metrics, by MLflow's names for them."""
+
+    kind = "system"
+    values: Mapping[str, float] = field(default_factory=dict, metadata={"rest": True})
+
+
+_KINDS: dict[str, type[Event]] = {
+    kind.kind: kind
+    for kind in (
+        AttemptEvent,
+        StepEvent,
+        EvaluationEvent,
+        SampleEvent,
+        CheckpointEvent,
+        MemoryEvent,
+        HeldEvent,
+        SkipEvent,
+        SpikeEvent,
+        DivergedEvent,
+        StragglerEvent,
+        MessageEvent,
+        EndEvent,
+        SystemEvent,
+    )
+}
+
+
+class EventLog:
+    """Appends events; each line is written in one call, so a reader sees whole lines or a cut last one.
+
+    Args:
+        run: the run directory.
+        attempt: number of the attempt, written into every event.
+        enabled: false on all ranks but the first, which then write nothing.
+    """
+
+    def __init__(self, run: Path, attempt: int, enabled: bool) -> None:
+        self._attempt = attempt
+        self._file = None
+        if enabled:
+            self._file = open(run / FILE_NAME, "a+b", buffering=0)  # noqa: SIM115 - open for the life of the run
+            self._end_cut_line()
+
+    def write(self, event: Event) -> None:
+        """Append one event, with the present time."""
+        if self._file is not None:
+            self._file.write(line_of(dataclasses.replace(event, time=time.time(), attempt=self._attempt)))
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _end_cut_line(self) -> None:
+        """End the line that a killed attempt may have left unfinished, so that ours begins on a line of its own."""
+        if self._file is None or self._file.seek(0, 2) == 0:
+            return
+        self._file.seek(-1, 2)
+        if self._file.read(1) != b"\n":
+            self._file.write(b"\n")
+
+
+class EventReader:
+    """Follows the events of a run from a byte offset on.
+
+    Args:
+        run: the run directory.
+        offset: of the first byte not yet returned as part of a whole line; a later reader may start from there.
+        file: another file of events, relative to the run.
+        kinds: return only events of these kinds.
+    """
+
+    def __init__(
+        self, run: Path, offset: int = 0, file: str = FILE_NAME, kinds: Iterable[type[Event]] | None = None
+    ) -> None:
+        self._path = run / file
+        self.offset = offset
+        self._names = None if kinds is None else tuple(f'"{kind.kind}"'.encode() for kind in kinds)
+        self._kinds = None if kinds is None else tuple(kinds)
+
+    def read(self, limit: int | None = None) -> list[Event]:
+        """The events added since the last call, from at most `limit` lines; empty while there is no file."""
+        events: list[Event] = []
+        try:
+            file = open(self._path, "rb")  # noqa: SIM115 - closed below; only a missing file is expected
+        except FileNotFoundError:
+            return events
+        with file:
+            file.seek(self.offset)
+            for count, line in enumerate(file):
+                if not line.endswith(b"\n") or count == limit:
+                    break
+                self.offset += len(line)
+                if self._names is not None and not any(name in line for name in self._names):
+                    continue  # without parsing it: a long run has many steps and few of the rest
+                event = parse(line)
+                if event is not None and (self._kinds is None or isinstance(event, self._kinds)):
+                    events.append(event)
+        return events
+
+
+def read_events(run: Path) -> list[Event]:
+    """All events of a run so far, in the order of writing."""
+    return EventReader(run).read()
+
+
+def events_of(run: Path, kind: type[E]) -> list[E]:
+    """All events of one kind so far, in the order of writing."""
+    return [event for event in EventReader(run, kinds=[kind]).read() if isinstance(event, kind)]
+
+
+def line_of(event: Event) -> bytes:
+    """The line of an event in a file."""
+    return json.dumps(to_json(event)).encode() + b"\n"
+
+
+def parse(line: bytes | str) -> Event | None:
+    """The event of a line; None for half a line, or anything else that is not an event of a known kind."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return from_json(found)
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """An event as plain JSON; fields that are unset are left out."""
+    fields = ((one, getattr(event, one.name)) for one in dataclasses.fields(event))
+    return {"event": event.kind, **_plain_fields((one, value) for one, value in fields if value is not None)}
+
+
+def from_json(found: Any) -> Event | None:
+    """Back from :func:`to_json`; None if it is not an event of a known kind, or lacks a field without a default."""
+    kind = found.get("event") if isinstance(found, dict) else None
+    if not isinstance(kind, str) or kind not in _KINDS:
+        return None
+    try:
+        return _record(_KINDS[kind], found)
+    except TypeError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return _plain_fields((one, getattr(value, one.name)) for one in dataclasses.fields(value))
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+
+
+def _plain_fields(fields: Iterable[tuple["dataclasses.Field[Any]", Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for one, value in fields:
+        found |= value if "rest" in one.metadata else {_key(one): _plain(value)}
+    return found
+
+
+def _key(one: "dataclasses.Field[Any]") -> str:
+    return str(one.metadata.get("key", one.name))
+
+
+@cache
+def _fields(record: type) -> tuple[tuple["dataclasses.Field[Any]", Any], ...]:
+    """The fields of a dataclass, each with its type."""
+    hints = typing.get_type_hints(record)
+    return tuple((one, hints[one.name]) for one in dataclasses.fields(record))
+
+
+def _record(kind: type[R], found: Any) -> R:
+    """Raises TypeError if `found` lacks what the dataclass `kind` needs."""
+    if not isinstance(found, dict):
+        raise TypeError
+    values: dict[str, Any] = {}
+    for one, type_of_it in _fields(kind):
+        if "rest" in one.metadata:
+            known = {"event", *(_key(other) for other, _ in _fields(kind))}
+            rest = {key: value for key, value in found.items() if key not in known}
+            values[one.name] = {key: value for key, value in rest.items() if _is_number(value)}
+        elif _key(one) in found:
+            try:
+                values[one.name] = _value(type_of_it, found[_key(one)])
+            except TypeError:
+                continue  # as if it were missing
+    return kind(**values)
+
+
+def _value(kind: Any, value: Any) -> Any:
+    """`value` if it is of type `kind`, with records made of its objects; TypeError otherwise."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        if value is None and type(None) in arguments:
+            return None
+        (kind,) = (one for one in arguments if one is not type(None))
+        return _value(kind, value)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_value(arguments[0], one) for one in value)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _record(kind, value)
+    if kind is float and _is_number(value):
+        return value
+    if kind in (int, str) and isinstance(value, kind) and not isinstance(value, bool):
+        return value
+    raise TypeError
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

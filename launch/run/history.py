@@ -1,0 +1,74 @@
+"""What a run has been through, from its events: the later line of a step wins."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from brt_dist.events import AttemptEvent, CheckpointEvent, EndEvent, EvaluationEvent, Event, StepEvent, read_events
+
+
+@dataclass
+class History:
+    """Events of a run, without what a later attempt did again.
+
+    Args:
+        attempt: the last one.
+        end: of the last attempt, if that has ended.
+        steps, checkpoints: by step.
+        evaluations: by (step, dataset, memory).
+    """
+
+    attempt: AttemptEvent | None = None
+    end: EndEvent | None = None
+    steps: dict[int, StepEvent] = field(default_factory=dict)
+    evaluations: dict[tuple[int, str, str], EvaluationEvent] = field(default_factory=dict)
+    checkpoints: dict[int, CheckpointEvent] = field(default_factory=dict)
+
+    @staticmethod
+    def of(events: Iterable[Event]) -> "History":
+        history = History()
+        history.add(events)
+        return history
+
+    @staticmethod
+    def read(run: Path) -> "History":
+        """That of a run directory so far."""
+        return History.of(read_events(run))
+
+    def add(self, events: Iterable[Event]) -> None:
+        for event in events:
+            match event:
+                case AttemptEvent():
+                    self._begin(event)
+                case EndEvent():
+                    self.end = event
+                case StepEvent():
+                    self.steps[event.step] = event
+                case EvaluationEvent():
+                    self.evaluations[event.step, event.dataset, event.memory] = event
+                case CheckpointEvent():
+                    self.checkpoints[event.step] = event
+
+    @property
+    def last_step(self) -> int:
+        """Number of the last step that was done."""
+        return max(self.steps, default=0)
+
+    @property
+    def saved_step(self) -> int:
+        """Step of the newest checkpoint; 0 if there is none."""
+        return max(self.checkpoints, default=0)
+
+    def latest_step(self) -> StepEvent | None:
+        return self.steps[max(self.steps)] if self.steps else None
+
+    def latest_checkpoint(self) -> CheckpointEvent | None:
+        return self.checkpoints[max(self.checkpoints)] if self.checkpoints else None
+
+    def _begin(self, event: AttemptEvent) -> None:
+        """A new attempt resumes after `start_step`: what lies beyond was lost and comes again."""
+        self.attempt, self.end = event, None
+        start = event.start_step
+        self.steps = {step: old for step, old in self.steps.items() if step <= start}
+        self.evaluations = {key: old for key, old in self.evaluations.items() if key[0] <= start}
+        self.checkpoints = {step: old for step, old in self.checkpoints.items() if step <= start}
