@@ -23,7 +23,6 @@ from typing import Any, ClassVar, TypeVar
 FILE_NAME = "metrics.jsonl"
 
 E = TypeVar("E", bound="Event")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,8 +433,8 @@ def _fields(record: type) -> tuple[tuple["dataclasses.Field[Any]", Any], ...]:
     return tuple((one, hints[one.name]) for one in dataclasses.fields(record))
 
 
-def _record(kind: type[R], found: Any) -> R:
-    """Raises TypeError if `found` lacks what the dataclass `kind` needs."""
+def _record(kind: Any, found: Any) -> Any:
+    """The dataclass `kind` from an object of JSON.  Raises TypeError if that lacks a field without a default."""
     if not isinstance(found, dict):
         raise TypeError
     values: dict[str, Any] = {}

@@ -64,7 +64,9 @@ def _memory(run: RunFacts) -> list[str]:
     """Sizes of the states and what the gates keep, a curve for each recurrent layer."""
     curves: dict[str, dict[int, dict[int, float]]] = {"state_rms": {}, "state_max": {}, "kept": {}}
     for event in run.events:
-        for layer in event.layers if isinstance(event, MemoryEvent) else ():
+        if not isinstance(event, MemoryEvent):
+            continue
+        for layer in event.layers:
             for key, by_layer in curves.items():
                 if key in layer.values:
                     by_layer.setdefault(layer.layer, {})[event.step] = layer.values[key]  # what came again replaces
