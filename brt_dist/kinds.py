@@ -6,6 +6,7 @@ from brt_dist.registry import Registry
 
 if TYPE_CHECKING:
     from launch.backends.base import Backend
+    from pipelines.sources.base import SourceKind
 
 BACKENDS: "Registry[Backend]" = Registry(
     "backend",
@@ -14,5 +15,17 @@ BACKENDS: "Registry[Backend]" = Registry(
         "ray": "launch.backends.ray_jobs:RayBackend",
         "slurm": "launch.backends.slurm:SlurmBackend",
         "kubernetes": "launch.backends.kubernetes:KubernetesBackend",
+    },
+)
+
+SOURCES: "Registry[SourceKind]" = Registry(
+    "source",
+    {
+        "text": "pipelines.sources.text:Text",
+        "jsonl": "pipelines.sources.jsonl:Jsonl",
+        "parquet": "pipelines.sources.parquet:Parquet",
+        "tar": "pipelines.sources.tars:Tar",
+        "git": "pipelines.sources.checkouts:Checkouts",
+        "latex": "pipelines.sources.latex_trees:LatexTree",
     },
 )

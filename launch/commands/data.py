@@ -44,7 +44,18 @@ def data() -> None:
     """Build, verify and inspect datasets."""
 
 
-@data.command()
+class _Build(click.Command):
+    """Its help lists the kinds of sources that there are."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from pipelines.sources import spellings
+
+        super().format_help_text(ctx, formatter)
+        with formatter.section("Sources, and what one document is"):
+            formatter.write_dl(spellings())
+
+
+@data.command(cls=_Build)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--out", required=True, type=_folder, help="Folder of the dataset; a build that was killed goes on.")
 @click.option(
@@ -100,13 +111,10 @@ def build(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Make a dataset of text, JSONL and Parquet files, git checkouts or LaTeX documents.
+    """Build a dataset from SOURCEs.
 
-    SOURCE: a folder (its .txt, .jsonl, .jsonl.gz, .jsonl.zst and .parquet files, in the order of their paths), or one
-    such file or webdataset tar of text; local or an fsspec URL.  A text file is one document; so is a line of JSONL, a
-    row of Parquet, or a sample of a tar.
-
-    git:FOLDER: each git checkout there is one document.  latex:FOLDER: so is each LaTeX document, with its inputs.
+    SOURCE is a file, a folder whose files are read in the order of their paths, or KIND:FOLDER for a folder that is
+    read as a whole; each local or an fsspec URL.  A tar is read when it is given by itself or asked for with --suffix.
     """
     from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Sources of text: text files, JSONL, Parquet, tars, git checkouts, LaTeX trees.
+"""Sources of text.  Each kind (text files, JSONL, git checkouts, ...) is a file here and a line in `brt_dist/kinds.py`.
 
 One document in, one document out, in a stated order: files of a folder by their path, compared component by component
 as UTF-8 bytes; lines of a JSONL file and rows of a Parquet file as they stand.  Names that begin with a dot, and links
@@ -10,7 +10,7 @@ Reading a unit streams.
 """
 
 from pipelines.sources.documents import BY_RULE, DUPLICATE, BadDocument, Document, Unit, printable
-from pipelines.sources.listing import Source, open_sources
+from pipelines.sources.listing import Source, open_sources, spellings
 from pipelines.sources.reading import read_units
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "open_sources",
     "printable",
     "read_units",
+    "spellings",
 ]

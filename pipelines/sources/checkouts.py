@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterator
 
 from brt_dist.errors import DataError
+from pipelines.sources.base import TreeKind
 from pipelines.sources.documents import (
     BINARY_FILE,
     EMPTY_FILE,
@@ -31,6 +32,54 @@ VENDORED = frozenset(
 _BINARY_BYTES = 8000
 
 
+class Checkouts(TreeKind):
+    about = "a git checkout, the folder itself or below it"
+    wanted = "no git checkout there or below (a folder that holds .git)"
+    only_here = "git sources are checkouts on this machine; clone it first"
+
+    @classmethod
+    def units(cls, folder: str, name: str) -> Iterator[Unit]:
+        """A unit per checkout below a folder, or of the folder itself.  DataError: git does not read one."""
+        for path, place in checkouts(folder, name):
+            digest, size = hashlib.sha256(), 0
+            for file in tracked_files(path):
+                try:
+                    status = os.lstat(os.path.join(path, file))
+                    facts, size = f"{status.st_size} {status.st_mtime}", size + status.st_size
+                except OSError:
+                    facts = "missing"
+                digest.update(os.fsencode(file) + b"\0" + facts.encode() + b"\0")
+            yield Unit(path, place, "git", 0, size, digest.hexdigest())
+
+    def read(self, unit: Unit) -> Iterator[Document | BadDocument]:
+        """The repository as one document, after those of its files that cannot be used."""
+        texts: list[str] = []
+        for file in tracked_files(unit.url):
+            path, place = os.path.join(unit.url, file), f"{unit.name}/{printable(file)}"
+            if _is_vendored(file.split("/")):
+                yield BadDocument(place, VENDORED_FILE)
+                continue
+            if os.path.islink(path) or os.path.isdir(path):
+                yield BadDocument(place, LINK if os.path.islink(path) else SUBMODULE)
+                continue
+            try:
+                with open(path, "rb") as stream:
+                    data = stream.read()
+            except FileNotFoundError:
+                yield BadDocument(place, "tracked by git but missing")
+                continue
+            if b"\0" in data[:_BINARY_BYTES] or not data:
+                yield BadDocument(place, BINARY_FILE if data else EMPTY_FILE)
+                continue
+            try:
+                text = data.decode()
+            except UnicodeDecodeError as error:
+                yield BadDocument(f"{place}, byte {error.start}", "not UTF-8")
+                continue
+            texts.append(text if text.endswith("\n") else text + "\n")
+        yield Document("".join(texts), unit.name) if texts else BadDocument(unit.name, "empty")
+
+
 def checkouts(folder: str, name: str) -> Iterator[tuple[str, str]]:
     """Folders that are checkouts, with their places, by path; none is looked for within another."""
     if os.path.exists(os.path.join(folder, ".git")):
@@ -39,20 +88,6 @@ def checkouts(folder: str, name: str) -> Iterator[tuple[str, str]]:
     for entry in sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name)):
         if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
             yield from checkouts(entry.path, f"{name}/{printable(entry.name)}")
-
-
-def checkout_units(folder: str, name: str) -> Iterator[Unit]:
-    """A unit per checkout below a folder, or of the folder itself.  DataError: git does not read one."""
-    for path, place in checkouts(folder, name):
-        digest, size = hashlib.sha256(), 0
-        for file in tracked_files(path):
-            try:
-                status = os.lstat(os.path.join(path, file))
-                facts, size = f"{status.st_size} {status.st_mtime}", size + status.st_size
-            except OSError:
-                facts = "missing"
-            digest.update(os.fsencode(file) + b"\0" + facts.encode() + b"\0")
-        yield Unit(path, place, "git", 0, size, digest.hexdigest())
 
 
 def tracked_files(folder: str) -> list[str]:
@@ -67,35 +102,6 @@ def tracked_files(folder: str) -> list[str]:
     # A file with a merge conflict is listed once per side: a set.
     parts = {tuple(name.split(b"/")) for name in run.stdout.split(b"\0") if name}
     return [os.fsdecode(b"/".join(path)) for path in sorted(parts, key=lambda path: (len(path), path))]
-
-
-def read_checkout(unit: Unit) -> Iterator[Document | BadDocument]:
-    """The repository as one document, after those of its files that cannot be used."""
-    texts: list[str] = []
-    for file in tracked_files(unit.url):
-        path, place = os.path.join(unit.url, file), f"{unit.name}/{printable(file)}"
-        if _is_vendored(file.split("/")):
-            yield BadDocument(place, VENDORED_FILE)
-            continue
-        if os.path.islink(path) or os.path.isdir(path):
-            yield BadDocument(place, LINK if os.path.islink(path) else SUBMODULE)
-            continue
-        try:
-            with open(path, "rb") as stream:
-                data = stream.read()
-        except FileNotFoundError:
-            yield BadDocument(place, "tracked by git but missing")
-            continue
-        if b"\0" in data[:_BINARY_BYTES] or not data:
-            yield BadDocument(place, BINARY_FILE if data else EMPTY_FILE)
-            continue
-        try:
-            text = data.decode()
-        except UnicodeDecodeError as error:
-            yield BadDocument(f"{place}, byte {error.start}", "not UTF-8")
-            continue
-        texts.append(text if text.endswith("\n") else text + "\n")
-    yield Document("".join(texts), unit.name) if texts else BadDocument(unit.name, "empty")
 
 
 def _is_vendored(parts: list[str]) -> bool:

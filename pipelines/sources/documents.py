@@ -2,9 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from typing import Literal
-
-Format = Literal["text", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "tar", "git", "latex"]
 
 # Left out by the rules of a source or by wish: counted and listed, but by no policy an error.
 DUPLICATE = "a duplicate"
@@ -40,14 +37,25 @@ class BadDocument:
 
 @dataclass(frozen=True)
 class Unit:
-    """Bytes [start, end) of a file.  name: its place.  stamp: changes when the file does."""
+    """Bytes [start, end) of a file.
+
+    Attributes:
+        name: its place.
+        format: its kind of source, after which a dot and more may follow (`jsonl.gz`).
+        stamp: changes when the file does.
+    """
 
     url: str
     name: str
-    format: Format
+    format: str
     start: int
     end: int
     stamp: str
+
+    @property
+    def kind(self) -> str:
+        """Its kind of source, by name."""
+        return self.format.partition(".")[0]
 
 
 def printable(name: str) -> str:

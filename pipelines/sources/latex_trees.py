@@ -2,14 +2,32 @@
 
 from collections.abc import Iterator
 
+from pipelines.sources.base import TreeKind
 from pipelines.sources.documents import PART_OF_NOTHING, BadDocument, Document, Unit, document_of
 from pipelines.sources.latex import BadInput, is_main, resolve
-from pipelines.sources.places import filesystem_of, opened, walk
+from pipelines.sources.places import filesystem_of, opened, units_of, walk
+from pipelines.sources.text import read_text
 
 _FOLDERS = 256  # whose documents' inputs are remembered
 
 
-def read_latex(unit: Unit, main: Document | BadDocument, inputs: "Inputs") -> Iterator[Document | BadDocument]:
+class LatexTree(TreeKind):
+    about = "a LaTeX document with its inputs"
+    wanted = "no .tex files"
+
+    def __init__(self, text_field: str) -> None:
+        super().__init__(text_field)
+        self._inputs = Inputs()
+
+    @classmethod
+    def units(cls, folder: str, name: str) -> Iterator[Unit]:
+        return units_of(folder, name, lambda file: "latex" if file.endswith(".tex") else None)
+
+    def read(self, unit: Unit) -> Iterator[Document | BadDocument]:
+        return _documents(unit, read_text(unit), self._inputs)
+
+
+def _documents(unit: Unit, main: Document | BadDocument, inputs: "Inputs") -> Iterator[Document | BadDocument]:
     """The document of a `.tex` file whose own text is `main`; nothing for a part of another one."""
     inner = unit.name.split("/", 1)[1]
     root = unit.url.removesuffix(inner)

@@ -1,81 +1,100 @@
 """Sources as they are given, and the units of work that they are listed as, in a stated order."""
 
+import difflib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from brt_dist.errors import DataError
-from pipelines.sources.documents import Format, Unit, printable
-from pipelines.sources.places import filesystem_of, is_remote, stamp, walk
+from brt_dist.kinds import SOURCES
+from pipelines.sources.base import FileKind, TreeKind
+from pipelines.sources.documents import Unit, printable
+from pipelines.sources.places import filesystem_of, is_remote, units_of
 
-TEXT_SUFFIXES = (".txt",)
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-DEFAULT_SUFFIXES = (*TEXT_SUFFIXES, *JSONL_SUFFIXES, ".parquet")
-
-Kind = Literal["files", "git", "latex"]
+_FILES = "files"  # the kind of a source that is no tree: each of its files has its own
+_OTHERWISE = "text"  # how a file with a suffix of no kind is read
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder or a file.  name: its last path component, under which its documents are placed."""
+    """A folder or a file.
+
+    Attributes:
+        given: path or URL.
+        name: its last path component, under which its documents are placed.
+        suffixes: those of the files of a folder that are read.
+        kind: the name of a tree kind, or `files`.
+    """
 
     given: str
     name: str
     suffixes: tuple[str, ...]
-    kind: Kind = "files"
+    kind: str = _FILES
 
     def units(self, size: int) -> Iterator[Unit]:
-        """All units in order; plain JSONL files are cut into ranges of at most `size` bytes.
+        """All units in order; a kind that can cut its files gives ranges of at most `size` bytes.
 
-        DataError: nothing there, or no file with one of the suffixes.
+        Raises:
+            DataError: the source holds nothing that its kind reads.
         """
         found = False
-        if self.kind == "git":
-            from pipelines.sources.checkouts import checkout_units
-
-            for unit in checkout_units(self.given, self.name):
-                found = True
-                yield unit
-            if not found:
-                raise DataError(f"{self.given}: no git checkout there or below (a folder that holds .git)")
-            return
-        filesystem, path = filesystem_of(self.given)
-        for info, parts in walk(filesystem, path, (self.name,)):
-            form: Format | None = _format(parts[-1], self.suffixes if len(parts) > 1 else ())
-            if self.kind == "latex":
-                form = "latex" if parts[-1].endswith(".tex") else None
-            if form is None:
-                continue
+        for unit in self._file_units(size) if self.kind == _FILES else trees()[self.kind].units(self.given, self.name):
             found = True
-            url = filesystem.unstrip_protocol(info["name"]) if is_remote(self.given) else info["name"]
-            name, length, mark = printable("/".join(parts)), int(info["size"] or 0), stamp(info)
-            step = size if form == "jsonl" else max(length, 1)
-            for start in range(0, max(length, 1), step):
-                yield Unit(url, name, form, start, min(start + step, length), mark)
-        if not found and self.kind == "latex":
-            raise DataError(f"{self.given}: no .tex files")
-        if not found:
-            raise DataError(
-                f"{self.given}: no files that end in {' or '.join(self.suffixes)}; --suffix chooses other ones"
-            )
+            yield unit
+        if found:
+            return
+        wanted = f"no files that end in {' or '.join(self.suffixes)}; --suffix chooses other ones"
+        raise DataError(f"{self.given}: {wanted if self.kind == _FILES else trees()[self.kind].wanted}")
+
+    def _file_units(self, size: int) -> Iterator[Unit]:
+        kinds = files()
+        filesystem, path = filesystem_of(self.given)
+        # A file that is given by itself is read whatever it is called.
+        suffixes = self.suffixes if filesystem.isdir(path) else ()
+        for file in units_of(self.given, self.name, lambda name: _format(name, suffixes, kinds)):
+            yield from kinds[file.kind].units(file, size)
+
+
+def files() -> dict[str, type[FileKind]]:
+    """The kinds that read files, by name."""
+    return {name: kind for name, kind in SOURCES.items() if issubclass(kind, FileKind)}
+
+
+def trees() -> dict[str, type[TreeKind]]:
+    """The kinds that read folders as a whole, by name."""
+    return {name: kind for name, kind in SOURCES.items() if issubclass(kind, TreeKind)}
+
+
+def spellings() -> list[tuple[str, str]]:
+    """How each kind is given on the command line, and what one document of it is."""
+    found = [(", ".join(kind.suffixes), kind.about) for kind in files().values()]
+    return found + [(f"{name}:FOLDER", kind.about) for name, kind in trees().items()]
+
+
+def default_suffixes() -> tuple[str, ...]:
+    """Endings of the files that are read of a folder."""
+    return tuple(suffix for kind in files().values() if kind.in_folders for suffix in kind.suffixes)
 
 
 def open_sources(specs: Sequence[str], suffixes: Sequence[str] = ()) -> list[Source]:
-    """Sources as they were given.  DataError: none, missing, or two of the same name."""
+    """Sources as they were given.
+
+    Raises:
+        DataError: none, missing, or two of the same name.
+    """
     if not specs:
-        raise DataError("no source: give at least one folder of text files, JSONL or Parquet file")
+        raise DataError(f"no source; give a file or a folder of files ({', '.join(default_suffixes())}), {_prefixes()}")
     sources = []
     for told in specs:
         kind, spec = _kind(told)
         filesystem, path = filesystem_of(spec)
         if not filesystem.exists(path):
-            raise DataError(f"{spec}: no such file or folder")
-        if kind != "files" and not filesystem.isdir(path):
+            raise DataError(f"{spec}: no such file or folder{_nearest_prefix(spec)}")
+        if kind != _FILES and not filesystem.isdir(path):
             raise DataError(f"{told}: {kind} sources are folders")
         given = spec if is_remote(spec) else os.path.abspath(spec)
         name = printable(path.rstrip("/").rsplit("/", 1)[-1]) or "root"
-        sources.append(Source(given, name, tuple(suffixes) or DEFAULT_SUFFIXES, kind))
+        sources.append(Source(given, name, tuple(suffixes) or default_suffixes(), kind))
     names = [source.name for source in sources]
     for name in names:
         if names.count(name) > 1:
@@ -83,22 +102,33 @@ def open_sources(specs: Sequence[str], suffixes: Sequence[str] = ()) -> list[Sou
     return sources
 
 
-def _kind(told: str) -> tuple[Kind, str]:
-    """What a source was said to be, `git:` or `latex:`, and its path or URL.  DataError: git at a URL."""
-    if told.startswith("git:") and not told.startswith("git://"):
-        if is_remote(told):
-            raise DataError(f"{told}: git sources are checkouts on this machine; clone it first")
-        return "git", told.removeprefix("git:")
-    if told.startswith("latex:"):
-        return "latex", told.removeprefix("latex:")
-    return "files", told
+def _kind(told: str) -> tuple[str, str]:
+    """The kind that a source is said to be (`git:FOLDER`), and its path or URL."""
+    name, colon, spec = told.partition(":")
+    if not colon or spec.startswith("//") or name not in trees():
+        return _FILES, told
+    if (why := trees()[name].only_here) is not None and is_remote(told):
+        raise DataError(f"{told}: {why}")
+    return name, spec
 
 
-def _format(name: str, suffixes: tuple[str, ...]) -> Format | None:
-    """How a file is read, by its name; none: it is not of this source.  A file given by itself is always read."""
+def _prefixes() -> str:
+    return " or ".join(f"{name}:FOLDER" for name in trees())
+
+
+def _nearest_prefix(spec: str) -> str:
+    name, colon, _ = spec.partition(":")
+    near = difflib.get_close_matches(name, trees(), n=1) if colon and not is_remote(spec) else []
+    return f"; nearest: {near[0]}:FOLDER" if near else ""
+
+
+def _format(name: str, suffixes: tuple[str, ...], kinds: dict[str, type[FileKind]]) -> str | None:
+    """How a file is read, by its name; None: it is not of this source."""
     if suffixes and not name.endswith(suffixes):
         return None
-    for form in ("jsonl", "jsonl.gz", "jsonl.zst", "parquet", "tar"):
-        if name.endswith(f".{form}"):
-            return form
-    return "text"
+    fits = [(len(suffix), kind, suffix) for kind in kinds for suffix in kinds[kind].suffixes if name.endswith(suffix)]
+    if not fits:
+        return _OTHERWISE
+    _, kind, suffix = max(fits)
+    variant = kinds[kind].variants.get(suffix)
+    return f"{kind}.{variant}" if variant else kind

@@ -3,11 +3,12 @@
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
 from brt_dist.errors import DataError
+from pipelines.sources.documents import Unit, printable
 
 
 def walk(
@@ -30,6 +31,22 @@ def walk(
             yield entry, (*parts, name)
         elif deep and not entry.get("islink"):
             yield from walk(filesystem, entry["name"], (*parts, name))
+
+
+def units_of(given: str, name: str, form: Callable[[str], str | None]) -> Iterator[Unit]:
+    """Each file of a folder, or the file given, as one unit, in order.
+
+    Args:
+        given: path or URL.
+        name: the first component of their places.
+        form: the format of a file by its name, None if it is left out.
+    """
+    filesystem, path = filesystem_of(given)
+    for info, parts in walk(filesystem, path, (name,)):
+        found = form(parts[-1])
+        if found is not None:
+            url = filesystem.unstrip_protocol(info["name"]) if is_remote(given) else info["name"]
+            yield Unit(url, printable("/".join(parts)), found, 0, int(info["size"] or 0), stamp(info))
 
 
 def stamp(info: dict[str, Any]) -> str:

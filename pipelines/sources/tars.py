@@ -9,9 +9,33 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO, Any
 
+from pipelines.sources.base import FileKind
+from pipelines.sources.documents import BadDocument, Document, Unit, document_of, printable
 from pipelines.sources.packed import BrokenFile
+from pipelines.sources.places import opened
 
 Sample = tuple[str, dict[str, bytes]]
+
+
+class Tar(FileKind):
+    about = "a sample of a webdataset tar of text"
+    suffixes = (".tar",)
+    in_folders = False
+
+    def read(self, unit: Unit) -> Iterator[Document | BadDocument]:
+        last = f"{unit.name}, the beginning"
+        with opened(unit.url) as file:
+            try:
+                for key, members in samples(file):
+                    last = place = f"{unit.name}, {printable(key)}"
+                    try:
+                        text = text_of(members, self.text_field)
+                    except ValueError:
+                        yield BadDocument(place, "not JSON")
+                        continue
+                    yield BadDocument(place, "no text") if text is None else document_of(text, place)
+            except BrokenFile as error:
+                yield BadDocument(f"after {last}", str(error))
 
 
 def samples(file: IO[bytes]) -> Iterator[Sample]:
