@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from brt_dist.registry import Registry
 
 if TYPE_CHECKING:
+    from brt_dist.export.formats.base import WeightFormat
     from launch.backends.base import Backend
     from pipelines.sources.base import SourceKind
 
@@ -27,5 +28,14 @@ SOURCES: "Registry[SourceKind]" = Registry(
         "tar": "pipelines.sources.tars:Tar",
         "git": "pipelines.sources.checkouts:Checkouts",
         "latex": "pipelines.sources.latex_trees:LatexTree",
+    },
+)
+
+WEIGHT_FORMATS: "Registry[WeightFormat]" = Registry(
+    "format of weights",
+    {
+        "safetensors": "brt_dist.export.formats.safetensors:Safetensors",
+        "hf": "brt_dist.export.formats.hf:HuggingFace",
+        "reference": "brt_dist.export.formats.reference:Reference",
     },
 )

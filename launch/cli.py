@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from brt_dist.errors import BrtError, ExitCode
-from brt_dist.kinds import BACKENDS
+from brt_dist.kinds import BACKENDS, WEIGHT_FORMATS
 
 # name: where the command is, and its line in the help
 _COMMANDS = {
@@ -24,7 +24,7 @@ _COMMANDS = {
     "report": ("launch.commands.report:report", "Write what happened in a run as one HTML page."),
     "doctor": ("launch.commands.doctor:doctor", "Check the nodes: versions, devices, network, storage, clocks."),
     "checkpoint": ("launch.commands.checkpoint:checkpoint", "List, show, verify and prune the checkpoints of a run."),
-    "export": ("launch.commands.export:export", "Write the weights of a run for others: safetensors, hf, reference."),
+    "export": ("launch.commands.export:export", f"Write the weights of a run for others: {', '.join(WEIGHT_FORMATS)}."),
     "import": ("launch.commands.export:import_", "Make weights of others something that a run can start from."),
     "metrics-exporter": ("launch.commands.exporter:exporter", "Serve the last numbers of runs to Prometheus."),
     "config": ("launch.commands.config:config", "Show a resolved config, or the schema of all keys."),

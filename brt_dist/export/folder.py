@@ -3,20 +3,20 @@
 OUT/config.json                    the network, where it comes from, sizes and digests of the files
 OUT/model.safetensors              the weights, float32; above a size in several files with an index
 OUT/tokenizer.json                 as the dataset has it
-OUT/config.yaml                    (kind safetensors) the run's config
-OUT/README.md                      (kind hf) model card
+
+and the texts that the format adds (formats/safetensors.py, formats/hf.py).
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -27,24 +27,29 @@ from brt_dist.checkpoint.tensor_file import TensorFileReader, TensorFileWriter
 from brt_dist.checkpoint.verification import sha256_of, tensors_in
 from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import CheckpointError, PlatformError
-from brt_dist.export.card import model_card
 from brt_dist.export.weights import Weights, check_shapes, logical_shapes
 from brt_dist.files import sync_directory, write_atomic
 from brt_dist.parallel.pieces import LogicalTensor, Region
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
-SHARD_BYTES = 5 * 10**9
 _FORMAT = 1
 _CONFIG_LIMIT = 64 << 20  # bytes
 _FILE_NAME = re.compile(r"model(-\d+-of-\d+)?\.safetensors", re.ASCII)
 _SECTION = "brt_dist"
 
-Kind = Literal["safetensors", "hf"]
 
+def write_folder(weights: Weights, out: Path, texts: Mapping[str, str], shard_bytes: int) -> list[str]:
+    """Write `weights` as the folder `out`, which appears whole or not at all.
 
-def write_folder(weights: Weights, out: Path, kind: Kind, shard_bytes: int = SHARD_BYTES) -> list[str]:
-    """Write `weights` as the folder `out`, which appears whole or not at all; returns the names in it.
+    Args:
+        weights: what to write.
+        out: where; must not exist, or be an empty folder.
+        texts: further files, by name.
+        shard_bytes: the largest size of a file of weights.
+
+    Returns:
+        The names of the files.
 
     Raises:
         PlatformError: `out` holds something already, or cannot be written.
@@ -57,7 +62,7 @@ def write_folder(weights: Weights, out: Path, kind: Kind, shard_bytes: int = SHA
             raise PlatformError(f"{out} holds other files; nearest: --out {out.with_name(out.name + '_2')}")
         draft.mkdir(parents=True)
         try:
-            _write(weights, draft, kind, shard_bytes)
+            _write(weights, draft, texts, shard_bytes)
             sync_directory(draft)
             if out.exists():
                 out.rmdir()
@@ -112,7 +117,7 @@ def open_folder(folder: Path, *, verify: bool = True) -> Iterator[Weights]:
             reader.close()
 
 
-def _write(weights: Weights, draft: Path, kind: Kind, shard_bytes: int) -> None:
+def _write(weights: Weights, draft: Path, texts: Mapping[str, str], shard_bytes: int) -> None:
     files, tensors = _write_tensors(weights, draft, shard_bytes)
     about: dict[str, Any] = {
         "format": _FORMAT,
@@ -133,12 +138,8 @@ def _write(weights: Weights, draft: Path, kind: Kind, shard_bytes: int) -> None:
         write_atomic(draft / "model.safetensors.index.json", json.dumps(index, indent=1) + "\n")
     if weights.tokenizer is not None:
         write_atomic(draft / TOKENIZER, weights.tokenizer)
-    if kind == "hf":
-        write_atomic(draft / "README.md", model_card(weights))
-    elif weights.config is not None:
-        import yaml
-
-        write_atomic(draft / "config.yaml", yaml.safe_dump(weights.config, sort_keys=False, allow_unicode=True))
+    for name, text in texts.items():
+        write_atomic(draft / name, text)
 
 
 def _write_tensors(weights: Weights, draft: Path, shard_bytes: int) -> tuple[list[FileEntry], dict[str, TensorEntry]]:

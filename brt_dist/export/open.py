@@ -13,10 +13,9 @@ from brt_dist.checkpoint.loader import Checkpoint
 from brt_dist.checkpoint.places import answering, find_place
 from brt_dist.config.schema import Config, ModelConfig
 from brt_dist.errors import BrtError, CheckpointError
-from brt_dist.export.folder import CONFIG, open_folder
-from brt_dist.export.npz import open_npz
 from brt_dist.export.weights import Weights
 from brt_dist.files import is_url
+from brt_dist.kinds import WEIGHT_FORMATS
 
 _KIND = "weights/"
 
@@ -28,8 +27,8 @@ def open_weights(
     """Open the weights of `source`.
 
     Args:
-        source: a run directory, a checkpoint or a place of some (folder or URL), an exported folder, or an .npz file
-            with the reference's names.
+        source: a run directory, a checkpoint or a place of some (folder or URL), or a file or folder in one of the
+            formats of weights.
         step: of which checkpoint; none: of the newest.
         model: the network of an .npz file that has no .json beside it.
         verify: compare the files with their digests, which reads them whole.  Not needed to look at what they are.
@@ -38,15 +37,10 @@ def open_weights(
         CheckpointError: there are none, or they are damaged.
         PlatformError: the storage does not answer.
     """
-    path = Path(source)
-    if not is_url(source) and path.suffix == ".npz":
-        yield open_npz(path, model)
-    elif not is_url(source) and (path / CONFIG).is_file():
-        with open_folder(path, verify=verify) as weights:
-            yield weights
-    else:
-        with _open_checkpoint(source, step, verify) as weights:
-            yield weights
+    found = None if is_url(source) else next((f for f in WEIGHT_FORMATS.values() if f.recognizes(Path(source))), None)
+    opened = _open_checkpoint(source, step, verify) if found is None else found.open(Path(source), model, verify=verify)
+    with opened as weights:
+        yield weights
 
 
 @contextmanager

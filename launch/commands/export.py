@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from brt_dist.kinds import WEIGHT_FORMATS
 from launch.commands.arguments import json_option
 from launch.commands.data import Size
 
@@ -13,31 +14,33 @@ _out = click.option("--out", required=True, type=click.Path(path_type=Path), hel
 _shard_size = click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Weights per file.")
 
 
-@click.command()
+class _Export(click.Command):
+    """Its help lists the formats that there are."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_help_text(ctx, formatter)
+        with formatter.section("Formats"):
+            formatter.write_dl([(name, form.about) for name, form in WEIGHT_FORMATS.items()])
+
+
+@click.command(cls=_Export)
 @click.argument("source", metavar="SOURCE")
-@click.option(
-    "--to", "kind", required=True, type=click.Choice(["safetensors", "hf", "reference"]), help="What to make."
-)
+@click.option("--to", "form", required=True, type=click.Choice(list(WEIGHT_FORMATS)), help="Format to write.")
 @_out
 @click.option("--step", type=click.IntRange(0), help="Of which checkpoint.  [default: the newest]")
 @_shard_size
 @json_option
-def export(source: str, kind: Any, out: Path, step: int | None, shard_size: int, as_json: bool) -> None:
+def export(source: str, form: str, out: Path, step: int | None, shard_size: int, as_json: bool) -> None:
     """Write the weights of SOURCE for others.
 
     SOURCE: a run directory, a checkpoint, a folder or URL (s3://...) that holds some, or what brt exported before.
-
-    \b
-      safetensors  logical names, config.json, the run's config.yaml, the tokenizer
-      hf           the same with a model card instead, as Hugging Face users expect it
-      reference    model.npz with the names of the authors' code, and a .json beside it
 
     The files are verified before they are used.  Weights are float32, whatever the precision of the run.
     """
     from brt_dist.export.open import open_weights
 
     with open_weights(source, step) as weights:
-        files = _write(weights, kind, out, shard_size)
+        files = WEIGHT_FORMATS[form].write(weights, out, shard_size)
         _tell(weights, out, files, as_json)
 
 
@@ -55,17 +58,8 @@ def import_(source: str, out: Path, shard_size: int, as_json: bool) -> None:
     from brt_dist.export.open import open_weights
 
     with open_weights(source) as weights:
-        files = _write(weights, "safetensors", out, shard_size)
+        files = WEIGHT_FORMATS["safetensors"].write(weights, out, shard_size)
         _tell(weights, out, files, as_json)
-
-
-def _write(weights: Any, kind: Any, out: Path, shard_size: int) -> list[str]:
-    from brt_dist.export.folder import write_folder
-    from brt_dist.export.npz import write_npz
-
-    if kind == "reference":
-        return write_npz(weights, out)
-    return write_folder(weights, out, kind, shard_size)
 
 
 def _tell(weights: Any, out: Path, files: list[str], as_json: bool) -> None:

@@ -12,9 +12,9 @@ from brt_dist.data.dataset import Dataset
 from brt_dist.data.one_pass import OnePassSchedule
 from brt_dist.data.reader import SegmentReader
 from brt_dist.data.stream_schedule import StreamSchedule
-from brt_dist.export.folder import write_folder
 from brt_dist.export.load import load_model
 from brt_dist.export.open import open_weights
+from brt_dist.kinds import WEIGHT_FORMATS
 from brt_dist.model.model import BlockRecurrentModel, loss_sum
 from brt_dist.parallel.layout import single_process
 from tests.parallel.pool import RankPool
@@ -106,7 +106,7 @@ def test_exported_weights_are_those_of_the_trainer(
     given = given_config(dataset, tmp_path / "run", parallel)
     outcome = ranks.run(given.parallel.world_size, train, given)
     with open_weights(str(tmp_path / "run")) as weights:
-        write_folder(weights, tmp_path / "hf", "hf", shard_bytes=40_000)
+        WEIGHT_FORMATS["hf"].write(weights, tmp_path / "hf", 40_000)
         assert weights.facts["step"] == 2 and weights.tokenizer is not None
     with open_weights(str(tmp_path / "hf")) as exported:
         seen = set()
@@ -128,7 +128,7 @@ def test_a_run_begins_with_the_weights_it_is_given(ranks: RankPool, dataset: Pat
     first = given_config(dataset, tmp_path / "first", {"data": 2})
     ranks.run(2, train, first)
     with open_weights(str(tmp_path / "first")) as weights:
-        write_folder(weights, tmp_path / "exported", "safetensors")
+        WEIGHT_FORMATS["safetensors"].write(weights, tmp_path / "exported")
     with single_process(), Dataset.open(dataset) as data:
         model = load_model(str(tmp_path / "exported"))
         schedule = StreamSchedule(data.lengths, streams=4, segment=32, window=16, seed=7)
@@ -150,7 +150,7 @@ def test_weights_of_another_model_or_tokenizer_are_refused(ranks: RankPool, data
     first = given_config(dataset, tmp_path / "first", {})
     ranks.run(1, train, first)
     with open_weights(str(tmp_path / "first")) as weights:
-        write_folder(weights, tmp_path / "exported", "safetensors")
+        WEIGHT_FORMATS["safetensors"].write(weights, tmp_path / "exported")
     begun = given_config(dataset, tmp_path / "second", {}, init_from=str(tmp_path / "exported"))
     other = begun.model_copy(update={"model": begun.model.model_copy(update={"heads": 4, "head_dim": 8})})
     with pytest.raises(AssertionError, match=r"weights are not of this model:(?s:.)*model\.heads: 2 in the run, 4 now"):

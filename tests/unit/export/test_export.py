@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from brt_dist.config.loading import load
 from brt_dist.export.load import load_model
 from brt_dist.export.open import open_weights
+from brt_dist.kinds import WEIGHT_FORMATS
 from brt_dist.model.model import full_logits
 from brt_dist.parallel.layout import single_process
 from brt_dist.training.initial_weights import check_beginning
@@ -188,11 +189,9 @@ def test_mistakes_are_one_message(imported: Path, tmp_path: Path, capsys: pytest
     with open_weights(str(imported)) as weights:
         from dataclasses import replace
 
-        from brt_dist.export.folder import write_folder
-
         model = weights.model.model_copy(update={"positions": "rotary"})
         shapes = {name: shape for name, shape in weights.shapes.items() if "positions" not in name}
-        write_folder(replace(weights, model=model, shapes=shapes), rotary, "safetensors")
+        WEIGHT_FORMATS["safetensors"].write(replace(weights, model=model, shapes=shapes), rotary)
     assert run("export", rotary, "--to", "reference", "--out", tmp_path / "r") == 12
     assert "no model.positions=rotary; nearest: `brt export --to safetensors`" in capsys.readouterr().err
 
