@@ -73,7 +73,7 @@ def _run(run: Path, attempt: int, settings: Sequence[str] = ()) -> ExitCode:
     for notice in _NOTICES:
         warnings.filterwarnings("ignore", message=notice)
     from brt_dist.config.loading import load
-    from brt_dist.config.rules import DatasetFacts, check
+    from brt_dist.config.rules import check
 
     config = load(run / "config.yaml", settings).config
     check(config)
@@ -83,6 +83,7 @@ def _run(run: Path, attempt: int, settings: Sequence[str] = ()) -> ExitCode:
 
     device = choose(config.run.device, local_rank)  # before the imports below: DeepSpeed asks at its import
 
+    from brt_dist.data.facts import facts_of
     from brt_dist.data.open import open_training, open_validation
     from brt_dist.events import EndEvent, EventLog
     from brt_dist.parallel.layout import Layout, finalize, initialize
@@ -94,7 +95,7 @@ def _run(run: Path, attempt: int, settings: Sequence[str] = ()) -> ExitCode:
     stop.listen()
     heartbeat = Heartbeat(run / "attempts" / f"{attempt:03d}" if rank == 0 else None)
     train, validation = open_training(config.data, _tell), open_validation(config.data, _tell)
-    check(config, DatasetFacts.of(train), DatasetFacts.of(validation) if validation else None)
+    check(config, facts_of(train), facts_of(validation) if validation else None)
     model = config.model.model_copy(update={"vocab_size": train.vocab_size})
     config = config.model_copy(update={"model": model})
     layout = Layout.of(config, rank)

@@ -99,14 +99,15 @@ def check_with_data(config: Config) -> None:
 
 def _dataset_facts(config: Config) -> tuple[DatasetFacts, DatasetFacts | None]:
     """Facts of the training and the validation dataset.  DataError: one of them cannot be opened."""
+    from brt_dist.data.facts import facts_of
     from brt_dist.data.open import open_training, open_validation
 
     with open_training(config.data) as training:
-        facts = DatasetFacts.of(training, config)
+        facts = facts_of(training, config)
     if (validation := open_validation(config.data)) is None:
         return facts, None
     with validation:
-        return facts, DatasetFacts.of(validation)
+        return facts, facts_of(validation)
 
 
 def _attempts(

@@ -7,15 +7,10 @@ value that works, and for the layout as a whole the nearest layout that works.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from brt_dist.config.launch_rules import broken_launch_rules
 from brt_dist.config.schema import Config, ParallelConfig
 from brt_dist.errors import ConfigError
-
-if TYPE_CHECKING:
-    from brt_dist.data.dataset import Dataset
-    from brt_dist.data.mixture import Mixture
 
 _LARGEST_FACTOR = 1 << 14  # nothing is ever split into more parts than this
 
@@ -27,18 +22,6 @@ class DatasetFacts:
     documents: int  # that may be read at once: of a mixture, as many as its weights allow
     vocab_size: int
     tokenizer_digest: str
-
-    @classmethod
-    def of(cls, dataset: "Dataset | Mixture", config: Config | None = None) -> "DatasetFacts":
-        """config: of a run that trains on it."""
-        documents = dataset.documents
-        if config is not None and len(dataset.parts) > 1:
-            from brt_dist.data.mixture_order import Deal
-
-            deal = Deal(dataset.parts, dataset.weights, config.run.seed)
-            fit = deal.documents_until_repeat(config.data.streams)
-            documents = fit if fit < config.data.streams else documents
-        return cls(documents, dataset.vocab_size, dataset.tokenizer_sha256)
 
 
 def check(config: Config, dataset: DatasetFacts | None = None, validation: DatasetFacts | None = None) -> None:

@@ -30,7 +30,6 @@ from brt_dist.generation.prompts import samples
 from brt_dist.optim.learning_rate import learning_rate
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import build_engine
-from brt_dist.parallel.held import held
 from brt_dist.parallel.layout import Layout, agree, limit_waiting
 from brt_dist.parallel.step_input import step_input, streams_to_read
 from brt_dist.planning.flops import TRAINING, forward_flops
@@ -39,6 +38,7 @@ from brt_dist.planning.memory import plan_of
 from brt_dist.training.adjustments import Adjustments
 from brt_dist.training.guards import NumberGuard, StopRequest, agree_on_step
 from brt_dist.training.heartbeat import Heartbeat
+from brt_dist.training.held import held
 from brt_dist.training.initial_weights import begin_from
 from brt_dist.training.memory_statistics import memory_statistics
 from brt_dist.training.stragglers import StragglerWatch

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from brt_dist.config.section import Section
-from launch.backends.job import Job, Record, State
+from launch.backends.job import Job
+from launch.run.submission import State, Submission
 
 if TYPE_CHECKING:
     from brt_dist.config.schema import Config
@@ -48,17 +49,17 @@ class Backend(ABC):
         """Exactly the text that `submit` applies.  Holds no secret."""
 
     @abstractmethod
-    def submit(self, job: Job) -> Record:
+    def submit(self, job: Job) -> Submission:
         """Submit the job and return the record that the other methods find it by."""
 
     @abstractmethod
-    def state(self, record: Record) -> State:
+    def state(self, record: Submission) -> State:
         """Where the job stands now."""
 
     @abstractmethod
-    def log(self, record: Record, run: Path) -> Iterator[str]:
+    def log(self, record: Submission, run: Path) -> Iterator[str]:
         """What `brt train` has printed so far, in chunks."""
 
     @abstractmethod
-    def stop(self, record: Record, run: Path) -> None:
+    def stop(self, record: Submission, run: Path) -> None:
         """Ask the run to save and end, or take it from the queue.  Returns at once."""

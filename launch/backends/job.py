@@ -1,24 +1,17 @@
-"""A run that was given to a backend: what is submitted, and the record of it in the run."""
+"""A run as a backend is given it, and where its submissions keep their files."""
 
-import json
 import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from brt_dist.errors import PlatformError
-from brt_dist.files import write_atomic
+from launch.run.submission import Submission
 
 if TYPE_CHECKING:
     from brt_dist.config.schema import Config
-
-RECORD = "submission.json"
-
-# queued: no process yet; ended: for whatever reason, which the run directory knows; unknown: cannot be told now
-State = Literal["queued", "running", "ended", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -50,33 +43,14 @@ class Job:
         """The run's name in the letters that every backend allows: at most 40 of a-z, 0-9 and -."""
         return re.sub(r"[^a-z0-9]+", "-", self.config.run.name.lower())[:40].strip("-") or "run"
 
+    def submitted(self, name: str, **details: str) -> Submission:
+        """The record of this job as a submission.
 
-@dataclass(frozen=True)
-class Record:
-    """RUN/submission.json.  job: the backend's own name for it; details: what the backend needs to find it again."""
-
-    backend: str
-    job: str
-    number: int
-    submitted: float
-    details: dict[str, str]
-
-    def write(self, run: Path) -> None:
-        write_atomic(run / RECORD, json.dumps(asdict(self), indent=2) + "\n")
-
-    @staticmethod
-    def read(run: Path) -> "Record | None":
-        """The last submission of a run, none if it never was.  PlatformError: the file is damaged."""
-        try:
-            return Record(**json.loads((run / RECORD).read_text()))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError) as error:
-            raise PlatformError(f"{run / RECORD} cannot be read ({error}); remove it to submit the run anew") from None
-
-    @staticmethod
-    def of(job: Job, name: str, **details: str) -> "Record":
-        return Record(job.config.launch.backend, name, job.number, time.time(), details)
+        Args:
+            name: the backend's own name for it.
+            details: what the backend needs to find it again.
+        """
+        return Submission(self.config.launch.backend, name, self.number, time.time(), details)
 
 
 def private_folder(folder: Path) -> None:

@@ -13,7 +13,8 @@ from brt_dist.config.launch_rules import gpus_per_node
 from brt_dist.config.section import Section
 from launch.backends.base import Backend
 from launch.backends.commands import call
-from launch.backends.job import Job, Record, State
+from launch.backends.job import Job
+from launch.run.submission import State, Submission
 from pipelines.cluster import quiet
 
 if TYPE_CHECKING:
@@ -85,14 +86,14 @@ class KubernetesBackend(Backend):
     def render(self, job: Job) -> str:
         return yaml.dump_all(_manifests(job), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
-    def submit(self, job: Job) -> Record:
+    def submit(self, job: Job) -> Submission:
         there = job.config.launch.of(KubernetesConfig)
         details = {"namespace": there.namespace, **({"context": there.context} if there.context else {})}
-        record = Record.of(job, _name(job), **details)
+        record = job.submitted(_name(job), **details)
         call([*_kubectl(record), "create", "--filename=-"], text=self.render(job), what="make the RayJob")
         return record
 
-    def state(self, record: Record) -> State:
+    def state(self, record: Submission) -> State:
         form = "--output=jsonpath={.status.jobDeploymentStatus} {.status.jobStatus}"
         found = call(
             [*_kubectl(record), "get", "rayjob", record.job, "--ignore-not-found", form], what="ask about the RayJob"
@@ -108,12 +109,12 @@ class KubernetesBackend(Backend):
             return "ended"
         return "running" if words[-1] == "RUNNING" else "queued"
 
-    def log(self, record: Record, run: Path) -> Iterator[str]:
+    def log(self, record: Submission, run: Path) -> Iterator[str]:
         # The operator submits from a pod of its own, which prints what `brt train` prints.
         select = f"--selector=job-name={record.job}"
         yield call([*_kubectl(record), "logs", select, "--tail=-1"], what="read the log of the RayJob")
 
-    def stop(self, record: Record, run: Path) -> None:
+    def stop(self, record: Submission, run: Path) -> None:
         # Suspending ends the pods with SIGTERM, on which the run saves, and keeps the job for its log.
         patch = '--patch={"spec":{"suspend":true}}'
         call([*_kubectl(record), "patch", "rayjob", record.job, "--type=merge", patch], what="stop the RayJob")
@@ -137,7 +138,7 @@ def _pod_volumes(config: "Config") -> Iterator[str]:
             yield f"{key}={folder} is on no volume of the pods; they have {', '.join(sorted(volumes))}"
 
 
-def _kubectl(record: Record) -> list[str]:
+def _kubectl(record: Submission) -> list[str]:
     context = record.details.get("context")
     return ["kubectl", *([f"--context={context}"] if context else []), f"--namespace={record.details['namespace']}"]
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from brt_dist.errors import PlatformError
 from launch.backends.base import Backend
-from launch.backends.job import Job, Record, State, pieces, private_folder
+from launch.backends.job import Job, pieces, private_folder
 from launch.run.facts import process_start
+from launch.run.submission import State, Submission
 
 if TYPE_CHECKING:
     from brt_dist.config.schema import Config
@@ -40,7 +41,7 @@ class LocalBackend(Backend):
         log = shlex.quote(str(job.folder / "log"))
         return f"cd {shlex.quote(os.getcwd())}\nexec {command} </dev/null >{log} 2>&1\n"
 
-    def submit(self, job: Job) -> Record:
+    def submit(self, job: Job) -> Submission:
         private_folder(job.folder)
         try:
             process = subprocess.Popen(
@@ -52,17 +53,17 @@ class LocalBackend(Backend):
             )
         except OSError as error:
             raise PlatformError(f"cannot start bash on this machine: {error.strerror}") from None
-        return Record.of(job, str(process.pid), start=process_start(process.pid) or "", host=os.uname().nodename)
+        return job.submitted(str(process.pid), start=process_start(process.pid) or "", host=os.uname().nodename)
 
-    def state(self, record: Record) -> State:
+    def state(self, record: Submission) -> State:
         if record.details.get("host") != os.uname().nodename:
             return "unknown"
         return "running" if process_start(int(record.job)) == record.details["start"] else "ended"
 
-    def log(self, record: Record, run: Path) -> Iterator[str]:
+    def log(self, record: Submission, run: Path) -> Iterator[str]:
         return pieces(run / "submissions" / f"{record.number:03d}" / "log")
 
-    def stop(self, record: Record, run: Path) -> None:
+    def stop(self, record: Submission, run: Path) -> None:
         state = self.state(record)
         if state == "unknown":
             raise PlatformError(f"the run was submitted on {record.details.get('host')}: stop it from there")

@@ -16,7 +16,8 @@ from pydantic import Field
 from brt_dist.config.section import Section
 from brt_dist.errors import PlatformError
 from launch.backends.base import Backend
-from launch.backends.job import Job, Record, State
+from launch.backends.job import Job
+from launch.run.submission import State, Submission
 from pipelines.cluster import joining_environment, set_for_a_while
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class RayBackend(Backend):
         request["ships"] = {_CONFIG: job.config_text, "code of": str(ships) if ships else None}
         return json.dumps(request, indent=2) + "\n"
 
-    def submit(self, job: Job) -> Record:
+    def submit(self, job: Job) -> Submission:
         ray = job.config.launch.of(RayConfig)
         address, token = str(ray.jobs_address), ray.token_file
         with tempfile.TemporaryDirectory() as folder, _client(address, token) as client:
@@ -82,18 +83,18 @@ class RayBackend(Backend):
             with _clear(address, "submit the run"):
                 name = client.submit_job(**request)
         details = {"address": address, **({"token_file": str(token)} if token else {})}
-        return Record.of(job, str(name), **details)
+        return job.submitted(str(name), **details)
 
-    def state(self, record: Record) -> State:
+    def state(self, record: Submission) -> State:
         with _client_of(record) as client, _clear(record.details["address"], "ask about the run"):
             return _STATES.get(str(client.get_job_status(record.job).value), "ended")
 
-    def log(self, record: Record, run: Path) -> Iterator[str]:
+    def log(self, record: Submission, run: Path) -> Iterator[str]:
         with _client_of(record) as client, _clear(record.details["address"], "read the log"):
             text = client.get_job_logs(record.job)
         yield text
 
-    def stop(self, record: Record, run: Path) -> None:
+    def stop(self, record: Submission, run: Path) -> None:
         # Ray sends SIGTERM, and SIGKILL a few seconds later if RAY_JOB_STOP_WAIT_TIME_S of the cluster is not raised.
         with _client_of(record) as client, _clear(record.details["address"], "stop the run"):
             client.stop_job(record.job)
@@ -124,7 +125,7 @@ def _copy_code(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _client_of(record: Record) -> Iterator[Any]:
+def _client_of(record: Submission) -> Iterator[Any]:
     token = record.details.get("token_file")
     with _client(record.details["address"], Path(token) if token else None) as client:
         yield client

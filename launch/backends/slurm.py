@@ -15,7 +15,8 @@ from brt_dist.config.section import Section
 from brt_dist.errors import PlatformError
 from launch.backends.base import Backend
 from launch.backends.commands import call
-from launch.backends.job import Job, Record, State, pieces, private_folder, stop_file
+from launch.backends.job import Job, pieces, private_folder, stop_file
+from launch.run.submission import State, Submission
 
 if TYPE_CHECKING:
     from brt_dist.config.schema import Config
@@ -91,14 +92,14 @@ class SlurmBackend(Backend):
     def render(self, job: Job) -> str:
         return f"{shlex.join(_sbatch(job))} <<'{_END}'\n{_script(job)}{_END}\n"
 
-    def submit(self, job: Job) -> Record:
+    def submit(self, job: Job) -> Submission:
         private_folder(job.folder)
         name = call(["bash"], text=self.render(job), what="submit to Slurm").strip().partition(";")[0]
         if not name.isdigit():
             raise PlatformError(f"cannot submit to Slurm: sbatch answered {name!r} instead of a job number")
-        return Record.of(job, name)
+        return job.submitted(name)
 
-    def state(self, record: Record) -> State:
+    def state(self, record: Submission) -> State:
         try:
             found = call(["squeue", "--noheader", f"--jobs={record.job}", "--format=%T"], what="ask Slurm").strip()
         except PlatformError as error:
@@ -108,10 +109,10 @@ class SlurmBackend(Backend):
         state = found.splitlines()[0].strip() if found else ""
         return "queued" if state in _QUEUED else "running" if state in _RUNNING else "ended"
 
-    def log(self, record: Record, run: Path) -> Iterator[str]:
+    def log(self, record: Submission, run: Path) -> Iterator[str]:
         return pieces(run / "submissions" / f"{record.number:03d}" / "log")
 
-    def stop(self, record: Record, run: Path) -> None:
+    def stop(self, record: Submission, run: Path) -> None:
         state = self.state(record)
         if state == "ended":
             return

@@ -14,10 +14,18 @@ from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.kinds import BACKENDS
-from launch.backends.job import Job, Record, State, pieces, stop_file
-from launch.run.run_directory import absolute, attempt_folder, attempts, claimed, refuse_other_run, write_config
-from launch.supervision.verdict import rank_log
-from launch.tracking.uri import redact
+from launch.backends.job import Job, pieces, stop_file
+from launch.run.redact import redact
+from launch.run.run_directory import (
+    absolute,
+    attempt_folder,
+    attempts,
+    claimed,
+    rank_log,
+    refuse_other_run,
+    write_config,
+)
+from launch.run.submission import State, Submission
 from launch.train import check_with_data
 
 
@@ -31,7 +39,7 @@ class Submitted:
 
     run: Path
     text: str
-    record: Record | None
+    record: Submission | None
     checkpoint: str | None = None
     passed_over: tuple[str, ...] = ()
 
@@ -110,16 +118,16 @@ def config_of(run: Path) -> Path:
     return path
 
 
-def state(run: Path) -> tuple[Record, State] | None:
+def state(run: Path) -> tuple[Submission, State] | None:
     """The last submission and where it stands; none if the run was never submitted."""
-    record = Record.read(run)
+    record = Submission.read(run)
     return None if record is None else (record, BACKENDS[record.backend]().state(record))
 
 
 def stop(run: Path) -> str:
     """Ask the run to save and end; says what was done."""
     config_of(run)
-    record = Record.read(run)
+    record = Submission.read(run)
     if record is None:
         raise PlatformError(f"{run} was not submitted; end its `brt train` with Ctrl-C, or with kill")
     there = BACKENDS[record.backend]()
@@ -138,7 +146,7 @@ def log(run: Path, rank: int | None = None, attempt: int | None = None) -> Itera
     attempt: by default the last.  ConfigError: there is nothing of that kind; says what there is.
     """
     config_of(run)
-    record = Record.read(run)
+    record = Submission.read(run)
     if record is not None and rank is None and attempt is None:
         return BACKENDS[record.backend]().log(record, run)
     known = attempts(run)
@@ -188,5 +196,5 @@ def _refuse_second(run: Path) -> None:
 
 
 def _next_number(run: Path) -> int:
-    record = Record.read(run)
+    record = Submission.read(run)
     return record.number + 1 if record else 1

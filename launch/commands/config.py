@@ -11,7 +11,7 @@ from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError
 from launch.commands.arguments import config_argument, json_option, split
-from launch.tracking.uri import redact
+from launch.run.redact import redact
 
 
 @click.group()

@@ -82,10 +82,10 @@ def _submission(run: Path) -> dict[str, Any] | None:
     from dataclasses import asdict
 
     from brt_dist.errors import PlatformError
-    from launch.backends.job import Record
     from launch.backends.submission import state
+    from launch.run.submission import Submission
 
-    record = Record.read(run)
+    record = Submission.read(run)
     if record is None:
         return None
     try:

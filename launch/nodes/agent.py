@@ -13,7 +13,7 @@ from launch.doctor import node
 from launch.nodes.environment import Placement, rank_environment
 from launch.nodes.processes import End, ProcessSet, ProcessSpec
 from launch.nodes.system_metrics import SystemSampler
-from launch.supervision.verdict import rank_log
+from launch.run.run_directory import rank_log
 
 
 @dataclass(frozen=True)

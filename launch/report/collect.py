@@ -9,8 +9,8 @@ from brt_dist.config.loading import flatten, load
 from brt_dist.errors import ConfigError
 from brt_dist.events import AttemptEvent, Event, read_events
 from launch.run.history import History
+from launch.run.redact import redact
 from launch.run.run_directory import attempts, read_attempt
-from launch.tracking.uri import redact
 
 
 @dataclass(frozen=True)

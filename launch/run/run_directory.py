@@ -13,7 +13,7 @@ from brt_dist.config.loading import Resolved, dump, flatten, load
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.files import write_atomic
-from launch.tracking.uri import redact
+from launch.run.redact import redact
 
 
 def absolute(config: Config) -> Config:
@@ -130,3 +130,8 @@ def read_attempt(run: Path, attempt: int) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def rank_log(folder: Path, rank: int) -> Path:
+    """Where the output of a rank goes; `folder` is RUN/attempts/NNN."""
+    return folder / f"rank_{rank:03d}.log"

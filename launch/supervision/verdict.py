@@ -9,6 +9,7 @@ from typing import Any
 
 from brt_dist.errors import ExitCode
 from launch.nodes.processes import End
+from launch.run.run_directory import rank_log
 
 _TAIL_LINES = 20
 # A rank that leaves no report (killed, crashed in C) is seen to end by its peers before the launcher sees it.
@@ -75,11 +76,6 @@ def _first_failure(untold: list[End], reports: Mapping[int, dict[str, Any] | Non
     tail = _tail(rank_log(folder, first.rank))
     code, how = _by_exit(first.code, tail)
     return Verdict(code, f"rank {first.rank} {how}", first.rank, tail)
-
-
-def rank_log(folder: Path, rank: int) -> Path:
-    """Where the output of a rank goes; `folder` is RUN/attempts/NNN."""
-    return folder / f"rank_{rank:03d}.log"
 
 
 def _order(end: End, report: Mapping[str, Any] | None) -> float:

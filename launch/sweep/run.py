@@ -173,7 +173,7 @@ def _finish(order: _Order, tell: Teller) -> Swept:
     begun = [result.run for result in results if (result.run / "config.yaml").is_file()]
     report = write_report(begun, folder / "report.html") if begun else None
     if order.base.run.tracking.enabled and begun:
-        from launch.tracking.parent import send_apart
+        from launch.sweep.parent import send_apart
 
         if (problem := send_apart(folder)) is not None:
             tell(f"the parent run did not reach MLflow: {problem}")

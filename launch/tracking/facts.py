@@ -8,8 +8,8 @@ from typing import Any
 
 from brt_dist.errors import PlatformError
 from brt_dist.events import AttemptEvent, CheckpointEvent, Event, LayoutSizes
-from launch.backends.job import Record
 from launch.run.run_directory import attempts, read_attempt
+from launch.run.submission import Submission
 from launch.views.progress import layout_text
 
 _TABLES = ("attempts.json", "checkpoints.json")
@@ -72,7 +72,7 @@ def _attempt_row(number: int, record: Mapping[str, Any], starts: Mapping[Any, An
 
 def _submission(run: Path) -> dict[str, str]:
     try:
-        record = Record.read(run)
+        record = Submission.read(run)
     except PlatformError:
         record = None
     return {"backend": record.backend, "job": record.job} if record else {"backend": "none (brt train)"}

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from brt_dist.files import write_atomic
-from launch.tracking.uri import redact, tracking_folder
+from launch.run.redact import redact
+from launch.tracking.uri import tracking_folder
 
 State = Literal["sending", "away", "refused"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from brt_dist.config.schema import TrackingConfig
+from launch.run.redact import redact
 from launch.tracking.client import connect, experiment_id, find_or_make, sweep_name
 from launch.tracking.rows import Row, Tag, Text
 from launch.tracking.state import SyncState
-from launch.tracking.uri import redact
 
 _BATCH_METRICS = 1000  # limits of MLflow's API
 _BATCH_PARAMS = 100

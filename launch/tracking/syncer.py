@@ -19,6 +19,7 @@ from brt_dist.config.loading import dump, flatten, load
 from brt_dist.errors import BrtError, ConfigError, ExitCode
 from brt_dist.events import AttemptEvent, CheckpointEvent, EndEvent, Event, EventReader, SystemEvent
 from launch.nodes.system_metrics import system_folder
+from launch.run.redact import redact
 from launch.run.run_directory import attempts, read_attempt
 from launch.tracking import facts
 from launch.tracking.client import refusal
@@ -26,7 +27,7 @@ from launch.tracking.health import HealthRecord
 from launch.tracking.mlflow_run import MlflowRun
 from launch.tracking.rows import rows, system_rows
 from launch.tracking.state import SyncState
-from launch.tracking.uri import fingerprint, redact, tracking_folder, tracking_uri
+from launch.tracking.uri import fingerprint, tracking_folder, tracking_uri
 
 _LINES = 500  # events that are read at once
 _POLL_SECONDS = 5.0

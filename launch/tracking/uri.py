@@ -1,17 +1,11 @@
-"""Tracking URIs: the default one, and what of a URI may be shown."""
+"""Tracking URIs: the default one, and what is shown of them."""
 
 import hashlib
-import re
 import shlex
 from pathlib import Path
 
 from brt_dist.config.schema import TrackingConfig
-
-# Up to the last @, also over a / that a password should not hold: rather too much hidden than too little.
-_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@")
-_SECRET_PARAMETER = re.compile(
-    r"(?i)([?&;](?:[\w-]*(?:token|password|passwd|secret|key|key_id|credential|sig|signature))=)[^&;#\s]+"
-)
+from launch.run.redact import redact, without_credentials
 
 
 def tracking_folder(run: Path) -> Path:
@@ -23,14 +17,9 @@ def tracking_uri(tracking: TrackingConfig, run: Path) -> str:
     return tracking.uri or f"sqlite:///{tracking_folder(run).absolute() / 'mlflow.db'}"
 
 
-def redact(text: str) -> str:
-    """`text` without the user names, passwords and tokens of all URIs in it."""
-    return _SECRET_PARAMETER.sub(r"\1***", _CREDENTIALS.sub(r"\g<scheme>***@", text))
-
-
 def fingerprint(uri: str) -> str:
     """Tells one tracking server from another without keeping its URI."""
-    return hashlib.sha256(_CREDENTIALS.sub(r"\g<scheme>", uri).encode()).hexdigest()[:16]
+    return hashlib.sha256(without_credentials(uri).encode()).hexdigest()[:16]
 
 
 def page_command(tracking: TrackingConfig, run: Path) -> str:

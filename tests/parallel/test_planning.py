@@ -29,9 +29,9 @@ def rank_main(rank: int, store: str, given: Config) -> dict[str, int]:
     from brt_dist.data.dataset import Dataset
     from brt_dist.events import EventLog
     from brt_dist.parallel.device import choose
-    from brt_dist.parallel.held import held
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.guards import StopRequest
+    from brt_dist.training.held import held
     from brt_dist.training.loop import Trainer
 
     layout = Layout.of(given, rank)

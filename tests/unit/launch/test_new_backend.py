@@ -17,7 +17,8 @@ from pydantic import Field
 
 from brt_dist.config.section import Section
 from launch.backends.base import Backend
-from launch.backends.job import Job, Record
+from launch.backends.job import Job
+from launch.run.submission import Submission
 
 
 class SpoolConfig(Section):
@@ -38,22 +39,22 @@ class SpoolBackend(Backend):
     def render(self, job: Job) -> str:
         return f"train {job.run}\\n"
 
-    def submit(self, job: Job) -> Record:
+    def submit(self, job: Job) -> Submission:
         folder = job.config.launch.of(SpoolConfig).folder
         name = f"job-{len(list(folder.iterdir()))}"
         (folder / name).write_text(self.render(job))
-        return Record.of(job, name, folder=str(folder))
+        return job.submitted(name, folder=str(folder))
 
-    def state(self, record: Record):
+    def state(self, record: Submission):
         return "queued" if self._file(record).exists() else "ended"
 
-    def log(self, record: Record, run: Path) -> Iterator[str]:
+    def log(self, record: Submission, run: Path) -> Iterator[str]:
         yield f"nothing yet from {record.job}\\n"
 
-    def stop(self, record: Record, run: Path) -> None:
+    def stop(self, record: Submission, run: Path) -> None:
         self._file(record).unlink()
 
-    def _file(self, record: Record) -> Path:
+    def _file(self, record: Submission) -> Path:
         return Path(record.details["folder"]) / record.job
 '''
 # What the line in brt_dist/kinds.py does.

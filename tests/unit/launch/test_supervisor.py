@@ -12,10 +12,10 @@ import pytest
 
 from brt_dist.errors import ExitCode
 from launch.nodes.processes import End, ProcessSet, ProcessSpec
-from launch.run.run_directory import attempts, next_attempt, read_attempt
+from launch.run.run_directory import attempts, next_attempt, rank_log, read_attempt
 from launch.supervision.signals import StopRequests
 from launch.supervision.supervisor import Patience, Supervisor
-from launch.supervision.verdict import Verdict, judge, rank_log
+from launch.supervision.verdict import Verdict, judge
 
 PRELUDE = """
 import os, signal, sys, time

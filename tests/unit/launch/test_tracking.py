@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from brt_dist.config.schema import TrackingConfig
 from brt_dist.events import Event, EventReader, SystemEvent, from_json
-from launch.backends.job import Record
 from launch.nodes.system_metrics import SystemSampler, system_file
+from launch.run.redact import redact
+from launch.run.submission import Submission
 from launch.tracking import facts
 from launch.tracking.mlflow_run import shown_place
 from launch.tracking.rows import Row, Tag, Text, rows, system_rows
 from launch.tracking.state import SyncState
-from launch.tracking.uri import fingerprint, page_command, redact, tracking_uri
+from launch.tracking.uri import fingerprint, page_command, tracking_uri
 
 
 def parsed(*events: dict[str, Any]) -> list[Event]:
@@ -83,7 +84,7 @@ def test_samples_of_a_node_are_numbered_and_named_as_mlflow_does() -> None:
 
 
 def test_facts_of_a_run_of_two_attempts(tmp_path: Path) -> None:
-    Record("slurm", "42", 1, 0.0, {}).write(tmp_path)
+    Submission("slurm", "42", 1, 0.0, {}).write(tmp_path)
     records: list[dict[str, Any]] = [
         {
             "attempt": 1,

@@ -1,4 +1,4 @@
-"""The parent run of a sweep in MLflow: `python -m launch.tracking.parent SWEEP` sends where its runs stand.
+"""The parent run of a sweep in MLflow: `python -m launch.sweep.parent SWEEP` sends where its runs stand.
 
 A process of its own, as mlflow is imported nowhere else in the launcher, and so that a server that hangs can be left.
 The runs themselves make their parent if they come first.
@@ -12,9 +12,10 @@ from pathlib import Path
 from brt_dist.config.loading import load
 from brt_dist.config.schema import TrackingConfig
 from brt_dist.errors import BrtError, ExitCode
+from launch.run.redact import redact
 from launch.sweep.record import Result, Sweep, best
 from launch.tracking.client import connect, experiment_id, find_or_make, refusal, sweep_name
-from launch.tracking.uri import redact, tracking_uri
+from launch.tracking.uri import tracking_uri
 
 _PATIENCE_SECONDS = 60.0
 _STOPPED = ("preempted", "interrupted", "not started")
@@ -22,7 +23,7 @@ _STOPPED = ("preempted", "interrupted", "not started")
 
 def send_apart(sweep: Path) -> str | None:
     """Send it from another process, for a minute at most; what went wrong, if something did."""
-    command = [sys.executable, "-m", "launch.tracking.parent", str(sweep)]
+    command = [sys.executable, "-m", "launch.sweep.parent", str(sweep)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False)
     except subprocess.TimeoutExpired:

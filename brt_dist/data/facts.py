@@ -1,0 +1,22 @@
+"""What the rules of the config need to know of a dataset."""
+
+from brt_dist.config.rules import DatasetFacts
+from brt_dist.config.schema import Config
+from brt_dist.data.dataset import Dataset
+from brt_dist.data.mixture import Mixture
+from brt_dist.data.mixture_order import Deal
+
+
+def facts_of(dataset: Dataset | Mixture, config: Config | None = None) -> DatasetFacts:
+    """The facts of a dataset that is open.
+
+    Args:
+        dataset: one dataset, or a mixture of several.
+        config: of a run that trains on it.
+    """
+    documents = dataset.documents
+    if config is not None and len(dataset.parts) > 1:
+        deal = Deal(dataset.parts, dataset.weights, config.run.seed)
+        fit = deal.documents_until_repeat(config.data.streams)
+        documents = fit if fit < config.data.streams else documents
+    return DatasetFacts(documents, dataset.vocab_size, dataset.tokenizer_sha256)

@@ -1,0 +1,19 @@
+"""What of a text may be shown: user names, passwords and tokens of URIs may not."""
+
+import re
+
+# Up to the last @, also over a / that a password should not hold: rather too much hidden than too little.
+_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@")
+_SECRET_PARAMETER = re.compile(
+    r"(?i)([?&;](?:[\w-]*(?:token|password|passwd|secret|key|key_id|credential|sig|signature))=)[^&;#\s]+"
+)
+
+
+def redact(text: str) -> str:
+    """`text` with *** for the user names, passwords and tokens of all URIs in it."""
+    return _SECRET_PARAMETER.sub(r"\1***", _CREDENTIALS.sub(r"\g<scheme>***@", text))
+
+
+def without_credentials(uri: str) -> str:
+    """`uri` without its user name and password."""
+    return _CREDENTIALS.sub(r"\g<scheme>", uri)
