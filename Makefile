@@ -1,6 +1,6 @@
 # make quickstart   install, get a corpus, build shards, train a small model; again: goes on with what is there
 #   STEPS=600: how long it trains, 50 or more as the warm-up has 50
-# make test         all tests, in the same environment        make check   format, lint, types, fast tests
+# make test         all tests, in the same environment        make check   format, lint, layers, types, fast tests
 # make parity       compare all layouts with one process      make lock    pin what pyproject.toml asks for, anew
 
 PYTHON ?= python3
@@ -40,6 +40,7 @@ test: $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
