@@ -1,8 +1,9 @@
 """Runs of version 0.1.0 are read, and resume to the bit, with today's code (tests/data/runs_of_0_1_0/README.md).
 
 "To the bit" needs the arithmetic of the machine that made the data.  The variables of ENVIRONMENT pin it on x86-64:
-no vector units beyond SSE2 in torch's kernels, MKL's results that all processors share, one thread.  What is left to
-assume is the same torch (requirements.lock) and gloo sums of two ranks, which have no order.
+no vector units beyond SSE2 in torch's kernels, MKL's results that all processors share, one thread (oneDNN is not used).
+Without them the bits differ, so the tests pass only if the variables reach the ranks.  What is left to assume is the
+same torch (requirements.lock); a sum of two ranks has no order.
 """
 
 import json
