@@ -1,9 +1,9 @@
 """Runs of version 0.1.0 are read, and resume to the bit, with today's code (tests/data/runs_of_0_1_0/README.md).
 
 "To the bit" needs the arithmetic of the machine that made the data.  The variables of ENVIRONMENT pin it on x86-64:
-no vector units beyond SSE2 in torch's kernels, MKL's results that all processors share, one thread (oneDNN is not used).
-Without them the bits differ, so the tests pass only if the variables reach the ranks.  What is left to assume is the
-same torch (requirements.lock); a sum of two ranks has no order.
+no vector units beyond SSE2 in torch's kernels, MKL's results that all processors share, one thread; oneDNN is not
+used.  Without them the bits differ, so the tests pass only if the variables reach the ranks.  What is left to assume
+is the same torch (requirements.lock); a sum of two ranks has no order.
 """
 
 import json
@@ -20,8 +20,8 @@ import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from brt_dist.events import EventReader, to_json
 from launch.cli import brt
-from launch.run.events import EventReader
 from tests.data.runs_of_0_1_0.make import ENVIRONMENT, MORE_STEPS, STEPS
 
 DATA = Path(__file__).parents[1] / "data" / "runs_of_0_1_0"
@@ -87,9 +87,9 @@ def test_a_report_is_written_of_it(run: Path, name: str) -> None:
 
 def test_events_are_read_as_they_were_written(run: Path) -> None:
     reader = EventReader(run)
-    found = reader.read()
-    written = (run / "metrics.jsonl").read_text().splitlines()
-    assert len(found) == len(written) and reader.offset == (run / "metrics.jsonl").stat().st_size
+    found = [to_json(event) for event in reader.read()]
+    assert found == [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert reader.offset == (run / "metrics.jsonl").stat().st_size
 
 
 def test_checkpoints_are_verified_and_shown(run: Path, name: str) -> None:
