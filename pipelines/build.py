@@ -98,7 +98,7 @@ class BuildReport:
     tokens_per_second: float
 
 
-class Progress:
+class BuildProgress:
     """Told how a build comes along; this one does nothing with it."""
 
     def stage(self, text: str) -> None:
@@ -118,7 +118,7 @@ def build(
     workers: int | None = None,
     ray_address: str | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: BuildProgress | None = None,
 ) -> BuildReport:
     """Build the dataset `folder`, or take on a build that was interrupted.
 
@@ -127,7 +127,7 @@ def build(
     overwrite: replace another build in `folder`.
     DataError: sources, tokenizer or documents that cannot be used; another build in the folder.
     """
-    began, progress = time.perf_counter(), progress or Progress()
+    began, progress = time.perf_counter(), progress or BuildProgress()
     folder = folder.absolute()
     if settings.shard_size < 1:
         raise DataError("the shard size must be positive")
@@ -168,7 +168,12 @@ class _Shards:
     """The shards of a build: those that are there, and the writing of the others."""
 
     def __init__(
-        self, folder: Path, settings: BuildSettings, sources: Sequence[Source], listing: Listing, progress: Progress
+        self,
+        folder: Path,
+        settings: BuildSettings,
+        sources: Sequence[Source],
+        listing: Listing,
+        progress: BuildProgress,
     ) -> None:
         self.folder, self.settings, self.sources = folder, settings, sources
         self.total, self.progress = listing.shards, progress
@@ -277,7 +282,7 @@ def _tokenizer(
     sources: Sequence[Source],
     listing: Listing,
     state: dict[str, Any],
-    progress: Progress,
+    progress: BuildProgress,
 ) -> Tokenizer:
     """Make, check and store the tokenizer, or take the one that this build already has."""
     path = folder / TOKENIZER_FILE

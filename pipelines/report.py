@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pipelines.build import BuildReport
-from pipelines.build import Progress as BuildProgress
+from pipelines.build import BuildProgress, BuildReport
 
 _SKIPPED_SHOWN = 10
 

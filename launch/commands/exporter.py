@@ -14,8 +14,8 @@ def exporter(runs: tuple[Path, ...], address: str, port: int) -> None:
 
     It only listens on this machine unless --address says otherwise.
     """
-    from launch.views.exporter import serve
+    from launch.views.exporter import serving
 
-    with serve(runs, address, port) as server:
-        click.echo(f"http://{address}:{server.server_address[1]}/metrics", err=True)
-        server.serve_forever()
+    with serving(runs, address, port) as (bound, thread):
+        click.echo(f"http://{address}:{bound}/metrics", err=True)
+        thread.join()

@@ -1,10 +1,13 @@
 """The last numbers of runs for Prometheus, from their event files alone: `brt metrics-exporter RUN ...`."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from prometheus_client import CollectorRegistry, Metric, start_http_server
+from prometheus_client.registry import Collector
 
 from brt_dist.errors import PlatformError
 from brt_dist.events import EventReader, StepEvent
@@ -22,26 +25,6 @@ _STEP: dict[str, tuple[Callable[[StepEvent], float | None], str]] = {
 }
 
 
-class Runs:
-    """Follows the events of `runs`; every call of `text` reads what is new."""
-
-    def __init__(self, runs: Sequence[Path]) -> None:
-        self._followed = [(run, EventReader(run), History()) for run in runs]
-
-    def text(self) -> str:
-        """All metrics in Prometheus' text format."""
-        rows: dict[str, list[str]] = {}
-        for run, reader, history in self._followed:
-            history.add(reader.read())
-            for metric, value in _values(history):
-                rows.setdefault(metric, []).append(f'{metric}{{run="{_escaped(str(run))}"}} {value}')
-        helps = {metric: text for metric, (_, text) in _STEP.items()} | _OTHER
-        return "".join(
-            f"# HELP {metric} {helps[metric]}\n# TYPE {metric} {_kind(metric)}\n" + "\n".join(lines) + "\n"
-            for metric, lines in rows.items()
-        )
-
-
 _OTHER = {
     "brt_step": "last step that was done",
     "brt_attempt": "number of the attempt",
@@ -49,28 +32,47 @@ _OTHER = {
     "brt_event_age_seconds": "time since the last step was written",
     "brt_ended": "1 when the attempt has ended",
 }
+_HELP = {metric: text for metric, (_, text) in _STEP.items()} | _OTHER
 
 
-def serve(runs: Sequence[Path], address: str, port: int) -> ThreadingHTTPServer:
-    """A server that is bound and not yet serving.  PlatformError: the address or port cannot be had."""
-    followed = Runs(runs)
+class Runs(Collector):
+    """Follows the events of `runs`; every collection reads what is new."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = followed.text().encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def __init__(self, runs: Sequence[Path]) -> None:
+        self._followed = [(run, EventReader(run), History()) for run in runs]
+        self._lock = threading.Lock()  # the server answers each request in a thread of its own
 
-        def log_message(self, format: str, *arguments: Any) -> None:
-            """Nothing: it is asked every few seconds."""
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        with self._lock:
+            for run, reader, history in self._followed:
+                history.add(reader.read())
+                for metric, value in _values(history):
+                    if metric not in families:
+                        kind = "counter" if metric.endswith("_total") else "gauge"
+                        families[metric] = Metric(metric.removesuffix("_total"), _HELP[metric], kind)
+                    families[metric].add_sample(metric, {"run": str(run)}, value)
+        yield from families.values()
 
+
+@contextmanager
+def serving(runs: Sequence[Path], address: str, port: int) -> Iterator[tuple[int, threading.Thread]]:
+    """A server of the metrics in a thread; gives the port that it listens on (0 asks for any) and the thread.
+
+    Raises:
+        PlatformError: the address or port is not available.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Runs(runs))
     try:
-        return ThreadingHTTPServer((address, port), Handler)
+        server, thread = start_http_server(port, address, registry)
     except OSError as error:
         raise PlatformError(f"cannot listen on {address}:{port}: {error.strerror}; try another --port") from None
+    try:
+        yield server.server_port, thread
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def _values(history: History) -> Iterator[tuple[str, float]]:
@@ -86,11 +88,3 @@ def _values(history: History) -> Iterator[tuple[str, float]]:
         for metric, (value_of, _) in _STEP.items():
             if (value := value_of(last)) is not None:
                 yield metric, value
-
-
-def _kind(metric: str) -> str:
-    return "counter" if metric.endswith("_total") else "gauge"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -2,14 +2,14 @@
 
 import json
 import re
-import threading
 import urllib.request
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from brt_dist.errors import PlatformError
-from launch.views.exporter import serve
+from launch.views.exporter import serving
 
 ROOT = Path(__file__).parents[3]
 EVENTS = [
@@ -24,16 +24,18 @@ def test_the_last_numbers_are_served_on_this_machine_alone(tmp_path: Path) -> No
     run = tmp_path / 'a "run"'
     run.mkdir()
     (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in EVENTS))
-    with serve([run], "127.0.0.1", 0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        port = server.server_address[1]
+    with serving([run], "127.0.0.1", 0) as (port, _):
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode()
-        with pytest.raises(PlatformError, match="try another --port"):
-            serve([run], "127.0.0.1", port)
-        server.shutdown()
-    label = f'{{run="{tmp_path}/a \\"run\\""}}'
-    for line in (f"brt_loss_nats{label} 2.5", f"brt_step{label} 7", f"brt_checkpoint_step{label} 7"):
-        assert line in text.splitlines()
+        with pytest.raises(PlatformError, match="try another --port"), serving([run], "127.0.0.1", port):
+            pass
+        log = (run / "metrics.jsonl").read_text()
+        (run / "metrics.jsonl").write_text(log + json.dumps({**EVENTS[1], "step": 8, "time": 3.0}) + "\n")
+        later = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode()
+    found = {sample.name: sample for family in text_string_to_metric_families(text) for sample in family.samples}
+    assert {sample.labels["run"] for sample in found.values()} == {f'{tmp_path}/a "run"'}
+    for name, value in (("brt_loss_nats", 2.5), ("brt_step", 7), ("brt_checkpoint_step", 7), ("brt_tokens_total", 70)):
+        assert found[name].value == value, name
+    assert f'brt_step{{run="{tmp_path}/a \\"run\\""}} 8.0' in later.splitlines()
     assert "# TYPE brt_tokens_total counter" in text
     asked = set(re.findall(r"brt_[a-z_]+", (ROOT / "cluster/monitoring/grafana-dashboard.json").read_text()))
     assert asked <= set(re.findall(r"^(brt_[a-z_]+)\{", text, re.MULTILINE))

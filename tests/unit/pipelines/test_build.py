@@ -18,7 +18,7 @@ from brt_dist.data.dataset import Dataset
 from brt_dist.data.format import load_index
 from brt_dist.data.tokenizers import load_tokenizer
 from brt_dist.errors import DataError
-from pipelines.build import LOCK_FILE, BuildReport, BuildSettings, Progress, build
+from pipelines.build import LOCK_FILE, BuildProgress, BuildReport, BuildSettings, build
 from pipelines.verify import verify
 from tests.datasets import make_dataset
 
@@ -311,7 +311,7 @@ def test_a_sentencepiece_model_builds_a_dataset_and_its_loss_is_reported(tmp_pat
         make_dataset(tmp_path / "strict", [text], tokenizer=str(model))
     notes: list[str] = []
 
-    class Heard(Progress):
+    class Heard(BuildProgress):
         def note(self, text: str) -> None:
             notes.append(text)
 
