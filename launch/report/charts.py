@@ -1,9 +1,13 @@
-"""Curves as SVG text: no script, no network, in the colours of the page around them."""
+"""Curves as SVG figures: no script, no network, in the colours of the page around them."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Any
+
+from markupsafe import Markup
+
+from launch.report.templates import render
 
 _WIDTH, _HEIGHT = 640, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 34
@@ -37,31 +41,38 @@ def chart(
     unit: str,
     lines: Sequence[tuple[float, str]] = (),
     below: Below = Below(),
-) -> str:
-    """A figure of all curves over the steps, or what `below` says; empty text when no curve has a point.
+) -> Markup:
+    """A figure of all curves over the steps, or what `below` says; empty when no curve has a point.
 
-    unit: of y.  lines: upright ones at a step, with what happened there.
+    Args:
+        title: above the figure.
+        curves: points that are not finite are left out.
+        unit: of y.
+        lines: upright ones at a step, with what happened there.
+        below: the axis of x.
     """
     shown = [(curve, _thinned([p for p in curve.points if math.isfinite(p[1])])) for curve in curves]
     shown = [(curve, points) for curve, points in shown if points]
     if not shown:
-        return ""
+        return Markup()
     xs, ys = ([point[axis] for _, points in shown for point in points] for axis in (0, 1))
     place = _Place(_span(xs, 0.0), _span(ys, 0.06))
-    parts = [*_axes(place, unit, below)]
-    for step, what in lines:
-        if place.x_range[0] <= step <= place.x_range[1]:
-            x = place.x(step)
-            parts.append(
-                f'<line class="event" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}">'
-                f"<title>step {step:g}: {escape(what)}</title></line>"
-            )
-    for curve, points in shown:
-        parts += _curve(place, curve, points, unit, below)
-    legend = "".join(f'<span class="c{curve.colour}">{escape(curve.name)}</span>' for curve, _ in shown)
-    return (
-        f'<figure><figcaption>{escape(title)}<span class="legend">{legend}</span></figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg></figure>'
+    marks = below.marks or [(value, short(value)) for value in _ticks(*place.x_range, 7)]
+    return render(
+        "chart.html.jinja",
+        title=title,
+        unit=unit,
+        below=below.name,
+        width=_WIDTH,
+        height=_HEIGHT,
+        left=_LEFT,
+        right=_WIDTH - _RIGHT,
+        top=_TOP,
+        bottom=_HEIGHT - _BOTTOM,
+        rows=[(place.y(value), short(value)) for value in _ticks(*place.y_range, 5)],
+        columns=[(place.x(value), text) for value, text in marks if place.shows(value)],
+        lines=[(place.x(step), f"step {step:g}: {what}") for step, what in lines if place.shows(step)],
+        curves=[_drawn(place, curve, points, unit, below) for curve, points in shown],
     )
 
 
@@ -76,40 +87,22 @@ class _Place:
         low, high = self.x_range
         return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
 
+    def shows(self, x: float) -> bool:
+        return self.x_range[0] <= x <= self.x_range[1]
+
     def y(self, value: float) -> float:
         low, high = self.y_range
         return _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
 
 
-def _curve(place: _Place, curve: Curve, points: Sequence[Point], unit: str, below: Below) -> list[str]:
-    path = " ".join(f"{place.x(x):.1f},{place.y(y):.1f}" for x, y in points)
-    faint = " faint" if curve.faint else ""
-    parts = [f'<polyline class="c{curve.colour}{faint}" points="{path}"/>'] if len(points) > 1 else []
-    if curve.marks or len(points) == 1:
-        parts += [
-            f'<circle class="c{curve.colour}" cx="{place.x(x):.1f}" cy="{place.y(y):.1f}" r="3.5">'
-            f"<title>{escape(curve.name)}, {escape(below.name)} {x:g}: {y:.4g} {escape(unit)}</title></circle>"
-            for x, y in points
-        ]
-    return parts
-
-
-def _axes(place: _Place, unit: str, below: Below) -> list[str]:
-    bottom, parts = _HEIGHT - _BOTTOM, []
-    for value in _ticks(*place.y_range, 5):
-        y = place.y(value)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{short(value)}</text>')
-    for value, text in below.marks or [(value, short(value)) for value in _ticks(*place.x_range, 7)]:
-        if place.x_range[0] <= value <= place.x_range[1]:
-            x = place.x(value)
-            parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{escape(text)}</text>')
-    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(
-        f'<text class="unit" x="{_WIDTH - _RIGHT}" y="{bottom + 30}" text-anchor="end">{escape(below.name)}</text>'
-    )
-    parts.append(f'<text class="unit" x="{_LEFT + 6}" y="{_TOP + 8}">{escape(unit)}</text>')
-    return parts
+def _drawn(place: _Place, curve: Curve, points: Sequence[Point], unit: str, below: Below) -> dict[str, Any]:
+    """A curve as the template draws it: a path, and dots with what they say."""
+    path = " ".join(f"{place.x(x):.1f},{place.y(y):.1f}" for x, y in points) if len(points) > 1 else ""
+    dots = [
+        (place.x(x), place.y(y), f"{curve.name}, {below.name} {x:g}: {y:.4g} {unit}")
+        for x, y in (points if curve.marks or len(points) == 1 else ())
+    ]
+    return {"name": curve.name, "colour": curve.colour, "faint": curve.faint, "path": path, "dots": dots}
 
 
 def _span(values: Sequence[float], margin: float) -> tuple[float, float]:

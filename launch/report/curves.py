@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable
 
+from markupsafe import Markup
+
 from brt_dist.events import MemoryEvent, StepEvent
 from launch.report.charts import Below, Curve, chart, short
 from launch.report.collect import RunFacts
@@ -12,7 +14,8 @@ COLOURS = 8  # that the page has
 NAMES = {"train": "training text", "validation": "held-out text"}
 
 
-def charts(run: RunFacts) -> str:
+def charts(run: RunFacts) -> list[Markup]:
+    """All figures that have a curve."""
     history, lines = run.history, run.restarts
     loss = [Curve("training", points(history, lambda step: step.bits_per_token), 0)]
     for number, dataset in enumerate(("train", "validation")):
@@ -39,11 +42,10 @@ def charts(run: RunFacts) -> str:
     ]
     figures += _memory(run)
     figures.append(_positions(history))
-    found = "".join(figures)
-    return f'<div class="charts">{found}</div>' if found else '<p class="dim">no step yet</p>'
+    return [figure for figure in figures if figure]
 
 
-def _positions(history: History) -> str:
+def _positions(history: History) -> Markup:
     """Loss by position in the document, of the last evaluation of each text with each memory; the axis doubles."""
     curves, marks = [], dict[float, str]()
     for number, dataset in enumerate(("train", "validation")):
@@ -60,7 +62,7 @@ def _positions(history: History) -> str:
     return chart("Loss by position in the document", curves, "bits/token", below=below)
 
 
-def _memory(run: RunFacts) -> list[str]:
+def _memory(run: RunFacts) -> list[Markup]:
     """Sizes of the states and what the gates keep, a curve for each recurrent layer."""
     curves: dict[str, dict[int, dict[int, float]]] = {"state_rms": {}, "state_max": {}, "kept": {}}
     for event in run.events:

@@ -1,0 +1,27 @@
+"""The templates of the report: files beside this one, in which everything that is put in is escaped."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["coordinate"] = "{:.1f}".format
+    return environment
+
+
+def render(template: str, **values: Any) -> Markup:
+    """A template with its values, as text that another template puts in as it is."""
+    return Markup(_environment().get_template(template).render(values))
