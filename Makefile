@@ -9,13 +9,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 STEPS ?= 600
 
-# make test-cluster, test-slurm, test-kubernetes   more backends for real; see docs/launching.md
-# make test-remote-data   a server away for a minute, a full disk (root)
-# make test-postgres   MLflow on a real PostgreSQL
-# make test-report   the report of a run in a real browser
-# make test-faults   real faults done to real runs, as the table of docs/faults.md
+# make test-faults   injects real faults into real runs; prints the table of docs/faults.md
+# make -C tests/cluster TARGET   tests that need root or apt: several nodes, Slurm, Kubernetes, PostgreSQL, a browser
 
-.PHONY: quickstart install test test-cluster test-slurm test-kubernetes test-report test-postgres test-remote-data test-faults check format parity lock clean
+.PHONY: quickstart install test test-faults check format parity lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/brt data corpus books --out quickstart/corpus
@@ -51,36 +48,8 @@ format: $(INSTALLED)
 parity: $(INSTALLED)
 	$(BIN)/python -m tests.parallel
 
-# Not in `make test`: they need root, and change the machine (packages) or its network (namespaces) for a while.
-test-cluster: $(INSTALLED)
-	$(BIN)/python -m pytest tests/cluster/check_namespaces.py tests/cluster/check_ray_jobs.py --timeout 1800
-
-test-report: $(INSTALLED)
-	@command -v chromium >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends chromium; } \
-		|| { echo "Chromium is not here and cannot be installed (root and apt?)"; exit 1; }
-	$(BIN)/python -m pytest tests/browser/check_report.py
-
 test-faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults
-
-test-remote-data: $(INSTALLED)
-	$(BIN)/python -m pytest tests/cluster/check_remote_data.py
-
-test-postgres: $(INSTALLED)
-	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null \
-		|| { apt-get update && apt-get install --yes --no-install-recommends postgresql; } \
-		|| { echo "PostgreSQL is not here and cannot be installed (root and apt?)"; exit 1; }
-	$(BIN)/pip install --quiet psycopg2-binary
-	$(BIN)/python -m pytest tests/cluster/check_postgres.py
-
-test-slurm: $(INSTALLED)
-	@command -v slurmctld >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends \
-		slurmctld slurmd slurm-client munge; } || { echo "Slurm is not here and cannot be installed (root and apt?)"; exit 1; }
-	$(BIN)/python -m pytest tests/cluster/check_slurm.py --timeout 1800
-
-test-kubernetes: $(INSTALLED)
-	@test -f "$(CRD)" || { echo "usage: make test-kubernetes CRD=ray.io_rayjobs.yaml (of your KubeRay release)"; exit 1; }
-	$(BIN)/python -m tests.cluster.kuberay "$(CRD)"
 
 lock:
 	rm -rf $(VENV)-lock

@@ -1,4 +1,4 @@
-"""The report of a run in a real browser.  Run by `make test-report`, not by `make test`: it needs Chromium."""
+"""The report of a run in a real browser (Chromium).  Run by `make -C tests/cluster report`, not by `make test`."""
 
 import json
 import subprocess

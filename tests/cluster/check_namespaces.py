@@ -1,6 +1,6 @@
 """`brt train` and `brt doctor` over Ray nodes with different addresses, in network namespaces of this machine.
 
-Run by `make test-cluster`, not by `make test`: it needs root, iproute2, and a kernel that gives namespaces.
+Run by `make -C tests/cluster nodes`, not by `make test`: it needs root, iproute2, and a kernel that gives namespaces.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The syncer against an MLflow server whose store is a real PostgreSQL: `make test-postgres`.
+"""The syncer against an MLflow server whose store is a real PostgreSQL: `make -C tests/cluster postgres`.
 
 Not in `make test`: it needs PostgreSQL's programs, and psycopg2 in the environment.
 """

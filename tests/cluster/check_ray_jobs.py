@@ -1,4 +1,4 @@
-"""`brt submit --backend ray` on a real Ray head, by its job submission API.  Run by `make test-cluster`."""
+"""`brt submit --backend ray` on a real Ray head, by its job submission API.  Run by `make -C tests/cluster nodes`."""
 
 import os
 import socket

@@ -1,6 +1,6 @@
 """What of remote data is too slow, or needs root, for `make test`: a server away for a minute, a disk that is full.
 
-`make test-remote-data`.  The disk is a real one of 900 kB, a tmpfs in a mount namespace of its own.
+`make -C tests/cluster remote-data`.  The disk is a real one of 900 kB, a tmpfs in a mount namespace of its own.
 """
 
 import json

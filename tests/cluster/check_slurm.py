@@ -1,6 +1,6 @@
 """`brt submit --backend slurm` on a real Slurm with two nodes: preempted, queued again, stopped, resumed, finished.
 
-Run by `make test-slurm`, not by `make test`: it needs root and the Debian packages of Slurm.
+Run by `make -C tests/cluster slurm`, not by `make test`: it needs root and the Debian packages of Slurm.
 """
 
 import json

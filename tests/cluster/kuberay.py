@@ -1,6 +1,6 @@
-"""Check what `brt submit --backend kubernetes` renders against KubeRay's own schema: `make test-kubernetes CRD=FILE`.
+"""Check what `brt submit --backend kubernetes` renders against KubeRay's own schema.
 
-FILE is ray.io_rayjobs.yaml of the KubeRay release that the cluster runs (ray-operator/config/crd/bases there).  Every
+Run by `make -C tests/cluster kubernetes CRD=FILE`.  FILE is ray.io_rayjobs.yaml of the KubeRay release that the cluster runs (ray-operator/config/crd/bases there).  Every
 field must be known to the schema: the API server would drop others without a word.
 """
 

@@ -1,6 +1,6 @@
 """A Slurm of two nodes on this machine, without systemd and without touching the one that may be installed.
 
-Needs root and the Debian packages slurmctld, slurmd, slurm-client and munge (`make test-slurm` installs them).
+Needs root and the Debian packages slurmctld, slurmd, slurm-client and munge; `make -C tests/cluster slurm` installs them.
 """
 
 import os
