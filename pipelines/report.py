@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from pipelines.build import BuildProgress, BuildReport
+from pipelines.tables import show, table
 
 _SKIPPED_SHOWN = 10
 
@@ -86,16 +86,13 @@ def build_json(report: BuildReport) -> dict[str, Any]:
 
 def print_build(report: BuildReport, console: Console) -> None:
     """The table at the end of a build."""
-    table = Table(title=f"dataset {report.folder}", title_justify="left")
-    for column in ("source", "documents", "tokens", "bytes/token", "left out"):
-        table.add_column(column, justify="left" if column == "source" else "right")
-    rows: list[Any] = [(source.name, source) for source in report.dataset.sources]
-    for name, counted in rows:
-        table.add_row(name, *_counts(counted, sum(counted.skipped.values())))
+    sources = report.dataset.sources
+    rows = [(source.name, *_counts(source, sum(source.skipped.values()))) for source in sources]
     if len(rows) > 1:
-        table.add_section()
-        table.add_row("all", *_counts(report.dataset, sum(_skipped(report).values())))
-    console.print(table)
+        rows.append(("all", *_counts(report.dataset, sum(_skipped(report).values()))))
+    console.print(f"dataset {report.folder}", markup=False, highlight=False, soft_wrap=True)
+    head = ("source", "documents", "tokens", "bytes/token", "left out")
+    show(table(head, rows, right=head[1:]), console.file)
     dataset = report.dataset
     shards = f"{len(dataset.shards)} shards ({report.written_shards} written, {report.kept_shards} kept)"
     speed = f", {report.tokens_per_second:,.0f} tokens/s" if report.written_shards else ""
@@ -117,20 +114,30 @@ def print_statistics(folder: str, found: dict[str, Any]) -> None:
     """What `brt data stats` shows, on standard output: totals, and two tables with bars."""
     console = Console(highlight=False)
     console.print(f"{folder}: {found['documents']:,} documents, {found['tokens']:,} tokens", markup=False)
-    lengths = Table("tokens of a document", "documents", "tokens", "", title_justify="left")
     most = max(entry["documents"] for entry in found["length_histogram"])
-    for entry in found["length_histogram"]:
-        bar = "█" * -(-entry["documents"] * 30 // most)
-        lengths.add_row(
-            f"{entry['from']:,} to {entry['to'] - 1:,}", f"{entry['documents']:,}", f"{entry['tokens']:,}", bar
+    lengths = [
+        (
+            f"{entry['from']:,} to {entry['to'] - 1:,}",
+            f"{entry['documents']:,}",
+            f"{entry['tokens']:,}",
+            "█" * -(-entry["documents"] * 30 // most),
         )
-    console.print(lengths)
-    sources = Table("source", "documents", "tokens", "share", "left out")
-    for source in found["sources"]:
-        left_out = f"{sum(source['skipped'].values()):,}"
-        counts = (f"{source['documents']:,}", f"{source['tokens']:,}", f"{source['share']:.1%}", left_out)
-        sources.add_row(source["name"], *counts)
-    console.print(sources)
+        for entry in found["length_histogram"]
+    ]
+    show(table(("tokens of a document", "documents", "tokens", ""), lengths, right=("documents", "tokens")))
+    sources = [
+        (
+            source["name"],
+            f"{source['documents']:,}",
+            f"{source['tokens']:,}",
+            f"{source['share']:.1%}",
+            f"{sum(source['skipped'].values()):,}",
+        )
+        for source in found["sources"]
+    ]
+    head = ("source", "documents", "tokens", "share", "left out")
+    console.print()
+    show(table(head, sources, right=head[1:]))
 
 
 def print_description(description: dict[str, Any]) -> None:

@@ -27,18 +27,19 @@ def checkpoint() -> None:
 def list_(run: str, as_json: bool) -> None:
     """One line for each checkpoint, the newest last.
 
-    "whole" looks at the manifest and at the sizes of the files; `brt checkpoint verify` reads them.
+    "intact" looks at the manifest and at the sizes of the files; `brt checkpoint verify` reads them.
     """
     from brt_dist.checkpoint.places import find_place
     from brt_dist.checkpoint.report import row_of
     from launch.views.tables import checkpoint_table
+    from pipelines.tables import show as show_table
 
     place = find_place(run)
     rows = [row_of(place.storage, name) for name in place.names()]
     if as_json:
         click.echo(json.dumps({"place": str(place.storage), "checkpoints": rows}))
     else:
-        click.echo("\n".join(checkpoint_table(rows)))
+        show_table(checkpoint_table(rows))
 
 
 @checkpoint.command()
@@ -51,12 +52,19 @@ def show(run: str, step: int | None, as_json: bool) -> None:
     from brt_dist.checkpoint.report import describe
     from brt_dist.checkpoint.verification import read_manifest
     from launch.views.tables import checkpoint_description
+    from pipelines.tables import show as show_table
 
     place = find_place(run)
     name = place.names()[-1] if step is None else place.of_step(step)
     with answering(place.storage):
         found = describe(place.storage, name, read_manifest(place.storage, name))
-    click.echo(json.dumps(found) if as_json else "\n".join(checkpoint_description(found)))
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    facts, tensors = checkpoint_description(found)
+    show_table(facts)
+    click.echo()
+    show_table(tensors)
 
 
 @checkpoint.command()

@@ -77,13 +77,11 @@ def _problem(resolved: Config) -> ConfigError | None:
 def _print_table(values: dict[str, Any], provenance: dict[str, str]) -> None:
     import yaml
 
+    from pipelines.tables import show, table
+
     cells = {key: yaml.safe_dump(value, default_flow_style=True).splitlines()[0] for key, value in values.items()}
-    widths = max(map(len, cells), default=0), max(map(len, cells.values()), default=0)
-    section = ""
-    for key, value in cells.items():
-        if key.split(".")[0] != section:
-            section = key.split(".")[0]
-            click.secho(f"{section}: {Config.model_fields[section].description}", bold=True)
-        origin = provenance[key]
-        line = f"  {key:<{widths[0]}}  {value:<{widths[1]}}  {origin}"
-        click.secho(line, dim=origin == "default")
+    sections = {key.split(".")[0]: Config.model_fields[key.split(".")[0]].description for key in cells}
+    for section, about in sections.items():
+        keys = [key for key in cells if key.split(".")[0] == section]
+        click.secho(f"{section}: {about}", bold=True)
+        show(table(("", "", ""), [(f"  {key}", cells[key], provenance[key]) for key in keys], dim="default"))

@@ -35,6 +35,7 @@ def doctor(settings: tuple[str, ...], ray_address: str | None, as_json: bool) ->
     from launch.nodes.gang import Gang
     from launch.run.run_directory import absolute
     from pipelines.cluster import ray_cluster
+    from pipelines.tables import show, table
 
     files, overrides = split(settings)
     config = absolute(load([_ALONE, *files], overrides).config)
@@ -52,6 +53,5 @@ def doctor(settings: tuple[str, ...], ray_address: str | None, as_json: bool) ->
         checks = [asdict(finding) for finding in found]
         click.echo(json.dumps({"ok": not failed, "seconds": seconds, "nodes": nodes, "checks": checks}))
     else:
-        for finding in found:
-            click.echo(f"{finding.status:<8} {line(finding)}")
+        show(table(("", ""), [(finding.status, line(finding)) for finding in found]))
     return int(ExitCode.ENVIRONMENT) if failed else 0

@@ -32,8 +32,9 @@ def sweep(settings: tuple[str, ...], grid: tuple[str, ...], submit: bool, dry_ru
     """
     from rich.console import Console
 
-    from launch.sweep.record import table
+    from launch.sweep.record import result_table
     from launch.sweep.run import sweep as run_sweep
+    from pipelines.tables import show
 
     files, overrides = split(settings)
     if not files and not overrides:
@@ -44,6 +45,6 @@ def sweep(settings: tuple[str, ...], grid: tuple[str, ...], submit: bool, dry_ru
     elif dry_run:
         click.echo("\n".join(f"would train {name}" for name in done.would_train))
     else:
-        click.echo(table(done.results))
+        show(result_table(done.results))
         click.echo(f"\nsweep     {done.folder}\nreport    {done.report or '-'}")
     return done.exit_code

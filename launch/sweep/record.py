@@ -6,14 +6,17 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from brt_dist.errors import ConfigError, ExitCode
 from brt_dist.files import write_atomic
 from launch.run.history import History
 from launch.run.run_directory import attempts, read_attempt
 from launch.sweep.grid import Point
-from launch.views.tables import columns
+from pipelines.tables import table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 RECORD = "sweep.json"
 
@@ -107,7 +110,7 @@ def best(results: Sequence[Result]) -> Result | None:
     return min(done, key=lambda result: result.bits_per_token or 0.0, default=None)
 
 
-def table(results: Sequence[Result]) -> str:
+def result_table(results: Sequence[Result]) -> "Table":
     """For people: a line a run, the best one marked."""
     keys = list(dict.fromkeys(key for result in results for key in result.settings))
     top = best(results)
@@ -122,4 +125,4 @@ def table(results: Sequence[Result]) -> str:
         ]
         for result in results
     ]
-    return "\n".join(columns([*keys, "verdict", "step", "loss", "bits/token"], rows))
+    return table([*keys, "verdict", "step", "loss", "bits/token"], rows)

@@ -1,10 +1,14 @@
 """The last words of an attempt, and what `brt status` says."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from brt_dist.events import EvaluationEvent, from_json
 from launch.views.tables import when
+from pipelines.tables import table, text_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def summary(outcome: Mapping[str, Any]) -> str:
@@ -18,7 +22,7 @@ def summary(outcome: Mapping[str, Any]) -> str:
     events = map(from_json, outcome["evaluations"])
     evaluations = [event for event in events if isinstance(event, EvaluationEvent) and event.step == outcome["step"]]
     if evaluations:
-        lines += evaluation_table(evaluations, outcome["step"])
+        lines.append(text_of(evaluation_table(evaluations, outcome["step"])))
     rows = [("run directory", outcome["run"]), ("step", outcome["step"])]
     rows += [
         (name, outcome[key]) for name, key in (("checkpoint", "checkpoint"), ("loss curve", "plot")) if outcome[key]
@@ -31,16 +35,18 @@ def summary(outcome: Mapping[str, Any]) -> str:
     tracking = outcome.get("tracking")
     if tracking and tracking["problem"]:
         rows.append(("not sent", f"since {when(tracking['since'])}: {tracking['problem']}"))
-    lines += [f"{name:<14} {value}" for name, value in rows]
+    lines.append(text_of(table(("", ""), [(name, str(value)) for name, value in rows])))
     return "\n".join(lines)
 
 
-def evaluation_table(evaluations: Sequence[EvaluationEvent], step: int) -> list[str]:
+def evaluation_table(evaluations: Sequence[EvaluationEvent], step: int) -> "Table":
     """bits/token of each dataset with memory carried and cleared."""
     found = {(event.dataset, event.memory): event.bits_per_token for event in evaluations}
-    lines = [f"{'bits/token at step ' + str(step):<28}{'memory carried':>16}{'memory cleared':>16}"]
+    memories = ("carried", "cleared")
+    rows = []
     for dataset in dict.fromkeys(name for name, _ in found):
-        cells = [found.get((dataset, memory)) for memory in ("carried", "cleared")]
+        cells = [found.get((dataset, memory)) for memory in memories]
         name = {"train": "training", "validation": "held out"}.get(dataset, dataset)
-        lines.append(f"{name:<28}" + "".join(f"{'-' if cell is None else format(cell, '.3f'):>16}" for cell in cells))
-    return lines
+        rows.append((name, *("-" if cell is None else f"{cell:.3f}" for cell in cells)))
+    head = [f"memory {memory}" for memory in memories]
+    return table((f"bits/token at step {step}", *head), rows, right=head)

@@ -1,21 +1,19 @@
 """Checkpoints as text for people."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pipelines.tables import table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines in which every column is as wide as its widest cell."""
-    widths = [max(map(len, cells)) for cells in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def checkpoint_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def checkpoint_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
     """What `brt checkpoint list` prints, from `report.row_of`."""
     cells = [
         (
@@ -28,11 +26,12 @@ def checkpoint_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         )
         for row in rows
     ]
-    yield from columns(("step", "when", "size", "bits/token", "saved by", "whole"), cells)
+    head = ("step", "when", "size", "bits/token", "saved by", "intact")
+    return table(head, cells, right=("step", "size", "bits/token"))
 
 
-def checkpoint_description(found: Mapping[str, Any]) -> Iterator[str]:
-    """What `brt checkpoint show` prints, from `report.describe`."""
+def checkpoint_description(found: Mapping[str, Any]) -> tuple["Table", "Table"]:
+    """What `brt checkpoint show` prints, from `report.describe`: facts, and tensors."""
     facts = [
         ("checkpoint", f"{found['place']}/{found['checkpoint']}"),
         ("when", when(found["time"])),
@@ -44,11 +43,8 @@ def checkpoint_description(found: Mapping[str, Any]) -> Iterator[str]:
         ("versions", ", ".join(f"{name} {version}" for name, version in found["versions"].items())),
         *((kind, f"{count['tensors']} tensors, {size(count['bytes'])}") for kind, count in found["kinds"].items()),
     ]
-    width = max(len(name) for name, _ in facts)
-    yield from (f"{name:<{width}}  {value}" for name, value in facts)
-    yield ""
     tensors = [(name, entry["dtype"], shape(entry["shape"])) for name, entry in found["tensors"].items()]
-    yield from columns(("tensor", "type", "shape"), tensors)
+    return table(("", ""), facts), table(("tensor", "type", "shape"), tensors)
 
 
 def when(seconds: float | None) -> str:

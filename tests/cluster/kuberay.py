@@ -1,7 +1,8 @@
 """Check what `brt submit --backend kubernetes` renders against KubeRay's own schema.
 
-Run by `make -C tests/cluster kubernetes CRD=FILE`.  FILE is ray.io_rayjobs.yaml of the KubeRay release that the cluster runs (ray-operator/config/crd/bases there).  Every
-field must be known to the schema: the API server would drop others without a word.
+Run by `make -C tests/cluster kubernetes CRD=FILE`.  FILE is ray.io_rayjobs.yaml of the KubeRay release that the cluster
+runs (ray-operator/config/crd/bases there).  Every field must be known to the schema: the API server silently drops
+others.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """A Slurm of two nodes on this machine, without systemd and without touching the one that may be installed.
 
-Needs root and the Debian packages slurmctld, slurmd, slurm-client and munge; `make -C tests/cluster slurm` installs them.
+Needs root and the Debian packages slurmctld, slurmd, slurm-client and munge, which
+`make -C tests/cluster slurm` installs.
 """
 
 import os

@@ -12,6 +12,7 @@ from launch.run.history import History
 from launch.views.plots import plot_loss
 from launch.views.progress import Progress, duration
 from launch.views.summary import evaluation_table
+from pipelines.tables import text_of
 
 
 def step(number: int, at: float = 0.0, loss: float = 1.0, attempt: int = 1) -> dict[str, Any]:
@@ -156,5 +157,5 @@ def test_the_table_of_evaluations() -> None:
             ("validation", "carried", 3.0),
         )
     ]
-    lines = evaluation_table(events, 5)
+    lines = text_of(evaluation_table(events, 5)).splitlines()
     assert [line.split() for line in lines[1:]] == [["training", "2.000", "2.500"], ["held", "out", "3.000", "-"]]

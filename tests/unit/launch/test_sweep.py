@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from brt_dist.errors import ConfigError
 from launch.sweep.grid import Axis, axes, points
-from launch.sweep.record import Sweep, best, table
+from launch.sweep.record import Sweep, best, result_table
+from pipelines.tables import text_of
 
 
 def test_all_combinations_with_names_that_folders_can_have() -> None:
@@ -90,7 +91,7 @@ def test_the_record_grows_and_knows_the_best(tmp_path: Path) -> None:
     results = Sweep.read(tmp_path).results()
     top = best(results)
     assert top is not None and top.run.name == "width=128" and top.bits_per_token == 2.5
-    lines = table(results).splitlines()
+    lines = text_of(result_table(results)).splitlines()
     assert [line.split()[0] for line in lines] == ["model.width", "64", "128", "256"]
     assert [line.endswith("best") for line in lines] == [False, False, True, False]
     (tmp_path / "sweep.json").write_text("{")
