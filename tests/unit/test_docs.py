@@ -92,11 +92,12 @@ def test_commands_in_the_text_exist(document: Path) -> None:
 @documents
 def test_make_targets_and_modules_exist(document: Path) -> None:
     code = fenced(document) + "\n" + "\n".join(inline(document)) + "\n" + document.read_text()
-    makefile = (ROOT / "Makefile").read_text()
-    targets = {words[0] for words in shell_lines(document, "make")}
-    targets |= {item.split()[1] for item in inline(document) if item.startswith("make ")}
-    for target in targets:
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"no target {target} in the Makefile"
+    calls = [["make", *words] for words in shell_lines(document, "make")]
+    calls += [item.split() for item in inline(document) if item.startswith("make ")]
+    for _, *words in calls:
+        folder, target = (ROOT / words[1], words[2]) if words[0] == "-C" else (ROOT, words[0])
+        makefile = (folder / "Makefile").read_text()
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"no target {target} in {folder}/Makefile"
     for module in re.findall(r"-m ((?:brt_dist|launch|pipelines|tests|benchmarks)[\w.]*)", code):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), f"no module {module}"
