@@ -6,8 +6,17 @@ from brt_dist.registry import Registry
 
 if TYPE_CHECKING:
     from brt_dist.export.formats.base import WeightFormat
+    from brt_dist.optim.base import OptimizerKind
     from launch.backends.base import Backend
     from pipelines.sources.base import SourceKind
+
+OPTIMIZERS: "Registry[OptimizerKind]" = Registry(
+    "optimizer",
+    {
+        "adamw": "brt_dist.optim.adamw:AdamW",
+        "adafactor": "brt_dist.optim.adafactor:Adafactor",
+    },
+)
 
 BACKENDS: "Registry[Backend]" = Registry(
     "backend",

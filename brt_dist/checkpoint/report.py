@@ -10,7 +10,7 @@ from brt_dist.checkpoint.places import Place, answering
 from brt_dist.checkpoint.retention import score, to_remove
 from brt_dist.checkpoint.storage import Storage
 from brt_dist.checkpoint.verification import newest_whole, read_manifest, size_problem, verify_files
-from brt_dist.config.schema import Config
+from brt_dist.config.loading import recorded
 from brt_dist.errors import CheckpointError
 
 KINDS = ("weights", "optimizer", "memory")
@@ -126,7 +126,7 @@ def plan_pruning(place: Place, given: Mapping[str, int]) -> Pruning:
             )
         # those after it look whole and are not
         damaged |= {name: "its content is damaged" for name in names if name > whole and name not in damaged}
-        run = place.run or Config.model_validate(read_manifest(place.storage, whole).config).run
+        run = place.run or recorded(read_manifest(place.storage, whole).config).run
     by_step = {row["step"]: name for name, row in rows.items() if name not in damaged}
     scores = {step: rows[name]["bits_per_token"] for step, name in by_step.items()}
     steps = to_remove(scores, run.model_copy(update=dict(given)), protected=(rows[whole]["step"],))

@@ -15,7 +15,7 @@ from brt_dist.checkpoint.saver import Saved, Saver
 from brt_dist.checkpoint.storage import Storage
 from brt_dist.checkpoint.verification import read_manifest
 from brt_dist.config.changes import changes
-from brt_dist.config.loading import flatten
+from brt_dist.config.loading import flatten, recorded
 from brt_dist.config.schema import Config
 from brt_dist.errors import CheckpointError
 from brt_dist.parallel.engine import Engine
@@ -113,7 +113,7 @@ class CheckpointStore:
         return manifest.dataset != self._dataset
 
     def _check_belongs(self, manifest: Manifest) -> None:
-        saved = Config.model_validate(manifest.config)
+        saved = recorded(manifest.config)
         allowed = (*self._config.run.allow, "data.dataset", "data.mixture")  # a folder may move: the digest tells
         found = [str(change) for change in changes(flatten(saved), flatten(self._config), allowed)]
         if self.is_new_dataset(manifest) and not {"data.dataset", "data.mixture"} & set(self._config.run.allow):

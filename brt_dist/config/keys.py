@@ -67,6 +67,18 @@ def field_of(root: type[BaseModel], key: str) -> FieldInfo | None:
     return next((field for field in found if field is not None), None)
 
 
+def _kinds_with(root: type[BaseModel], key: str) -> list[str]:
+    """The kinds that have the field which a dotted key names, where its section comes in kinds."""
+    name, _, rest = key.partition(".")
+    choice = choice_of(root, name)
+    if choice is None:
+        inner = subsection(root, name) if name in root.model_fields else None
+        return _kinds_with(inner, rest) if inner is not None and rest else []
+    if choice.is_mapping:
+        rest = rest.partition(".")[2]
+    return [kind for kind, class_ in choice.kinds.items() if rest in class_.model_fields]
+
+
 def dotted(root: type[BaseModel], location: Sequence[Any]) -> str:
     """The key at a location in pydantic's words, which has the kind of a section as an item of its own."""
     parts, section = [], root
@@ -94,6 +106,9 @@ def nearest_key(root: type[BaseModel], section: type[BaseModel], prefix: str, na
     near = difflib.get_close_matches(name, section.model_fields, n=1)
     if near:
         return f"; nearest: {prefix}{near[0]}"
+    others = _kinds_with(root, prefix + name)
+    if others:
+        return f", which only {' and '.join(others)} has; known here: {', '.join(section.model_fields)}"
     everywhere = {key.rpartition(".")[2]: key for key in leaf_keys(root)}
     near = difflib.get_close_matches(name, everywhere, n=1)
     return f"; nearest: {everywhere[near[0]]}" if near else f"; known here: {', '.join(section.model_fields)}"

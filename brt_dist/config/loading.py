@@ -6,7 +6,7 @@ Validation is strict: `layers: 2.0` or `device: true` is an error, not a guess.
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from brt_dist.config.keys import dotted, leaves, nearest_key, subsection
+from brt_dist.config.older import drop_optimizer_keys
 from brt_dist.config.schema import Config
 from brt_dist.config.section import Choice, choice_of
 from brt_dist.config.wording import humanize
@@ -48,11 +49,25 @@ def load(sources: Path | str | Sequence[Path | str], overrides: Sequence[str] = 
         _merge(merged, _read(source, problems))
     for override in overrides:
         _merge(merged, _read_override(override, problems))
-    known = _known_part(merged, Config, "", problems)
+    known = _known_part(_respelled(merged, problems), Config, "", problems)
     config = _validate(known, problems)
     if config is None or problems:
         raise ConfigError(_message(problems))
     return Resolved(config, {key: _origin(known, key) for key in flatten(config)})
+
+
+def recorded(values: Mapping[str, Any]) -> Config:
+    """The config that a checkpoint recorded, perhaps of an earlier version.
+
+    Keys that had no effect on the run are dropped whatever their value: a record tells what happened.
+
+    Raises:
+        ValueError: it is none that this version can read.
+    """
+    optimizer = values.get("optimizer")
+    if isinstance(optimizer, dict):
+        values = {**values, "optimizer": drop_optimizer_keys(optimizer, refuse=lambda key, other: None)}
+    return Config.model_validate(values)
 
 
 def dump(config: Config) -> str:
@@ -111,6 +126,21 @@ def _merge(target: Tree, update: Tree) -> None:
             _merge(present, node)
         else:
             target[key] = node
+
+
+def _respelled(tree: Tree, problems: list[str]) -> Tree:
+    """`tree` with the keys of earlier versions in their present spelling."""
+    optimizer = tree.get("optimizer")
+    if not isinstance(optimizer, dict):
+        return tree
+
+    def refuse(key: str, other: str) -> None:
+        problems.append(
+            f"{first_place(optimizer[key])}: optimizer.{key} has no effect without optimizer.name={other}, which has "
+            "it; set that, or remove the key"
+        )
+
+    return {**tree, "optimizer": drop_optimizer_keys(optimizer, refuse, _plain)}
 
 
 def _known_part(tree: Tree, section: type[BaseModel], prefix: str, problems: list[str]) -> Tree:

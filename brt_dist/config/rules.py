@@ -11,6 +11,7 @@ from pathlib import Path
 from brt_dist.config.launch_rules import broken_launch_rules
 from brt_dist.config.schema import Config, ParallelConfig
 from brt_dist.errors import ConfigError
+from brt_dist.kinds import OPTIMIZERS
 
 _LARGEST_FACTOR = 1 << 14  # nothing is ever split into more parts than this
 
@@ -127,11 +128,14 @@ def _pipeline(config: Config) -> Iterator[str]:
 
 
 def _optimizer_layout(config: Config) -> Iterator[str]:
-    stage = config.parallel.zero_stage
-    if config.optimizer.name == "adafactor" and stage in (2, 3):
+    optimizer, stage = config.optimizer, config.parallel.zero_stage
+    if stage in optimizer.refused_zero_stages:
+        reason = optimizer.refused_zero_stages[stage]
+        works = min({0, 1, 2, 3} - optimizer.refused_zero_stages.keys(), key=lambda other: (abs(other - stage), other))
+        others = [name for name, kind in OPTIMIZERS.items() if stage not in kind.refused_zero_stages]
         yield (
-            f"optimizer.name=adafactor with parallel.zero_stage={stage}: adafactor needs whole matrices, which ZeRO "
-            "2 and 3 cut up; nearest: parallel.zero_stage=1, or optimizer.name=adamw"
+            f"optimizer.name={optimizer.name} with parallel.zero_stage={stage}: {reason}; "
+            f"nearest: parallel.zero_stage={works}, or optimizer.name={' or '.join(others)}"
         )
 
 
@@ -224,15 +228,14 @@ def _positions(config: Config) -> Iterator[str]:
         )
 
 
-def _schedule(config: Config) -> Iterator[str]:
+def _optimizer(config: Config) -> Iterator[str]:
     steps, optimizer = config.run.steps, config.optimizer
     if optimizer.warmup_steps > steps:
         yield (
             f"optimizer.warmup_steps={optimizer.warmup_steps} is longer than the run (run.steps={steps}), which would "
             f"never reach its learning rate; nearest: optimizer.warmup_steps={steps}"
         )
-    if not all(0 <= beta < 1 for beta in optimizer.betas):
-        yield f"optimizer.betas={list(optimizer.betas)} must each be at least 0 and less than 1; usual: [0.9, 0.95]"
+    yield from optimizer.broken_rules()
 
 
 def _folders(config: Config) -> Iterator[str]:
@@ -300,7 +303,7 @@ _OTHER_RULES: tuple[_Rule, ...] = (
     _recurrent_layers,
     _feedback,
     _positions,
-    _schedule,
+    _optimizer,
     _folders,
     broken_launch_rules,
 )

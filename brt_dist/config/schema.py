@@ -5,14 +5,20 @@ property, so it cannot disagree with them.  Rules that need more than one sectio
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PlainValidator, PositiveFloat, PositiveInt
 from pydantic_core import PydanticCustomError
 
 from brt_dist.config.guards import GuardsConfig
 from brt_dist.config.launch import LaunchConfig
-from brt_dist.config.section import Section
+from brt_dist.config.section import Section, one_of
+from brt_dist.kinds import OPTIMIZERS
+
+if TYPE_CHECKING:
+    from brt_dist.optim.base import OptimizerKind as Optimizer
+else:
+    Optimizer = one_of(OPTIMIZERS, "name", "adamw")
 
 __all__ = ["Config", "LaunchConfig", "Section"]
 
@@ -126,25 +132,6 @@ class ParallelConfig(Section):
         return self.tensor * self.pipeline * self.data
 
 
-class OptimizerConfig(Section):
-    """The update rule and its learning rate over the steps."""
-
-    name: Literal["adamw", "adafactor"] = Field("adamw", description="adafactor is the paper's")
-    learning_rate: PositiveFloat = Field(
-        1e-3,
-        description="largest rate, reached at the end of the warm-up; adafactor multiplies it by the parameter's RMS",
-    )
-    schedule: Literal["constant", "rsqrt", "cosine"] = Field("cosine", description="shape after the warm-up")
-    warmup_steps: NonNegativeInt = Field(1000, description="steps of linear warm-up")
-    final_ratio: NonNegativeFloat = Field(0.1, le=1.0, description="cosine: last rate as a share of the peak")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW: decay of the two moments")
-    eps: PositiveFloat = Field(1e-8, description="AdamW: added to the denominator")
-    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW: decoupled decay, of the weights of linear maps")
-    momentum: NonNegativeFloat = Field(0.9, lt=1.0, description="adafactor: decay of the first moment, 0 for none")
-    decay_rate: PositiveFloat = Field(0.8, description="adafactor: exponent of the second moment's decay")
-    clip_norm: PositiveFloat | None = Field(1.0, description="largest global gradient norm; none: no clipping")
-
-
 class TrackingConfig(Section):
     """Where the run is recorded."""
 
@@ -194,7 +181,7 @@ class Config(Section):
     model: ModelConfig = Field(default_factory=ModelConfig, description="the network")
     data: DataConfig = Field(description="what is read")
     parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="the layout")
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="the update rule")
+    optimizer: Optimizer = Field(default_factory=OPTIMIZERS["adamw"], description="the update rule")
     run: RunConfig = Field(description="length, precision, intervals, run directory")
     launch: LaunchConfig = Field(default_factory=LaunchConfig, description="where the processes run")
 

@@ -51,7 +51,7 @@ def _union(kinds: Registry[Any], key: str, default: str | None) -> Any:
 
     if len(kinds) == 1:
         return next(iter(kinds.values()))
-    tagged = tuple(Annotated[section, Tag(name)] for name, section in kinds.items())
+    tagged: Any = tuple(Annotated[section, Tag(name)] for name, section in kinds.items())
     return Annotated[Union[tagged], Discriminator(kind_of)]  # noqa: UP007 - made at run time
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from brt_dist.checkpoint.loader import Checkpoint
 from brt_dist.checkpoint.places import answering, find_place
+from brt_dist.config.loading import recorded
 from brt_dist.config.schema import Config, ModelConfig
 from brt_dist.errors import BrtError, CheckpointError
 from brt_dist.export.weights import Weights
@@ -52,7 +53,7 @@ def _open_checkpoint(source: str, step: int | None, verify: bool) -> Iterator[We
         if verify:
             checkpoint.verify(entry for entry in manifest.files if entry.name.startswith(_KIND))
         try:
-            config = Config.model_validate(manifest.config)
+            config = recorded(manifest.config)
         except ValueError as error:
             raise CheckpointError(f"{place.storage}/{name}: its config is of another version ({error})") from None
         yield Weights(

@@ -1,259 +1,57 @@
-"""Adafactor (arXiv 1804.04235) with the paper's settings, exact in every layout.
+"""Adafactor (arXiv 1804.04235) as in the reference training code; `adafactor_update.py` is the update."""
 
-The rule is that of the reference training code: factored second moment with decay 1 - t^-0.8, update clipped to an RMS
-of 1, rate multiplied by the parameter's RMS, first moment (0.9) of the scaled update, no bias correction.
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-Row and column statistics and the RMS values belong to the whole matrix, but a rank holds only a part of it: a slice by
-tensor parallelism, and of that a contiguous flat range by ZeRO.  So each rank adds up what it has and the small sums
-are reduced over the groups that share the matrix.
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-All parameters are one group, laid end to end by ZeRO and cut into equal ranges.  (Not one group each: DeepSpeed reduces
-a gradient norm per group over all pipeline stages, and stages with other numbers of groups would wait for ever.)
-"""
+from brt_dist.optim.base import MatrixPart, OptimizerKind, Sharding, StateField
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+if TYPE_CHECKING:
+    import torch
 
-import torch
-import torch.distributed as dist
-from torch.nn import functional
+    from brt_dist.model.parameters import LogicalParameter
 
-SQUARE_EPS = 1e-30  # added to squared gradients
-SMALLEST_SCALE = 1e-3  # of the parameter's RMS: a parameter near zero still moves
-FACTOR_FROM = 128  # both sides of a matrix must have this many entries to be factored
-CLIP_RMS = 1.0
+FACTOR_FROM = 128  # a matrix is factored if both its sides have this many entries
+_WHOLE = "adafactor needs whole matrices, which ZeRO 2 and 3 cut up"
 
 
-@dataclass(frozen=True)
-class MatrixPart:
-    """What of a logical parameter this rank's local tensor is.
+class Adafactor(OptimizerKind):
+    """Adafactor: second moments of a matrix by row and column, steps relative to the size of the parameter."""
 
-    Attributes:
-        shape: shape of the local tensor, (rows, columns) or (n,).
-        split: dimension split over tensor parallel ranks, or None.
-        tensor_parallel: number of those slices.
-        logical_rows: rows of the whole parameter without padding.
-        stacked: (P, E): along the rows, P logical matrices alternate in runs of E rows; they have statistics of their
-            own, as if they were separate parameters.
-    """
+    name: Literal["adafactor"] = Field("adafactor", description="Adafactor (arXiv 1804.04235), the paper's")
+    learning_rate: PositiveFloat = Field(
+        1e-3, description="largest rate, reached at the end of the warm-up; multiplied by the parameter's RMS"
+    )
+    momentum: NonNegativeFloat = Field(0.9, lt=1.0, description="decay of the first moment, 0 for none")
+    decay_rate: PositiveFloat = Field(0.8, description="exponent of the second moment's decay")
 
-    shape: tuple[int, ...]
-    split: int | None
-    tensor_parallel: int
-    logical_rows: int
-    stacked: tuple[int, int] = (1, 1)
+    refused_zero_stages: ClassVar[Mapping[int, str]] = {2: _WHOLE, 3: _WHOLE}
 
-    @property
-    def rows(self) -> int:
-        return self.shape[0]
+    def state_fields(self, part: MatrixPart) -> tuple[StateField, ...]:
+        """The first moment, and the second moment or its means over rows and over columns."""
+        first = StateField("first_moment")
+        if part.smallest_side < FACTOR_FROM:
+            return first, StateField("second_moment", is_apart=True)
+        count = part.stacked[0]
+        return (
+            first,
+            StateField("row_moment", (part.logical_rows,), (part.rows,), 0 if part.split == 0 else None),
+            StateField(
+                "column_moment", (count, part.logical_columns), (count, part.columns), 1 if part.split == 1 else None
+            ),
+        )
 
-    @property
-    def columns(self) -> int:
-        return self.shape[1] if len(self.shape) > 1 else 1
+    def build(self, parameters: "Sequence[LogicalParameter]", sharding: Sharding) -> "torch.optim.Optimizer":
+        """It sums over rows, columns and whole matrices, so it is told who holds the other parts."""
+        from brt_dist.optim.adafactor_update import AdafactorUpdate
 
-    @property
-    def numel(self) -> int:
-        return self.rows * self.columns
-
-    @property
-    def logical_columns(self) -> int:
-        return self.columns * (self.tensor_parallel if self.split == 1 else 1)
-
-    @property
-    def rows_per_matrix(self) -> int:
-        return self.logical_rows // self.stacked[0]
-
-    @property
-    def is_factored(self) -> bool:
-        return len(self.shape) > 1 and min(self.rows_per_matrix, self.logical_columns) >= FACTOR_FROM
-
-    def second_moments(self, count: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Names and shapes of the second moment's tensors where `count` elements of the part are held."""
-        if self.is_factored:
-            return ("row_moment", (self.rows,)), ("column_moment", (self.stacked[0], self.columns))
-        return (("second_moment", (count,)),)
-
-    def matrix_of_row(self, device: torch.device) -> torch.Tensor:
-        """Number of the stacked matrix that each local row belongs to, (rows,)."""
-        count, run = self.stacked
-        return torch.arange(self.rows, device=device) // run % count
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """The range of one parameter that is on this rank (perhaps empty), as views."""
-
-    index: int
-    rows: "_Rows"
-    weight: torch.Tensor
-    gradient: torch.Tensor
-    first_moment: torch.Tensor
-
-
-class Adafactor(torch.optim.Optimizer):
-    """See the module.
-
-    Args:
-        parameters: those of this rank.
-        parts: what each of them is, in the same order.
-        lr: relative step size; set `group["lr"]` before each step.
-        momentum: decay of the first moment, 0 for none.
-        decay_rate: exponent of the second moment's decay.
-        flat: whether ZeRO holds the parameters, end to end in one flat tensor.
-        shards: number of ranges that it cuts them in, and `shard`, which of them is here.
-        data_group, tensor_group: process groups over which a parameter's parts are spread.
-    """
-
-    def __init__(
-        self,
-        parameters: Iterable[torch.Tensor],
-        parts: Sequence[MatrixPart],
-        *,
-        lr: float,
-        momentum: float,
-        decay_rate: float,
-        flat: bool,
-        shards: int,
-        shard: int,
-        data_group: dist.ProcessGroup,
-        tensor_group: dist.ProcessGroup,
-    ) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "decay_rate": decay_rate})
-        self.parts = parts
-        self.is_flat = flat
-        self._shards, self._shard = shards, shard
-        self._data_group, self._tensor_group = data_group, tensor_group
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every parameter.  Collective: all ranks that share parameters step together."""
-        (group,) = self.param_groups
-        for piece, state in self._pieces(group["params"]):
-            self._update(piece, state, group)
-
-    def _pieces(self, held: list[torch.Tensor]) -> Iterator[tuple[_Piece, dict[str, Any]]]:
-        """Every parameter of the group, whole (each tensor is one) or as a range of the one flat tensor."""
-        flat = self.is_flat
-        begin = self._shard * held[0].numel() if flat else 0
-        end = begin + held[0].numel()
-        offset = 0
-        for index, part in enumerate(self.parts):
-            tensor = held[0] if flat else held[index]
-            if flat:
-                start, stop = max(begin - offset, 0), max(0, min(end - offset, part.numel))
-                start = min(start, stop)
-                here = slice(offset + start - begin, offset + stop - begin) if stop > start else slice(0, 0)
-                offset += part.numel
-            else:
-                start, stop, here = 0, part.numel, slice(0, part.numel)
-            state = self.state[tensor]
-            if not state:
-                state["first_moment"] = torch.zeros_like(tensor, dtype=torch.float32)
-                state["step"] = torch.zeros((), dtype=torch.float32)
-            if index == 0 or not flat:
-                state["step"] += 1
-            gradient = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-            yield (
-                _Piece(
-                    index=index if flat else 0,
-                    rows=_Rows(part, start, stop - start, tensor.device),
-                    weight=tensor.view(-1)[here],
-                    gradient=gradient.reshape(-1)[here].float(),
-                    first_moment=state["first_moment"].view(-1)[here],
-                ),
-                state,
-            )
-
-    def _update(self, piece: _Piece, state: dict[str, Any], group: dict[str, Any]) -> None:
-        decay = 1.0 - float(state["step"]) ** -group["decay_rate"]
-        rows, gradient = piece.rows, piece.gradient
-        square = gradient.square() + SQUARE_EPS
-        if rows.part.is_factored:
-            update = self._factored(piece, square, state, decay)
-        else:
-            second = state.setdefault(f"second_moment.{piece.index}", torch.zeros_like(gradient))
-            second.mul_(decay).add_(square, alpha=1.0 - decay)
-            update = gradient * second.rsqrt()
-        clip = (self._rms(update, rows) / CLIP_RMS).clamp(min=1.0)
-        scale = group["lr"] * self._rms(piece.weight.float(), rows).clamp(min=SMALLEST_SCALE) / clip
-        update = update * rows.per_element(scale)
-        if group["momentum"]:
-            update = piece.first_moment.mul_(group["momentum"]).add_(update, alpha=1.0 - group["momentum"])
-        piece.weight.sub_(update.to(piece.weight.dtype))
-
-    def _factored(self, piece: _Piece, square: torch.Tensor, state: dict[str, Any], decay: float) -> torch.Tensor:
-        part, device = piece.rows.part, square.device
-        row_mean = self._sum(piece.rows.sum_rows(square), part.split == 1) / part.logical_columns
-        column_mean = self._sum(piece.rows.sum_columns(square), part.split == 0) / part.rows_per_matrix
-        row = state.setdefault(f"row_moment.{piece.index}", torch.zeros_like(row_mean))
-        column = state.setdefault(f"column_moment.{piece.index}", torch.zeros_like(column_mean))
-        row.mul_(decay).add_(row_mean, alpha=1.0 - decay)
-        column.mul_(decay).add_(column_mean, alpha=1.0 - decay)
-        # the mean over columns of the column moments is the mean over rows of the row moments
-        total = column.sum(1)
-        if part.split == 1:
-            dist.all_reduce(total, group=self._tensor_group)
-        mean = total / part.logical_columns
-        row_factor = (row / mean[part.matrix_of_row(device)]).rsqrt()
-        return piece.gradient * piece.rows.outer(row_factor, column.rsqrt())
-
-    def _rms(self, values: torch.Tensor, rows: "_Rows") -> torch.Tensor:
-        """Root mean square of each stacked matrix, (P,)."""
-        total = self._sum(rows.sum_matrices(values.square()), rows.part.split is not None)
-        return (total / (rows.part.rows_per_matrix * rows.part.logical_columns)).sqrt()
-
-    def _sum(self, values: torch.Tensor, over_tensor_parallel: bool) -> torch.Tensor:
-        if self._shards > 1:
-            dist.all_reduce(values, group=self._data_group)
-        if over_tensor_parallel:
-            dist.all_reduce(values, group=self._tensor_group)
-        return values
-
-
-class _Rows:
-    """A flat range of a matrix, seen as the rows that it touches (the first and last may be cut)."""
-
-    def __init__(self, part: MatrixPart, start: int, count: int, device: torch.device) -> None:
-        self.part = part
-        self._count = count
-        self._head = start % part.columns
-        self._first = start // part.columns
-        self._number = -(-(self._head + count) // part.columns) if count else 0
-        self._matrix = part.matrix_of_row(device)
-
-    @property
-    def _touched(self) -> slice:
-        return slice(self._first, self._first + self._number)
-
-    def _whole(self, flat: torch.Tensor) -> torch.Tensor:
-        """Range as (touched rows, columns), zero where the range does not reach."""
-        tail = self._number * self.part.columns - self._head - self._count
-        return functional.pad(flat, (self._head, tail)).view(self._number, self.part.columns)
-
-    def sum_rows(self, flat: torch.Tensor) -> torch.Tensor:
-        """(rows,)"""
-        sums = flat.new_zeros(self.part.rows)
-        sums[self._touched] = self._whole(flat).sum(1)
-        return sums
-
-    def sum_columns(self, flat: torch.Tensor) -> torch.Tensor:
-        """(P, columns)"""
-        sums = flat.new_zeros(self.part.stacked[0], self.part.columns)
-        return sums.index_add_(0, self._matrix[self._touched], self._whole(flat))
-
-    def sum_matrices(self, flat: torch.Tensor) -> torch.Tensor:
-        """(P,)"""
-        return self.sum_columns(flat).sum(1)
-
-    def outer(self, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-        """row (rows,) times column (P, columns), at the elements of the range."""
-        matrix = row[self._touched, None] * column[self._matrix[self._touched]]
-        return matrix.view(-1)[self._head : self._head + self._count]
-
-    def per_element(self, value: torch.Tensor) -> torch.Tensor:
-        """value (P,), at the elements of the range."""
-        if self.part.stacked[0] == 1:
-            return value
-        rows = value[self._matrix[self._touched]]
-        return rows.repeat_interleave(self.part.columns)[self._head : self._head + self._count]
+        return AdafactorUpdate(
+            [parameter.local for parameter in parameters],
+            [MatrixPart.of(parameter, sharding.tensor) for parameter in parameters],
+            sharding,
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            decay_rate=self.decay_rate,
+            factor_from=FACTOR_FROM,
+        )

@@ -2,10 +2,10 @@
 
 import math
 
-from brt_dist.config.schema import OptimizerConfig
+from brt_dist.optim.base import OptimizerKind
 
 
-def learning_rate(update: int, total: int, config: OptimizerConfig) -> float:
+def learning_rate(update: int, total: int, config: OptimizerKind) -> float:
     """Rate of update number `update` (1 for the first) of `total`.
 
     Linear warm-up to `config.learning_rate`, then

@@ -22,11 +22,11 @@ from brt_dist.model.linear import megatron_config
 from brt_dist.model.model import loss_sum
 from brt_dist.model.parameters import LogicalParameter, initialize, logical_parameters, replicated
 from brt_dist.model.sequence import sum_gradients
-from brt_dist.optim.build import build_optimizer, set_learning_rate
+from brt_dist.optim.groups import set_learning_rate
 from brt_dist.parallel.deepspeed_internals import clip_gradients, quiet, release_graph
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.finite import FiniteGradients
-from brt_dist.parallel.layout import Layout, MegatronGroups
+from brt_dist.parallel.layout import Layout, MegatronGroups, sharding
 from brt_dist.parallel.pieces import Piece, Read
 from brt_dist.parallel.pipeline import PipelineStage, WholeModel, named_parts
 from brt_dist.parallel.stage import MicroBatch, StageContext, stream_layers
@@ -95,7 +95,7 @@ class Engine(ABC):
                 for parameter in replicated(part):
                     sum_gradients(parameter)
         self.parameters = self._logical_parameters()
-        self.optimizer = build_optimizer(self.parameters, config, layout)
+        self.optimizer = config.optimizer.build(self.parameters, sharding(config, layout))
         self._deepspeed = self._wrap()
         self._finite = FiniteGradients([p.local for p in self.parameters], self._deepspeed, device)
         self._state = RankState(config, layout, self.parameters, self.optimizer, self._deepspeed)

@@ -20,6 +20,7 @@ from megatron.core import parallel_state
 
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, PlatformError
+from brt_dist.optim.base import Sharding
 from brt_dist.parallel.deepspeed_internals import groups_on_axis, pipeline_topology
 from brt_dist.parallel.device import Device, choose
 from brt_dist.parallel.rendezvous import meeting_store
@@ -126,6 +127,19 @@ def initialize(layout: Layout, device: Device, timeout_seconds: float = 600.0, s
         tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline
     )
     _check_groups(layout)
+
+
+def sharding(config: Config, layout: Layout) -> Sharding:
+    """How tensor parallelism and ZeRO cut the parameters of this rank."""
+    is_flat = config.parallel.zero_stage > 0
+    return Sharding(
+        tensor=layout.tensor,
+        tensor_group=parallel_state.get_tensor_model_parallel_group(),
+        is_flat=is_flat,
+        shards=layout.data if is_flat else 1,
+        shard=layout.data_rank if is_flat else 0,
+        data_group=parallel_state.get_data_parallel_group(),
+    )
 
 
 def topology(layout: Layout) -> Any:

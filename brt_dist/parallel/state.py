@@ -8,9 +8,9 @@ from torch import Tensor
 
 from brt_dist.config.schema import Config
 from brt_dist.model.parameters import LogicalParameter
-from brt_dist.optim.state import Fragment, optimizer_pieces, prepare, updates_done
 from brt_dist.parallel.deepspeed_internals import gather_persistent_parameters, is_sharded, master_values, shard
 from brt_dist.parallel.layout import Layout
+from brt_dist.parallel.optimizer_state import Fragment, OptimizerState
 from brt_dist.parallel.pieces import LogicalTensor, Piece, Read, Region
 from brt_dist.parallel.pipeline import EMBEDDING
 from brt_dist.parallel.stream_memory import StreamMemory
@@ -35,20 +35,21 @@ class RankState:
     ) -> None:
         self._config, self._layout = config, layout
         self._parameters, self._optimizer = parameters, optimizer
+        self._optimizer_state = OptimizerState(config.optimizer, optimizer, layout)
         self._zero = engine.optimizer if config.parallel.zero_stage else None
 
     @property
     def updates(self) -> int:
         """Optimizer updates so far."""
-        return updates_done(self._optimizer)
+        return self._optimizer_state.updates
 
     def pieces(self, memory: StreamMemory) -> list[Piece]:
         """Everything that changes in training and lives on this rank."""
         fragments = list(self._fragments())
         if not self.updates:
-            prepare(self._optimizer, fragments, 0)
+            self._optimizer_state.prepare(fragments, 0)
         found = [Piece(_weight(f.parameter), f.region, f.of(f.master.detach())) for f in fragments if f.count]
-        found += optimizer_pieces(self._optimizer, fragments, self._layout.tensor_rank)
+        found += self._optimizer_state.pieces(fragments)
         if self._layout.stage:
             # the copy of the tied table on the last stage; ZeRO cuts it elsewhere than on the first
             found = [piece for piece in found if f"/{EMBEDDING}." not in piece.tensor.name]
@@ -65,10 +66,10 @@ class RankState:
         for parameter in self._parameters:
             _copy(*self._working(parameter), read)
         fragments = list(self._fragments())
-        prepare(self._optimizer, fragments, updates)
+        self._optimizer_state.prepare(fragments, updates)
         for fragment in fragments:
             _copy(_weight(fragment.parameter), fragment.region, fragment.of(fragment.master.data), read)
-        for piece in optimizer_pieces(self._optimizer, fragments, self._layout.tensor_rank):
+        for piece in self._optimizer_state.pieces(fragments):
             _copy(piece.tensor, piece.region, piece.values, read)
         if self._config.parallel.zero_stage == 3:
             gather_persistent_parameters(self._zero)

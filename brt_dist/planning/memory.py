@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass
 from brt_dist.config.schema import Config
 from brt_dist.events import Plan, RankSizes
 from brt_dist.model.shapes import padded_vocab
+from brt_dist.optim.base import MatrixPart
 from brt_dist.planning.flops import TRAINING, forward_flops
 from brt_dist.planning.parameters import Matrix, stage_layers, stage_parameters
-
-_FACTOR_FROM = 128  # Adafactor keeps row and column moments of matrices at least so large on both sides
 
 
 @dataclass(frozen=True)
@@ -52,30 +51,19 @@ def held_by(config: Config, stage: int) -> Held:
     parallel = config.parallel
     tensor, shards = parallel.tensor, parallel.data if parallel.zero_stage else 1
     local = [_part(matrix, tensor) for matrix in stage_parameters(config, stage)]
-    count = sum(matrix.size for matrix in local)
+    count = sum(part.numel for part in local)
     itemsize = 2 if config.run.precision == "bf16" else 4
     weights = count * itemsize // (shards if parallel.zero_stage == 3 else 1)
     has_masters = parallel.zero_stage > 0 or itemsize == 2
     masters = 4 * count // shards if has_masters else 0
-    return Held(count, weights, masters + _moments(config, local, shards), _carried(config, stage, itemsize))
+    state = config.optimizer.state_bytes(local, shards)
+    return Held(count, weights, masters + state, _carried(config, stage, itemsize))
 
 
-def _part(matrix: Matrix, tensor: int) -> Matrix:
-    return Matrix(matrix.rows // tensor, matrix.columns, False, matrix.matrices) if matrix.split else matrix
-
-
-def _moments(config: Config, local: list[Matrix], shards: int) -> int:
-    count = sum(matrix.size for matrix in local)
-    if config.optimizer.name == "adamw":
-        return 8 * count // shards
-    total = 4 * count // shards if config.optimizer.momentum else 0
-    for matrix in local:
-        rows = matrix.rows * config.parallel.tensor // matrix.matrices
-        if min(rows, matrix.columns) >= _FACTOR_FROM:
-            total += 4 * (matrix.rows + matrix.matrices * matrix.columns)
-        else:
-            total += 4 * matrix.size // shards
-    return total
+def _part(matrix: Matrix, tensor: int) -> MatrixPart:
+    rows = matrix.rows // tensor if matrix.split else matrix.rows
+    shape = (rows,) if matrix.columns == 1 else (rows, matrix.columns)
+    return MatrixPart(shape, 0 if matrix.split else None, tensor, matrix.rows, (matrix.matrices, 1))
 
 
 def _carried(config: Config, stage: int, itemsize: int) -> int:

@@ -20,6 +20,7 @@ from brt_dist.parallel.stream_memory import StreamMemory
 
 VOCAB = 101  # not divisible by 2 or 4: the table is padded
 STEPS = 6
+DECAYED = {"name": "adamw", "weight_decay": 0.1}
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,7 @@ def config(
             "model": shape | (model or {}),
             "data": {"dataset": "unused", "segment": 64, "streams": 4},
             "parallel": {"micro_batch": 1} | (parallel or {}),
-            "optimizer": {"learning_rate": 3e-3, "warmup_steps": 2, "clip_norm": 0.5, "weight_decay": 0.1}
-            | (optimizer or {}),
+            "optimizer": {"learning_rate": 3e-3, "warmup_steps": 2, "clip_norm": 0.5} | (optimizer or DECAYED),
             "run": {"directory": "unused", "steps": STEPS, "precision": precision, "seed": seed},
         }
     )

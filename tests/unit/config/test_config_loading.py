@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from brt_dist.config.keys import leaf_keys
-from brt_dist.config.loading import dump, flatten, load
+from brt_dist.config.loading import dump, flatten, load, recorded
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, ExitCode
 
@@ -41,7 +41,8 @@ def test_defaults_file_and_command_line_in_that_order(tmp_path: Path) -> None:
     assert origin["optimizer.warmup_steps"] == f"{second}:1"
     assert origin["run.steps"] == origin["model.layers"] == "command line"
     assert origin["model.width"] == "default"
-    assert set(origin) == set(leaf_keys(Config)) == set(flatten(config))
+    others = {"optimizer.momentum", "optimizer.decay_rate"}  # of a kind that was not chosen
+    assert set(origin) == set(flatten(config)) == set(leaf_keys(Config)) - others
 
 
 def test_dump_loads_to_the_same_config() -> None:
@@ -122,3 +123,38 @@ def test_json_schema_describes_every_key() -> None:
         assert definition["additionalProperties"] is False
         assert all(item.get("description") for item in definition["properties"].values())
     json.dumps(schema)
+
+
+BOTH = "{name: %s, betas: [0.9, 0.95], eps: 1.0e-08, weight_decay: 0.0, momentum: 0.9, decay_rate: 0.8, clip_norm: 1.0}"
+
+
+@pytest.mark.parametrize(("name", "has", "lacks"), [("adamw", "betas", "momentum"), ("adafactor", "momentum", "betas")])
+def test_older_configs_have_the_keys_of_both_optimizers(name: str, has: str, lacks: str) -> None:
+    """Every config that 0.1.0 wrote has them; those of the other one are dropped where they were left alone."""
+    resolved = load(f"{BASE}optimizer: {BOTH % name}")
+    assert resolved.config == load(BASE, [f"optimizer.name={name}"]).config
+    assert hasattr(resolved.config.optimizer, has) and not hasattr(resolved.config.optimizer, lacks)
+    assert f"optimizer.{lacks}" not in resolved.provenance
+
+
+def test_a_key_of_another_optimizer_is_refused() -> None:
+    changed = (BOTH % "adafactor").replace("0.95]", "0.9]")
+    message = refusal(f"{BASE}optimizer: {changed}")
+    assert message.endswith(
+        "optimizer.betas has no effect without optimizer.name=adamw, which has it; set that, or remove the key"
+    )
+    assert message.startswith("<text>:6: ")
+    message = refusal(BASE, ["optimizer.decay_rate=0.7"])
+    assert "command line: optimizer.decay_rate has no effect without optimizer.name=adafactor" in message
+    assert "unknown key optimizer.beta; nearest: optimizer.betas" in refusal(BASE, ["optimizer.beta=1"])
+
+
+def test_what_a_checkpoint_recorded_is_read_whatever_the_unused_keys_were() -> None:
+    """A value that did nothing keeps no checkpoint from being read."""
+    config = load(BASE, ["optimizer.name=adafactor", "optimizer.momentum=0.5"]).config
+    record = config.model_dump(mode="json")
+    record["optimizer"] |= {"betas": [0.5, 0.5], "eps": 1e-8, "weight_decay": 0.1}
+    assert recorded(record) == config
+    record["optimizer"]["rate"] = 1
+    with pytest.raises(ValueError, match="rate"):
+        recorded(record)

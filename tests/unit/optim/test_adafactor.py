@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from brt_dist.optim.adafactor import Adafactor, MatrixPart
+from brt_dist.optim.adafactor import FACTOR_FROM
+from brt_dist.optim.adafactor_update import AdafactorUpdate
+from brt_dist.optim.base import MatrixPart, Sharding
 from brt_dist.parallel.layout import MegatronGroups, single_process
 
 STEPS, LR = 5, 0.03
@@ -37,12 +39,13 @@ class Plain:
         self.value -= self.momentum
 
 
-def optimizer(parameters: list[torch.Tensor], parts: list[MatrixPart], flat: bool) -> Adafactor:
-    return Adafactor(
-        parameters, parts, lr=LR, momentum=0.9, decay_rate=0.8, flat=flat, shards=1, shard=0,
+def optimizer(parameters: list[torch.Tensor], parts: list[MatrixPart], flat: bool) -> AdafactorUpdate:
+    sharding = Sharding(
+        tensor=1, is_flat=flat, shards=1, shard=0,
         data_group=MegatronGroups.get_data_parallel_group(),
         tensor_group=MegatronGroups.get_tensor_model_parallel_group(),
     )  # fmt: skip
+    return AdafactorUpdate(parameters, parts, sharding, lr=LR, momentum=0.9, decay_rate=0.8, factor_from=FACTOR_FROM)
 
 
 SHAPES = [(256, 160), (128, 32), (7,), (300, 130)]  # factored, too thin, a vector, factored

@@ -2,12 +2,12 @@ import math
 
 import pytest
 
-from brt_dist.config.schema import OptimizerConfig
+from brt_dist.optim.adamw import AdamW
 from brt_dist.optim.learning_rate import learning_rate
 
 
 def rate(update: int, **settings: object) -> float:
-    return learning_rate(update, 10_000, OptimizerConfig.model_validate({"warmup_steps": 1000, **settings}))
+    return learning_rate(update, 10_000, AdamW.model_validate({"warmup_steps": 1000, **settings}))
 
 
 def test_warm_up_is_linear_and_ends_at_the_peak() -> None:

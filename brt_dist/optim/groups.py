@@ -1,0 +1,23 @@
+"""Parameter groups of a torch optimizer: which parameters decay, and the learning rate of all."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from brt_dist.model.parameters import LogicalParameter
+
+
+def decay_groups(parameters: "Sequence[LogicalParameter]", weight_decay: float) -> list[dict[str, Any]]:
+    """The weights of linear maps decay.  Tables (tokens, positions, states), norms, scales and gate biases do not."""
+    decayed = [p.local for p in parameters if p.initializer.kind == "fan_in"]
+    others = [p.local for p in parameters if p.initializer.kind != "fan_in"]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def set_learning_rate(optimizer: "torch.optim.Optimizer", rate: float) -> None:
+    """Set the rate of the next update, for all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
