@@ -42,7 +42,8 @@ def one_of(kinds: Registry[Any], key: str, default: str) -> Any:
 
 def some_of(kinds: Registry[Any], key: str) -> Any:
     """The type of a field that maps names to sections of any of `kinds`."""
-    return Annotated[Mapping[str, _union(kinds, key, None)], Choice(kinds, key, None)]
+    mapping: Any = Mapping
+    return Annotated[mapping[str, _union(kinds, key, None)], Choice(kinds, key, None)]
 
 
 def _union(kinds: Registry[Any], key: str, default: str | None) -> Any:
