@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Sequence
 from io import StringIO
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,7 +42,7 @@ def text_of(made: "Table") -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").split("\n"))
 
 
-def show(made: "Table", file: TextIO | None = None) -> None:
+def show(made: "Table", file: IO[str] | None = None) -> None:
     """Print the table, by default on standard output: as wide as a terminal, or whole where there is none."""
     file = file or sys.stdout
     if not file.isatty():
