@@ -8,9 +8,9 @@ import os
 import statistics
 import time
 from collections import deque
-from pathlib import Path
 
-FILE_NAME = "heartbeat.json"
+from brt_dist.run_directory import AttemptDirectory
+
 _SECONDS = 1.0  # between two writes; the storage may be far away
 _STEPS = 50  # whose median is the usual time
 
@@ -18,17 +18,17 @@ _STEPS = 50  # whose median is the usual time
 class Heartbeat:
     """Writes what the rank does and how long a step usually takes.
 
-    folder: of the attempt; none: writes nothing (all ranks but the first).
+    attempt: unset: writes nothing (all ranks but the first).
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, attempt: AttemptDirectory | None) -> None:
+        self._attempt = attempt
         self._steps: deque[float] = deque(maxlen=_STEPS)
         self._last: float | None = None  # beat
         self._written = 0.0
         self._count = 0
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        if attempt is not None:
+            attempt.path.mkdir(parents=True, exist_ok=True)
         self.slow("starting")
 
     def beat(self) -> None:
@@ -49,11 +49,11 @@ class Heartbeat:
         self._write(phase)
 
     def _write(self, phase: str) -> None:
-        if self._folder is None:
+        if self._attempt is None:
             return
         self._written = time.monotonic()
         usual = statistics.median(self._steps) if self._steps else None
-        path = self._folder / FILE_NAME
+        path = self._attempt.heartbeat
         new = path.with_suffix(".new")
         new.write_text(json.dumps({"phase": phase, "step_seconds": usual, "time": time.time()}))
         os.replace(new, path)  # not synced: worth nothing after a power cut

@@ -35,6 +35,7 @@ from brt_dist.parallel.step_input import step_input, streams_to_read
 from brt_dist.planning.flops import TRAINING, forward_flops
 from brt_dist.planning.hardware import peak_flops
 from brt_dist.planning.memory import plan_of
+from brt_dist.run_directory import RunDirectory
 from brt_dist.training.adjustments import Adjustments
 from brt_dist.training.guards import NumberGuard, StopRequest, agree_on_step
 from brt_dist.training.heartbeat import Heartbeat
@@ -92,7 +93,7 @@ class Trainer:
             seed=config.run.seed,
         )
         self.engine = build_engine(config, layout, device)
-        storage = open_storage(config.run.checkpoints or run / "checkpoints")
+        storage = open_storage(config.run.checkpoints or RunDirectory(run).checkpoints)
         self.store = CheckpointStore(
             storage, config, layout, train.digest, report=self._report, tokenizer=train.tokenizer_sha256
         )
