@@ -1,11 +1,12 @@
 """AdamW (arXiv 1711.05101), torch's."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, PositiveFloat
 
-from brt_dist.optim.base import MatrixPart, OptimizerKind, Sharding, StateField
+from brt_dist.optim.base import Sharding
+from brt_dist.optim.elementwise import Elementwise
 from brt_dist.optim.groups import decay_groups
 
 if TYPE_CHECKING:
@@ -14,25 +15,22 @@ if TYPE_CHECKING:
     from brt_dist.model.parameters import LogicalParameter
 
 
-class AdamW(OptimizerKind):
+class AdamW(Elementwise):
     """AdamW: two moments for each weight, decoupled decay."""
 
     name: Literal["adamw"] = Field("adamw", description="AdamW (arXiv 1711.05101)")
     betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the two moments")
     eps: PositiveFloat = Field(1e-8, description="added to the denominator")
-    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled decay, of the weights of linear maps")
+
+    state_names: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
 
     def broken_rules(self) -> Iterator[str]:
         """Decays of moments are in [0, 1)."""
         if not all(0 <= beta < 1 for beta in self.betas):
             yield f"optimizer.betas={list(self.betas)} must each be at least 0 and less than 1; usual: [0.9, 0.95]"
 
-    def state_fields(self, part: MatrixPart) -> tuple[StateField, ...]:
-        """The two moments."""
-        return StateField("exp_avg"), StateField("exp_avg_sq")
-
     def build(self, parameters: "Sequence[LogicalParameter]", sharding: Sharding) -> "torch.optim.Optimizer":
-        """It works on each element alone, so how ZeRO cuts the parameters makes no difference."""
+        """Torch's, which steps all tensors of a group in one kernel."""
         import torch
 
         return torch.optim.AdamW(

@@ -12,6 +12,7 @@ from brt_dist.config.loading import dump, load
 from brt_dist.config.rules import DatasetFacts, check, nearest_layout
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError
+from brt_dist.kinds import OPTIMIZERS
 
 BASE = "data: {dataset: books}\nrun: {directory: runs/a, steps: 2000}\n"
 
@@ -138,7 +139,7 @@ configs: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
             }
         ),
         "optimizer": st.fixed_dictionaries(
-            {"name": st.sampled_from(["adamw", "adafactor"]), "warmup_steps": st.integers(0, 12)}
+            {"name": st.sampled_from(list(OPTIMIZERS)), "warmup_steps": st.integers(0, 12)}
         ),
         "run": st.fixed_dictionaries(
             {

@@ -1,0 +1,53 @@
+"""Optimizers that step each element of a parameter by that element alone, so that any cut of it works.
+
+Such a kind names what it remembers and says in `update` how an element moves; that is all.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field, NonNegativeFloat
+
+from brt_dist.optim.base import MatrixPart, OptimizerKind, Sharding, StateField
+from brt_dist.optim.groups import decay_groups
+
+if TYPE_CHECKING:
+    import torch
+
+    from brt_dist.model.parameters import LogicalParameter
+
+
+class Elementwise(OptimizerKind):
+    """A kind that looks at one element at a time."""
+
+    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled decay, of the weights of linear maps")
+
+    state_names: ClassVar[tuple[str, ...]] = ()
+    """what it remembers of each element, zero at first"""
+
+    def state_fields(self, part: MatrixPart) -> tuple[StateField, ...]:
+        """Those of `state_names`, all laid out as the parameter."""
+        return tuple(StateField(name) for name in self.state_names)
+
+    def update(
+        self,
+        weight: "torch.Tensor",
+        gradient: "torch.Tensor",
+        state: "Mapping[str, torch.Tensor]",
+        rate: float,
+        decay: float,
+    ) -> None:
+        """One update of `weight` and `state`, in place; all float32 and of one shape.
+
+        Args:
+            rate: the learning rate of this update.
+            decay: the weight decay, 0 for parameters that do not decay.
+        """
+        raise NotImplementedError
+
+    def build(self, parameters: "Sequence[LogicalParameter]", sharding: Sharding) -> "torch.optim.Optimizer":
+        """Calls :meth:`update` for each tensor that DeepSpeed gives it: a parameter, or a range of ZeRO's flat one."""
+        from brt_dist.optim.elementwise_update import ElementwiseUpdate
+
+        groups = decay_groups(parameters, self.weight_decay)
+        return ElementwiseUpdate(groups, self.update, self.state_names, lr=self.learning_rate)
