@@ -15,6 +15,7 @@ OPTIMIZERS: "Registry[OptimizerKind]" = Registry(
     {
         "adamw": "brt_dist.optim.adamw:AdamW",
         "adafactor": "brt_dist.optim.adafactor:Adafactor",
+        "lion": "brt_dist.optim.lion:Lion",
     },
 )
 
