@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Union
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, GetJsonSchemaHandler, Tag
 
 from brt_dist.registry import Registry
 
@@ -33,6 +33,16 @@ class Choice:
     @property
     def is_mapping(self) -> bool:
         return self.default is None
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Editors take a section that does not say its kind as one of the default kind only."""
+        schema = handler(core_schema)
+        if "oneOf" in schema:
+            kinds = zip(self.kinds, schema["oneOf"], strict=True)
+            schema["oneOf"] = [
+                each if name == self.default else {"allOf": [each], "required": [self.key]} for name, each in kinds
+            ]
+        return schema
 
 
 def one_of(kinds: Registry[Any], key: str, default: str) -> Any:

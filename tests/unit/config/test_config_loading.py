@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from brt_dist.config.keys import leaf_keys
 from brt_dist.config.loading import dump, flatten, load, recorded
@@ -160,3 +161,14 @@ def test_what_a_checkpoint_recorded_is_read_whatever_the_unused_keys_were() -> N
     record["optimizer"]["rate"] = 1
     with pytest.raises(ValueError, match="rate"):
         recorded(record)
+
+
+def test_json_schema_accepts_what_is_loaded() -> None:
+    validator = Draft202012Validator(Config.model_json_schema())
+    least = {"data": {"dataset": "d"}, "run": {"directory": "r", "steps": 1}}
+    for optimizer in ({}, {"learning_rate": 1e-3, "eps": 1e-9}, {"name": "adafactor", "momentum": 0.5}):
+        assert validator.is_valid(least | {"optimizer": optimizer}), optimizer
+    for optimizer in ({"momentum": 0.5}, {"name": "adafactor", "eps": 1e-9}, {"name": "sgd"}):
+        assert not validator.is_valid(least | {"optimizer": optimizer}), optimizer
+    every = json.loads(json.dumps(load(BASE).config.model_dump(mode="json")))
+    assert validator.is_valid(every), next(validator.iter_errors(every)).message
