@@ -139,7 +139,7 @@ def train(config: Config, size: Size, device: Device) -> tuple[BlockRecurrentMod
     reader, cursor = documents.reader(schedule), schedule.start()
     engine, losses = build_engine(config, Layout.of(config, 0), device), []
     try:
-        for number in range(config.run.steps):
+        for number in range(1, config.run.steps + 1):
             plan, cursor = schedule.step(cursor)
             segments = reader.read(plan, range(streams))
             target, mask = documents.answers(plan, segments)
@@ -151,7 +151,7 @@ def train(config: Config, size: Size, device: Device) -> tuple[BlockRecurrentMod
                 mask=torch.from_numpy(mask),
                 loss_tokens=int(mask.sum()),
             )
-            rate = learning_rate(number + 1, config.run.steps, config.optimizer)
+            rate = learning_rate(number, config.run.steps, config.optimizer)
             losses.append(engine.train_step(step, rate).loss)
         return trained_model(engine), losses
     finally:

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from brt_dist.errors import BrtError, ExitCode, PlatformError
 from brt_dist.files import write_atomic
-from brt_dist.run_directory import RunDirectory
 
 # said by Megatron on every rank: kernels that we do not use, a setting that `device.choose` makes where it matters
 _NOTICES = (
@@ -76,8 +75,7 @@ def _run(run: Path, attempt: int, settings: Sequence[str] = ()) -> ExitCode:
     from brt_dist.config.loading import load
     from brt_dist.config.rules import check
 
-    directory = RunDirectory(run)
-    config = load(directory.config, settings).config
+    config = load(run / "config.yaml", settings).config
     check(config)
     rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
 
@@ -89,13 +87,13 @@ def _run(run: Path, attempt: int, settings: Sequence[str] = ()) -> ExitCode:
     from brt_dist.data.open import open_training, open_validation
     from brt_dist.events import EndEvent, EventLog
     from brt_dist.parallel.layout import Layout, finalize, initialize
-    from brt_dist.training.guards import StopRequest
-    from brt_dist.training.heartbeat import Heartbeat
-    from brt_dist.training.loop import Trainer
+    from brt_dist.training.build import build_trainer
+    from brt_dist.training.hooks.heartbeat import Heartbeat
+    from brt_dist.training.stopping import StopRequest
 
     stop = StopRequest()
     stop.listen()
-    heartbeat = Heartbeat(directory.attempt(attempt) if rank == 0 else None)
+    heartbeat = Heartbeat(run / "attempts" / f"{attempt:03d}" if rank == 0 else None)
     train, validation = open_training(config.data, _tell), open_validation(config.data, _tell)
     check(config, facts_of(train), facts_of(validation) if validation else None)
     model = config.model.model_copy(update={"vocab_size": train.vocab_size})
@@ -104,7 +102,7 @@ def _run(run: Path, attempt: int, settings: Sequence[str] = ()) -> ExitCode:
     initialize(layout, device, config.launch.start_timeout_seconds)
     events = EventLog(run, attempt, enabled=rank == 0)
     try:
-        trainer = Trainer(config, run, layout, device, events, train, validation, stop, heartbeat)
+        trainer = build_trainer(config, run, layout, device, events, train, validation, stop, heartbeat)
         code = trainer.run()
         events.write(EndEvent(status=code.name.lower(), exit_code=int(code)))
         trainer.close()
@@ -144,10 +142,9 @@ def _exit_code(error: BaseException) -> ExitCode:
 
 def _leave_error(run: Path, attempt: int, error: BaseException, code: ExitCode) -> None:
     """For the supervisor, which shows the first error of the first rank that failed."""
-    value = os.environ.get("RANK", "0")
-    rank = int(value) if value.isdigit() else 0
+    rank = os.environ.get("RANK", "0")
     report = {
-        "rank": rank,
+        "rank": int(rank) if rank.isdigit() else 0,
         "host": socket.gethostname(),
         "time": time.time(),
         "type": type(error).__name__,
@@ -156,7 +153,7 @@ def _leave_error(run: Path, attempt: int, error: BaseException, code: ExitCode) 
         "traceback": "" if isinstance(error, BrtError) else "".join(traceback.format_exception(error)),
     }
     try:
-        path = RunDirectory(run).attempt(attempt).failure(rank)
+        path = run / "attempts" / f"{attempt:03d}" / f"rank_{report['rank']:03d}.error.json"
         write_atomic(path, json.dumps(report, indent=2) + "\n")
     except OSError as problem:
         print(f"cannot write the error report: {problem}", file=sys.stderr)

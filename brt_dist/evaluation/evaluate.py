@@ -48,7 +48,7 @@ def evaluate(engine: Engine, dataset: Dataset | Mixture, max_steps: int, clear_m
     nats, tokens = 0.0, 0
     counts = np.zeros(len(bins.edges), np.int64)
     tally = torch.zeros(len(bins.edges), dtype=torch.float64, device=engine.device.torch)
-    for number in range(max_steps):
+    for number in range(1, max_steps + 1):
         if schedule.is_finished(cursor):
             break
         plan, cursor = schedule.step(cursor)

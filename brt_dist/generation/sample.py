@@ -80,4 +80,4 @@ def _step(engine: Engine, tokens: Int64Array, starts: Tensor) -> StepInput:
     if reads:
         ids = torch.from_numpy(tokens).to(device)
         read = {"tokens": ids, "target": ids, "mask": torch.ones_like(ids, dtype=torch.bool)}
-    return StepInput(number=0, starts=starts.to(device), loss_tokens=tokens.size * layout.data, **read)
+    return StepInput(number=1, starts=starts.to(device), loss_tokens=tokens.size * layout.data, **read)

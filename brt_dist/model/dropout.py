@@ -23,7 +23,8 @@ class Dropout:
 
     Args:
         rate: probability that an element is dropped, in [0, 1).
-        seed, step: of the run.
+        seed: of the run.
+        step: number of steps before this one.
         streams: global number of each stream of the micro-batch (b,).
         is_split: whether activations hold this rank's part of the segment (sequence parallel).
         offset: position in the segment of the first token that is given.

@@ -39,7 +39,7 @@ class StepInput:
     """What one step reads, for the streams of this rank (b of them, all micro-batches), on its device.
 
     Attributes:
-        number: of the step, from 0; a key of the dropout masks.
+        number: of the step, from 1; the dropout masks depend on it.  Of no meaning in an evaluation.
         starts: (b, N/W) bool, blocks that begin a document.
         tokens, target: (b, N) int64; mask: (b, N) bool.  None on stages that read no data.
         loss_tokens: unmasked tokens of the whole global batch.
@@ -167,7 +167,10 @@ class Engine(ABC):
         streams, seed, is_split = self.layout.local_streams, self.config.run.seed, self._parallel.sequence_parallel
 
         def dropout(i: int) -> Dropout | None:
-            return Dropout(rate, seed, step.number, streams[i * size : (i + 1) * size], is_split) if rate else None
+            if not rate:
+                return None
+            # the keys of the masks count steps from 0
+            return Dropout(rate, seed, step.number - 1, streams[i * size : (i + 1) * size], is_split)
 
         return [MicroBatch(starts, dropout(i)) for i, starts in enumerate(step.starts.split(size))]
 

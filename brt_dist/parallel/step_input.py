@@ -17,7 +17,7 @@ def streams_to_read(layout: Layout) -> range:
 def step_input(
     number: int, plan: StepPlan, segments: Segments, layout: Layout, device: Device, clear_memory: bool = False
 ) -> StepInput:
-    """The engine's view of step `number`.
+    """The engine's view of step `number` (from 1).
 
     Args:
         clear_memory: treat the first block of the segment as the beginning of a document, in every stream.

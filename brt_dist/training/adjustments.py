@@ -11,7 +11,8 @@ from pathlib import Path
 
 from brt_dist.errors import ConfigError
 from brt_dist.files import write_atomic
-from brt_dist.run_directory import RunDirectory
+
+FILE_NAME = "adjustments.json"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Adjustments:
     @classmethod
     def load(cls, run: Path) -> "Adjustments":
         """Those of a run; none where nothing was adjusted.  ConfigError: the file cannot be read."""
-        path = RunDirectory(run).adjustments
+        path = run / FILE_NAME
         try:
             found = json.loads(path.read_text())
             return cls(
@@ -37,9 +38,7 @@ class Adjustments:
             raise ConfigError(f"{path} cannot be read ({error}); remove it to go on without adjustments") from None
 
     def save(self, run: Path) -> None:
-        write_atomic(
-            RunDirectory(run).adjustments, json.dumps({"skipped": self.skipped, "lowered": self.lowered}) + "\n"
-        )
+        write_atomic(run / FILE_NAME, json.dumps({"skipped": self.skipped, "lowered": self.lowered}) + "\n")
 
     def without(self, first: int, last: int) -> "Adjustments":
         """These, and steps `first` to `last` left out."""

@@ -7,11 +7,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from brt_dist.config.schema import ModelConfig
 from brt_dist.events import LayerStatistics
 from brt_dist.parallel.engine import Engine
 
 # bias and offset of what a gate keeps when its input is nought; see model/gates.py
 _KEEPS = {"gate.bias": 0.0, "gate.forget_bias": 1.0}
+
+
+def has_statistics(model: ModelConfig) -> bool:
+    """Whether a layer of the model has memory that statistics are made of."""
+    return bool(model.recurrent_layers)
 
 
 def memory_statistics(engine: Engine) -> tuple[LayerStatistics, ...]:

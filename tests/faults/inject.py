@@ -16,7 +16,7 @@ def poison(step: int) -> None:
     train_step: Any = Engine.train_step
 
     def counted(engine: Any, given: Any, *arguments: Any) -> Any:
-        current[0] = given.number + 1
+        current[0] = given.number
         return train_step(engine, given, *arguments)
 
     Engine.train_step = counted  # type: ignore[method-assign]

@@ -123,7 +123,7 @@ def train_on_rank(rank: int, store: str, given: Config, steps: int = STEPS) -> d
     try:
         mine = list(layout.local_streams)
         losses, norms, history = [], [], [engine.weights()]
-        for number, (plan, segments) in enumerate(read_steps(given, steps=steps)):
+        for number, (plan, segments) in enumerate(read_steps(given, steps=steps), 1):
             reads = layout.is_first_stage or layout.is_last_stage
             step = StepInput(
                 number=number,
@@ -133,7 +133,7 @@ def train_on_rank(rank: int, store: str, given: Config, steps: int = STEPS) -> d
                 mask=torch.from_numpy(segments.mask[mine]) if reads else None,
                 loss_tokens=plan.loss_tokens,
             )
-            result = engine.train_step(step, learning_rate(number + 1, given.run.steps, given.optimizer))
+            result = engine.train_step(step, learning_rate(number, given.run.steps, given.optimizer))
             losses.append(result.loss)
             norms.append(result.grad_norm)
             history.append(engine.weights())
@@ -221,9 +221,9 @@ def train_plainly(given: Config, steps: int = STEPS) -> Outcome:
         )  # fmt: skip
         memory = model.blank_memory(given.data.streams)
         losses, norms, history = [], [], [_weights(model)]
-        for number, (plan, segments) in enumerate(read_steps(given, steps=steps)):
+        for number, (plan, segments) in enumerate(read_steps(given, steps=steps), 1):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(number + 1, given.run.steps, settings)
+                group["lr"] = learning_rate(number, given.run.steps, settings)
             logits, memory = model(torch.from_numpy(segments.input), memory, torch.from_numpy(segments.starts))
             nats = loss_sum(logits, torch.from_numpy(segments.target), torch.from_numpy(segments.mask))
             loss = nats / plan.loss_tokens

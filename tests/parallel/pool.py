@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 CASE_TIMEOUT_SECONDS = 240
-_PRELOADED = ["brt_dist.training.loop", "pytest", "tests.parallel.matrix", "tests.parallel.kills"]
+_PRELOADED = ["brt_dist.training.build", "pytest", "tests.parallel.matrix", "tests.parallel.kills"]
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore"}
 
 

@@ -63,27 +63,28 @@ def attempt(rank: int, store: str, given: Config, steps: int, copy: str | None =
     from brt_dist.events import EventLog
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
-    from brt_dist.training.guards import StopRequest
+    from brt_dist.training.stopping import StopRequest
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)
     initialize(layout, device, 120.0, dist.FileStore(store, layout.world_size))
     from brt_dist.checkpoint.storage import FolderStorage
     from brt_dist.checkpoint.store import CheckpointStore
-    from brt_dist.training.loop import Trainer
+    from brt_dist.training.build import build_trainer
 
     run = Path(given.run.directory)
     events = EventLog(run, 1, enabled=rank == 0)
     try:
         with Dataset.open(given.data.dataset) as data:
-            trainer = Trainer(given, run, layout, device, events, data, None, StopRequest())
+            trainer = build_trainer(given, run, layout, device, events, data, None, StopRequest())
             trainer.resume()
+            done = trainer.progress
             if copy:
                 other = CheckpointStore(FolderStorage(Path(copy)), given, layout, data.digest, print)
-                other.save(trainer.step, trainer.tokens, trainer.cursor.to_json(), {}, trainer.engine)
+                other.save(done.step, done.tokens, done.cursor.to_json(), {}, trainer.engine)
                 other.wait()
                 other.close()
-            trainer.train_until(trainer.step + steps)
+            trainer.train_until(done.step + steps)
             trainer.close()
     finally:
         events.close()

@@ -44,8 +44,8 @@ def train(rank: int, store: str, given: Config) -> dict[str, Any]:
     from brt_dist.events import EventLog
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
-    from brt_dist.training.guards import StopRequest
-    from brt_dist.training.loop import Trainer
+    from brt_dist.training.build import build_trainer
+    from brt_dist.training.stopping import StopRequest
 
     layout = Layout.of(given, rank)
     initialize(layout, choose("cpu", rank), 120.0, dist.FileStore(store, layout.world_size))
@@ -54,7 +54,7 @@ def train(rank: int, store: str, given: Config) -> dict[str, Any]:
         run = Path(given.run.directory)
         log = EventLog(run, 1, enabled=rank == 0)
         log.write = events.write  # type: ignore[method-assign]
-        trainer = Trainer(given, run, layout, choose("cpu", rank), log, data, None, StopRequest())
+        trainer = build_trainer(given, run, layout, choose("cpu", rank), log, data, None, StopRequest())
         trainer.run()
         weights = trainer.engine.weights()
         parts = {p.name: (weights[p.name], p.box(layout.tensor_rank, layout.tensor)) for p in trainer.engine.parameters}

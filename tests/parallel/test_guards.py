@@ -1,6 +1,7 @@
 """What one rank sees goes wrong, all ranks act on: a gradient that is not finite, a divergence, a slow rank."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,21 @@ _OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def rank_main(rank: int, store: str, given: Config, poisoned: int | None, slow: int | None) -> int:
-    """A run on one rank; its exit code.  Rank `poisoned` has a bad gradient in step BAD, rank `slow` is slow."""
+def rank_main(
+    rank: int, store: str, given: Config, poisoned: int | None, slow: int | None, stop_after: int = STEPS
+) -> int:
+    """A run on one rank; its exit code.  Rank `poisoned` has a bad gradient in step BAD, rank `slow` is slow.
+
+    The rank is asked to stop after step `stop_after`.
+    """
     import torch.distributed as dist
 
     from brt_dist.data.dataset import Dataset
     from brt_dist.events import EventLog
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
-    from brt_dist.training.guards import StopRequest
-    from brt_dist.training.loop import Trainer
+    from brt_dist.training.build import build_trainer
+    from brt_dist.training.stopping import StopRequest
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)
@@ -50,9 +56,18 @@ def rank_main(rank: int, store: str, given: Config, poisoned: int | None, slow: 
     events = EventLog(run, 1, enabled=rank == 0)
     if rank == poisoned:
         poison(BAD)
+
+    class StopAfter(StopRequest):
+        @property
+        def asked(self) -> bool:  # type: ignore[override]
+            return trainer.progress.step >= stop_after - 1  # asked in the step itself, before it is counted
+
+        @asked.setter
+        def asked(self, value: bool) -> None: ...
+
     try:
         with Dataset.open(given.data.dataset) as data:
-            trainer = Trainer(given, run, layout, device, events, data, None, StopRequest())
+            trainer = build_trainer(given, run, layout, device, events, data, None, StopAfter())
             if rank == slow:
                 slow_down(0.5)
             try:
@@ -125,20 +140,20 @@ def rank_waits(rank: int, store: str, given: Config, found: str) -> int:
     from brt_dist.events import EventLog
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, initialize
-    from brt_dist.training.guards import StopRequest
-    from brt_dist.training.loop import Trainer
+    from brt_dist.training.build import build_trainer
+    from brt_dist.training.stopping import StopRequest
     from brt_dist.worker import _exit_code
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)
     initialize(layout, device, 240.0, dist.FileStore(store, layout.world_size))
     run = Path(given.run.directory)
-    trainer = Trainer(
+    trainer = build_trainer(
         given, run, layout, device, EventLog(run, 1, rank == 0), Dataset.open(given.data.dataset), None, StopRequest()
     )
 
     def wait(*_: Any) -> None:
-        while rank == 1 and trainer.step == 2 and not Path(found).exists():
+        while rank == 1 and trainer.progress.step == 2 and not Path(found).exists():
             time.sleep(0.05)
 
     trainer.engine.stage.register_forward_pre_hook(wait)
@@ -171,3 +186,30 @@ def test_sizes_of_states_and_gates_are_the_same_in_every_layout(ranks: RankPool,
         assert statistics == pytest.approx(found["one"], rel=1e-4)
     assert 0 < found["one"]["state_rms"] < found["one"]["state_max"]
     assert 0.3 < found["one"]["kept"] < 0.7  # biases begin around nought
+
+
+@pytest.mark.parametrize("cause", ["adjustments", "not finite"])
+def test_a_step_that_is_left_out_counts_as_a_step_and_not_as_an_update(
+    ranks: RankPool, tmp_path: Path, cause: str
+) -> None:
+    """The schedule of the learning rate moves on with it, and a run may stop just before it and just after it."""
+    documents(tmp_path)
+    found = {}
+    for name, stops in (("straight", [STEPS]), ("stopped", [BAD - 1, BAD, STEPS])):
+        given = settings(tmp_path, name, "one", nonfinite="skip")
+        rates = {"schedule": "cosine", "warmup_steps": 2, "learning_rate": 3e-3, "final_ratio": 0.1}
+        given = given.model_copy(update={"optimizer": given.optimizer.model_copy(update=rates)})
+        if cause == "adjustments":
+            Adjustments().without(BAD, BAD).save(Path(given.run.directory))
+        poisoned = 0 if cause == "not finite" else None
+        codes = [ranks.run(1, rank_main, given, poisoned, None, stop)[0] for stop in stops]
+        assert codes == [*[ExitCode.PREEMPTED] * (len(stops) - 1), ExitCode.FINISHED]
+        trained = {event["step"]: event["learning_rate"] for event in events(given, "step")}
+        cosine = {step: 0.5 * (1 + math.cos(math.pi * (step - 2) / (STEPS - 2))) for step in (2, 4, 5)}
+        expected = {1: 1.5e-3} | {step: 3e-4 + 2.7e-3 * share for step, share in cosine.items()}
+        assert trained == pytest.approx(expected)
+        assert [event["step"] for event in events(given, "skip")] == [BAD]
+        found[name] = saved(Path(given.run.directory) / "checkpoints")
+        assert (found[name]["step"], found[name]["updates"]) == (STEPS, STEPS - 1)
+        assert events(given, "step")[-1]["tokens"] == found[name]["tokens"]
+    assert found["straight"] == found["stopped"]

@@ -71,12 +71,12 @@ def train(rank: int, store: str, given: Config, attempt: int, stop_after: int) -
     from brt_dist.events import EventLog
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
-    from brt_dist.training.guards import StopRequest
+    from brt_dist.training.stopping import StopRequest
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)
     initialize(layout, device, 120.0, dist.FileStore(store, layout.world_size))
-    from brt_dist.training.loop import Trainer
+    from brt_dist.training.build import build_trainer
 
     class StopAfter(StopRequest):
         def __init__(self) -> None:
@@ -91,7 +91,7 @@ def train(rank: int, store: str, given: Config, attempt: int, stop_after: int) -
     events = EventLog(run, attempt, enabled=rank == 0)
     try:
         with Dataset.open(given.data.dataset) as data:
-            trainer = Trainer(given, run, layout, device, events, data, data, StopAfter())
+            trainer = build_trainer(given, run, layout, device, events, data, data, StopAfter())
             code = int(trainer.run())
             trainer.close()
             return code, []

@@ -146,7 +146,7 @@ def seen(request: pytest.FixtureRequest, device: Device) -> Iterator[Seen]:
 def train(engine: Engine) -> None:
     tokens = torch.arange(64).view(2, 32)
     starts = torch.tensor([[True, False]] * 2)
-    step = StepInput(0, starts, tokens, tokens.roll(-1, 1), torch.ones_like(tokens, dtype=torch.bool), 64)
+    step = StepInput(1, starts, tokens, tokens.roll(-1, 1), torch.ones_like(tokens, dtype=torch.bool), 64)
     assert engine.train_step(step, 1e-3).is_finite
 
 

@@ -1,26 +1,24 @@
-"""What may stop a run between two steps: numbers that are not as they should be, or a request to end."""
+"""Loss and gradient norm that are not finite, or far from the usual."""
 
-import signal
 import statistics
 from collections import deque
-from collections.abc import Callable
-from types import FrameType
 
 from brt_dist.config.guards import GuardsConfig
 from brt_dist.errors import DivergedError
-from brt_dist.events import DivergedEvent, Event, SkipEvent, SpikeEvent
-from brt_dist.parallel.device import Device
+from brt_dist.events import DivergedEvent, SkipEvent, SpikeEvent
 from brt_dist.parallel.engine import StepResult
-from brt_dist.parallel.layout import agree
+from brt_dist.training.hooks.base import Hook, Tell
+from brt_dist.training.progress import TrainedStep
 
 _FEWEST = 10  # steps before a spike can be told from the usual
 _NOISE = 0.01  # of the median: below this a deviation is none, also where all steps were alike
 
-Tell = Callable[[Event], None]
 
+class NumberGuard(Hook):
+    """Checks loss and gradient norm of every step.  All ranks see the same numbers, so they decide alike.
 
-class NumberGuard:
-    """Looks at loss and gradient norm of every step.  All ranks see the same numbers, so they decide alike.
+    Remembers the numbers of the last steps and how many updates in a row were left out.  A resumed run starts anew
+    with both: it ends the sooner, or finds a spike the later, but computes the same.
 
     Args:
         tell: writes an event.
@@ -30,6 +28,9 @@ class NumberGuard:
         self._config, self._tell = config, tell
         self._usual = {name: deque[float](maxlen=config.spike_window or 1) for name in ("loss", "grad_norm")}
         self._skips = 0  # in a row
+
+    def after_step(self, step: TrainedStep) -> None:
+        self.check(step.result, step.number)
 
     def check(self, result: StepResult, step: int) -> None:
         """Judge a step that was done.
@@ -75,31 +76,3 @@ class NumberGuard:
             f"{what}. The last checkpoint is untouched; resume from it with a smaller optimizer.learning_rate or "
             "optimizer.clip_norm, or a longer warm-up, or let launch.recovery.diverged do it."
         )
-
-
-class StopRequest:
-    """SIGTERM, as a wish: the rank goes on to the end of its step, and all ranks stop after the same one."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def listen(self) -> None:
-        """Take over SIGTERM (main thread only)."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-
-
-def agree_on_step(result: StepResult, step: int, stop: StopRequest, device: Device) -> bool:
-    """Whether any rank was asked to stop, so that all stop after this step.  Collective, once a step.
-
-    Raises:
-        DivergedError: some ranks took the update and others left it out: their weights differ from now on.
-    """
-    asked, taken, left_out = agree((stop.asked, result.is_updated, not result.is_updated), device)
-    if taken and left_out:
-        raise DivergedError(
-            f"step {step}: some ranks took an update that others left out. The last checkpoint is good."
-        )
-    return asked > 0

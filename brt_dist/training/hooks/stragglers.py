@@ -2,7 +2,8 @@
 
 import socket
 import statistics
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -11,31 +12,40 @@ from brt_dist.config.guards import GuardsConfig
 from brt_dist.events import StragglerEvent
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.waiting import Work, work_of_step
-from brt_dist.training.guards import Tell
+from brt_dist.training.hooks.base import Hook, Tell
+from brt_dist.training.progress import TrainedStep
 
 _NOISE_SECONDS = 0.02  # what a scheduler may do to anybody
 
 
-class StragglerWatch:
-    """Compares, now and then, how long each rank works on a step.
+class Stragglers(Hook):
+    """Compares, every `run.guards.straggler_every` steps, how long each rank works on a step.  Collective then.
 
-    Two looks in a row must find the same rank: a single slow step means nothing.
+    A rank is told of when two steps in a row find it slow: a single slow step means nothing.  Remembers the ranks
+    that the last comparison found, of this attempt alone, as the next may run on other machines.
     """
 
     def __init__(self, config: GuardsConfig, device: Device, tell: Tell) -> None:
         self._config, self._device, self._tell = config, device, tell
-        self._slow: set[int] = set()  # at the last look
+        self._slow: set[int] = set()  # at the last comparison
+        self._work: Work | None = None  # of the step under way, if it is compared
 
-    def look(self, step: int) -> AbstractContextManager[Work | None]:
-        """To be put around step number `step`; measures where it is due (and in the step after)."""
+    def around_step(self, number: int) -> AbstractContextManager[None]:
         every = self._config.straggler_every
-        is_due = bool(every) and step % every in (0, 1 % every) and step > 1
-        return work_of_step(self._device) if is_due and dist.get_world_size() > 1 else nullcontext()
+        is_compared = bool(every) and number % every in (0, 1 % every) and number > 1
+        return self._measured() if is_compared and dist.get_world_size() > 1 else nullcontext()
 
-    def judge(self, work: Work | None, step: int) -> None:
-        """Tell of ranks that are slow.  Collective when there is a measurement."""
-        if work is None:
-            return
+    def after_step(self, step: TrainedStep) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            self._compare(work, step.number)
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        with work_of_step(self._device) as self._work:
+            yield
+
+    def _compare(self, work: Work, step: int) -> None:
         mine = torch.tensor([work.seconds], dtype=torch.float64, device=self._device.torch)
         all_ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(all_ranks, mine)

@@ -1,0 +1,112 @@
+"""Putting a trainer together, with the hooks of a run in their order."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from brt_dist.checkpoint.open_storage import open_storage
+from brt_dist.checkpoint.store import CheckpointStore
+from brt_dist.config.schema import Config
+from brt_dist.data.dataset import Dataset
+from brt_dist.data.mixture import Mixture
+from brt_dist.data.stream_schedule import StreamSchedule
+from brt_dist.events import EventLog, MessageEvent
+from brt_dist.parallel.device import Device
+from brt_dist.parallel.engine import Engine, build_engine
+from brt_dist.parallel.layout import Layout
+from brt_dist.training.adjustments import Adjustments
+from brt_dist.training.hooks.base import Hook
+from brt_dist.training.hooks.checkpoints import Checkpoints
+from brt_dist.training.hooks.collective_timeout import CollectiveTimeout
+from brt_dist.training.hooks.evaluation import Evaluation
+from brt_dist.training.hooks.heartbeat import Heartbeat
+from brt_dist.training.hooks.held_memory import HeldMemory
+from brt_dist.training.hooks.memory_statistics import MemoryStatistics
+from brt_dist.training.hooks.number_guard import NumberGuard
+from brt_dist.training.hooks.samples import Samples
+from brt_dist.training.hooks.step_metrics import StepMetrics
+from brt_dist.training.hooks.stragglers import Stragglers
+from brt_dist.training.loop import Trainer
+from brt_dist.training.stopping import StopRequest
+
+
+def build_trainer(
+    config: Config,
+    run: Path,
+    layout: Layout,
+    device: Device,
+    events: EventLog,
+    train: Dataset | Mixture,
+    validation: Dataset | None,
+    stop: StopRequest,
+    heartbeat: Heartbeat | None = None,
+) -> Trainer:
+    """The trainer of one attempt, on one rank.  Collective.
+
+    Args:
+        config: resolved, with `model.vocab_size` set.
+        run: the run directory.
+        train, validation: opened datasets; without validation only the training data is evaluated.
+        stop: asked once a step whether to stop early.
+        heartbeat: told what this rank does; None on all ranks but the first.
+
+    Raises:
+        ConfigError: the adjustments of the run cannot be read.
+        PlatformError: another run saves to the same place.
+    """
+
+    def report(message: str) -> None:
+        print(message, flush=True)
+        events.write(MessageEvent(message=message))
+
+    adjustments = Adjustments.load(run)
+    schedule = StreamSchedule(
+        train.parts,
+        weights=train.weights,
+        streams=config.data.streams,
+        segment=config.data.segment,
+        window=config.model.window,
+        seed=config.run.seed,
+    )
+    engine = build_engine(config, layout, device)
+    storage = open_storage(config.run.checkpoints or run / "checkpoints")
+    store = CheckpointStore(storage, config, layout, train.digest, report, train.tokenizer_sha256)
+    datasets = {"train": train} | ({"validation": validation} if validation else {})
+    return Trainer(
+        engine,
+        train,
+        schedule,
+        store,
+        adjustments,
+        stop,
+        events,
+        hooks=hooks_of_a_run(engine, store, events, datasets, heartbeat or Heartbeat(None)),
+        report=report,
+        ahead=config.data.cache.ahead_steps if train.is_remote else 0,
+    )
+
+
+def hooks_of_a_run(
+    engine: Engine,
+    store: CheckpointStore,
+    events: EventLog,
+    datasets: Mapping[str, Dataset | Mixture],
+    heartbeat: Heartbeat,
+) -> list[Hook]:
+    """All hooks, in the order in which they are called.
+
+    The guard comes first, so that nothing is written of a step that it rejects; checkpoints come last, as they hold
+    what an evaluation has found.
+    """
+    config, tell = engine.config, events.write
+    return [
+        NumberGuard(config.run.guards, tell),
+        StepMetrics(config, engine.layout, engine.device, tell),
+        Stragglers(config.run.guards, engine.device, tell),
+        MemoryStatistics(engine, tell),
+        HeldMemory(engine, tell),
+        CollectiveTimeout(config.run.guards.collective_seconds),
+        heartbeat,
+        Evaluation(engine, datasets, tell, heartbeat),
+        Samples(engine, datasets.get("validation", datasets["train"]), tell, heartbeat),
+        Checkpoints(store, engine, tell, heartbeat),
+    ]

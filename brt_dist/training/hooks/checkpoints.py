@@ -1,0 +1,48 @@
+"""Saving checkpoints, and telling of those that are complete."""
+
+from brt_dist.checkpoint.store import CheckpointStore
+from brt_dist.events import CheckpointEvent
+from brt_dist.parallel.engine import Engine
+from brt_dist.training.hooks.base import Hook, Tell, is_due
+from brt_dist.training.hooks.heartbeat import Heartbeat
+from brt_dist.training.progress import Progress, TrainedStep
+
+
+class Checkpoints(Hook):
+    """Saves every `run.checkpoint_every` steps and at the end of the attempt.  Comes after what changes `Progress`.
+
+    Training goes on while a checkpoint is written, so it is told of after a later step.  Keeps nothing between steps;
+    the save under way is the store's.
+    """
+
+    def __init__(self, store: CheckpointStore, engine: Engine, tell: Tell, heartbeat: Heartbeat) -> None:
+        self._store, self._engine, self._tell, self._heartbeat = store, engine, tell, heartbeat
+        self._every = engine.config.run.checkpoint_every
+
+    def after_step(self, step: TrainedStep) -> None:
+        self._tell_complete()
+
+    def between_steps(self, progress: Progress, is_last: bool) -> None:
+        if is_last or is_due(progress.step, self._every):
+            self._heartbeat.slow("saving")
+            self._store.save(
+                progress.step, progress.tokens, progress.cursor.to_json(), progress.evaluations, self._engine
+            )
+        self._tell_complete()
+
+    def on_end(self) -> None:
+        self._heartbeat.slow("saving")
+        self._store.wait()
+        self._tell_complete()
+
+    def _tell_complete(self) -> None:
+        for saved in self._store.finished():
+            self._tell(
+                CheckpointEvent(
+                    step=saved.step,
+                    path=f"checkpoints/{saved.name}",
+                    seconds=saved.seconds,
+                    stall_seconds=saved.stall_seconds,
+                    bytes=saved.bytes,
+                )
+            )
