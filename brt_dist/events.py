@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-FILE_NAME = "metrics.jsonl"
+from brt_dist.run_directory import RunDirectory
 
 E = TypeVar("E", bound="Event")
 
@@ -307,7 +307,7 @@ class EventLog:
         self._attempt = attempt
         self._file = None
         if enabled:
-            self._file = open(run / FILE_NAME, "a+b", buffering=0)  # noqa: SIM115 - open for the life of the run
+            self._file = open(RunDirectory(run).events, "a+b", buffering=0)  # noqa: SIM115 - open for the life of the run
             self._end_cut_line()
 
     def write(self, event: Event) -> None:
@@ -335,14 +335,14 @@ class EventReader:
     Args:
         run: the run directory.
         offset: of the first byte not yet returned as part of a whole line; a later reader may start from there.
-        file: another file of events, relative to the run.
+        file: another file of events.
         kinds: return only events of these kinds.
     """
 
     def __init__(
-        self, run: Path, offset: int = 0, file: str = FILE_NAME, kinds: Iterable[type[Event]] | None = None
+        self, run: Path, offset: int = 0, file: Path | None = None, kinds: Iterable[type[Event]] | None = None
     ) -> None:
-        self._path = run / file
+        self._path = file or RunDirectory(run).events
         self.offset = offset
         self._names = None if kinds is None else tuple(f'"{kind.kind}"'.encode() for kind in kinds)
         self._kinds = None if kinds is None else tuple(kinds)

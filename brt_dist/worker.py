@@ -21,6 +21,7 @@ from pathlib import Path
 
 from brt_dist.errors import BrtError, ExitCode, PlatformError
 from brt_dist.files import write_atomic
+from brt_dist.run_directory import RunDirectory
 
 # said by Megatron on every rank: kernels that we do not use, a setting that `device.choose` makes where it matters
 _NOTICES = (
@@ -75,7 +76,8 @@ def _run(run: Path, attempt: int, settings: Sequence[str] = ()) -> ExitCode:
     from brt_dist.config.loading import load
     from brt_dist.config.rules import check
 
-    config = load(run / "config.yaml", settings).config
+    directory = RunDirectory(run)
+    config = load(directory.config, settings).config
     check(config)
     rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
 
@@ -93,7 +95,7 @@ def _run(run: Path, attempt: int, settings: Sequence[str] = ()) -> ExitCode:
 
     stop = StopRequest()
     stop.listen()
-    heartbeat = Heartbeat(run / "attempts" / f"{attempt:03d}" if rank == 0 else None)
+    heartbeat = Heartbeat(directory.attempt(attempt) if rank == 0 else None)
     train, validation = open_training(config.data, _tell), open_validation(config.data, _tell)
     check(config, facts_of(train), facts_of(validation) if validation else None)
     model = config.model.model_copy(update={"vocab_size": train.vocab_size})
@@ -153,7 +155,7 @@ def _leave_error(run: Path, attempt: int, error: BaseException, code: ExitCode) 
         "traceback": "" if isinstance(error, BrtError) else "".join(traceback.format_exception(error)),
     }
     try:
-        path = run / "attempts" / f"{attempt:03d}" / f"rank_{report['rank']:03d}.error.json"
+        path = RunDirectory(run).attempt(attempt).failure(report["rank"])
         write_atomic(path, json.dumps(report, indent=2) + "\n")
     except OSError as problem:
         print(f"cannot write the error report: {problem}", file=sys.stderr)

@@ -12,8 +12,10 @@ from brt_dist.config.rules import DatasetFacts, check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ExitCode
 from brt_dist.events import to_json
+from brt_dist.run_directory import RunDirectory
+from launch.run.claim import claimed
+from launch.run.config_file import absolute, refuse_other_run, write_config
 from launch.run.history import History
-from launch.run.run_directory import absolute, claimed, refuse_other_run, write_config
 from launch.supervision.attempts import Attempts
 from launch.supervision.signals import StopRequests
 from launch.supervision.verdict import Verdict
@@ -151,7 +153,7 @@ def _finish(syncer: SyncerProcess | None, run: Path, stop: StopRequests, console
         done = False
     if not done:
         health = Health.read(run)
-        why = health.problem if health and health.problem else f"see {run / 'tracking' / 'syncer.log'}"
+        why = health.problem if health and health.problem else f"see {RunDirectory(run).syncer_log}"
         console.print(
             f"not everything reached MLflow ({why}); to send the rest later:\n  {finish_command(run)}",
             markup=False,

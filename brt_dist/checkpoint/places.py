@@ -11,8 +11,7 @@ from brt_dist.checkpoint.storage import FolderStorage, Storage
 from brt_dist.config.schema import RunConfig
 from brt_dist.errors import CheckpointError, PlatformError
 from brt_dist.files import is_url
-
-CHECKPOINTS = "checkpoints"
+from brt_dist.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,11 @@ def find_place(where: str) -> Place:
         parent, _, last = where.rstrip("/").rpartition("/")
         return Place(open_storage(where)) if step_of(last) is None else Place(open_storage(parent), name=last)
     folder = Path(where.removeprefix("file://"))
-    if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
+    if RunDirectory(folder).is_run and not (folder / "config.json").is_file():
         from brt_dist.config.loading import load
 
-        run = load(folder / "config.yaml").config.run
-        return Place(open_storage(run.checkpoints or folder / CHECKPOINTS), run)
+        run = load(RunDirectory(folder).config).config.run
+        return Place(open_storage(run.checkpoints or RunDirectory(folder).checkpoints), run)
     if step_of(folder.resolve().name) is not None and folder.is_dir():
         return Place(FolderStorage(folder.resolve().parent), name=folder.resolve().name)
     if folder.is_dir() and (FolderStorage(folder).names() or not any(folder.iterdir())):

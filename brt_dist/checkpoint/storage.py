@@ -141,16 +141,17 @@ class FolderStorage(Storage):
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        import fcntl
+        from filelock import FileLock, Timeout
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        with open(self._folder / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise PlatformError(
-                    f"another run saves its checkpoints to {self._folder}; end it, or set another run.directory"
-                ) from None
+        lock = FileLock(self._folder / ".lock", timeout=0)
+        try:
+            held = lock.acquire()
+        except Timeout:
+            raise PlatformError(
+                f"another run saves its checkpoints to {self._folder}; end it, or set another run.directory"
+            ) from None
+        with held:
             yield
 
     def _draft(self, name: str) -> Path:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from brt_dist.errors import ConfigError
 from brt_dist.files import write_atomic
-
-FILE_NAME = "adjustments.json"
+from brt_dist.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Adjustments:
     @classmethod
     def load(cls, run: Path) -> "Adjustments":
         """Those of a run; none where nothing was adjusted.  ConfigError: the file cannot be read."""
-        path = run / FILE_NAME
+        path = RunDirectory(run).adjustments
         try:
             found = json.loads(path.read_text())
             return cls(
@@ -38,7 +37,9 @@ class Adjustments:
             raise ConfigError(f"{path} cannot be read ({error}); remove it to go on without adjustments") from None
 
     def save(self, run: Path) -> None:
-        write_atomic(run / FILE_NAME, json.dumps({"skipped": self.skipped, "lowered": self.lowered}) + "\n")
+        write_atomic(
+            RunDirectory(run).adjustments, json.dumps({"skipped": self.skipped, "lowered": self.lowered}) + "\n"
+        )
 
     def without(self, first: int, last: int) -> "Adjustments":
         """These, and steps `first` to `last` left out."""

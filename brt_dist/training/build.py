@@ -13,6 +13,7 @@ from brt_dist.events import EventLog, MessageEvent
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import Engine, build_engine
 from brt_dist.parallel.layout import Layout
+from brt_dist.run_directory import RunDirectory
 from brt_dist.training.adjustments import Adjustments
 from brt_dist.training.hooks.base import Hook
 from brt_dist.training.hooks.checkpoints import Checkpoints
@@ -68,7 +69,7 @@ def build_trainer(
         seed=config.run.seed,
     )
     engine = build_engine(config, layout, device)
-    storage = open_storage(config.run.checkpoints or run / "checkpoints")
+    storage = open_storage(config.run.checkpoints or RunDirectory(run).checkpoints)
     store = CheckpointStore(storage, config, layout, train.digest, report, train.tokenizer_sha256)
     datasets = {"train": train} | ({"validation": validation} if validation else {})
     return Trainer(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from brt_dist.run_directory import RunDirectory
 from launch.run.submission import Submission
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """RUN/submissions/NNN: what belongs to this submission alone (its log, token and address of its cluster)."""
-        return self.run / "submissions" / f"{self.number:03d}"
+        return RunDirectory(self.run).submission_folder(self.number)
 
     @property
     def config_text(self) -> str:
@@ -67,8 +68,3 @@ def pieces(path: Path) -> Iterator[str]:
                 yield piece
     except FileNotFoundError:
         return
-
-
-def stop_file(run: Path) -> Path:
-    """It is there from `brt stop` until the next submission: the job was not preempted, and is not queued again."""
-    return run / ".stop"

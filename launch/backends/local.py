@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brt_dist.errors import PlatformError
+from brt_dist.run_directory import RunDirectory
 from launch.backends.base import Backend
 from launch.backends.job import Job, pieces, private_folder
 from launch.run.facts import process_start
@@ -37,8 +38,8 @@ class LocalBackend(Backend):
             )
 
     def render(self, job: Job) -> str:
-        command = shlex.join([sys.executable, "-m", "launch.cli", "train", str(job.run / "config.yaml")])
-        log = shlex.quote(str(job.folder / "log"))
+        command = shlex.join([sys.executable, "-m", "launch.cli", "train", str(RunDirectory(job.run).config)])
+        log = shlex.quote(str(RunDirectory(job.run).submission_log(job.number)))
         return f"cd {shlex.quote(os.getcwd())}\nexec {command} </dev/null >{log} 2>&1\n"
 
     def submit(self, job: Job) -> Submission:
@@ -61,7 +62,7 @@ class LocalBackend(Backend):
         return "running" if process_start(int(record.job)) == record.details["start"] else "ended"
 
     def log(self, record: Submission, run: Path) -> Iterator[str]:
-        return pieces(run / "submissions" / f"{record.number:03d}" / "log")
+        return pieces(RunDirectory(run).submission_log(record.number))
 
     def stop(self, record: Submission, run: Path) -> None:
         state = self.state(record)

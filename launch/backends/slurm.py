@@ -13,9 +13,10 @@ from pydantic import Field, PositiveInt
 from brt_dist.config.launch_rules import gpus_per_node
 from brt_dist.config.section import Section
 from brt_dist.errors import PlatformError
+from brt_dist.run_directory import RunDirectory
 from launch.backends.base import Backend
 from launch.backends.commands import call
-from launch.backends.job import Job, pieces, private_folder, stop_file
+from launch.backends.job import Job, pieces, private_folder
 from launch.run.submission import State, Submission
 
 if TYPE_CHECKING:
@@ -110,13 +111,13 @@ class SlurmBackend(Backend):
         return "queued" if state in _QUEUED else "running" if state in _RUNNING else "ended"
 
     def log(self, record: Submission, run: Path) -> Iterator[str]:
-        return pieces(run / "submissions" / f"{record.number:03d}" / "log")
+        return pieces(RunDirectory(run).submission_log(record.number))
 
     def stop(self, record: Submission, run: Path) -> None:
         state = self.state(record)
         if state == "ended":
             return
-        stop_file(run).touch()
+        RunDirectory(run).stop_request.touch()
         if state == "queued":
             call(["scancel", record.job], what="cancel the Slurm job")
         else:
@@ -131,7 +132,7 @@ def _sbatch(job: Job) -> list[str]:
         "job-name": f"brt {job.config.run.name}",
         "nodes": str(launch.nodes),
         "ntasks-per-node": "1",
-        "output": str(job.folder / "log").replace("%", "%%"),
+        "output": str(RunDirectory(job.run).submission_log(job.number)).replace("%", "%%"),
         "open-mode": "append",
         "signal": f"B:TERM@{slurm.notice_seconds}",
         "time": launch.time_limit,
@@ -169,12 +170,12 @@ def _script(job: Job) -> str:
         *interface,
     ]
     node += ["--listen", slurm.listen, "--patience", f"{launch.start_timeout_seconds:g}"]
-    train = [*python, "-m", "launch.cli", "train", str(job.run / "config.yaml")]
+    train = [*python, "-m", "launch.cli", "train", str(RunDirectory(job.run).config)]
     return _TEMPLATE.format(
         setup="".join(f"{line}\n" for line in slurm.setup),
         directory=shlex.quote(os.getcwd()),
         folder=shlex.quote(str(job.folder)),
-        stopped=shlex.quote(str(stop_file(job.run))),
+        stopped=shlex.quote(str(RunDirectory(job.run).stop_request)),
         node=shlex.join(node),
         train=shlex.join(train),
         interface=f"export GLOO_SOCKET_IFNAME={shlex.quote(slurm.interface)}\n" if slurm.interface else "",

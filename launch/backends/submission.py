@@ -14,17 +14,11 @@ from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.kinds import BACKENDS
-from launch.backends.job import Job, pieces, stop_file
+from brt_dist.run_directory import RunDirectory
+from launch.backends.job import Job, pieces
+from launch.run.claim import claimed
+from launch.run.config_file import absolute, refuse_other_run, write_config
 from launch.run.redact import redact
-from launch.run.run_directory import (
-    absolute,
-    attempt_folder,
-    attempts,
-    claimed,
-    rank_log,
-    refuse_other_run,
-    write_config,
-)
 from launch.run.submission import State, Submission
 from launch.train import check_with_data
 
@@ -67,14 +61,14 @@ def submit(sources: Sequence[Path | str], overrides: Sequence[str], *, dry_run: 
     check(config)
     _check_here(config)
     there = BACKENDS[config.launch.backend]()
-    if (run / "config.yaml").is_file():
+    if RunDirectory(run).is_run:
         refuse_other_run(run, config)
     if dry_run:
         return Submitted(run, there.render(Job(config, _next_number(run))), None)
     with claimed(run):
         _refuse_second(run)
         write_config(run, resolved)
-        stop_file(run).unlink(missing_ok=True)
+        RunDirectory(run).stop_request.unlink(missing_ok=True)
     job = Job(config, _next_number(run))
     record = there.submit(job)
     record.write(run)
@@ -90,11 +84,10 @@ def resume(run: Path, overrides: Sequence[str], *, allow: Sequence[str] = (), dr
     """
     run = Path(os.path.abspath(run))
     allowed = [f"run.allow={json.dumps(list(allow))}"] if allow else []
+    config = RunDirectory.existing(run).config
     given = [*overrides, *allowed, f"run.directory={json.dumps(str(run))}"]
-    checkpoint, passed_over = _goes_on_from(config_of(run).parent)
-    return replace(
-        submit([config_of(run)], given, dry_run=dry_run), checkpoint=checkpoint, passed_over=tuple(passed_over)
-    )
+    checkpoint, passed_over = _goes_on_from(run)
+    return replace(submit([config], given, dry_run=dry_run), checkpoint=checkpoint, passed_over=tuple(passed_over))
 
 
 def _goes_on_from(run: Path) -> tuple[str | None, list[str]]:
@@ -110,14 +103,6 @@ def _goes_on_from(run: Path) -> tuple[str | None, list[str]]:
     return None, passed_over
 
 
-def config_of(run: Path) -> Path:
-    """RUN/config.yaml.  ConfigError: there is no run."""
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{run} is no run directory: it has no config.yaml")
-    return path
-
-
 def state(run: Path) -> tuple[Submission, State] | None:
     """The last submission and where it stands; none if the run was never submitted."""
     record = Submission.read(run)
@@ -126,7 +111,7 @@ def state(run: Path) -> tuple[Submission, State] | None:
 
 def stop(run: Path) -> str:
     """Ask the run to save and end; says what was done."""
-    config_of(run)
+    RunDirectory.existing(run)
     record = Submission.read(run)
     if record is None:
         raise PlatformError(f"{run} was not submitted; end its `brt train` with Ctrl-C, or with kill")
@@ -145,19 +130,20 @@ def log(run: Path, rank: int | None = None, attempt: int | None = None) -> Itera
 
     attempt: by default the last.  ConfigError: there is nothing of that kind; says what there is.
     """
-    config_of(run)
+    directory = RunDirectory.existing(run)
     record = Submission.read(run)
     if record is not None and rank is None and attempt is None:
         return BACKENDS[record.backend]().log(record, run)
-    known = attempts(run)
+    known = directory.attempts()
     if not known:
         raise ConfigError(f"{run} has no attempt yet, so no rank has printed anything")
     wanted = known[-1] if attempt is None else attempt
     if wanted not in known:
         raise ConfigError(f"{run} has no attempt {wanted}; the last is {known[-1]}")
-    path = rank_log(attempt_folder(run, wanted), rank or 0)
+    attempt = directory.attempt(wanted)
+    path = attempt.log(rank or 0)
     if not path.is_file():
-        there = sorted(entry.name for entry in path.parent.glob("rank_*.log"))
+        there = [entry.name for entry in attempt.logs()]
         raise ConfigError(f"attempt {wanted} has no rank {rank}; it has {', '.join(there[:3]) or 'none'}")
     return pieces(path)
 

@@ -33,7 +33,7 @@ def doctor(settings: tuple[str, ...], ray_address: str | None, as_json: bool) ->
     from brt_dist.config.rules import check
     from launch.doctor.examine import all_reduce, line, meeting_place, quick
     from launch.nodes.gang import Gang
-    from launch.run.run_directory import absolute
+    from launch.run.config_file import absolute
     from pipelines.cluster import ray_cluster
     from pipelines.tables import show, table
 

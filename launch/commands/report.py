@@ -20,7 +20,8 @@ def report(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     Curves, evaluations with memory carried and cleared, attempts and why each ended, checkpoints, what the guards told,
     and the config with the origin of each value.  Several runs: their curves side by side, then each.
     """
+    from brt_dist.run_directory import RunDirectory
     from launch.report.page import write_report
 
-    path = write_report(runs, out or runs[0] / "report.html")
+    path = write_report(runs, out or RunDirectory(runs[0]).report)
     click.echo(json.dumps({"report": str(path)}) if as_json else str(path))

@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from brt_dist.errors import ConfigError
 from launch.commands.arguments import json_option
 
 
@@ -38,24 +37,24 @@ def describe(run: Path) -> dict[str, Any]:
 
     from brt_dist.config.loading import load
     from brt_dist.events import to_json
+    from brt_dist.run_directory import RunDirectory
+    from launch.run.attempt_record import read_attempts
+    from launch.run.claim import launcher_of
     from launch.run.history import History
-    from launch.run.liveness import launcher_of
-    from launch.run.run_directory import attempts, read_attempt
     from launch.tracking.health import Health
     from launch.tracking.uri import page_command
 
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"{run} is no run directory: it has no config.yaml")
-    config = load(run / "config.yaml").config
+    directory = RunDirectory.existing(run)
+    config = load(directory.config).config
     history = History.read(run)
     last_step, saved = history.latest_step(), history.latest_checkpoint()
-    records = [read_attempt(run, number) for number in attempts(run)]
+    records = read_attempts(run)
     last = records[-1] if records else {}
     running = bool(last) and "end" not in last
     verdict = last.get("verdict", "not started")
     if running:
         verdict = "launcher_gone" if launcher_of(run, last) == "gone" else "running"
-    plot = run / "plots" / "loss.png"
+    plot = directory.loss_plot
     tracking = config.run.tracking
     return {
         "run": str(run),

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from brt_dist.run_directory import AttemptDirectory
 from launch.doctor import node
 from launch.nodes.environment import Placement, rank_environment
 from launch.nodes.processes import End, ProcessSet, ProcessSpec
 from launch.nodes.system_metrics import SystemSampler
-from launch.run.run_directory import rank_log
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class NodeAgent:
 
     def start(self, orders: Orders) -> None:
         """Start the ranks.  OSError with a clear message when the directory or the command is not there."""
-        directory, folder = Path(orders.directory), Path(orders.folder)
+        directory, attempt = Path(orders.directory), AttemptDirectory(Path(orders.folder))
         if not directory.is_dir():
             raise FileNotFoundError(f"{socket.gethostname()} has no folder {directory}: it must be on shared storage")
         specs = [
@@ -82,13 +82,13 @@ class NodeAgent:
                 orders.command,
                 rank_environment(os.environ, orders.passed, placement, orders.threads, _cores()),
                 directory,
-                rank_log(folder, placement.rank),
+                attempt.log(placement.rank),
             )
             for placement in orders.placements
         ]
         self._processes.start(specs)
         if orders.sample_seconds > 0:
-            self._sampler = SystemSampler(folder.parent.parent, orders.sample_seconds)
+            self._sampler = SystemSampler(attempt.run.path, orders.sample_seconds)
 
     def ended(self) -> Sequence[End]:
         return list(self._processes.ended().values())

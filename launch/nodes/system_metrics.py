@@ -4,7 +4,6 @@ The names of the values are those of MLflow's own system metrics, so that its pa
 """
 
 import os
-import re
 import socket
 import threading
 import time
@@ -14,17 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from brt_dist.events import SystemEvent, line_of
+from brt_dist.run_directory import RunDirectory
 
 _MEGABYTE = 1e6
-
-
-def system_file(run: Path, host: str) -> Path:
-    """Where the samples of a node are."""
-    return system_folder(run) / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', host)}.jsonl"
-
-
-def system_folder(run: Path) -> Path:
-    return run / "system"
 
 
 class SystemSampler:
@@ -34,7 +25,7 @@ class SystemSampler:
     """
 
     def __init__(self, run: Path, seconds: float) -> None:
-        self._path = system_file(run, socket.gethostname())
+        self._path = RunDirectory(run).system_metrics(socket.gethostname())
         self._run, self._seconds = run, seconds
         self._stopped = threading.Event()
         threading.Thread(target=self._sample_until_stopped, name="system metrics", daemon=True).start()

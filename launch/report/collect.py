@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from brt_dist.config.loading import flatten, load
-from brt_dist.errors import ConfigError
 from brt_dist.events import AttemptEvent, Event, read_events
+from brt_dist.run_directory import RunDirectory
+from launch.run.attempt_record import read_attempts
 from launch.run.history import History
 from launch.run.redact import redact
-from launch.run.run_directory import attempts, read_attempt
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,15 @@ class RunFacts:
     @classmethod
     def of(cls, folder: Path) -> "RunFacts":
         """ConfigError: no run there."""
-        if not (folder / "config.yaml").is_file():
-            raise ConfigError(f"{folder} is no run directory: it has no config.yaml")
-        config = load(folder / "config.yaml").config
+        run = RunDirectory.existing(folder)
+        config = load(run.config).config
         try:
-            origins = json.loads((folder / "provenance.json").read_text())
+            origins = json.loads(run.provenance.read_text())
         except (OSError, ValueError):
             origins = {}
         # the tracking URI may hold a password
         flat = {key: redact(value) if isinstance(value, str) else value for key, value in flatten(config).items()}
-        records = [read_attempt(folder, number) for number in attempts(folder)]
+        records = read_attempts(folder)
         return cls(folder, config.run.name, config.run.steps, read_events(folder), records, flat, origins)
 
     @property

@@ -12,8 +12,9 @@ from brt_dist.data.dataset import Dataset
 from brt_dist.data.mixture import Mixture
 from brt_dist.data.open import open_training
 from brt_dist.data.stream_schedule import StreamSchedule
-from brt_dist.errors import BrtError, CheckpointError, ConfigError, DataError
+from brt_dist.errors import BrtError, CheckpointError, DataError
 from brt_dist.events import AttemptEvent, events_of
+from brt_dist.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,7 @@ def position_of(run: Path, step: int) -> Position:
     number of streams that each attempt had.  ConfigError: no run.  DataError: the data of the run was changed, and no
     checkpoint since then is old enough.
     """
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"{run} is no run directory: it has no config.yaml")
-    config = load(run / "config.yaml").config
+    config = load(RunDirectory.existing(run).config).config
     dataset = open_training(config.data)
     try:
         streams = _streams(run, config)

@@ -7,8 +7,7 @@ from typing import Literal
 
 from brt_dist.errors import PlatformError
 from brt_dist.files import write_atomic
-
-FILE_NAME = "submission.json"
+from brt_dist.run_directory import RunDirectory
 
 # queued: no process yet; ended: for whatever reason, which the run directory knows; unknown: cannot be told now
 State = Literal["queued", "running", "ended", "unknown"]
@@ -33,7 +32,7 @@ class Submission:
     details: dict[str, str]
 
     def write(self, run: Path) -> None:
-        write_atomic(run / FILE_NAME, json.dumps(asdict(self), indent=2) + "\n")
+        write_atomic(RunDirectory(run).submission, json.dumps(asdict(self), indent=2) + "\n")
 
     @staticmethod
     def read(run: Path) -> "Submission | None":
@@ -42,10 +41,10 @@ class Submission:
         Raises:
             PlatformError: the file is damaged.
         """
+        path = RunDirectory(run).submission
         try:
-            return Submission(**json.loads((run / FILE_NAME).read_text()))
+            return Submission(**json.loads(path.read_text()))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
-            path = run / FILE_NAME
             raise PlatformError(f"{path} cannot be read ({error}); remove it to submit the run again") from None

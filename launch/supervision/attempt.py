@@ -18,6 +18,7 @@ from brt_dist.config.elastic import on_fewer_nodes
 from brt_dist.config.loading import load
 from brt_dist.config.schema import Config
 from brt_dist.errors import BrtError, ExitCode, LaunchError
+from brt_dist.run_directory import RunDirectory
 from launch.run.facts import attempt_facts
 from launch.supervision.hang import HangWatch
 from launch.supervision.head import HeadWatch
@@ -60,7 +61,7 @@ def main(orders: Orders) -> Verdict:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     run = Path(orders.run)
-    wanted = load(run / "config.yaml").config
+    wanted = load(RunDirectory(run).config).config
     with StopRequests(_TOGETHER_SECONDS) as stop, ray_cluster(orders.ray_address):
         config = _on_what_is_left(wanted, tell) if orders.again else wanted
         with Gang(config) as gang:

@@ -13,11 +13,12 @@ from brt_dist.config.schema import Config
 from brt_dist.errors import BrtError, ExitCode, PlatformError
 from brt_dist.events import DivergedEvent, events_of
 from brt_dist.files import write_atomic
+from brt_dist.run_directory import RunDirectory
 from brt_dist.training.adjustments import Adjustments
 from launch.nodes.listening import address_towards, is_set, listening_on
 from launch.nodes.processes import GUARD
+from launch.run.attempt_record import read_attempt
 from launch.run.history import History
-from launch.run.run_directory import attempt_folder, attempts, next_attempt, read_attempt
 from launch.supervision.attempt import Orders
 from launch.supervision.recovery import Decision, Recovery
 from launch.supervision.signals import StopRequests
@@ -52,7 +53,7 @@ class Attempts:
         self._stop.counting = True
         again = False
         while True:
-            number = next_attempt(self._run)
+            number = RunDirectory(self._run).next_attempt()
             answer = self._attempt(number, again)
             if "error" in answer and not again:
                 raise _error(answer)
@@ -86,13 +87,13 @@ class Attempts:
             env=self._environment(),
             start_new_session=True,  # Ctrl-C at the terminal comes by way of this process
         )
-        told = 0
+        told, directory = 0, RunDirectory(self._run)
         try:
             while process.poll() is None:
                 if self._stop.count > told:
                     told += 1
                     process.terminate()
-                if number in attempts(self._run):
+                if number in directory.attempts():
                     self._on_look()
                 time.sleep(_LOOK_SECONDS)
             said = process.stdout.read() if process.stdout else ""
@@ -142,15 +143,16 @@ class Attempts:
 
     def _record(self, number: int, verdict: Verdict, decision: Decision) -> None:
         """Add what was decided to attempt.json, and the verdict where its process did not get to it."""
-        folder = attempt_folder(self._run, number)
-        if number not in attempts(self._run):
+        directory = RunDirectory(self._run)
+        attempt = directory.attempt(number)
+        if number not in directory.attempts():
             if verdict.exit_code == ExitCode.INTERRUPTED:
                 return  # no rank was started
-            folder.mkdir(parents=True)
+            attempt.path.mkdir(parents=True)
         now = time.time()
         record = {"attempt": number, "start": now, "end": now, "exit_codes": {}, **verdict.to_json()}
         record = {**record, **read_attempt(self._run, number), "decision": decision.to_json()}
-        write_atomic(folder / "attempt.json", json.dumps(record, indent=2) + "\n")
+        write_atomic(attempt.record, json.dumps(record, indent=2) + "\n")
 
     def _paused(self, seconds: float) -> bool:
         """Wait; true if the user wants to stop instead."""

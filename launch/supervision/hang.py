@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from brt_dist.config.schema import Config
+from brt_dist.run_directory import AttemptDirectory
 from launch.views.progress import duration
-
-FILE_NAME = "heartbeat.json"
 
 
 class HangWatch:
@@ -35,7 +34,7 @@ class HangWatch:
 
     def look(self, folder: Path) -> str | None:
         """Why the attempt in `folder` is taken to hang; none if it is not."""
-        found = _read(folder / FILE_NAME)
+        found = _read(AttemptDirectory(folder).heartbeat)
         now = self._clock()
         if found and found != self._seen:
             self._seen, self._since = found, now

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from brt_dist.errors import ExitCode
 from brt_dist.files import write_atomic
+from brt_dist.run_directory import AttemptDirectory, RunDirectory
 from launch.nodes.processes import End
-from launch.run.run_directory import attempt_folder, next_attempt
 from launch.supervision.hang import HangWatch
 from launch.supervision.head import HeadWatch
 from launch.supervision.signals import StopRequests
@@ -72,8 +72,9 @@ class Supervisor:
 
     def run(self) -> Verdict:
         """One attempt: from the start of the ranks until all have ended."""
-        attempt = next_attempt(self._run)
-        folder = attempt_folder(self._run, attempt)
+        directory = RunDirectory(self._run)
+        attempt = directory.next_attempt()
+        folder = directory.attempt(attempt).path
         folder.mkdir(parents=True)
         record: dict[str, Any] = {"attempt": attempt, "start": time.time(), **self._facts}
         _write(folder, record)
@@ -146,4 +147,4 @@ class Supervisor:
 
 
 def _write(folder: Path, record: dict[str, Any]) -> None:
-    write_atomic(folder / "attempt.json", json.dumps(record, indent=2) + "\n")
+    write_atomic(AttemptDirectory(folder).record, json.dumps(record, indent=2) + "\n")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from brt_dist.errors import ExitCode
+from brt_dist.run_directory import AttemptDirectory
 from launch.nodes.processes import End
-from launch.run.run_directory import rank_log
 
 _TAIL_LINES = 20
 # A rank that leaves no report (killed, crashed in C) is seen to end by its peers before the launcher sees it.
@@ -73,7 +73,7 @@ def _first_failure(untold: list[End], reports: Mapping[int, dict[str, Any] | Non
         return Verdict(
             code, f"{where} failed: {report.get('type')}: {report.get('message')}", first.rank, detail.rstrip()
         )
-    tail = _tail(rank_log(folder, first.rank))
+    tail = _tail(AttemptDirectory(folder).log(first.rank))
     code, how = _by_exit(first.code, tail)
     return Verdict(code, f"rank {first.rank} {how}", first.rank, tail)
 
@@ -84,7 +84,7 @@ def _order(end: End, report: Mapping[str, Any] | None) -> float:
 
 def _report(folder: Path, rank: int) -> dict[str, Any] | None:
     try:
-        report = json.loads((folder / f"rank_{rank:03d}.error.json").read_text())
+        report = json.loads(AttemptDirectory(folder).failure(rank).read_text())
     except (OSError, ValueError):
         return None
     return report if isinstance(report, dict) else None

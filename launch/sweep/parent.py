@@ -12,6 +12,7 @@ from pathlib import Path
 from brt_dist.config.loading import load
 from brt_dist.config.schema import TrackingConfig
 from brt_dist.errors import BrtError, ExitCode
+from brt_dist.run_directory import RunDirectory
 from launch.run.redact import redact
 from launch.sweep.record import Result, Sweep, best
 from launch.tracking.client import connect, experiment_id, find_or_make, refusal, sweep_name
@@ -72,8 +73,8 @@ def _grid(results: list[Result]) -> dict[str, list[str]]:
 def _tracking(results: list[Result]) -> tuple[TrackingConfig, str]:
     """How a run of the sweep is tracked, and where: all of them alike."""
     for result in results:
-        if (result.run / "config.yaml").is_file():
-            tracking = load(result.run / "config.yaml").config.run.tracking
+        if RunDirectory(result.run).is_run:
+            tracking = load(RunDirectory(result.run).config).config.run.tracking
             return tracking, tracking_uri(tracking, result.run)
     raise BrtError("no run of the sweep was begun")
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from brt_dist.errors import ConfigError, ExitCode
 from brt_dist.files import write_atomic
+from launch.run.attempt_record import read_last_attempt
 from launch.run.history import History
-from launch.run.run_directory import attempts, read_attempt
 from launch.sweep.grid import Point
 from pipelines.tables import table
 
@@ -81,8 +81,7 @@ class Result:
     @classmethod
     def of(cls, run: Path, settings: dict[str, str]) -> "Result":
         history = History.read(run)
-        numbers = attempts(run)
-        last = read_attempt(run, numbers[-1]) if numbers else {}
+        last = read_last_attempt(run)
         running = bool(last) and "end" not in last
         found = {
             dataset: event.bits_per_token

@@ -10,9 +10,12 @@ from brt_dist.config.loading import load
 from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import CheckpointError, ConfigError, DataError, ExitCode
-from launch.run.run_directory import absolute, claimed, refuse_other_run
+from brt_dist.run_directory import RunDirectory
+from launch.run.claim import claimed
+from launch.run.config_file import absolute, refuse_other_run
 from launch.sweep.grid import Point, axes, points
 from launch.sweep.record import RECORD, Result, Sweep, best
+from launch.tracking.uri import tracking_uri
 from launch.train import WORKER, check_with_data, train
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ class _Order:
             "run.tracking.parent": self.sweep.identity,
         }
         if self.base.run.tracking.uri is None:  # all runs and their parent in one store
-            own["run.tracking.uri"] = f"sqlite:///{self.sweep.folder / 'tracking' / 'mlflow.db'}"
+            own["run.tracking.uri"] = tracking_uri(self.base.run.tracking, self.sweep.folder)
         return [*self.overrides, *point.overrides, *(f"{key}={json.dumps(value)}" for key, value in own.items())]
 
     def result_of(self, point: Point) -> Result:
@@ -125,7 +128,7 @@ def _check(order: _Order) -> None:
             config = absolute(load(order.sources, order.overrides_of(point)).config)
             check(config)
             check_with_data(config)
-            if (config.run.directory / "config.yaml").is_file():
+            if RunDirectory(config.run.directory).is_run:
                 refuse_other_run(config.run.directory, config)
         except (ConfigError, DataError, CheckpointError) as error:
             problems.setdefault(str(error), []).append(point.name)
@@ -170,8 +173,8 @@ def _finish(order: _Order, tell: Teller) -> Swept:
     from launch.report.page import write_report
 
     folder, results = order.sweep.folder, order.sweep.results()
-    begun = [result.run for result in results if (result.run / "config.yaml").is_file()]
-    report = write_report(begun, folder / "report.html") if begun else None
+    begun = [result.run for result in results if RunDirectory(result.run).is_run]
+    report = write_report(begun, RunDirectory(folder).report) if begun else None
     if order.base.run.tracking.enabled and begun:
         from launch.sweep.parent import send_apart
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from brt_dist.errors import PlatformError
 from brt_dist.events import AttemptEvent, CheckpointEvent, Event, LayoutSizes
-from launch.run.run_directory import attempts, read_attempt
+from brt_dist.run_directory import RunDirectory
+from launch.run.attempt_record import read_attempt, read_last_attempt
 from launch.run.submission import Submission
 from launch.views.progress import layout_text
 
@@ -17,8 +18,7 @@ _TABLES = ("attempts.json", "checkpoints.json")
 
 def tags(run: Path) -> dict[str, str]:
     """Host of the launcher, hosts of the ranks, commit, backend, verdict: of the last attempt."""
-    numbers = attempts(run)
-    record = read_attempt(run, numbers[-1]) if numbers else {}
+    record = read_last_attempt(run)
     shown = [{"path": name, "type": "table"} for name in _TABLES]  # MLflow's page then shows them as such
     found = {"brt.run_directory": str(run.absolute()), "mlflow.loggedArtifacts": json.dumps(shown), **_submission(run)}
     for name, key in (
@@ -45,7 +45,7 @@ def files(run: Path, events: Sequence[Event]) -> dict[str, str]:
     saved = {event.step: event for event in events if isinstance(event, CheckpointEvent)}
     found = {
         "attempts.json": _table(
-            [_attempt_row(number, read_attempt(run, number), starts) for number in attempts(run)],
+            [_attempt_row(number, read_attempt(run, number), starts) for number in RunDirectory(run).attempts()],
             ["attempt", "from_step", "start", "end", "hosts", "layout", "git_commit", "verdict", "reason", "then"],
         ),
         "checkpoints.json": _table(

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from brt_dist.files import write_atomic
+from brt_dist.run_directory import RunDirectory
 from launch.run.redact import redact
-from launch.tracking.uri import tracking_folder
 
 State = Literal["sending", "away", "refused"]
 
@@ -28,7 +28,7 @@ class Health:
     def read(run: Path) -> "Health | None":
         """None where nothing was ever sent."""
         try:
-            return Health(**json.loads(_path(run).read_text()))
+            return Health(**json.loads(RunDirectory(run).tracking_health.read_text()))
         except (OSError, ValueError, TypeError):
             return None
 
@@ -44,8 +44,4 @@ class HealthRecord:
         if state != self._last:
             self._last = state
             health = Health(state, time.time(), redact(problem))
-            write_atomic(_path(self._run), json.dumps(asdict(health), indent=2) + "\n")
-
-
-def _path(run: Path) -> Path:
-    return tracking_folder(run) / "health.json"
+            write_atomic(RunDirectory(self._run).tracking_health, json.dumps(asdict(health), indent=2) + "\n")

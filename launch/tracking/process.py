@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from brt_dist.run_directory import RunDirectory
 from launch.tracking.health import Health
-from launch.tracking.uri import tracking_folder
 
 _LOOK_SECONDS = 1.0
 
@@ -22,7 +22,7 @@ class SyncerProcess:
     def __init__(self, run: Path, finish_seconds: float = 60.0) -> None:
         self._run, self._finish_seconds = run, finish_seconds
         self._started, self._next_look, self._told = time.time(), 0.0, False
-        log = tracking_folder(run) / "syncer.log"
+        log = RunDirectory(run).syncer_log
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "launch.tracking.syncer", str(run), "--follow"]
         with open(log, "ab") as output:

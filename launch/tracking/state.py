@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from brt_dist.files import write_atomic
-from launch.tracking.uri import tracking_folder
+from brt_dist.run_directory import RunDirectory
 
 
 @dataclass
@@ -29,14 +29,10 @@ class SyncState:
     def load(run: Path, server: str) -> "SyncState":
         """The state for this server; a new one where there is none, or it is that of another server."""
         try:
-            state = SyncState(**json.loads(_path(run).read_text()))
+            state = SyncState(**json.loads(RunDirectory(run).sync_state.read_text()))
         except (OSError, ValueError, TypeError):
             return SyncState(server)
         return state if state.server == server else SyncState(server)
 
     def save(self, run: Path) -> None:
-        write_atomic(_path(run), json.dumps(asdict(self), indent=2) + "\n")
-
-
-def _path(run: Path) -> Path:
-    return tracking_folder(run) / "state.json"
+        write_atomic(RunDirectory(run).sync_state, json.dumps(asdict(self), indent=2) + "\n")

@@ -7,27 +7,28 @@ without, it sends what is there.
 """
 
 import argparse
-import fcntl
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TextIO, cast
 
 from brt_dist.config.loading import dump, flatten, load
-from brt_dist.errors import BrtError, ConfigError, ExitCode
+from brt_dist.errors import BrtError, ExitCode
 from brt_dist.events import AttemptEvent, CheckpointEvent, EndEvent, Event, EventReader, SystemEvent
-from launch.nodes.system_metrics import system_folder
+from brt_dist.run_directory import RunDirectory
+from launch.run.attempt_record import read_last_attempt
 from launch.run.redact import redact
-from launch.run.run_directory import attempts, read_attempt
 from launch.tracking import facts
 from launch.tracking.client import refusal
 from launch.tracking.health import HealthRecord
 from launch.tracking.mlflow_run import MlflowRun
 from launch.tracking.rows import rows, system_rows
 from launch.tracking.state import SyncState
-from launch.tracking.uri import fingerprint, tracking_folder, tracking_uri
+from launch.tracking.uri import fingerprint, tracking_uri
 
 _LINES = 500  # events that are read at once
 _POLL_SECONDS = 5.0
@@ -40,7 +41,7 @@ class Syncer:
 
     def __init__(self, run: Path) -> None:
         self._run = run
-        self._config = load(run / "config.yaml").config
+        self._config = load(RunDirectory(run).config).config
         self._uri = tracking_uri(self._config.run.tracking, run)
         self._state = SyncState.load(run, fingerprint(self._uri))
         self._reader = EventReader(run, self._state.offset)
@@ -61,7 +62,7 @@ class Syncer:
     def finish(self) -> str:
         """Send the pictures and the final status; returns the id of the MLflow run."""
         mlflow = self._connected()
-        plot = self._run / "plots" / "loss.png"
+        plot = RunDirectory(self._run).loss_plot
         if plot.is_file():
             mlflow.log_file(plot, "plots")
         status, at = final_status(self._run)
@@ -82,9 +83,9 @@ class Syncer:
 
     def _send_samples(self, mlflow: MlflowRun) -> bool:
         moved = False
-        for path in sorted(system_folder(self._run).glob("*.jsonl")):
+        for path in RunDirectory(self._run).all_system_metrics():
             offset, count = self._state.samples.get(path.name, (0, 0))
-            reader = EventReader(self._run, offset, str(path.relative_to(self._run)))
+            reader = EventReader(self._run, offset, path)
             samples = [event for event in reader.read(_LINES) if isinstance(event, SystemEvent)]
             if reader.offset != offset:
                 mlflow.log(system_rows(samples, path.stem, count))
@@ -114,7 +115,7 @@ class Syncer:
             places += [("validation", config.data.validation)] if config.data.validation else []
             mlflow.log_datasets(places)
             mlflow.log_text(redact(dump(config)), "config.yaml")
-            provenance = self._run / "provenance.json"
+            provenance = RunDirectory(self._run).provenance
             if provenance.is_file():  # not under torchrun
                 mlflow.log_text(redact(provenance.read_text()), "provenance.json")
             self._mlflow = mlflow
@@ -123,8 +124,7 @@ class Syncer:
 
 def final_status(run: Path) -> tuple[str, float | None]:
     """MLflow's word for how the last attempt ended, and when.  A launcher that was killed left no verdict: KILLED."""
-    numbers = attempts(run)
-    record = read_attempt(run, numbers[-1]) if numbers else {}
+    record = read_last_attempt(run)
     if "end" not in record:
         ends = EventReader(run, kinds=(AttemptEvent, EndEvent)).read()
         if not ends or not isinstance(ends[-1], EndEvent):
@@ -194,8 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.follow:
         os.nice(19)  # the ranks come first
     try:
-        if not (options.run / "config.yaml").is_file():
-            raise ConfigError(f"{options.run} is no run directory: it has no config.yaml")
+        RunDirectory.existing(options.run)
         with _only_one(options.run):
             owner = _Owner(options.follow, options.finish_seconds)
             run_id = synchronize(Syncer(options.run), owner, HealthRecord(options.run))
@@ -208,16 +207,19 @@ def main(arguments: list[str] | None = None) -> int:
     return int(ExitCode.FINISHED)
 
 
-def _only_one(run: Path) -> IO[str]:
-    folder = tracking_folder(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder / ".lock", "w")  # noqa: SIM115 - held until this process ends
+@contextmanager
+def _only_one(run: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    path = RunDirectory(run).syncer_lock
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
+        held = lock.acquire()
+    except Timeout:
         raise BrtError(f"{run} is being sent by another process; nothing to do") from None
-    return lock
+    with held:
+        yield
 
 
 class _Redacted:

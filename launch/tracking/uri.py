@@ -5,16 +5,13 @@ import shlex
 from pathlib import Path
 
 from brt_dist.config.schema import TrackingConfig
+from brt_dist.run_directory import RunDirectory
 from launch.run.redact import redact, without_credentials
-
-
-def tracking_folder(run: Path) -> Path:
-    return run / "tracking"
 
 
 def tracking_uri(tracking: TrackingConfig, run: Path) -> str:
     """The URI that was given, or a SQLite file in the run directory."""
-    return tracking.uri or f"sqlite:///{tracking_folder(run).absolute() / 'mlflow.db'}"
+    return tracking.uri or f"sqlite:///{RunDirectory(run.absolute()).mlflow_store}"
 
 
 def fingerprint(uri: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from brt_dist.events import EvaluationEvent
 from brt_dist.files import atomic_file
+from brt_dist.run_directory import RunDirectory
 from launch.run.history import History
 
 # One colour for what is trained on, one for what is held out; cleared memory is the same colour, hollow.
@@ -38,7 +39,7 @@ def plot_loss(run: Path, title: str = "") -> Path | None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, loc="left", fontsize=10)
     axes.legend(frameon=False)
-    path = run / "plots" / "loss.png"
+    path = RunDirectory(run).loss_plot
     with atomic_file(path) as file:
         figure.savefig(file, format="png")
     pyplot.close(figure)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.run.liveness import launcher_of
-from launch.run.run_directory import attempts, read_attempt
+from launch.run.attempt_record import read_attempts
+from launch.run.claim import launcher_of
 from launch.views.progress import Progress, duration
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Watch:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        return [read_attempt(self._run, number) for number in attempts(self._run)]
+        return read_attempts(self._run)
 
     @property
     def is_over(self) -> bool:

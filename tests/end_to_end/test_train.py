@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from brt_dist.errors import ExitCode
-from launch.run.run_directory import read_attempt
+from launch.run.attempt_record import read_attempt
 from tests.end_to_end.conftest import ROOT, alive, wait_for
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import psutil
 
 from brt_dist.events import AttemptEvent, Event, StepEvent, events_of
-from launch.run.run_directory import attempts, read_attempt
+from launch.run.attempt_record import read_attempts
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE_SECONDS = 400.0
@@ -97,7 +97,7 @@ class Run:
         return {event.step: event.loss or 0.0 for event in self.events(StepEvent)}
 
     def records(self) -> list[dict[str, Any]]:
-        return [read_attempt(self.folder, number) for number in attempts(self.folder)]
+        return read_attempts(self.folder)
 
 
 class Bench:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from brt_dist import events
 from brt_dist.events import (
-    FILE_NAME,
     AttemptEvent,
     CheckpointEvent,
     DivergedEvent,
@@ -148,7 +147,7 @@ def test_a_field_of_another_type_counts_as_missing(value: object) -> None:
 
 
 def test_each_kind_alone(tmp_path: Path) -> None:
-    (tmp_path / FILE_NAME).write_bytes(OLD.read_bytes())
+    (tmp_path / "metrics.jsonl").write_bytes(OLD.read_bytes())
     reader = EventReader(tmp_path, kinds=(AttemptEvent, EndEvent))
     assert [type(event) for event in reader.read()] == [AttemptEvent, EndEvent]
     assert reader.offset == len(OLD.read_bytes()) and reader.read() == []
@@ -158,12 +157,12 @@ def test_events_follow_a_line_that_a_killed_attempt_cut(tmp_path: Path) -> None:
     first = EventLog(tmp_path, attempt=1, enabled=True)
     first.write(StepEvent(step=1, loss=2.5))
     first.close()
-    with open(tmp_path / FILE_NAME, "ab") as file:
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
         file.write(b'{"event": "step", "st')
     second = EventLog(tmp_path, attempt=2, enabled=True)
     second.write(StepEvent(step=2, loss=2.25))
     second.close()
-    lines = (tmp_path / FILE_NAME).read_text().splitlines()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     found = [json.loads(lines[0]), json.loads(lines[2])]
     assert [(e["event"], e["attempt"], e["step"], e["loss"]) for e in found] == [
         ("step", 1, 1, 2.5),
@@ -175,4 +174,4 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     log = EventLog(tmp_path, attempt=1, enabled=False)
     log.write(StepEvent(step=1))
     log.close()
-    assert not (tmp_path / FILE_NAME).exists()
+    assert not (tmp_path / "metrics.jsonl").exists()

@@ -8,12 +8,11 @@ import os
 import statistics
 import time
 from collections import deque
-from pathlib import Path
 
+from brt_dist.run_directory import AttemptDirectory
 from brt_dist.training.hooks.base import Hook
 from brt_dist.training.progress import TrainedStep
 
-FILE_NAME = "heartbeat.json"
 _SECONDS = 1.0  # between two writes; the storage may be far away
 _STEPS = 50  # whose median is the usual time
 
@@ -24,17 +23,17 @@ class Heartbeat(Hook):
     Remembers the times of the last steps, of this attempt alone, as the next may run on other machines.
 
     Args:
-        folder: of the attempt; None: writes nothing (all ranks but the first).
+        attempt: its directory; None: writes nothing (all ranks but the first).
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, attempt: AttemptDirectory | None) -> None:
+        self._attempt = attempt
         self._steps: deque[float] = deque(maxlen=_STEPS)
         self._last: float | None = None  # beat
         self._written = 0.0
         self._count = 0
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        if attempt is not None:
+            attempt.path.mkdir(parents=True, exist_ok=True)
         self.slow("starting")
 
     def after_step(self, step: TrainedStep) -> None:
@@ -58,11 +57,11 @@ class Heartbeat(Hook):
         self._write(phase)
 
     def _write(self, phase: str) -> None:
-        if self._folder is None:
+        if self._attempt is None:
             return
         self._written = time.monotonic()
         usual = statistics.median(self._steps) if self._steps else None
-        path = self._folder / FILE_NAME
+        path = self._attempt.heartbeat
         new = path.with_suffix(".new")
         new.write_text(json.dumps({"phase": phase, "step_seconds": usual, "time": time.time()}))
         os.replace(new, path)  # not synced: worth nothing after a power cut

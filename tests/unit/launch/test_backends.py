@@ -18,7 +18,8 @@ from brt_dist.config.loading import load
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError
 from brt_dist.kinds import BACKENDS
-from launch.backends.job import Job, stop_file
+from brt_dist.run_directory import RunDirectory
+from launch.backends.job import Job
 from launch.backends.submission import submit
 from tests.datasets import make_dataset
 
@@ -103,7 +104,7 @@ def test_the_slurm_script_ends_as_the_run_did_and_requeues_what_was_preempted(
 ) -> None:
     script = submitted(run, stubs)
     if stopped:
-        stop_file(run).touch()
+        RunDirectory(run).stop_request.touch()
     monkeypatch.setenv("TRAIN_ENDS", str(ends))
     done = subprocess.run(["bash", str(script)], capture_output=True, text=True, timeout=60, check=False)
     found = {words[0]: words[1:] for words in calls(stubs)}

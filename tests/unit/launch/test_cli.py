@@ -92,7 +92,7 @@ def test_config_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["train", *SETTINGS, "model.layrs=2"], 10, "nearest: model.layers"),
         (["train", *SETTINGS, "data.segment=1000"], 10, "nearest: data.segment=1024"),
         (["train", *SETTINGS], 11, "books"),
-        (["status", "nowhere"], 10, "nowhere is no run directory"),
+        (["status", "nowhere"], 10, "nowhere is not a run directory"),
     ],
 )
 def test_a_mistake_is_one_message(

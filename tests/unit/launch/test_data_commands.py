@@ -149,7 +149,7 @@ def test_inspect_shows_where_a_stream_of_a_run_is(tmp_path: Path) -> None:
     shown = json.loads(run("inspect", "--run", run_directory, "--step", 9, "--stream", 1, "--json").stdout)
     assert shown["reads"][0]["document"] == schedule.step(schedule.at(22))[0].document[1, 0]
     assert run("inspect").exit_code == run("inspect", folder, "--run", run_directory).exit_code == 2
-    with pytest.raises(ConfigError, match="is no run directory"):
+    with pytest.raises(ConfigError, match="is not a run directory"):
         run("inspect", "--run", folder, "--stream", 0)
 
 

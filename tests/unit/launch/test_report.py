@@ -13,7 +13,7 @@ from rich.console import Console
 
 from launch.cli import brt
 from launch.report.charts import Curve, chart
-from launch.run.run_directory import claimed
+from launch.run.claim import claimed
 from launch.views.watch import Watch, sparkline
 
 CONFIG = """\
@@ -174,7 +174,7 @@ def test_several_runs_and_runs_that_have_not_begun(tmp_path: Path) -> None:
     page = Page(report(run, empty))
     assert "2 runs" in page.text and "not started" in page.text and "no step yet" in page.text
     done = CliRunner().invoke(brt, ["report", str(second)], standalone_mode=False)
-    assert "is no run directory" in str(done.exception)
+    assert "is not a run directory" in str(done.exception)
 
 
 def test_charts_of_odd_numbers() -> None:

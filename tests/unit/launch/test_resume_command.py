@@ -9,7 +9,7 @@ import pytest
 
 from brt_dist.checkpoint.storage import FolderStorage
 from brt_dist.config.loading import Resolved, load
-from launch.run.run_directory import absolute, write_config
+from launch.run.config_file import absolute, write_config
 from tests.checkpoints import make_checkpoint
 from tests.datasets import make_dataset
 

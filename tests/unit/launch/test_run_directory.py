@@ -8,7 +8,8 @@ import pytest
 
 from brt_dist.config.loading import Resolved, load
 from brt_dist.errors import ConfigError, ExitCode, PlatformError
-from launch.run.run_directory import absolute, claimed, refuse_other_run, write_config
+from launch.run.claim import claimed
+from launch.run.config_file import absolute, refuse_other_run, write_config
 
 
 def resolved(tmp_path: Path, *overrides: str) -> Resolved:
@@ -60,7 +61,7 @@ def test_the_config_with_a_password_is_the_owners_alone(tmp_path: Path) -> None:
 def test_one_launcher_at_a_time(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
-from launch.run.run_directory import claimed
+from launch.run.claim import claimed
 try:
     with claimed(Path({str(tmp_path / "run")!r})):
         print("taken")

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from brt_dist.errors import ExitCode
+from brt_dist.run_directory import AttemptDirectory, RunDirectory
 from launch.nodes.processes import End, ProcessSet, ProcessSpec
-from launch.run.run_directory import attempts, next_attempt, rank_log, read_attempt
+from launch.run.attempt_record import read_attempt
 from launch.supervision.signals import StopRequests
 from launch.supervision.supervisor import Patience, Supervisor
 from launch.supervision.verdict import Verdict, judge
@@ -42,7 +43,7 @@ class LocalRanks(ProcessSet):
                     ),
                     {**os.environ, "RANK": str(rank)},
                     directory,
-                    rank_log(folder, rank),
+                    AttemptDirectory(folder).log(rank),
                 )
                 for rank, program in enumerate(self._programs)
             ]
@@ -63,10 +64,10 @@ def supervise(run: Path, *programs: str, patience: Patience = QUICK, **options: 
 
 
 def test_attempts_are_numbered_and_recorded(tmp_path: Path) -> None:
-    assert next_attempt(tmp_path) == 1
+    assert RunDirectory(tmp_path).next_attempt() == 1
     assert supervise(tmp_path, "pass", "pass", facts={"host": "here"}) == Verdict(ExitCode.FINISHED, "finished")
     assert supervise(tmp_path, "sys.exit(17)", "pass").exit_code == ExitCode.PREEMPTED
-    assert attempts(tmp_path) == [1, 2]
+    assert RunDirectory(tmp_path).attempts() == [1, 2]
     first = read_attempt(tmp_path, 1)
     assert first["host"] == "here" and first["exit_codes"] == {"0": 0, "1": 0} and first["verdict"] == "finished"
     assert first["start"] <= first["end"]
@@ -172,6 +173,6 @@ def test_what_ends_because_it_was_told_to_is_no_cause(tmp_path: Path) -> None:
 
 def test_a_broken_report_and_a_long_log(tmp_path: Path) -> None:
     (tmp_path / "rank_000.error.json").write_text('{"rank": 0, "mess')
-    rank_log(tmp_path, 0).write_bytes(b"\xff noise\n" * 20_000 + b"the end\n")
+    AttemptDirectory(tmp_path).log(0).write_bytes(b"\xff noise\n" * 20_000 + b"the end\n")
     verdict = judge({0: End(0, 1, 1.0, False)}, tmp_path, stop_asked=False)
     assert verdict.detail.endswith("the end") and len(verdict.detail.splitlines()) == 20

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from brt_dist.config.schema import TrackingConfig
 from brt_dist.events import Event, EventReader, SystemEvent, from_json
-from launch.nodes.system_metrics import SystemSampler, system_file
+from brt_dist.run_directory import RunDirectory
+from launch.nodes.system_metrics import SystemSampler
 from launch.run.redact import redact
 from launch.run.submission import Submission
 from launch.tracking import facts
@@ -127,8 +128,8 @@ def test_facts_of_a_run_of_two_attempts(tmp_path: Path) -> None:
 
 def test_a_node_is_sampled_until_stopped(tmp_path: Path) -> None:
     sampler = SystemSampler(tmp_path, 0.01)
-    path = system_file(tmp_path, socket.gethostname())
-    reader = EventReader(tmp_path, file=str(path.relative_to(tmp_path)))
+    path = RunDirectory(tmp_path).system_metrics(socket.gethostname())
+    reader = EventReader(tmp_path, file=path)
     samples: list[Mapping[str, float]] = []
     while len(samples) < 3:
         samples += [event.values for event in reader.read() if isinstance(event, SystemEvent)]
@@ -138,7 +139,7 @@ def test_a_node_is_sampled_until_stopped(tmp_path: Path) -> None:
         sample["system_memory_usage_megabytes"] > 10 and sample["disk_available_megabytes"] > 1 for sample in samples
     )
     assert all(sample["network_receive_megabytes"] >= 0 for sample in samples)
-    assert system_file(tmp_path, "../a b").parent == tmp_path / "system"
+    assert RunDirectory(tmp_path).system_metrics("../a b").parent == tmp_path / "system"
 
 
 def test_tags_of_attempts_and_checkpoints() -> None:

@@ -12,6 +12,7 @@ from brt_dist.config.guards import GuardsConfig
 from brt_dist.errors import DivergedError
 from brt_dist.events import Event, to_json
 from brt_dist.parallel.engine import StepResult
+from brt_dist.run_directory import AttemptDirectory
 from brt_dist.training.hooks.heartbeat import Heartbeat
 from brt_dist.training.hooks.number_guard import NumberGuard
 from brt_dist.training.hooks.stragglers import stragglers
@@ -104,7 +105,7 @@ def test_stragglers(seconds: list[float], expected: set[int]) -> None:
 
 def test_signs_of_life(tmp_path: Path) -> None:
     path = tmp_path / "a" / "heartbeat.json"
-    heart = Heartbeat(path.parent)
+    heart = Heartbeat(AttemptDirectory(path.parent))
     assert json.loads(path.read_text())["phase"] == "starting"
     for _ in range(3):
         heart.beat()
