@@ -140,10 +140,10 @@ def log(run: Path, rank: int | None = None, attempt: int | None = None) -> Itera
     wanted = known[-1] if attempt is None else attempt
     if wanted not in known:
         raise ConfigError(f"{run} has no attempt {wanted}; the last is {known[-1]}")
-    attempt = directory.attempt(wanted)
-    path = attempt.log(rank or 0)
+    folder = directory.attempt(wanted)
+    path = folder.log(rank or 0)
     if not path.is_file():
-        there = [entry.name for entry in attempt.logs()]
+        there = [entry.name for entry in folder.logs()]
         raise ConfigError(f"attempt {wanted} has no rank {rank}; it has {', '.join(there[:3]) or 'none'}")
     return pieces(path)
 
