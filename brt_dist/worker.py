@@ -144,9 +144,10 @@ def _exit_code(error: BaseException) -> ExitCode:
 
 def _leave_error(run: Path, attempt: int, error: BaseException, code: ExitCode) -> None:
     """For the supervisor, which shows the first error of the first rank that failed."""
-    rank = os.environ.get("RANK", "0")
+    value = os.environ.get("RANK", "0")
+    rank = int(value) if value.isdigit() else 0
     report = {
-        "rank": int(rank) if rank.isdigit() else 0,
+        "rank": rank,
         "host": socket.gethostname(),
         "time": time.time(),
         "type": type(error).__name__,
@@ -155,7 +156,7 @@ def _leave_error(run: Path, attempt: int, error: BaseException, code: ExitCode) 
         "traceback": "" if isinstance(error, BrtError) else "".join(traceback.format_exception(error)),
     }
     try:
-        path = RunDirectory(run).attempt(attempt).failure(report["rank"])
+        path = RunDirectory(run).attempt(attempt).failure(rank)
         write_atomic(path, json.dumps(report, indent=2) + "\n")
     except OSError as problem:
         print(f"cannot write the error report: {problem}", file=sys.stderr)
