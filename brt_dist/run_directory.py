@@ -18,10 +18,6 @@ class AttemptDirectory:
         return RunDirectory(self.path.parent.parent)
 
     @property
-    def number(self) -> int:
-        return int(self.path.name)
-
-    @property
     def record(self) -> Path:
         """Where it ran, and how it ended; written by the supervisor."""
         return self.path / "attempt.json"

@@ -212,7 +212,7 @@ def test_two_syncers_of_one_run_and_no_run_at_all(run: Path, tmp_path: Path) -> 
     finally:
         syncer.kill()
     done = synchronize(tmp_path)
-    assert done.returncode == 10 and "no run directory" in done.stderr
+    assert done.returncode == 10 and "is not a run directory" in done.stderr
 
 
 def test_wrong_credentials_are_told_and_right_ones_send_everything(run: Path, dataset: Path, tmp_path: Path) -> None:
