@@ -7,10 +7,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from brt_dist.data.dataset import Dataset
-from brt_dist.data.mixture import Mixture
 from brt_dist.data.one_pass import OnePassSchedule
-from brt_dist.data.reader import SegmentReader
+from brt_dist.data.reader import Documents, SegmentReader
 from brt_dist.evaluation.positions import PositionBins, PositionTally, by_position
 from brt_dist.events import PositionLoss
 from brt_dist.parallel.engine import Engine
@@ -30,7 +28,7 @@ class Evaluation:
         return self.loss / math.log(2)
 
 
-def evaluate(engine: Engine, dataset: Dataset | Mixture, max_steps: int, clear_memory: bool) -> Evaluation:
+def evaluate(engine: Engine, dataset: Documents, max_steps: int, clear_memory: bool) -> Evaluation:
     """Read `dataset` from the beginning, at most `max_steps` segments per stream.  Collective.
 
     Args:

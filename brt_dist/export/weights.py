@@ -39,6 +39,18 @@ class Weights:
     config: dict[str, Any] | None = None
     tokenizer: bytes | None = None
 
+    @classmethod
+    def of(cls, model: ModelConfig, tensors: Mapping[str, Tensor], tokenizer: bytes | None = None) -> "Weights":
+        """Weights that are in memory.
+
+        Args:
+            model: the network; vocab_size is set.
+            tensors: all of its weights, whole, float32, by logical name.
+            tokenizer: its file.
+        """
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        return cls("memory", model, shapes, tensors.__getitem__, tokenizer=tokenizer)
+
 
 def logical_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """What the network needs: shapes by logical name.  Allocates nothing, however large they are."""

@@ -4,7 +4,6 @@ The corpus is random tokens in documents of different lengths, so that streams s
 and steps.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from brt_dist.config.schema import Config
+from brt_dist.data.in_memory import InMemoryDataset
 from brt_dist.data.reader import Segments
 from brt_dist.data.stream_schedule import Cursor, StepPlan, StreamSchedule
 from brt_dist.optim.learning_rate import learning_rate
@@ -23,29 +23,10 @@ STEPS = 6
 DECAYED = {"name": "adamw", "weight_decay": 0.1}
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Documents in memory, with the part of a dataset that the reader uses."""
-
-    documents: tuple[np.ndarray[Any, Any], ...]
-
-    @property
-    def lengths(self) -> np.ndarray[Any, Any]:
-        return np.array([len(document) for document in self.documents], dtype=np.int64)
-
-    def length(self, document: int) -> int:
-        return len(self.documents[document])
-
-    def expect(self, documents: Sequence[int]) -> None:
-        """Everything is here."""
-
-    def tokens(self, document: int, offset: int, count: int) -> np.ndarray[Any, Any]:
-        return self.documents[document][offset : offset + count]
-
-
-def corpus() -> Corpus:
+def corpus() -> InMemoryDataset:
     random = np.random.default_rng(5)
-    return Corpus(tuple(random.integers(0, VOCAB, size=n) for n in (150, 31, 500, 16, 97, 64, 260, 1, 410, 130)))
+    lengths = (150, 31, 500, 16, 97, 64, 260, 1, 410, 130)
+    return InMemoryDataset([random.integers(0, VOCAB, size=length) for length in lengths], VOCAB)
 
 
 def config(
