@@ -63,14 +63,3 @@ def test_two_processes_train_the_same_model(text: Path, tmp_path: Path) -> None:
         models = [dict(load_model(str(tmp_path / name)).named_parameters()) for name in ("one", "two")]
         for name, values in models[0].items():
             assert (values - models[1][name]).abs().max() < 1e-4, name
-
-
-@pytest.mark.slow
-def test_a_layout_needs_its_processes(tmp_path: Path) -> None:
-    from brt_dist.config.schema import Config
-    from brt_dist.errors import ConfigError
-    from brt_dist.parallel.start import joined
-
-    config = Config.model_validate({"data": {}, "parallel": {"tensor": 2}, "run": {"directory": tmp_path, "steps": 1}})
-    with pytest.raises(ConfigError, match="torchrun --nproc-per-node 2"), joined(config):
-        pass
