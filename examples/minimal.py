@@ -102,14 +102,14 @@ def main() -> None:
         reader = SegmentReader(train_data, schedule)
         cursor = schedule.start()  # where all streams are; with the engine's state this is what a checkpoint holds
 
-        for step in range(config.run.steps):
+        for step in range(1, config.run.steps + 1):
             plan, cursor = schedule.step(cursor)
             segments = reader.read(plan, streams_to_read(layout))
             batch = step_input(step, plan, segments, layout, device)
-            rate = learning_rate(step + 1, config.run.steps, config.optimizer)
+            rate = learning_rate(step, config.run.steps, config.optimizer)
             result = engine.train_step(batch, rate)  # forward, backward, update; then the new memory counts
-            if step % 10 == 0 or step == config.run.steps - 1:
-                say(f"step {step + 1}  loss {result.loss:.6f}  bits/byte {result.loss / math.log(2):.3f}")
+            if step % 10 == 0 or step in (1, config.run.steps):
+                say(f"step {step}  loss {result.loss:.6f}  bits/byte {result.loss / math.log(2):.3f}")
 
         # What is the carried memory worth?  Both read the same text, which was never trained on.
         for memory in ("carried", "cleared"):
