@@ -82,7 +82,7 @@ def datasets(out: Path) -> tuple[Path, Path]:
 
 def run_kind(kind: str, seed: int, options: argparse.Namespace, folders: tuple[Path, Path], device: Any) -> Result:
     """Train one model, or go on with it, and measure it."""
-    from benchmarks.models import parameter_count, trained_model, with_parameters
+    from benchmarks.models import mlp_width, parameter_count, trained_model, with_parameters
     from brt_dist.config.loading import dump, load
     from brt_dist.config.rules import check
     from brt_dist.events import EventLog
@@ -120,7 +120,7 @@ def run_kind(kind: str, seed: int, options: argparse.Namespace, folders: tuple[P
     found = profile(model, config, validation, doubling(32, int(validation.lengths.max())))
     seconds = time.perf_counter() - began
     size = parameter_count(config.model)
-    return Result(kind, seed, size, config.model.mlp_width, options.steps, tokens, seconds, found)
+    return Result(kind, seed, size, mlp_width(config.model), options.steps, tokens, seconds, found)
 
 
 def main() -> None:

@@ -19,11 +19,21 @@ def with_parameters(config: ModelConfig, count: int) -> ModelConfig:
 
     ValueError: without an MLP it would have more already.
     """
-    narrow, wide = (parameter_count(config.model_copy(update={"mlp_width": width})) for width in (1, 2))
+    narrow, wide = (parameter_count(_with_width(config, width)) for width in (1, 2))
     width = 1 + round((count - narrow) / (wide - narrow))  # the size is linear in the width
     if width < 1:
         raise ValueError(f"{count} parameters are too few: without an MLP it has {2 * narrow - wide}")
-    return config.model_copy(update={"mlp_width": width})
+    return _with_width(config, width)
+
+
+def mlp_width(config: ModelConfig) -> int:
+    """Width of the MLP of all layers."""
+    return int(config.model_dump()["ffns"]["relu"]["width"])
+
+
+def _with_width(config: ModelConfig, width: int) -> ModelConfig:
+    cells = [f"mixers.{name}.mlp_width" for name in config.mixers if name == "recurrent"]
+    return config.changed(dict.fromkeys(["ffns.relu.width", *cells], width))
 
 
 def trained_model(engine: Engine) -> BlockRecurrentModel:

@@ -184,10 +184,10 @@ def recall(model: BlockRecurrentModel, config: Config, size: Size, count: int = 
 
 def without_recurrence(config: ModelConfig, **model: Any) -> dict[str, Any]:
     """Settings of a model without a state and with as many parameters as `config`, in a wider MLP."""
-    from benchmarks.models import parameter_count, with_parameters
+    from benchmarks.models import mlp_width, parameter_count, with_parameters
 
-    plain = config.model_copy(update={"recurrent_layers": ()} | model)
-    return {"recurrent_layers": (), "mlp_width": with_parameters(plain, parameter_count(config)).mlp_width} | model
+    plain = config.changed({"mixers.recurrent.layers": (), **model})
+    return {"recurrent_layers": (), "mlp_width": mlp_width(with_parameters(plain, parameter_count(config)))} | model
 
 
 def _in_tokens(blocks: Int64Array, window: int) -> Int64Array:

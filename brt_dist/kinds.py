@@ -6,6 +6,8 @@ from brt_dist.registry import Registry
 
 if TYPE_CHECKING:
     from brt_dist.export.formats.base import WeightFormat
+    from brt_dist.model.ffn.base import FFN
+    from brt_dist.model.mixers.base import Mixer
     from brt_dist.optim.base import OptimizerKind
     from launch.backends.base import Backend
     from pipelines.sources.base import SourceKind
@@ -49,3 +51,12 @@ WEIGHT_FORMATS: "Registry[WeightFormat]" = Registry(
         "reference": "brt_dist.export.formats.reference:Reference",
     },
 )
+
+MIXERS: "Registry[Mixer]" = Registry(
+    "mixer",
+    {
+        "window": "brt_dist.model.mixers.window:WindowMixer",
+        "recurrent": "brt_dist.model.mixers.recurrent:RecurrentMixer",
+    },
+)
+FFNS: "Registry[FFN]" = Registry("FFN", {"relu": "brt_dist.model.ffn.relu:ReluFFN"})

@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from brt_dist.config.older import respelled_key
+from brt_dist.kinds import FFNS, MIXERS
+
 # No number depends on these: layouts give the same losses, the rest is about how it is run and watched.  Guards only
 # end a run or leave updates out, and tell of it.
 # run.steps: to go on for longer (a cosine schedule then ends later).
@@ -31,14 +34,8 @@ NEVER = {
     "model.": "the weights of the run belong to this model",
     "optimizer.name": "the saved optimizer state belongs to the other one",
 }
-# The same model on other terms: shapes stay, so it can be wanted.
-_ALLOWABLE_IN_MODEL = (
-    "model.dropout",
-    "model.clear_state",
-    "model.state_dtype",
-    "model.attention_scale",
-    "model.logit_scale",
-)
+# The same model on other terms: shapes stay, so it can be wanted.  Mixers and FFNs declare such keys themselves.
+_ALLOWABLE_IN_MODEL = ("model.dropout", "model.logit_scale")
 
 
 @dataclass(frozen=True)
@@ -62,17 +59,28 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], allowed: Sequence
         allowed: keys (or the beginnings of keys, up to a dot) whose change is wanted; those of `NEVER` stay refused.
     """
     found = []
+    allowed = [respelled_key(given) for given in allowed]
+    changeable = {*_ALLOWABLE_IN_MODEL, *half_keys(now, "changeable")}
     for key in sorted(before.keys() | now.keys()):
         if key.startswith(FREE) or before.get(key) == now.get(key):
             continue
-        reason = _never(key)
+        reason = None if key in changeable else _never(key)
         if reason is None and any(key == given or key.startswith(f"{given}.") for given in allowed):
             continue
         found.append(Change(key, before.get(key), now.get(key), reason))
     return found
 
 
+def half_keys(config: Mapping[str, Any], declaration: str) -> set[str]:
+    """Keys of a flat config that its mixers and FFNs name in a declaration: `changeable`, or `beside_weights`."""
+    found = set()
+    for section, kinds in (("model.mixers.", MIXERS), ("model.ffns.", FFNS)):
+        for key, kind in config.items():
+            if key.startswith(section) and key.endswith(".kind"):
+                place = key.removesuffix("kind")
+                found |= {place + name for name in getattr(kinds[kind], declaration)}
+    return found
+
+
 def _never(key: str) -> str | None:
-    if key in _ALLOWABLE_IN_MODEL:
-        return None
     return next((reason for beginning, reason in NEVER.items() if key.startswith(beginning)), None)

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from brt_dist.config.keys import dotted, leaves, nearest_key, subsection
-from brt_dist.config.older import drop_optimizer_keys
+from brt_dist.config.older import drop_optimizer_keys, move_model_keys
 from brt_dist.config.schema import Config
 from brt_dist.config.section import Choice, choice_of
 from brt_dist.config.wording import humanize
@@ -130,9 +130,27 @@ def _merge(target: Tree, update: Tree) -> None:
 
 def _respelled(tree: Tree, problems: list[str]) -> Tree:
     """`tree` with the keys of earlier versions in their present spelling."""
+    return {**tree, **_respelled_model(tree, problems), **_respelled_optimizer(tree, problems)}
+
+
+def _respelled_model(tree: Tree, problems: list[str]) -> Tree:
+    model = tree.get("model")
+    if not isinstance(model, dict):
+        return {}
+
+    def refuse(key: str, place: str) -> None:
+        problems.append(
+            f"{first_place(model[key])}: model.{key} is now spelled model.{place}, and "
+            f"model.{place.partition('.')[0]} is given too; write model.{place}"
+        )
+
+    return {"model": move_model_keys(model, refuse, lambda value: Leaf(value, DEFAULT))}
+
+
+def _respelled_optimizer(tree: Tree, problems: list[str]) -> Tree:
     optimizer = tree.get("optimizer")
     if not isinstance(optimizer, dict):
-        return tree
+        return {}
 
     def refuse(key: str, other: str) -> None:
         problems.append(
@@ -140,7 +158,7 @@ def _respelled(tree: Tree, problems: list[str]) -> Tree:
             "it; set that, or remove the key"
         )
 
-    return {**tree, "optimizer": drop_optimizer_keys(optimizer, refuse, _plain)}
+    return {"optimizer": drop_optimizer_keys(optimizer, refuse, _plain)}
 
 
 def _known_part(tree: Tree, section: type[BaseModel], prefix: str, problems: list[str]) -> Tree:
@@ -226,7 +244,9 @@ def _origin(tree: Tree, key: str) -> str:
 
 
 def _plain(node: Node) -> Any:
-    return node.value if isinstance(node, Leaf) else {key: _plain(inner) for key, inner in node.items()}
+    if isinstance(node, Leaf):
+        return list(node.value) if isinstance(node.value, tuple) else node.value
+    return {key: _plain(inner) for key, inner in node.items()}
 
 
 def _message(problems: list[str]) -> str:

@@ -1,6 +1,7 @@
 """Keys of the config as earlier versions spelled them, put where they belong now.
 
-Files with the older keys keep working: those that people wrote, and those that runs and checkpoints hold.
+Files with the older keys keep working: those that people wrote, and those that runs and checkpoints hold.  Both the
+YAML tree (whose leaves know their place) and plain values are respelled by the same function.
 """
 
 from collections.abc import Callable
@@ -31,3 +32,82 @@ def drop_optimizer_keys(
             if key in kept and value(kept.pop(key)) != unchanged:
                 refuse(key, other)
     return kept
+
+
+DEFAULT_MIXERS: dict[str, Any] = {"window": {"kind": "window"}, "recurrent": {"kind": "recurrent", "layers": (-3,)}}
+DEFAULT_FFNS: dict[str, Any] = {"relu": {"kind": "relu"}}
+
+# older key of the model section: where its value stands now
+MODEL_KEYS: dict[str, tuple[str, ...]] = {
+    "mlp_width": ("ffns.relu.width", "mixers.recurrent.mlp_width"),
+    "recurrent_layers": ("mixers.recurrent.layers",),
+    "states": ("mixers.recurrent.states",),
+    "cell": ("mixers.recurrent.cell",),
+    "gate": ("mixers.recurrent.gate",),
+    "clear_state": ("mixers.recurrent.clear_state",),
+    "state_dtype": ("mixers.recurrent.state_dtype",),
+    "positions": ("mixers.window.positions", "mixers.recurrent.positions"),
+    "attention_scale": ("mixers.window.attention_scale", "mixers.recurrent.attention_scale"),
+}
+
+
+def move_model_keys(
+    model: dict[str, Any], refuse: Callable[[str, str], None], leaf: Callable[[Any], Any] = lambda value: value
+) -> dict[str, Any]:
+    """`model` with the older keys at their new places, beside the mixers and FFNs that were implied then.
+
+    Args:
+        refuse: called with an older key and its new spelling where the new section is given as well.
+        leaf: makes a leaf of the tree from the value of a default.
+    """
+    older = [key for key in MODEL_KEYS if key in model]
+    if not older:
+        return model
+    moved = {key: value for key, value in model.items() if key not in MODEL_KEYS}
+    for root, implied in (("mixers", DEFAULT_MIXERS), ("ffns", DEFAULT_FFNS)):
+        places = [(key, place.split(".")[1:]) for key in older for place in MODEL_KEYS[key] if place.startswith(root)]
+        if not places:
+            continue
+        if root in model:
+            for key, place in places:
+                refuse(key, ".".join((root, *place)))
+            continue
+        sections = {name: {key: leaf(value) for key, value in section.items()} for name, section in implied.items()}
+        for key, (name, inner) in places:
+            sections[name][inner] = model[key]
+        moved[root] = sections
+    return moved
+
+
+def respelled_model(given: dict[str, Any]) -> dict[str, Any]:
+    """Plain values of the model section in the present spelling, each section with its kind.
+
+    Raises:
+        ValueError: an older key is given beside the section that has replaced it.
+    """
+
+    def refuse(key: str, place: str) -> None:
+        raise ValueError(f"{key} is now spelled {place}, and both are given")
+
+    model = move_model_keys(given, refuse)
+    for root in ("mixers", "ffns"):
+        if isinstance(model.get(root), dict):
+            sections = {
+                name: {"kind": name, **(section or {})} if section is None or isinstance(section, dict) else section
+                for name, section in model[root].items()
+            }
+            model = {**model, root: sections}
+    # a validator that ran before has made this Python's, and there pydantic's strict mode takes no list for a tuple
+    return {key: _tuples(value) for key, value in model.items()}
+
+
+def respelled_key(key: str) -> str:
+    """The present spelling of a dotted key, for example of one that `run.allow` names."""
+    section, _, name = key.partition(".")
+    return f"model.{MODEL_KEYS[name][-1]}" if section == "model" and name in MODEL_KEYS else key
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(inner) for key, inner in value.items()}
+    return tuple(value) if isinstance(value, list) else value

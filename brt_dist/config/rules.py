@@ -11,7 +11,8 @@ from pathlib import Path
 from brt_dist.config.launch_rules import broken_launch_rules
 from brt_dist.config.schema import Config, ParallelConfig
 from brt_dist.errors import ConfigError
-from brt_dist.kinds import OPTIMIZERS
+from brt_dist.kinds import MIXERS, OPTIMIZERS
+from brt_dist.model.halves import wrong_assignments
 
 _LARGEST_FACTOR = 1 << 14  # nothing is ever split into more parts than this
 
@@ -53,7 +54,8 @@ def nearest_layout(config: Config) -> ParallelConfig:
 def _candidates(config: Config) -> Iterator[ParallelConfig]:
     model, given, streams = config.model, config.parallel, config.data.streams
     world = given.world_size
-    for tensor in divisors(model.heads, world) & divisors(model.mlp_width, world):
+    splits = [divisors(size, world) for size in _tensor_sizes(config).values()] or [{1}]
+    for tensor in set.intersection(*splits):
         for pipeline in {1, given.pipeline, min(given.pipeline, model.layers)}:
             if tensor * pipeline > world:
                 continue
@@ -81,14 +83,21 @@ def divisors(number: int, limit: int) -> set[int]:
 
 
 def _divisibility(config: Config) -> Iterator[str]:
-    model, layout = config.model, config.parallel
-    for name, size in (("heads", model.heads), ("mlp_width", model.mlp_width)):
-        if size % layout.tensor:
+    ranks = config.parallel.tensor
+    for key, size in _tensor_sizes(config).items():
+        if size % ranks:
             yield (
-                f"model.{name}={size} cannot be split over parallel.tensor={layout.tensor} ranks; "
-                f"nearest: parallel.tensor={max(divisors(size, layout.tensor))} "
-                f"or model.{name}={_nearest_multiple(size, layout.tensor)}"
+                f"{key}={size} cannot be split over parallel.tensor={ranks} ranks; "
+                f"nearest: parallel.tensor={max(divisors(size, ranks))} or {key}={_nearest_multiple(size, ranks)}"
             )
+
+
+def _tensor_sizes(config: Config) -> dict[str, int]:
+    """What tensor parallelism divides, by config key."""
+    sizes: dict[str, int] = {}
+    for key, half in config.model.halves():
+        sizes.update(half.tensor_sizes(config.model, key))
+    return sizes
 
 
 def _streams(config: Config) -> Iterator[str]:
@@ -158,8 +167,8 @@ def _sequence_parallel(config: Config) -> Iterator[str]:
         )
     # with feedback the stack runs on one block at a time
     sizes = {"model.window": config.model.window} if config.model.feedback else {"data.segment": config.data.segment}
-    if config.model.recurrent_layers:
-        sizes["model.states"] = config.model.states
+    for key, half in config.model.halves():
+        sizes.update(half.sequence_sizes(config.model, key))
     for name, size in sizes.items():
         if size % ranks:
             yield (
@@ -194,38 +203,34 @@ def _segment(config: Config) -> Iterator[str]:
         )
 
 
-def _recurrent_layers(config: Config) -> Iterator[str]:
-    layers, given = config.model.layers, config.model.recurrent_layers
-    outside = [index for index in given if not -layers <= index < layers]
-    if outside:
-        yield (
-            f"model.recurrent_layers has {_listed(outside)}, but with model.layers={layers} indices go from {-layers} "
-            f"to {layers - 1}; nearest: {_listed([min(max(index, -layers), layers - 1) for index in outside])}"
-        )
-        return
-    distinct = config.model.recurrent_indices()
-    if len(set(distinct)) != len(distinct):
-        yield (
-            f"model.recurrent_layers={list(given)} names a layer twice (they are layers {_listed(distinct)} of "
-            f"{layers}); nearest: {sorted(set(distinct))}"
-        )
+def _assignment(config: Config) -> Iterator[str]:
+    model = config.model
+    yield from wrong_assignments(model.mixers, model.layers, "model.mixers")
+    yield from wrong_assignments(model.ffns, model.layers, "model.ffns")
 
 
 def _feedback(config: Config) -> Iterator[str]:
-    if config.model.feedback and not config.model.recurrent_layers:
+    model = config.model
+    if model.feedback and not model.feeding_layers():
+        feeding = next((name for name, mixer in model.mixers.items() if mixer.states_fed_back()), "recurrent")
         yield (
-            "model.feedback=true with model.recurrent_layers=[]: there is no state to feed back; "
-            "nearest: model.recurrent_layers=[-1], or model.feedback=false"
+            "model.feedback=true, and no layer has a state to feed back; "
+            f"nearest: model.mixers.{feeding}.layers=[-1], or model.feedback=false"
         )
 
 
-def _positions(config: Config) -> Iterator[str]:
-    size = config.model.head_dim
-    if config.model.positions == "rotary" and size % 2:
-        yield (
-            f"model.positions=rotary with model.head_dim={size}: pairs of channels are rotated, so their number "
-            f"must be even; nearest: model.head_dim={size + 1}, or model.positions=t5"
-        )
+def _causality(config: Config) -> Iterator[str]:
+    for name, mixer in config.model.mixers.items():
+        if not mixer.is_causal:
+            yield (
+                f"model.mixers.{name}: {mixer.kind} lets a token see later ones, and a language model must not; "
+                f"nearest: kind: {next(kind for kind in MIXERS if MIXERS[kind].is_causal)}"
+            )
+
+
+def _halves(config: Config) -> Iterator[str]:
+    for key, half in config.model.halves():
+        yield from half.broken_rules(config, key)
 
 
 def _optimizer(config: Config) -> Iterator[str]:
@@ -300,9 +305,10 @@ _LAYOUT_RULES: tuple[_Rule, ...] = (
 _OTHER_RULES: tuple[_Rule, ...] = (
     _training_data,
     _segment,
-    _recurrent_layers,
+    _assignment,
     _feedback,
-    _positions,
+    _causality,
+    _halves,
     _optimizer,
     _folders,
     broken_launch_rules,

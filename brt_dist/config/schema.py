@@ -4,62 +4,113 @@ Values are plain and frozen.  What follows from them (micro-batches per step, pa
 property, so it cannot disagree with them.  Rules that need more than one section live in `rules.py`.
 """
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PlainValidator, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from brt_dist.config.guards import GuardsConfig
 from brt_dist.config.launch import LaunchConfig
-from brt_dist.config.section import Section, one_of
-from brt_dist.kinds import OPTIMIZERS
+from brt_dist.config.older import DEFAULT_FFNS, DEFAULT_MIXERS, respelled_model
+from brt_dist.config.section import Section, one_of, some_of
+from brt_dist.errors import ConfigError
+from brt_dist.kinds import FFNS, MIXERS, OPTIMIZERS
+from brt_dist.model.halves import Half, assigned
 
 if TYPE_CHECKING:
+    from brt_dist.model.ffn.base import FFN
+    from brt_dist.model.mixers.base import Mixer
     from brt_dist.optim.base import OptimizerKind as Optimizer
+
+    Mixers = Mapping[str, Mixer]
+    FFNs = Mapping[str, FFN]
 else:
+    Mixers, FFNs = some_of(MIXERS, "kind"), some_of(FFNS, "kind")
     Optimizer = one_of(OPTIMIZERS, "name", "adamw")
 
 __all__ = ["Config", "LaunchConfig", "Section"]
 
+HalfT = TypeVar("HalfT", bound=Half)
+
 
 class ModelConfig(Section):
-    """Shape and kind of the network (arXiv 2203.07852).  Symbols in brackets are those of the paper."""
+    """Shape and kind of the network (arXiv 2203.07852).  Symbols in brackets are those of the paper.
 
-    layers: PositiveInt = Field(12, description="number of transformer layers [L]")
+    A layer is a mixer and an FFN.  `mixers` and `ffns` map a name of your choice to a section; which layers a section
+    is for is its key `layers`, and what kind it is its key `kind` (unset: its name).
+    """
+
+    layers: PositiveInt = Field(12, description="number of layers [L]")
     width: PositiveInt = Field(1024, description="width of the residual stream and of the state vectors [D]")
     heads: PositiveInt = Field(8, description="attention heads [H]")
     head_dim: PositiveInt = Field(128, description="size of a head [E]; heads*head_dim need not equal width")
-    mlp_width: PositiveInt = Field(4096, description="hidden width of the MLP [F]")
     vocab_size: PositiveInt | None = Field(
-        None, description="tokens in the vocabulary [V]; none: taken from the dataset, else it must equal the dataset's"
+        None,
+        description="tokens in the vocabulary [V]; unset: the dataset's, else it must equal that",
     )
     window: PositiveInt = Field(512, description="tokens in a block; a token attends to the last window tokens [W]")
-    recurrent_layers: tuple[int, ...] = Field(
-        (-3,), description="indices of the recurrent layers, negative ones count from the end; empty: Transformer-XL"
+    mixers: Mixers = Field(
+        DEFAULT_MIXERS, description="what mixes tokens: name to section; each layer has one", validate_default=True
     )
-    states: PositiveInt = Field(512, description="state vectors of a recurrent layer [S]")
-    cell: Literal["skip", "single", "dual"] = Field("skip", description="form of the recurrent cell")
-    gate: Literal["fixed", "lstm"] = Field("fixed", description="gate of the recurrent cell")
-    feedback: bool = Field(False, description="every layer attends to the state of the recurrent layer")
-    clear_state: bool = Field(False, description="ablation: every segment starts from the initial state")
-    positions: Literal["t5", "rotary", "none"] = Field(
-        "t5", description="positions of token to token attention: relative bias, rotation of queries and keys, or none"
+    ffns: FFNs = Field(
+        DEFAULT_FFNS, description="what works on each token: name to section; each layer has one", validate_default=True
     )
+    feedback: bool = Field(False, description="every layer attends to the state of the last recurrent layer")
     logit_scale: Literal["width", "vocab"] = Field(
         "width", description="logits are divided by the square root of this; 'vocab' is the 2022 code of the paper"
     )
-    attention_scale: Literal["absolute", "raw"] = Field(
-        "absolute", description="use of the learned scale per head; 'raw' is the 2022 code of the paper"
-    )
-    state_dtype: Literal["float32", "model"] = Field(
-        "float32", description="type of the carried state: float32 also under bf16, or that of the model"
-    )
     dropout: NonNegativeFloat = Field(0.05, lt=1.0, description="dropout rate, vertical direction only")
 
-    def recurrent_indices(self) -> tuple[int, ...]:
-        """Indices of the recurrent layers, all in [0, layers), ascending."""
-        return tuple(sorted(i % self.layers for i in self.recurrent_layers))
+    @model_validator(mode="before")
+    @classmethod
+    def _spell(cls, given: Any) -> Any:
+        return respelled_model(given) if isinstance(given, dict) else given
+
+    def changed(self, changes: Mapping[str, Any]) -> "ModelConfig":
+        """This model with other values, validated.  changes: by key, dotted where it leads into a section."""
+        values = self.model_dump()
+        for key, value in changes.items():
+            *sections, name = key.split(".")
+            section = values
+            for inner in sections:
+                section = section[inner]
+            section[name] = value
+        return ModelConfig.model_validate(values)
+
+    def mixer_of(self, layer: int) -> "Mixer":
+        """The mixer of layer `layer`, from 0."""
+        return self._half(self.mixers, "mixers", layer)
+
+    def ffn_of(self, layer: int) -> "FFN":
+        """The FFN of layer `layer`, from 0."""
+        return self._half(self.ffns, "ffns", layer)
+
+    def halves(self) -> Iterator[tuple[str, Half]]:
+        """Every mixer and FFN that a layer has, with its key ("model.mixers.recurrent")."""
+        for key, halves in (("mixers", self.mixers), ("ffns", self.ffns)):
+            used = set(assigned(halves, self.layers))
+            yield from ((f"model.{key}.{name}", half) for name, half in halves.items() if name in used)
+
+    def feeding_layers(self) -> tuple[int, ...]:
+        """Layers whose mixer has a state that can be fed back, ascending."""
+        names = assigned(self.mixers, self.layers)
+        return tuple(index for index, name in enumerate(names) if name and self.mixers[name].states_fed_back())
+
+    def _half(self, halves: Mapping[str, HalfT], key: str, layer: int) -> HalfT:
+        name = assigned(halves, self.layers)[layer]
+        if name is None:
+            raise ConfigError(f"model.{key}: layer {layer} has none; give one of them no `layers`")
+        return halves[name]
 
 
 def _place(value: Any) -> Path | str:

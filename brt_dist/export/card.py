@@ -2,7 +2,9 @@
 
 import math
 
+from brt_dist.config.schema import ModelConfig
 from brt_dist.export.weights import Weights
+from brt_dist.model.halves import assigned, listed
 
 _LOADER = """```python
 import torch
@@ -22,15 +24,23 @@ with single_process():
 ```"""
 
 
+def _layers(model: ModelConfig, key: str) -> str:
+    _, group, name = key.split(".")
+    return listed(index for index, taken in enumerate(assigned(getattr(model, group), model.layers)) if taken == name)
+
+
 def model_card(weights: Weights) -> str:
     """Markdown with the network, what it was trained on, how good it was, and how it is loaded."""
     model, facts = weights.model, weights.facts
     parameters = sum(math.prod(shape) for shape in weights.shapes.values())
-    recurrent = ", ".join(map(str, model.recurrent_indices())) or "none"
+    halves = [
+        (key.removeprefix("model."), f"{half.kind} ({half.summary(model)}), layers {_layers(model, key)}")
+        for key, half in model.halves()
+    ]
     rows = [
         ("parameters", f"{parameters:,}"),
         ("layers, width, heads", f"{model.layers}, {model.width}, {model.heads} of {model.head_dim}"),
-        ("recurrent layers", f"{recurrent} ({model.cell}, {model.gate} gate, {model.states} states)"),
+        *halves,
         ("window", f"{model.window} tokens"),
         ("vocabulary", f"{model.vocab_size}"),
     ]

@@ -25,6 +25,7 @@ from torch import Tensor
 from brt_dist.checkpoint.manifest import FileEntry, TensorEntry, contradiction
 from brt_dist.checkpoint.tensor_file import TensorFileReader, TensorFileWriter
 from brt_dist.checkpoint.verification import sha256_of, tensors_in
+from brt_dist.config.older import MODEL_KEYS
 from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import CheckpointError, PlatformError
 from brt_dist.export.weights import Weights, check_shapes, logical_shapes
@@ -182,7 +183,8 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
         about = values[_SECTION]
         if about["format"] != _FORMAT:
             raise CheckpointError(f"{path}: format {about['format']} is not read; this version reads {_FORMAT}")
-        model = {key: value for key, value in values.items() if key in ModelConfig.model_fields}
+        known = ModelConfig.model_fields.keys() | MODEL_KEYS.keys()
+        model = {key: value for key, value in values.items() if key in known}
         return about, ModelConfig.model_validate_json(json.dumps(model), strict=True)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not the config of a model that brt_dist exported ({error!r:.200})") from None

@@ -11,29 +11,19 @@ from brt_dist.config.schema import ModelConfig
 from brt_dist.model.attention import Window, attend, merge_heads, split_heads
 from brt_dist.model.gates import GatedUpdate
 from brt_dist.model.linear import ColumnLinear, gather
+from brt_dist.model.mixers.recurrent import RecurrentMixer
 from brt_dist.model.norms import RMSNorm, unit_length
 from brt_dist.model.parameters import declare, normal
 from brt_dist.model.scales import HeadScale
 from brt_dist.model.sequence import own_part
+from brt_dist.model.window_attention import ProjectedState
 
 
-class Entered(NamedTuple):
-    """A state that enters a block, and what attention makes of it."""
-
-    state: Tensor
-    """(S, b, D); under sequence parallel this rank's states (S/tp, b, D)"""
-    keys: Tensor
-    """(b, h, S, E), as the others; tokens of the block attend to these and the values"""
-    values: Tensor
-    queries: Tensor
-    token_queries: Tensor
-
-
-class Scanned(NamedTuple):
+class ScanResult(NamedTuple):
     """What a scan leaves."""
 
     keys: Tensor
-    """(b, t, h, S, E) of the state that entered each block"""
+    """(b, t, h, S, E) of the state that projected each block"""
     values: Tensor
     state: Tensor
     """(b, S, D) after the last block; under sequence parallel this rank's states (b, S/tp, D)"""
@@ -49,24 +39,22 @@ class RecurrentCell(nn.Module):
     * dual: a gated update from the attention, then one from an MLP of the normalised result.
     """
 
-    def __init__(self, config: ModelConfig, parallel: ModelParallelConfig) -> None:
+    def __init__(self, settings: RecurrentMixer, model: ModelConfig, parallel: ModelParallelConfig) -> None:
         super().__init__()
-        width, attended = config.width, 2 * config.heads * config.head_dim
-        self.head_dim = config.head_dim
-        self.carries_float32 = config.state_dtype == "float32"
+        width, attended = model.width, 2 * model.heads * model.head_dim
+        self.head_dim = model.head_dim
+        self.carries_float32 = settings.state_dtype == "float32"
         self.is_split = parallel.sequence_parallel
 
-        self.initial_state = nn.Parameter(torch.empty(config.states, width))
+        self.initial_state = nn.Parameter(torch.empty(settings.states, width))
         declare(self.initial_state, normal(0.1))
         self.norm = RMSNorm(width)
-        self.identities = nn.Parameter(torch.empty(config.states, width))
+        self.identities = nn.Parameter(torch.empty(settings.states, width))
         declare(self.identities, normal(1.0))
-        self.projections = ColumnLinear(
-            width, 4 * config.heads * config.head_dim, parallel, stacked=(4, config.head_dim)
-        )
-        self.scale = HeadScale(config)
-        self.token_scale = HeadScale(config)
-        self.tail = _TAILS[config.cell](config, attended, parallel)
+        self.projections = ColumnLinear(width, 4 * model.heads * model.head_dim, parallel, stacked=(4, model.head_dim))
+        self.scale = HeadScale(model, settings.attention_scale)
+        self.token_scale = HeadScale(model, settings.attention_scale)
+        self.tail = _TAILS[settings.cell](settings, model.width, attended, parallel)
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -75,8 +63,8 @@ class RecurrentCell(nn.Module):
         return torch.promote_types(dtype, torch.float32) if self.carries_float32 else dtype
 
     def forward(
-        self, memory: Tensor, starts: Tensor, window: Window | None = None, entered: Entered | None = None
-    ) -> Scanned | Entered:
+        self, memory: Tensor, starts: Tensor, window: Window | None = None, projected: ProjectedState | None = None
+    ) -> ScanResult | ProjectedState:
         """Run over the blocks in order; without a window, only enter the first.
 
         Both go through the module's call, so that whoever gathers weights before a forward (ZeRO-3) sees it.
@@ -85,22 +73,22 @@ class RecurrentCell(nn.Module):
             memory: (b, S, D) state before the first block; under sequence parallel this rank's part of S.
             starts: (b, t) bool; where true the state that enters the block is the learned initial one.
             window: keys and values of the tokens that each block's states see (b, t, h, 2W, E).
-            entered: what the same call without a window gave, if there was one.
+            projected: what the same call without a window gave, if there was one.
         """
         state = memory.to(self.state_dtype).transpose(0, 1)  # sequence first, as Megatron's layers have it
         if window is None:
             return self._enter(state, starts[:, 0])
         seen = []
         for block in range(starts.shape[1]):
-            if entered is None:
-                entered = self._enter(state, starts[:, block])
-            seen.append((entered.keys, entered.values))
-            state = self._update(entered, window.keys[:, block], window.values[:, block])
-            entered = None
+            if projected is None:
+                projected = self._enter(state, starts[:, block])
+            seen.append((projected.keys, projected.values))
+            state = self._update(projected, window.keys[:, block], window.values[:, block])
+            projected = None
         all_keys, all_values = zip(*seen, strict=True)
-        return Scanned(torch.stack(all_keys, 1), torch.stack(all_values, 1), state.transpose(0, 1))
+        return ScanResult(torch.stack(all_keys, 1), torch.stack(all_values, 1), state.transpose(0, 1))
 
-    def _enter(self, state: Tensor, starts: Tensor) -> Entered:
+    def _enter(self, state: Tensor, starts: Tensor) -> ProjectedState:
         """The state (S, b, D) into a block, which starts a document where `starts` (b,) is true."""
         initial, identities = self.initial_state.to(self.state_dtype).unsqueeze(1), self.identities.unsqueeze(1)
         if self.is_split:
@@ -109,39 +97,32 @@ class RecurrentCell(nn.Module):
         normed = self.norm(state) + identities
         keys, values, queries, token_queries = split_heads(self.projections(normed), 4, self.head_dim)
         keys = unit_length(keys).to(values.dtype)
-        return Entered(
+        return ProjectedState(
             state, keys, values, self.scale(unit_length(queries)), self.token_scale(unit_length(token_queries))
         )
 
-    def _update(self, entered: Entered, token_keys: Tensor, token_values: Tensor) -> Tensor:
+    def _update(self, projected: ProjectedState, token_keys: Tensor, token_values: Tensor) -> Tensor:
         """The state out of a block (S, b, D), whose states see these tokens (b, h, 2W, E)."""
-        to_states = attend(entered.queries, entered.keys, entered.values)
-        to_tokens = attend(entered.token_queries, token_keys, token_values)
-        return self.tail(entered.state, merge_heads([to_states, to_tokens]))
-
-
-def state_starts(config: ModelConfig, starts: Tensor) -> Tensor:
-    """Blocks (b, t) of a segment that the initial state enters: where documents start, and `clear_state`'s first."""
-    if not config.clear_state:
-        return starts
-    return torch.cat([torch.ones_like(starts[:, :1]), starts[:, 1:]], 1)
+        to_states = attend(projected.queries, projected.keys, projected.values)
+        to_tokens = attend(projected.token_queries, token_keys, token_values)
+        return self.tail(projected.state, merge_heads([to_states, to_tokens]))
 
 
 class _Skip(nn.Module):
-    def __init__(self, config: ModelConfig, attended: int, parallel: ModelParallelConfig) -> None:
+    def __init__(self, settings: RecurrentMixer, width: int, attended: int, parallel: ModelParallelConfig) -> None:
         super().__init__()
-        self.update = GatedUpdate(attended, config.width, config.gate, parallel)
+        self.update = GatedUpdate(attended, width, settings.gate, parallel)
 
     def forward(self, state: Tensor, attended: Tensor) -> Tensor:
         return self.update(state, attended)
 
 
 class _Single(nn.Module):
-    def __init__(self, config: ModelConfig, attended: int, parallel: ModelParallelConfig) -> None:
+    def __init__(self, settings: RecurrentMixer, width: int, attended: int, parallel: ModelParallelConfig) -> None:
         super().__init__()
         # its input is a gather of heads, which every rank has for all states
-        self.hidden = ColumnLinear(attended, config.mlp_width, replace(parallel, sequence_parallel=False))
-        self.update = GatedUpdate(config.mlp_width, config.width, config.gate, parallel, tanh=True)
+        self.hidden = ColumnLinear(attended, settings.mlp_width, replace(parallel, sequence_parallel=False))
+        self.update = GatedUpdate(settings.mlp_width, width, settings.gate, parallel, tanh=True)
 
     def forward(self, state: Tensor, attended: Tensor) -> Tensor:
         # Heads are split over the ranks and so are the MLP's columns, but every column needs every head.
@@ -149,12 +130,12 @@ class _Single(nn.Module):
 
 
 class _Dual(nn.Module):
-    def __init__(self, config: ModelConfig, attended: int, parallel: ModelParallelConfig) -> None:
+    def __init__(self, settings: RecurrentMixer, width: int, attended: int, parallel: ModelParallelConfig) -> None:
         super().__init__()
-        self.attention_update = GatedUpdate(attended, config.width, config.gate, parallel)
-        self.norm = RMSNorm(config.width)
-        self.hidden = ColumnLinear(config.width, config.mlp_width, parallel)
-        self.update = GatedUpdate(config.mlp_width, config.width, config.gate, parallel)
+        self.attention_update = GatedUpdate(attended, width, settings.gate, parallel)
+        self.norm = RMSNorm(width)
+        self.hidden = ColumnLinear(width, settings.mlp_width, parallel)
+        self.update = GatedUpdate(settings.mlp_width, width, settings.gate, parallel)
 
     def forward(self, state: Tensor, attended: Tensor) -> Tensor:
         state = self.attention_update(state, attended)

@@ -1,34 +1,20 @@
-"""What a layer remembers of a stream from one segment to the next."""
+"""What a layer remembers of its streams from one segment to the next."""
 
-from typing import NamedTuple
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+Memory: TypeAlias = dict[str, Tensor]
+"""By name of a field that the layer's mixer declares: (b, *shape of this rank's part), streams first.
 
-class LayerMemory(NamedTuple):
-    """Memory of one layer, batch first; h = heads of this tensor parallel rank.
-
-    It says nothing about documents: where a document starts, the layer does not look at it.
-    """
-
-    state: Tensor | None
-    """(b, S, D) recurrent state before the next block, none in a layer without recurrence; under sequence parallel this
-    rank's vectors (b, S/tp, D)"""
-    keys: Tensor
-    """(b, W, h, E) normalised keys of the last window of tokens"""
-    values: Tensor
-    """(b, W, h, E) values of the last window of tokens"""
+It says nothing about documents: where one starts, the layer does not look at it."""
 
 
-def carried(memory: LayerMemory) -> LayerMemory:
+def carried(memory: Memory) -> Memory:
     """What a layer remembers at the end of a segment, to hand to the next one: cut off from the graph of this one.
 
     The only place where gradients end: back-propagation through time is truncated to a segment.  Copies, because a
     view would keep the keys of the whole segment alive.
     """
-    return LayerMemory(None if memory.state is None else _cut(memory.state), _cut(memory.keys), _cut(memory.values))
-
-
-def _cut(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone(memory_format=torch.contiguous_format)
+    return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in memory.items()}

@@ -1,7 +1,8 @@
 """Both ends of the network, and the whole of it in one module (one stage; a pipeline is made of the same pieces)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -14,14 +15,17 @@ from torch.nn import functional
 from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import ConfigError
 from brt_dist.model.dropout import Dropout
-from brt_dist.model.layers import TransformerLayer, build_layer
+from brt_dist.model.layers import Layer
 from brt_dist.model.linear import gather, megatron_config, no_initialization
-from brt_dist.model.memory import LayerMemory
+from brt_dist.model.memory import Memory
 from brt_dist.model.norms import RMSNorm
 from brt_dist.model.parameters import declare, initialize, normal, replicated
-from brt_dist.model.segment import Network, read_segment
+from brt_dist.model.segment import Network, called, read_segment, recomputed
 from brt_dist.model.sequence import linear_of_parts, sum_gradients, sum_to_parts
 from brt_dist.model.shapes import VOCAB_MULTIPLE, padded_vocab
+
+EMBEDDING = "embedding"
+FINAL_NORM = "final_norm"
 
 
 class TokenEmbedding(megatron.VocabParallelEmbedding):
@@ -107,35 +111,61 @@ def full_logits(logits: Tensor, vocab_size: int) -> Tensor:
     return gather(logits)[..., :vocab_size].transpose(0, 1)
 
 
+def build_parts(
+    config: ModelConfig, parallel: ModelParallelConfig
+) -> list[tuple[str, Callable[[], TokenEmbedding | Layer | FinalNorm]]]:
+    """Logical name and builder of each part of the network, in order: the one list that every assembly is made from."""
+    layers = [(f"layers.{index}", partial(Layer, config, index, parallel)) for index in range(config.layers)]
+    return [
+        (EMBEDDING, partial(TokenEmbedding, config, parallel)),
+        *layers,
+        (FINAL_NORM, partial(FinalNorm, config)),
+    ]
+
+
+def share_gradients(module: nn.Module) -> None:
+    """Under sequence parallel: add up the gradients of what every rank holds whole, and applies to its own tokens."""
+    for parameter in replicated(module):
+        sum_gradients(parameter)
+
+
 class BlockRecurrentModel(nn.Module):
     """The network on one stage (arXiv 2203.07852).
 
     Args:
         config: the network; `vocab_size` must be known.
-        seed: of the initial values; none leaves them unset (to be loaded, or on the meta device).
+        seed: of the initial values; None leaves them unset (to be loaded, or on the meta device).
         sequence_parallel: split hidden states and recurrent states over the tensor parallel ranks.
+        recompute: run the layers' forward again in backward instead of keeping their activations.
     """
 
-    def __init__(self, config: ModelConfig, seed: int | None = None, sequence_parallel: bool = False) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        seed: int | None = None,
+        sequence_parallel: bool = False,
+        recompute: bool = False,
+    ) -> None:
         super().__init__()
         parallel = megatron_config(sequence_parallel)
-        self.config = config
-        self.embedding = TokenEmbedding(config, parallel)
-        self.layers = nn.ModuleList(build_layer(config, index, parallel) for index in range(config.layers))
-        self.final_norm = FinalNorm(config)
+        self.config, self._recompute = config, recompute
+        parts = {name: build() for name, build in build_parts(config, parallel)}
+        self.embedding = parts.pop(EMBEDDING)
+        final_norm = parts.pop(FINAL_NORM)
+        self.layers = nn.ModuleList(parts.values())
+        self.final_norm = final_norm
         if seed is not None:
             initialize(self, seed)
         if parallel.sequence_parallel:
-            for parameter in replicated(self):
-                sum_gradients(parameter)
+            share_gradients(self)
 
-    def blank_memory(self, streams: int) -> list[LayerMemory]:
+    def blank_memory(self, streams: int) -> list[Memory]:
         """Memory of each layer before the first document."""
-        return [cast(TransformerLayer, layer).blank_memory(streams) for layer in self.layers]
+        return [cast(Layer, layer).blank_memory(streams) for layer in self.layers]
 
     def forward(
-        self, tokens: Tensor, memory: Sequence[LayerMemory], starts: Tensor, dropout: Dropout | None = None
-    ) -> tuple[Tensor, list[LayerMemory]]:
+        self, tokens: Tensor, memory: Sequence[Memory], starts: Tensor, dropout: Dropout | None = None
+    ) -> tuple[Tensor, list[Memory]]:
         """Read one segment of b streams.
 
         Args:
@@ -146,5 +176,6 @@ class BlockRecurrentModel(nn.Module):
         Returns:
             This rank's logits (N, b, V/tp), for `loss_sum`, `token_losses` or `full_logits`, and the new memory.
         """
-        network = Network(self.config, self.embedding, list(self.layers), self.final_norm)
+        call = recomputed if self._recompute else called
+        network = Network(self.config, self.embedding, list(self.layers), self.final_norm, call)
         return read_segment(network, tokens, memory, starts, dropout)

@@ -8,24 +8,27 @@ weights (tests use float64).  Weights have the names and shapes of the reference
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from brt_dist.config.schema import ModelConfig
-from brt_dist.model.memory import LayerMemory
+from brt_dist.model.memory import Memory
+from brt_dist.model.mixers.recurrent import RecurrentMixer
+from brt_dist.model.mixers.window import AttentionMixer
 
 Weights = Mapping[str, Tensor]
 
 
 def read_segment(
-    weights: Weights, config: ModelConfig, tokens: Tensor, memory: Sequence[LayerMemory], starts: Tensor
-) -> tuple[Tensor, list[LayerMemory]]:
+    weights: Weights, config: ModelConfig, tokens: Tensor, memory: Sequence[Memory], starts: Tensor
+) -> tuple[Tensor, list[Memory]]:
     """Logits (b, N, V) and the memory after the segment, attached to the graph.
 
     Args:
         tokens: (b, N).
-        memory: of each layer: state (b, S, D) or none, keys and values (b, W, H, E).
+        memory: of each layer: keys and values (b, W, H, E), and of a recurrent one the state (b, S, D).
         starts: (b, N/W) bool.
     """
     logits, after = [], []
@@ -38,8 +41,8 @@ def read_segment(
 
 
 def _read_stream(
-    weights: Weights, config: ModelConfig, tokens: Tensor, memory: list[LayerMemory], starts: list[bool]
-) -> tuple[Tensor, list[LayerMemory]]:
+    weights: Weights, config: ModelConfig, tokens: Tensor, memory: list[Memory], starts: list[bool]
+) -> tuple[Tensor, list[Memory]]:
     """One stream: tokens (N,) -> logits (N, V)."""
     table, logits = weights["embed/embedding"], []
     for block, block_starts in enumerate(starts):
@@ -48,16 +51,14 @@ def _read_stream(
             entering = memory[layer]
             initial = weights.get(f"transformer{layer}/recurrent_initial_state")
             if block_starts:
-                entering = LayerMemory(initial, torch.zeros_like(entering.keys), torch.zeros_like(entering.values))
-            elif block == 0 and config.clear_state:
-                entering = entering._replace(state=initial)
+                entering = {name: torch.zeros_like(value) for name, value in entering.items()}
+            if initial is not None and (block_starts or (block == 0 and _recurrent(config, layer).clear_state)):
+                entering = {**entering, "state": initial}
             memory[layer] = entering
         fed_back = None
         if config.feedback:
-            source = config.recurrent_indices()[-1]
-            state = memory[source].state
-            assert state is not None
-            fed_back = _state_heads(weights, config, source, state)
+            source = config.feeding_layers()[-1]
+            fed_back = _state_heads(weights, config, source, memory[source]["state"])
         for layer in range(config.layers):
             x, memory[layer] = _layer(weights, config, layer, x, memory[layer], fed_back)
         x = _rms_norm(x, weights["final_layernorm/scale"])
@@ -71,35 +72,35 @@ def _layer(
     config: ModelConfig,
     layer: int,
     x: Tensor,
-    memory: LayerMemory,
+    memory: Memory,
     fed_back: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, LayerMemory]:
+) -> tuple[Tensor, Memory]:
     """One block: x (W, D), what the layer remembers of the block before and of the state, another layer's state."""
-    base = f"transformer{layer}/tbase"
+    base, mixer = f"transformer{layer}/tbase", _attention(config, layer)
     normed = _rms_norm(x, weights[f"{base}/_kvq/pre_attn_layernorm/scale"])
 
     def project(kind: str) -> Tensor:
         return _heads(normed @ weights[f"{base}/_kvq/{kind}_layer/kernel"], config)
 
     keys, values, queries = _unit(project("keys")), project("values"), _unit(project("queries"))
-    seen_keys, seen_values = torch.cat([memory.keys, keys]), torch.cat([memory.values, values])
-    scale = _scale(weights[f"{base}/_kvq/attention_scale"], config)
+    seen_keys, seen_values = torch.cat([memory["keys"], keys]), torch.cat([memory["values"], values])
+    scale = _scale(weights[f"{base}/_kvq/attention_scale"], mixer)
     logits, mask = _with_positions(weights, config, layer, queries, seen_keys)
     attended = _read(logits, seen_values, scale, mask).flatten(1)
 
-    state, states = memory.state, fed_back
-    if state is not None:
-        states = _state_heads(weights, config, layer, state)
-        state = _cell(weights, config, layer, state, seen_keys, seen_values)
+    after, states = {"keys": keys, "values": values}, fed_back
+    if "state" in memory:
+        states = _state_heads(weights, config, layer, memory["state"])
+        after["state"] = _cell(weights, config, layer, memory["state"], seen_keys, seen_values)
     if states is not None:
-        scale = _scale(weights[f"{base}/attention_scale2"], config)
+        scale = _scale(weights[f"{base}/attention_scale2"], mixer)
         crossed = _attend(_unit(project("queries2")), *states, scale).flatten(1)
         attended = torch.cat([attended, crossed], 1)
 
     x = x + attended @ weights[f"{base}/post_attn_mlp/output_layer/kernel"]
     normed = _rms_norm(x, weights[f"{base}/pre_ffn_layernorm/scale"])
     hidden = torch.relu(normed @ weights[f"{base}/ffn/hidden0/kernel"])
-    return x + hidden @ weights[f"{base}/ffn/output_layer/kernel"], LayerMemory(state, keys, values)
+    return x + hidden @ weights[f"{base}/ffn/output_layer/kernel"], after
 
 
 def _project_state(weights: Weights, config: ModelConfig, layer: int, state: Tensor, kind: str) -> Tensor:
@@ -118,29 +119,29 @@ def _cell(
     weights: Weights, config: ModelConfig, layer: int, state: Tensor, token_keys: Tensor, token_values: Tensor
 ) -> Tensor:
     """The state (S, D) that leaves a block, from the one that enters it."""
-    base = f"transformer{layer}/recurrent_tbase"
+    base, mixer = f"transformer{layer}/recurrent_tbase", _recurrent(config, layer)
     keys, values = _state_heads(weights, config, layer, state)
     queries, queries2 = (_unit(_project_state(weights, config, layer, state, kind)) for kind in ("queries", "queries2"))
-    own = _attend(queries, keys, values, _scale(weights[f"{base}/_kvq/attention_scale"], config))
-    read = _attend(queries2, token_keys, token_values, _scale(weights[f"{base}/attention_scale2"], config))
+    own = _attend(queries, keys, values, _scale(weights[f"{base}/_kvq/attention_scale"], mixer))
+    read = _attend(queries2, token_keys, token_values, _scale(weights[f"{base}/attention_scale2"], mixer))
     attended = torch.cat([own.flatten(1), read.flatten(1)], 1)
 
-    if config.cell != "single":
+    if mixer.cell != "single":
         site = f"{base}/post_attn_mlp"
         update = attended @ weights[f"{site}/output_layer/kernel"]
-        state_after = _gate(weights, config, site, state, update, attended)
-        if config.cell == "skip":
+        state_after = _gate(weights, mixer, site, state, update, attended)
+        if mixer.cell == "skip":
             return state_after
         state, attended = state_after, _rms_norm(state_after, weights[f"{base}/pre_ffn_layernorm/scale"])
     hidden = torch.relu(attended @ weights[f"{base}/ffn/hidden0/kernel"])
     update = hidden @ weights[f"{base}/ffn/output_layer/kernel"]
-    if config.cell == "single":
+    if mixer.cell == "single":
         update = torch.tanh(update)
-    return _gate(weights, config, f"{base}/ffn", state, update, hidden)
+    return _gate(weights, mixer, f"{base}/ffn", state, update, hidden)
 
 
-def _gate(weights: Weights, config: ModelConfig, site: str, state: Tensor, update: Tensor, seen: Tensor) -> Tensor:
-    if config.gate == "fixed":
+def _gate(weights: Weights, mixer: RecurrentMixer, site: str, state: Tensor, update: Tensor, seen: Tensor) -> Tensor:
+    if mixer.gate == "fixed":
         keep = torch.sigmoid(weights[f"{site}/gate_bias"])
         return state * keep + update * (1 - keep)
     forget = seen @ weights[f"{site}/forget_gate/kernel"] + weights[f"{site}/forget_gate/bias"]
@@ -160,9 +161,9 @@ def _with_positions(
             if not 1 <= distance <= window:
                 mask[query, key] = -math.inf
                 continue
-            seen = _turned(keys[key], -distance) if config.positions == "rotary" else keys[key]
+            seen = _turned(keys[key], -distance) if _attention(config, layer).positions == "rotary" else keys[key]
             logits[:, query, key] = (queries[query] * seen).sum(-1)
-            if config.positions == "t5":
+            if _attention(config, layer).positions == "t5":
                 table = weights[f"transformer{layer}/relative_positions/rel_embedding"]
                 logits[:, query, key] += table[:, _bucket(distance)]
     return logits, mask
@@ -197,8 +198,8 @@ def _heads(x: Tensor, config: ModelConfig) -> Tensor:
     return x.reshape(len(x), config.heads, config.head_dim)
 
 
-def _scale(weight: Tensor, config: ModelConfig) -> Tensor:
-    return weight.abs() if config.attention_scale == "absolute" else weight
+def _scale(weight: Tensor, mixer: AttentionMixer) -> Tensor:
+    return weight.abs() if mixer.attention_scale == "absolute" else weight
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -209,12 +210,17 @@ def _rms_norm(x: Tensor, scale: Tensor) -> Tensor:
     return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * scale
 
 
-def _row(memory: LayerMemory, stream: int) -> LayerMemory:
-    state = None if memory.state is None else memory.state[stream]
-    return LayerMemory(state, memory.keys[stream], memory.values[stream])
+def _attention(config: ModelConfig, layer: int) -> AttentionMixer:
+    return cast(AttentionMixer, config.mixer_of(layer))
 
 
-def _stack(rows: Sequence[LayerMemory]) -> LayerMemory:
-    states = [row.state for row in rows if row.state is not None]
-    keys, values = (torch.stack([getattr(row, field) for row in rows]) for field in ("keys", "values"))
-    return LayerMemory(torch.stack(states) if states else None, keys, values)
+def _recurrent(config: ModelConfig, layer: int) -> RecurrentMixer:
+    return cast(RecurrentMixer, config.mixer_of(layer))
+
+
+def _row(memory: Memory, stream: int) -> Memory:
+    return {name: value[stream] for name, value in memory.items()}
+
+
+def _stack(rows: Sequence[Memory]) -> Memory:
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -135,9 +135,33 @@ def logical_parameters(module: nn.Module, prefix: str = "") -> Iterator[LogicalP
     Args:
         prefix: logical name of `module` itself: "" for the whole model, "layers.3", "embedding", "final_norm".
     """
-    for name, parameter in module.named_parameters():
+    for name, parameter in _named(module, prefix):
         logical: _Logical = parameter.logical  # type: ignore[attr-defined]
-        yield LogicalParameter(**vars(logical), name=f"{prefix}.{name}" if prefix else name, local=parameter)
+        yield LogicalParameter(**vars(logical), name=name, local=parameter)
+
+
+def _named(module: nn.Module, prefix: str) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters in the order in which optimizers lay them out.
+
+    A module may give its children other names (`logical_names`, "" for none of its own), and name children whose
+    parameters come after everything else of the module around it (`laid_out_last`): both keep names and order, and so
+    the bits of sums over parameters, as runs of earlier versions have them.
+    """
+    found = [
+        (_join(prefix, name), parameter) for name, parameter in module._parameters.items() if parameter is not None
+    ]
+    names: Mapping[str, str] = getattr(module, "logical_names", {})
+    last: list[tuple[str, nn.Parameter]] = []
+    for name, child in module.named_children():
+        here = _join(prefix, names.get(name, name))
+        postponed = tuple(f"{_join(here, late)}." for late in getattr(child, "laid_out_last", ()))
+        for item in _named(child, here):
+            (last if item[0].startswith(postponed) else found).append(item)
+    return found + last
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix and name else prefix or name
 
 
 def replicated(module: nn.Module) -> Iterator[nn.Parameter]:

@@ -1,5 +1,7 @@
 """The learned length of the queries, one number per head; it stands where others have 1/sqrt(E)."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -10,12 +12,12 @@ from brt_dist.model.parameters import declare, ones
 
 
 class HeadScale(nn.Module):
-    """|weight| of each head; the code of 2022 took the raw weight (config: attention_scale)."""
+    """|weight| of each head; the code of 2022 took the raw weight (`attention_scale` of the mixer)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, model: ModelConfig, attention_scale: Literal["absolute", "raw"]) -> None:
         super().__init__()
-        self.absolute = config.attention_scale == "absolute"
-        self.weight = nn.Parameter(torch.empty(local_heads(config)))
+        self.absolute = attention_scale == "absolute"
+        self.weight = nn.Parameter(torch.empty(local_heads(model)))
         declare(self.weight, ones(), partition_dim=0)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,12 +5,11 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from brt_dist.config.schema import ModelConfig
-from brt_dist.model.cell import Entered, state_starts
 from brt_dist.model.dropout import Dropout
-from brt_dist.model.layers import RecurrentLayer
-from brt_dist.model.memory import LayerMemory, carried
+from brt_dist.model.memory import Memory, carried
 
 
 class Network(NamedTuple):
@@ -21,13 +20,13 @@ class Network(NamedTuple):
     """tokens (b, N) -> (N, b, D), and `logits` back"""
     layers: Sequence[nn.Module]
     final_norm: nn.Module
-    call: Callable[..., Any] = lambda module, *arguments: module(*arguments)
-    """call(layer, *arguments); recompute comes in here"""
+    call: Callable[..., Any]
+    """`called` or `recomputed`"""
 
 
 def read_segment(
-    network: Network, tokens: Tensor, memory: Sequence[LayerMemory], starts: Tensor, dropout: Dropout | None
-) -> tuple[Tensor, list[LayerMemory]]:
+    network: Network, tokens: Tensor, memory: Sequence[Memory], starts: Tensor, dropout: Dropout | None
+) -> tuple[Tensor, list[Memory]]:
     """Tokens (b, N) -> this rank's logits (N, b, V/tp), and the memory for the next segment, without gradient.
 
     With feedback every layer attends to a state that the layers above it made of the blocks before, so the whole
@@ -47,39 +46,51 @@ def read_segment(
 def _pass(
     network: Network,
     tokens: Tensor,
-    memory: Sequence[LayerMemory],
+    memory: Sequence[Memory],
     starts: Tensor,
     dropout: Dropout | None,
-    entered: Sequence[Entered | None],
-) -> tuple[Tensor, list[LayerMemory]]:
+    fed_back: Sequence[Any],
+) -> tuple[Tensor, list[Memory]]:
     x, after = network.embedding(tokens), []
-    for layer, remembered, state in zip(network.layers, memory, entered, strict=True):
+    for layer, remembered, state in zip(network.layers, memory, fed_back, strict=True):
         x, left = network.call(layer, x, remembered, starts, dropout, state)
         after.append(left)
     return network.embedding.logits(network.final_norm(x, dropout)), after
 
 
 def _block_by_block(
-    network: Network, tokens: Tensor, memory: Sequence[LayerMemory], starts: Tensor, dropout: Dropout | None
-) -> tuple[Tensor, list[LayerMemory]]:
-    window, initial = network.config.window, state_starts(network.config, starts)
+    network: Network, tokens: Tensor, memory: Sequence[Memory], starts: Tensor, dropout: Dropout | None
+) -> tuple[Tensor, list[Memory]]:
+    window = network.config.window
     logits, after = [], list(memory)
     for block in range(starts.shape[1]):
         here, first = slice(block, block + 1), block * window
         masks = None if dropout is None else dropout.at(first)
-        entered = _entered(network, after, initial[:, here])
-        scores, after = _pass(network, tokens[:, first : first + window], after, starts[:, here], masks, entered)
+        fed_back = _fed_back(network, after, starts, block)
+        scores, after = _pass(network, tokens[:, first : first + window], after, starts[:, here], masks, fed_back)
         logits.append(scores)
     return torch.cat(logits), after
 
 
-def _entered(network: Network, memory: Sequence[LayerMemory], initial: Tensor) -> list[Entered]:
-    """The state that each layer attends to in the next block: its own, or that of the last recurrent layer."""
+def _fed_back(network: Network, memory: Sequence[Memory], starts: Tensor, block: int) -> list[Any]:
+    """What each layer attends to in a block: its own state, or that of the last layer that feeds back."""
     own = {
-        index: cast(
-            Entered, network.call(cast(RecurrentLayer, network.layers[index]).cell, memory[index].state, initial)
-        )
-        for index in network.config.recurrent_indices()
+        index: network.call(cast(Any, layer).mixer.enter, memory[index], starts, block)
+        for index, layer in enumerate(network.layers)
+        if network.config.mixer_of(index).states_fed_back()
     }
-    fed_back = own[max(own)]
-    return [own.get(index, fed_back) for index in range(network.config.layers)]
+    last = own[max(own)]
+    return [own.get(index, last) for index in range(len(network.layers))]
+
+
+def called(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function and keep its activations for backward."""
+    return function(*arguments)
+
+
+def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a pure function and keep its arguments only; backward runs it again."""
+    if not torch.is_grad_enabled():
+        return function(*arguments)
+    # masks are keyed, no global generator is drawn from: nothing to restore
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)

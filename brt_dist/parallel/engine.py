@@ -20,16 +20,15 @@ from brt_dist.config.schema import Config
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.linear import megatron_config
 from brt_dist.model.model import loss_sum
-from brt_dist.model.parameters import LogicalParameter, initialize, logical_parameters, replicated
-from brt_dist.model.sequence import sum_gradients
+from brt_dist.model.parameters import initialize, logical_parameters
 from brt_dist.optim.groups import set_learning_rate
 from brt_dist.parallel.deepspeed_internals import clip_gradients, quiet, release_graph
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.finite import FiniteGradients
 from brt_dist.parallel.layout import Layout, MegatronGroups, sharding
 from brt_dist.parallel.pieces import Piece, Read
-from brt_dist.parallel.pipeline import PipelineStage, WholeModel, named_parts
-from brt_dist.parallel.stage import MicroBatch, StageContext, stream_layers
+from brt_dist.parallel.pipeline import PipelineStage, WholeModel, layers_of
+from brt_dist.parallel.stage import MicroBatch, StageContext
 from brt_dist.parallel.state import RankState
 from brt_dist.parallel.stream_memory import StreamMemory
 
@@ -78,25 +77,35 @@ class StepResult:
 
 
 class Engine(ABC):
-    """Model, optimizer and stream memory of one rank.  Make one with :func:`build_engine`."""
+    """Model, optimizer and stream memory of one rank.  Make one with :func:`build_engine`.
 
-    def __init__(self, config: Config, layout: Layout, device: Device) -> None:
+    Args:
+        groups: given to DeepSpeed; None where it makes its own.
+    """
+
+    stage: WholeModel | PipelineStage
+
+    def __init__(
+        self,
+        config: Config,
+        layout: Layout,
+        device: Device,
+        context: StageContext,
+        stage: WholeModel | PipelineStage,
+        groups: MegatronGroups | None,
+    ) -> None:
         self.config = config
         self.layout = layout
         self.device = device
-        self._context = StageContext(StreamMemory({}, 0))
+        self.stage = stage
+        self._context = context
         self._observer: Observer | None = None  # of the evaluation step under way
         self._observed = 0  # micro-batches of it
-        self._parallel = megatron_config(config.parallel.sequence_parallel)
-        self.stage = self._build_stage()
-        for name, part in named_parts(self.stage):
+        for name, part in stage.parts():
             initialize(part, config.run.seed, name)
-            if self._parallel.sequence_parallel:
-                for parameter in replicated(part):
-                    sum_gradients(parameter)
-        self.parameters = self._logical_parameters()
+        self.parameters = [p for name, part in stage.parts() for p in logical_parameters(part, name)]
         self.optimizer = config.optimizer.build(self.parameters, sharding(config, layout))
-        self._deepspeed = self._wrap()
+        self._deepspeed = _initialize(stage, self.optimizer, config, groups)
         self._finite = FiniteGradients([p.local for p in self.parameters], self._deepspeed, device)
         self._state = RankState(config, layout, self.parameters, self.optimizer, self._deepspeed)
         # DeepSpeed has cast the module: memory takes its types from it
@@ -104,7 +113,7 @@ class Engine(ABC):
 
     def new_memory(self) -> StreamMemory:
         """Blank memory for all streams of this rank, as before the first step (evaluation has its own)."""
-        blank = {layer.index: layer.layer.blank_memory(self.layout.micro_batch) for layer in stream_layers(self.stage)}
+        blank = {layer.index: layer.blank_memory(self.layout.micro_batch) for layer in layers_of(self.stage)}
         return StreamMemory(blank, self.layout.micro_batches)
 
     def train_step(self, step: StepInput, learning_rate: float) -> StepResult:
@@ -158,13 +167,11 @@ class Engine(ABC):
         self._finite.close()
         self._deepspeed.destroy()
 
-    def _logical_parameters(self) -> list[LogicalParameter]:
-        return [p for name, part in named_parts(self.stage) for p in logical_parameters(part, name)]
-
     def _micro_batches(self, step: StepInput, training: bool) -> list[MicroBatch]:
         rate = self.config.model.dropout if training else 0.0
         size = self.layout.micro_batch
-        streams, seed, is_split = self.layout.local_streams, self.config.run.seed, self._parallel.sequence_parallel
+        streams, seed = self.layout.local_streams, self.config.run.seed
+        is_split = self.config.parallel.sequence_parallel and self.layout.tensor > 1
 
         def dropout(i: int) -> Dropout | None:
             if not rate:
@@ -194,13 +201,6 @@ class Engine(ABC):
         return self._observer(self._observed - 1, logits, target, mask) * weight
 
     @abstractmethod
-    def _build_stage(self) -> WholeModel | PipelineStage: ...
-
-    @abstractmethod
-    def _wrap(self) -> Any:
-        """DeepSpeed's engine around stage and optimizer."""
-
-    @abstractmethod
     def _train(self, step: StepInput) -> StepResult: ...
 
     @abstractmethod
@@ -210,12 +210,11 @@ class Engine(ABC):
 class WholeEngine(Engine):
     """Without a pipeline: tensor and data parallel, any ZeRO stage that the rules allow."""
 
-    def _build_stage(self) -> WholeModel:
-        model = WholeModel(self.config.model, self._context, self._parallel, self.config.parallel.recompute)
-        return model.to(self.device.torch)
-
-    def _wrap(self) -> Any:
-        return _initialize(self.stage, self.optimizer, self.config, MegatronGroups())
+    def __init__(self, config: Config, layout: Layout, device: Device) -> None:
+        context, parallel = StageContext(StreamMemory({}, 0)), megatron_config(config.parallel.sequence_parallel)
+        with device.torch:
+            stage = WholeModel(config.model, context, parallel, config.parallel.recompute)
+        super().__init__(config, layout, device, context, stage, MegatronGroups())
 
     def _train(self, step: StepInput) -> StepResult:
         self.stage.train()
@@ -250,18 +249,16 @@ class WholeEngine(Engine):
         if self.config.parallel.zero_stage > 0 or not self._deepspeed.is_gradient_accumulation_boundary():
             return None
         limit = self.config.optimizer.clip_norm or math.inf
-        return clip_gradients(self.stage.parameters(), limit, MegatronGroups())
+        return clip_gradients([p.local for p in self.parameters], limit, MegatronGroups())
 
 
 class PipelinedEngine(Engine):
     """With pipeline stages: DeepSpeed's 1F1B schedule, ZeRO-1."""
 
-    def _build_stage(self) -> PipelineStage:
-        recompute = self.config.parallel.recompute
-        return PipelineStage(self.config.model, self.layout, self._context, self._parallel, recompute, self._loss)
-
-    def _wrap(self) -> Any:
-        return _initialize(self.stage, self.optimizer, self.config, None)
+    def __init__(self, config: Config, layout: Layout, device: Device) -> None:
+        context, parallel = StageContext(StreamMemory({}, 0)), megatron_config(config.parallel.sequence_parallel)
+        stage = PipelineStage(config.model, layout, context, parallel, config.parallel.recompute, self._loss)
+        super().__init__(config, layout, device, context, stage, None)
 
     def _train(self, step: StepInput) -> StepResult:
         loss = self._deepspeed.train_batch(self._portions(step))

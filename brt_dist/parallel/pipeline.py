@@ -1,58 +1,53 @@
 """The model as a sequence of modules: whole on one rank, or cut into stages by DeepSpeed."""
 
 from collections.abc import Callable, Iterator
-from typing import cast
 
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from megatron.core import ModelParallelConfig
 from torch import Tensor, nn
 
 from brt_dist.config.schema import ModelConfig
-from brt_dist.model.model import TokenEmbedding
-from brt_dist.model.segment import Network, read_segment
+from brt_dist.model.layers import Layer
+from brt_dist.model.model import (
+    EMBEDDING,
+    FINAL_NORM,
+    BlockRecurrentModel,
+    TokenEmbedding,
+    build_parts,
+    share_gradients,
+)
 from brt_dist.parallel.layout import Layout, topology
-from brt_dist.parallel.stage import StageContext, StreamLayer, StreamNorm, called, recomputed
-
-EMBEDDING = "embedding"
-FINAL_NORM = "final_norm"
+from brt_dist.parallel.stage import StageContext, StreamLayer, StreamNorm
 
 Loss = Callable[[Tensor, tuple[Tensor, Tensor, Tensor]], Tensor]
 
 
-def named_parts(stage: "WholeModel | PipelineStage") -> Iterator[tuple[str, nn.Module]]:
-    """Modules of this rank that hold parameters, each once, with their logical names (`layers.3`, `embedding`)."""
-    for module in stage.modules():
-        if isinstance(module, StreamLayer):
-            yield f"layers.{module.index}", module.layer
-        elif isinstance(module, StreamNorm):
-            yield FINAL_NORM, module.norm
-        elif isinstance(module, TokenEmbedding):
-            yield EMBEDDING, module
-
-
 class WholeModel(nn.Module):
-    """All layers on this rank: tokens (b, N) -> logits (N, b, V/tp)."""
+    """All layers on this rank, with their memory attached: tokens (b, N) -> logits (N, b, V/tp)."""
 
     def __init__(
         self, config: ModelConfig, context: StageContext, parallel: ModelParallelConfig, recompute: bool
     ) -> None:
         super().__init__()
-        self.embedding = TokenEmbedding(config, parallel)
-        self.layers = nn.ModuleList(StreamLayer(config, i, context, parallel, recompute) for i in range(config.layers))
-        self.final_norm = StreamNorm(config, context)
-        self._config, self._context = config, context
-        self._call = recomputed if recompute else called
+        self.model = BlockRecurrentModel(config, sequence_parallel=parallel.sequence_parallel, recompute=recompute)
+        self._context = context
 
     def forward(self, tokens: Tensor) -> Tensor:
         self._context.advance()
-        layers = [cast(StreamLayer, layer).layer for layer in self.layers]
-        network = Network(self._config, self.embedding, layers, self.final_norm.norm, self._call)
-        memory = [self._context.read(index) for index in range(len(layers))]
         micro_batch = self._context.micro_batch
-        logits, after = read_segment(network, tokens, memory, micro_batch.starts, micro_batch.dropout)
+        memory = [self._context.read(index) for index in range(len(self.model.layers))]
+        logits: Tensor
+        logits, after = self.model(tokens, memory, micro_batch.starts, micro_batch.dropout)
         for index, layer in enumerate(after):
             self._context.write(index, layer)
         return logits
+
+    def parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """Logical name and module of each part that this rank holds, in order."""
+        yield EMBEDDING, self.model.embedding
+        for index, layer in enumerate(self.model.layers):
+            yield f"layers.{index}", layer
+        yield FINAL_NORM, self.model.final_norm
 
 
 class PipelineStage(PipelineModule):
@@ -71,23 +66,42 @@ class PipelineStage(PipelineModule):
         recompute: bool,
         loss: Loss,
     ) -> None:
-        table = (EMBEDDING, TokenEmbedding, config, parallel)
+        builders = dict(build_parts(config, parallel))
+        table, norm = builders.pop(EMBEDDING), builders.pop(FINAL_NORM)
         super().__init__(
             layers=[
-                TiedLayerSpec(*table, tied_weight_attr="weight"),
-                *(LayerSpec(StreamLayer, config, i, context, parallel, recompute) for i in range(config.layers)),
-                LayerSpec(StreamNorm, config, context),
-                TiedLayerSpec(*table, tied_weight_attr="weight", forward_fn=_logits),
+                TiedLayerSpec(EMBEDDING, table, tied_weight_attr="weight"),
+                *(LayerSpec(StreamLayer, build, context, recompute) for build in builders.values()),
+                LayerSpec(StreamNorm, norm, context),
+                TiedLayerSpec(EMBEDDING, table, tied_weight_attr="weight", forward_fn=_logits),
             ],
             topology=topology(layout),
             loss_fn=loss,
             partition_method=f"type:{StreamLayer.__name__}",
         )
         self._context = context
+        if parallel.sequence_parallel:
+            share_gradients(self)
 
     def forward(self, forward_input: Tensor) -> Tensor:
+        """Called by DeepSpeed's engine, once for each micro-batch in order."""
         self._context.advance()
         return super().forward(forward_input)
+
+    def parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """Logical name and module of each part that this rank holds, in order and each once."""
+        for module in self.modules():
+            if isinstance(module, Layer):
+                yield f"layers.{module.index}", module
+            elif isinstance(module, StreamNorm):
+                yield FINAL_NORM, module.norm
+            elif isinstance(module, TokenEmbedding):
+                yield EMBEDDING, module
+
+
+def layers_of(stage: WholeModel | PipelineStage) -> Iterator[Layer]:
+    """The layers of this rank, in order."""
+    return (part for _, part in stage.parts() if isinstance(part, Layer))
 
 
 def _logits(embedding: TokenEmbedding, x: Tensor) -> Tensor:

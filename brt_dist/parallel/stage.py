@@ -5,20 +5,17 @@ where documents start, the keys of its dropout) it takes from the :class:`StageC
 fills by itself from the schedule.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
-import torch
-from megatron.core import ModelParallelConfig
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from brt_dist.config.schema import ModelConfig
 from brt_dist.model.dropout import Dropout
-from brt_dist.model.layers import build_layer
-from brt_dist.model.memory import LayerMemory, carried
+from brt_dist.model.layers import Layer
+from brt_dist.model.memory import Memory, carried
 from brt_dist.model.model import FinalNorm
+from brt_dist.model.segment import called, recomputed
 from brt_dist.parallel.stream_memory import StreamMemory
 
 
@@ -60,10 +57,10 @@ class StageContext:
     def micro_batch(self) -> MicroBatch:
         return self._micro_batches[self._position]
 
-    def read(self, layer: int) -> LayerMemory:
+    def read(self, layer: int) -> Memory:
         return self.memory.read(layer, self._position)
 
-    def write(self, layer: int, memory: LayerMemory) -> None:
+    def write(self, layer: int, memory: Memory) -> None:
         self.memory.write(layer, self._position, memory)
 
 
@@ -74,47 +71,27 @@ class StreamLayer(nn.Module):
     running it again in backward, when another micro-batch may be in forward, gives the same result.
     """
 
-    def __init__(
-        self, config: ModelConfig, index: int, context: StageContext, parallel: ModelParallelConfig, recompute: bool
-    ) -> None:
+    def __init__(self, build: Callable[[], Layer], context: StageContext, recompute: bool) -> None:
         super().__init__()
-        self.index = index
-        self.layer = build_layer(config, index, parallel)
+        self.layer = build()
         self._context = context
         self._call = recomputed if recompute else called
 
     def forward(self, x: Tensor) -> Tensor:
-        micro_batch, memory = self._context.micro_batch, self._context.read(self.index)
+        index, micro_batch = self.layer.index, self._context.micro_batch
+        memory = self._context.read(index)
         x, memory = self._call(self.layer, x, memory, micro_batch.starts, micro_batch.dropout)
-        self._context.write(self.index, carried(memory))
+        self._context.write(index, carried(memory))
         return x
-
-
-def called(module: nn.Module, *arguments: Any) -> Any:
-    """Call a module and keep its activations for backward."""
-    return module(*arguments)
-
-
-def recomputed(module: nn.Module, *arguments: Any) -> Any:
-    """Call a pure module and keep its arguments only; backward runs it again."""
-    if not torch.is_grad_enabled():
-        return module(*arguments)
-    # masks are keyed, no global generator is drawn from: nothing to restore
-    return checkpoint(module, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 class StreamNorm(nn.Module):
     """The norm after the last layer, with its dropout: (N, b, D) -> (N, b, D)."""
 
-    def __init__(self, config: ModelConfig, context: StageContext) -> None:
+    def __init__(self, build: Callable[[], FinalNorm], context: StageContext) -> None:
         super().__init__()
-        self.norm = FinalNorm(config)
+        self.norm = build()
         self._context = context
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x, self._context.micro_batch.dropout)
-
-
-def stream_layers(stage: nn.Module) -> Iterator[StreamLayer]:
-    """The layers of this rank, in order."""
-    return (module for module in stage.modules() if isinstance(module, StreamLayer))
+        return cast(Tensor, self.norm(x, self._context.micro_batch.dropout))

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from brt_dist.config.schema import Config
+from brt_dist.model.model import EMBEDDING
 from brt_dist.model.parameters import LogicalParameter
 from brt_dist.parallel.deepspeed_internals import gather_persistent_parameters, is_sharded, master_values, shard
 from brt_dist.parallel.layout import Layout
 from brt_dist.parallel.optimizer_state import Fragment, OptimizerState
 from brt_dist.parallel.pieces import LogicalTensor, Piece, Read, Region
-from brt_dist.parallel.pipeline import EMBEDDING
 from brt_dist.parallel.stream_memory import StreamMemory
 
 
@@ -111,7 +111,7 @@ class RankState:
             first = layout.local_streams[micro_batch * layout.micro_batch]
             shape = [layout.streams, *values.shape[1:]]
             box = [(first, first + layout.micro_batch), *((0, size) for size in values.shape[1:])]
-            split = self._split_dim(field)
+            split = self._split_dims(layer)[field]
             if split is not None:
                 size = shape[split]
                 shape[split] = size * layout.tensor
@@ -119,11 +119,11 @@ class RankState:
             tensor = LogicalTensor(f"memory/layers.{layer}/{field}", tuple(shape), values.dtype)
             yield layer, micro_batch, field, Piece(tensor, Region.of_box(tuple(box)), values.reshape(-1))
 
-    def _split_dim(self, field: str) -> int | None:
-        """Dimension of a memory tensor that tensor parallel ranks share: heads of a cache, vectors of the state."""
-        if field == "state":
-            return 1 if self._config.parallel.sequence_parallel else None
-        return 2
+    def _split_dims(self, layer: int) -> dict[str, int | None]:
+        """By field of a layer's memory, the dimension (streams are 0) that tensor parallel ranks share."""
+        model, by_sequence = self._config.model, self._config.parallel.sequence_parallel
+        dims = {field.name: field.split_dim(by_sequence) for field in model.mixer_of(layer).memory(model)}
+        return {name: None if dim is None else dim + 1 for name, dim in dims.items()}
 
 
 def _weight(parameter: LogicalParameter) -> LogicalTensor:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
-from brt_dist.model.memory import LayerMemory
+from brt_dist.model.memory import Memory
 
 
 class StreamMemory:
@@ -20,15 +20,15 @@ class StreamMemory:
         micro_batches: micro-batches per step; micro-batch i always holds the same streams.
     """
 
-    def __init__(self, blank: Mapping[int, LayerMemory], micro_batches: int) -> None:
-        self._pending: dict[tuple[int, int], LayerMemory] = {}
+    def __init__(self, blank: Mapping[int, Memory], micro_batches: int) -> None:
+        self._pending: dict[tuple[int, int], Memory] = {}
         self._committed = {(layer, i): memory for layer, memory in blank.items() for i in range(micro_batches)}
 
-    def read(self, layer: int, micro_batch: int) -> LayerMemory:
+    def read(self, layer: int, micro_batch: int) -> Memory:
         """Memory of the streams of `micro_batch` as the last finished step left it."""
         return self._committed[layer, micro_batch]
 
-    def write(self, layer: int, micro_batch: int, memory: LayerMemory) -> None:
+    def write(self, layer: int, micro_batch: int, memory: Memory) -> None:
         """Memory after this step's segment; visible to :meth:`read` after :meth:`commit`."""
         self._pending[layer, micro_batch] = memory
 
@@ -46,9 +46,8 @@ class StreamMemory:
     def tensors(self) -> Iterator[tuple[int, int, str, torch.Tensor]]:
         """Committed memory as (layer, micro-batch, field, tensor)."""
         for (layer, micro_batch), memory in self._committed.items():
-            for field, value in memory._asdict().items():
-                if value is not None:
-                    yield layer, micro_batch, field, value
+            for field, value in memory.items():
+                yield layer, micro_batch, field, value
 
     def replace(self, tensors: Iterable[tuple[int, int, str, torch.Tensor]]) -> None:
         """Replace the committed memory; what :meth:`tensors` gave, with other values in the same shapes.
@@ -59,6 +58,6 @@ class StreamMemory:
         committed = dict(self._committed)
         for layer, micro_batch, field, value in tensors:
             memory = committed[layer, micro_batch]
-            like = getattr(memory, field)
-            committed[layer, micro_batch] = memory._replace(**{field: value.to(like, copy=True).view(like.shape)})
+            like = memory[field]
+            committed[layer, micro_batch] = {**memory, field: value.to(like, copy=True).view(like.shape)}
         self._committed, self._pending = committed, {}

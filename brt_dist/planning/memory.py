@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 
 from brt_dist.config.schema import Config
 from brt_dist.events import Plan, RankSizes
-from brt_dist.model.shapes import padded_vocab
+from brt_dist.model.shapes import Matrix, padded_vocab
 from brt_dist.optim.base import MatrixPart
 from brt_dist.planning.flops import TRAINING, forward_flops
-from brt_dist.planning.parameters import Matrix, stage_layers, stage_parameters
+from brt_dist.planning.parameters import stage_layers, stage_parameters
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,7 @@ def _part(matrix: Matrix, tensor: int) -> MatrixPart:
 
 def _carried(config: Config, stage: int, itemsize: int) -> int:
     model, parallel = config.model, config.parallel
-    streams = config.data.streams // parallel.data
-    cache = 2 * model.window * model.heads * model.head_dim // parallel.tensor * itemsize
-    state = model.states * model.width * (4 if model.state_dtype == "float32" else itemsize)
-    state //= parallel.tensor if parallel.sequence_parallel else 1
     layers = stage_layers(model.layers, parallel.pipeline)[stage]
-    return streams * sum(cache + (state if layer in model.recurrent_indices() else 0) for layer in layers)
+    fields = [field for layer in layers for field in model.mixer_of(layer).memory(model)]
+    of_stream = sum(field.local_bytes(parallel.tensor, parallel.sequence_parallel, itemsize) for field in fields)
+    return config.data.streams // parallel.data * of_stream

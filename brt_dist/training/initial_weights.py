@@ -5,7 +5,7 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-from brt_dist.config.changes import changes
+from brt_dist.config.changes import changes, half_keys
 from brt_dist.config.loading import flatten
 from brt_dist.config.schema import Config
 from brt_dist.errors import CheckpointError
@@ -13,8 +13,6 @@ from brt_dist.export.open import open_weights
 from brt_dist.export.weights import Weights
 from brt_dist.parallel.engine import Engine
 from brt_dist.parallel.pieces import LogicalTensor, Region
-
-_TERMS = ("model.dropout", "model.clear_state", "model.state_dtype")  # may differ: the weights mean the same
 
 
 def begin_from(source: str, config: Config, tokenizer: str, engine: Engine) -> str:
@@ -56,7 +54,10 @@ def check_beginning(source: str, config: Config, tokenizer: str) -> None:
 
 def _check(weights: Weights, config: Config, tokenizer: str) -> None:
     before = flatten(config.model_copy(update={"model": weights.model}))
-    found = [str(change) for change in changes(before, flatten(config), (*config.run.allow, *_TERMS))]
+    now = flatten(config)
+    # these may differ: the weights mean the same
+    terms = ("model.dropout", *half_keys(now, "beside_weights"))
+    found = [str(change) for change in changes(before, now, (*config.run.allow, *terms))]
     if weights.tokenizer is not None and "data.dataset" not in config.run.allow:
         digest = sha256(weights.tokenizer).hexdigest()
         if digest != tokenizer:

@@ -20,13 +20,13 @@ from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import CheckpointError, DataError
 from brt_dist.export.reference import from_reference, to_reference
 from brt_dist.export.reference_config import UnsupportedKind, from_settings
-from brt_dist.model.memory import LayerMemory
 from brt_dist.model.model import BlockRecurrentModel, full_logits, loss_sum, token_losses
 from brt_dist.model.parameters import load, logical_parameters
 
 FORWARD_TOLERANCE = 1e-5  # largest absolute difference
 GRADIENT_TOLERANCE = 5e-5  # per tensor: largest absolute difference / largest absolute value
 SEGMENTS = 3
+NAMES = {"state": "recurrent_state", "keys": "xl_cache_keys", "values": "xl_cache_values"}
 LEFTOVER = 7.0  # in all memory before the first segment; the starts of documents must hide it
 
 
@@ -82,7 +82,7 @@ def _run(model: BlockRecurrentModel, config: ModelConfig, arrays: Mapping[str, T
     forward, state, gradient = [], [], []
     streams = arrays["seg0/input_tokens"].shape[0]
     memory = [
-        LayerMemory(*(None if field is None else torch.full_like(field, LEFTOVER) for field in blank))
+        {name: torch.full_like(field, LEFTOVER) for name, field in blank.items()}
         for blank in model.blank_memory(streams)
     ]
     for segment in range(SEGMENTS):
@@ -100,10 +100,7 @@ def _run(model: BlockRecurrentModel, config: ModelConfig, arrays: Mapping[str, T
             _absolute(mean_loss, expected["mean_loss"]),
         ]
         for layer, carried in enumerate(memory):
-            names = f"recurrent_state/layer{layer}", f"xl_cache_keys/layer{layer}", f"xl_cache_values/layer{layer}"
-            state += [
-                _absolute(ours, expected[name]) for name, ours in zip(names, carried, strict=True) if ours is not None
-            ]
+            state += [_absolute(ours, expected[f"{NAMES[name]}/layer{layer}"]) for name, ours in carried.items()]
         if any(name.startswith("grad/") for name in expected):
             gradient += _gradients(model, mean_loss, config, expected)
     return Differences(*(max(differences, key=_worst) for differences in (forward, state, gradient)))

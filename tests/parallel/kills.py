@@ -81,7 +81,7 @@ def set_traps(trap: Trap, kill: Kill) -> None:
     from brt_dist.checkpoint.saver import Saver
     from brt_dist.checkpoint.storage import FolderStorage
     from brt_dist.checkpoint.tensor_file import TensorFileWriter
-    from brt_dist.model.layers import TransformerLayer
+    from brt_dist.model.layers import Layer
     from brt_dist.parallel.engine import Engine
     from brt_dist.parallel.stream_memory import StreamMemory
 
@@ -91,7 +91,7 @@ def set_traps(trap: Trap, kill: Kill) -> None:
 
     train_step: Callable[..., Any] = Engine.train_step
     Engine.train_step = count  # type: ignore[method-assign]
-    trap.wrap(TransformerLayer, "forward", after="forward")
+    trap.wrap(Layer, "forward", after="forward")
     trap.wrap(torch.optim.AdamW, "step", after="optimizer")
     trap.wrap(StreamMemory, "commit", "before commit", "after commit")
     trap.wrap(Saver, "save", "before save", "copied")

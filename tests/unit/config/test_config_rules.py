@@ -51,7 +51,7 @@ def test_accepted(overrides: tuple[str, ...]) -> None:
     [
         (("data.segment=1000",), ("data.segment=1000", "model.window=512", "nearest: data.segment=1024")),
         (("data.segment=100",), ("nearest: data.segment=512",)),
-        (("parallel.tensor=3",), ("model.heads=8", "parallel.tensor=2 or model.heads=9", "model.mlp_width=4096")),
+        (("parallel.tensor=3",), ("model.heads=8", "parallel.tensor=2 or model.heads=9", "model.ffns.relu.width=4096")),
         (("parallel.data=5",), ("data.streams=32", "5*1 = 5", "data.streams=30", "layout that works: ", "data=4")),
         (("parallel.micro_batch=64",), ("nearest: data.streams=64", "micro_batch=32")),
         (("parallel.pipeline=13",), ("every stage needs a layer", "nearest: parallel.pipeline=12")),
@@ -62,13 +62,20 @@ def test_accepted(overrides: tuple[str, ...]) -> None:
         (("parallel.sequence_parallel=true",), ("there is one", "nearest: parallel.sequence_parallel=false")),
         (
             ("parallel={tensor: 2, sequence_parallel: true}", "model.states=333"),
-            ("model.states=333", "nearest: model.states=334", "tensor=2 parallel.pipeline=1"),
+            (
+                "model.mixers.recurrent.states=333",
+                "nearest: model.mixers.recurrent.states=334",
+                "tensor=2 parallel.pipeline=1",
+            ),
         ),
         (
             ("parallel={tensor: 2, sequence_parallel: true}", "data.segment=1023", "model.window=341"),
             ("data.segment=1023", "nearest: data.segment=1024"),
         ),
-        (("model.feedback=true", "model.recurrent_layers=[]"), ("no state", "nearest: model.recurrent_layers=[-1]")),
+        (
+            ("model.feedback=true", "model.recurrent_layers=[]"),
+            ("no layer has a state", "nearest: model.mixers.recurrent.layers=[-1]"),
+        ),
         (
             ("model.feedback=true", "parallel={pipeline: 2, data: 2}"),
             ("a later one", "nearest: parallel.pipeline=1, or model.feedback=false", "pipeline=1 parallel.data=4 "),
@@ -158,6 +165,7 @@ configs: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 def test_any_config_is_refused_or_keeps_what_the_engine_needs(values: dict[str, Any]) -> None:
     config = Config.model_validate(values)
     model, layout = config.model, config.parallel
+    recurrent: Any = model.mixers["recurrent"]
     try:
         check(config)
     except ConfigError:
@@ -166,7 +174,7 @@ def test_any_config_is_refused_or_keeps_what_the_engine_needs(values: dict[str, 
         # The offered layout is one that the rules accept, once everything that is no layout is put right.
         repaired = {
             "parallel": nearest,
-            "model": model.model_copy(update={"feedback": False, "recurrent_layers": (), "positions": "t5"}),
+            "model": model.changed({"feedback": False, "mixers": {"window": {}}}),
             "data": config.data.model_copy(update={"segment": config.data.segment * model.window}),
             "optimizer": config.optimizer.model_copy(update={"warmup_steps": 0}),
             "launch": config.launch.model_copy(update={"nodes": 1}),
@@ -174,19 +182,19 @@ def test_any_config_is_refused_or_keeps_what_the_engine_needs(values: dict[str, 
         check(config.model_copy(update=repaired))
         return
     assert config.data.segment % model.window == 0
-    assert model.heads % layout.tensor == 0 and model.mlp_width % layout.tensor == 0
+    assert model.heads % layout.tensor == 0 and model.ffns["relu"].width % layout.tensor == 0
     assert config.micro_batches * layout.micro_batch * layout.data == config.data.streams
     assert layout.pipeline <= model.layers
     assert layout.pipeline == 1 or layout.zero_stage == 1
-    assert not model.feedback or (layout.pipeline == 1 and model.recurrent_layers)
-    assert model.positions != "rotary" or model.head_dim % 2 == 0
+    assert not model.feedback or (layout.pipeline == 1 and recurrent.layers)
+    assert recurrent.positions != "rotary" or model.head_dim % 2 == 0
     assert config.run.precision == "fp32" or layout.zero_stage > 0
     if layout.sequence_parallel:
         assert layout.tensor > 1 and config.data.segment % layout.tensor == 0
         assert not model.feedback or model.window % layout.tensor == 0
-        assert not model.recurrent_layers or model.states % layout.tensor == 0
+        assert not recurrent.layers or recurrent.states % layout.tensor == 0
     assert layout.world_size % config.launch.nodes == 0
-    assert len(set(model.recurrent_indices())) == len(model.recurrent_layers)
+    assert len({index % model.layers for index in recurrent.layers}) == len(recurrent.layers)
     assert nearest_layout(config) == layout
 
 

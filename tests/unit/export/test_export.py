@@ -189,11 +189,11 @@ def test_mistakes_are_one_message(imported: Path, tmp_path: Path, capsys: pytest
     with open_weights(str(imported)) as weights:
         from dataclasses import replace
 
-        model = weights.model.model_copy(update={"positions": "rotary"})
+        model = weights.model.changed({f"mixers.{name}.positions": "rotary" for name in weights.model.mixers})
         shapes = {name: shape for name, shape in weights.shapes.items() if "positions" not in name}
         WEIGHT_FORMATS["safetensors"].write(replace(weights, model=model, shapes=shapes), rotary)
     assert run("export", rotary, "--to", "reference", "--out", tmp_path / "r") == 12
-    assert "no model.positions=rotary; nearest: `brt export --to safetensors`" in capsys.readouterr().err
+    assert "no positions=rotary; nearest: `brt export --to safetensors`" in capsys.readouterr().err
 
 
 def test_weights_that_do_not_fit_are_told_before_anything_starts(

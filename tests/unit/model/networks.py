@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from brt_dist.config.schema import ModelConfig
-from brt_dist.model.memory import LayerMemory
+from brt_dist.model.memory import Memory
 from brt_dist.model.model import BlockRecurrentModel
 from brt_dist.model.parameters import initialize, logical_parameters
 
@@ -50,23 +50,23 @@ def tokens_of(config: ModelConfig, streams: int, blocks: int, seed: int = 0) -> 
     return torch.randint(config.vocab_size, (streams, blocks * config.window), generator=generator)
 
 
-def some_memory(model: BlockRecurrentModel, streams: int, seed: int = 0) -> list[LayerMemory]:
+def some_memory(model: BlockRecurrentModel, streams: int, seed: int = 0) -> list[Memory]:
     """Memory full of numbers, as if something had been read before."""
     generator = torch.Generator().manual_seed(seed)
 
-    def filled(field: Tensor | None) -> Tensor | None:
-        return None if field is None else torch.randn(field.shape, generator=generator).to(field.dtype)
+    def filled(field: Tensor) -> Tensor:
+        return torch.randn(field.shape, generator=generator).to(field.dtype)
 
-    return [LayerMemory(*(filled(field) for field in layer)) for layer in model.blank_memory(streams)]
+    return [{name: filled(field) for name, field in layer.items()} for layer in model.blank_memory(streams)]
 
 
 def starts_of(*rows: Sequence[int]) -> Tensor:
     return torch.tensor(rows, dtype=torch.bool)
 
 
-def fields(memory: Sequence[LayerMemory]) -> list[Tensor]:
+def fields(memory: Sequence[Memory]) -> list[Tensor]:
     """All tensors of a memory, in a fixed order."""
-    return [field for layer in memory for field in layer if field is not None]
+    return [layer[name] for layer in memory for name in sorted(layer)]
 
 
 def gradients(model: BlockRecurrentModel, value: Tensor) -> dict[str, Tensor]:

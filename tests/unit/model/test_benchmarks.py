@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.models import parameter_count, with_parameters
+from benchmarks.models import mlp_width, parameter_count, with_parameters
 from benchmarks.positions import profile
 from brt_dist.config.schema import Config
 from brt_dist.data.dataset import Dataset
@@ -66,8 +66,8 @@ def test_losses_by_position_are_those_of_each_document_alone(model: dict[str, ob
 
 def test_another_kind_of_model_gets_the_same_size() -> None:
     recurrent = config(width=32).model
-    plain = with_parameters(recurrent.model_copy(update={"recurrent_layers": ()}), parameter_count(recurrent))
-    assert plain.mlp_width > recurrent.mlp_width
+    plain = with_parameters(recurrent.changed({"mixers.recurrent.layers": ()}), parameter_count(recurrent))
+    assert mlp_width(plain) > mlp_width(recurrent)
     assert abs(parameter_count(plain) - parameter_count(recurrent)) <= plain.layers * plain.width
     with pytest.raises(ValueError, match="too few"):
         with_parameters(recurrent, 100)

@@ -1,10 +1,14 @@
 """Causality, segments, and documents that begin anywhere: what may influence what."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from brt_dist.model.memory import Memory
 from brt_dist.model.model import full_logits
 from tests.unit.model.networks import (
     ALL_CELLS,
@@ -51,16 +55,16 @@ def test_a_token_does_not_attend_to_itself_and_sees_exactly_a_window() -> None:
 
 def _attention_input_gradient(layer: torch.nn.Module, x: torch.Tensor, memory: object) -> torch.Tensor:
     """Size of d(attention output of token i)/d(value of token j)."""
-    config = layer.config
-    heads = layer.tokens.project(x, None)
+    config = layer.model
+    heads = layer.mixer.tokens.project(x, None)
     values = heads.values.detach().requires_grad_()
     from brt_dist.model.attention import Window, with_previous_block
 
     starts = torch.zeros(1, len(x) // config.window, dtype=torch.bool)
     window = Window(
-        with_previous_block(heads.keys, memory.keys, starts), with_previous_block(values, memory.values, starts)
+        with_previous_block(heads.keys, memory["keys"], starts), with_previous_block(values, memory["values"], starts)
     )
-    out = layer.tokens.to_tokens(heads, window, None).transpose(2, 3).flatten(1, 2)[0]  # (N, h, E)
+    out = layer.mixer.tokens.to_tokens(heads, window, None).transpose(2, 3).flatten(1, 2)[0]  # (N, h, E)
     rows = []
     for i in range(len(x)):
         (grad,) = torch.autograd.grad(out[i].sum(), values, retain_graph=True)
@@ -122,7 +126,7 @@ def test_nothing_crosses_the_start_of_a_document(cell: str, gate: str) -> None:
     memory = some_memory(built(config), 1)[0]
     boundary, starts = 2 * config.window, starts_of([0, 0, 1, 0])
     x = torch.randn(4 * config.window, 1, config.width, dtype=torch.float64, requires_grad=True)
-    state, keys, values = (field.requires_grad_() for field in memory)
+    state, keys, values = (memory[name].requires_grad_() for name in ("state", "keys", "values"))
     y, after = layer(x, memory, starts)
 
     def gradient(outputs: torch.Tensor) -> torch.Tensor:
@@ -140,11 +144,11 @@ def test_nothing_crosses_the_start_of_a_document(cell: str, gate: str) -> None:
     # not even through numbers that are not numbers
     broken = x.detach().clone()
     broken[:boundary] = float("nan")
-    poisoned = type(memory)(*(torch.full_like(field, float("nan")) for field in memory))
+    poisoned = {name: torch.full_like(field, float("nan")) for name, field in memory.items()}
     z, after_broken = layer(broken, poisoned, starts)
     assert torch.equal(z[boundary:], y[boundary:])
-    for ours, theirs in zip(after_broken, after, strict=True):
-        assert torch.equal(ours, theirs)
+    for name, ours in after_broken.items():
+        assert torch.equal(ours, after[name])
 
 
 def test_streams_of_a_batch_do_not_meet() -> None:
@@ -154,7 +158,7 @@ def test_streams_of_a_batch_do_not_meet() -> None:
     starts = starts_of([1, 0], [0, 1], [0, 0])
     logits, after = model(tokens, memory, starts)
     for stream in range(3):
-        own = [type(layer)(*(None if f is None else f[stream : stream + 1] for f in layer)) for layer in memory]
+        own = [{name: field[stream : stream + 1] for name, field in layer.items()} for layer in memory]
         alone, after_alone = model(tokens[stream : stream + 1], own, starts[stream : stream + 1])
         torch.testing.assert_close(logits[:, stream : stream + 1], alone, **EXACT)
         for ours, theirs in zip(fields(after), fields(after_alone), strict=True):
@@ -167,15 +171,15 @@ def test_cleared_state_forgets_between_segments_and_within_does_not(feedback: bo
     model = built(config)
     tokens, starts = tokens_of(config, 1, 2), starts_of([0, 0])
     memory = some_memory(model, 1)
-    other = [layer._replace(state=None if layer.state is None else layer.state + 1) for layer in memory]
+    other = [_with_state(layer, lambda state: state + 1) for layer in memory]
     assert torch.equal(model(tokens, memory, starts)[0], model(tokens, other, starts)[0])
 
     # what it starts from is the initial state; the cache of tokens goes on
-    initial = model.layers[1].cell.initial_state.detach().expand(1, -1, -1)
-    remembering = built(config.model_copy(update={"clear_state": False}))
-    from_initial = [layer._replace(state=None if layer.state is None else initial) for layer in memory]
+    initial = model.layers[1].mixer.cell.initial_state.detach().expand(1, -1, -1)
+    remembering = built(config.changed({"mixers.recurrent.clear_state": False}))
+    from_initial = [_with_state(layer, lambda _: initial) for layer in memory]
     torch.testing.assert_close(model(tokens, memory, starts)[0], remembering(tokens, from_initial, starts)[0], **EXACT)
-    forgotten = [layer._replace(keys=layer.keys + 1) for layer in memory]
+    forgotten = [{**layer, "keys": layer["keys"] + 1} for layer in memory]
     assert not torch.allclose(model(tokens, memory, starts)[0], model(tokens, forgotten, starts)[0])
 
     changed = tokens.clone()
@@ -188,3 +192,7 @@ def test_full_logits_are_batch_first_and_without_padding() -> None:
     model = built(config)
     logits, _ = model(tokens_of(config, 2, 1), model.blank_memory(2), starts_of([1], [1]))
     assert full_logits(logits, config.vocab_size).shape == (2, config.window, config.vocab_size)
+
+
+def _with_state(memory: Memory, change: Callable[[Tensor], Tensor]) -> Memory:
+    return {**memory, "state": change(memory["state"])} if "state" in memory else memory

@@ -76,7 +76,7 @@ def test_the_horizontal_direction_has_no_dropout() -> None:
     memory = some_memory(built(config), 1)[0]
     states = []
     for step in (1, 2):
-        heads = layer.tokens.project(torch.ones(8, 1, 10, dtype=torch.float64), Dropout(0.5, 0, step, (0,)))
-        _, state = layer.mix(heads, window, memory, starts_of([0, 0]), Dropout(0.5, 0, step, (0,)))
-        states.append(state)
+        heads = layer.mixer.tokens.project(torch.ones(8, 1, 10, dtype=torch.float64), Dropout(0.5, 0, step, (0,)))
+        _, kept = layer.mixer.mix(heads, window, memory, starts_of([0, 0]), Dropout(0.5, 0, step, (0,)), None)
+        states.append(kept["state"])
     assert torch.equal(*states)

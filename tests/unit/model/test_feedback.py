@@ -20,7 +20,7 @@ def without_feedback(model: BlockRecurrentModel) -> BlockRecurrentModel:
     for parameter in logical_parameters(model):
         tensor = parameter.whole([parameter.local.detach()])
         index, _, name = parameter.name.removeprefix("layers.").partition(".")
-        if index.isdigit() and int(index) not in config.recurrent_indices():
+        if index.isdigit() and int(index) not in config.feeding_layers():
             if name == "tokens.merge.weight":  # columns (head, kind, E)
                 parameter.local.data.unflatten(1, (config.heads, 2, config.head_dim))[:, :, 1] = 0
                 tensor = tensor.unflatten(1, (config.heads, 2, config.head_dim))[:, :, 0].flatten(1)
@@ -68,7 +68,7 @@ def test_the_lower_layers_attend_to_the_state_of_the_last_recurrent_layer() -> N
 
     def first_layer(changed: int | None) -> torch.Tensor:
         given = [
-            layer._replace(state=layer.state + 1) if index == changed and layer.state is not None else layer
+            {**layer, "state": layer["state"] + 1} if index == changed and "state" in layer else layer
             for index, layer in enumerate(memory)
         ]
         model(tokens, given, starts)
@@ -95,7 +95,7 @@ def test_a_layer_is_given_the_state_with_feedback_and_only_then(changes: dict[st
     model = built(small(**changes))
     layer, recurrent = model.layers[0], model.layers[1]
     x, memory, starts = torch.zeros(4, 1, 10, dtype=torch.float64), layer.blank_memory(1), starts_of([1])
-    entered = recurrent.cell(recurrent.blank_memory(1).state, starts)
+    entered = recurrent.mixer.cell(recurrent.blank_memory(1)["state"], starts)
     with pytest.raises(ConfigError, match="with the state it enters"):
         layer(x, memory, starts, None, None if changes else entered)
     with pytest.raises(ConfigError, match="runs on one block"):

@@ -5,9 +5,8 @@ import torch
 
 from brt_dist.errors import ConfigError
 from brt_dist.model.gates import FixedGate, LSTMGate
-from brt_dist.model.layers import build_layer
+from brt_dist.model.layers import Layer
 from brt_dist.model.linear import megatron_config
-from brt_dist.model.memory import LayerMemory
 from brt_dist.model.model import BlockRecurrentModel, TokenEmbedding
 from tests.unit.model.networks import ALL_CELLS, built, fields, small, some_memory, starts_of, tokens_of
 
@@ -49,18 +48,20 @@ def test_bf16_is_near_fp32_and_carries_the_state_in_fp32(cell: str, gate: str) -
     expected, expected_memory = exact(tokens, exact.blank_memory(2), starts)
 
     assert logits.dtype == torch.bfloat16
-    assert memory[1].state.dtype == rounded.blank_memory(2)[1].state.dtype == torch.float32
-    assert memory[1].keys.dtype == rounded.blank_memory(2)[1].keys.dtype == torch.bfloat16
+    assert memory[1]["state"].dtype == rounded.blank_memory(2)[1]["state"].dtype == torch.float32
+    assert memory[1]["keys"].dtype == rounded.blank_memory(2)[1]["keys"].dtype == torch.bfloat16
     visible = config.vocab_size
     assert (logits[..., :visible] - expected[..., :visible]).abs().max() < 0.05 * expected[..., :visible].abs().max()
-    assert (memory[1].state - expected_memory[1].state).abs().max() < 0.05 * expected_memory[1].state.abs().max()
+    assert (memory[1]["state"] - expected_memory[1]["state"]).abs().max() < 0.05 * expected_memory[1][
+        "state"
+    ].abs().max()
 
 
 def test_the_state_can_have_the_type_of_the_model() -> None:
     config = small(state_dtype="model")
     model = BlockRecurrentModel(config, seed=1).bfloat16()
     _, memory = model(tokens_of(config, 1, 2), model.blank_memory(1), starts_of([1, 0]))
-    assert memory[1].state.dtype == model.blank_memory(1)[1].state.dtype == torch.bfloat16
+    assert memory[1]["state"].dtype == model.blank_memory(1)[1]["state"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("state_dtype", ["float32", "model"])
@@ -129,13 +130,13 @@ def test_memory_of_another_kind_of_layer_is_refused() -> None:
         layers[1](x, layers[0].blank_memory(1), starts)
     memory = layers[0].blank_memory(1)
     with pytest.raises(ConfigError, match=r"memory\.keys"):
-        layers[0](x, LayerMemory(None, memory.keys[:, :2], memory.values), starts)
+        layers[0](x, {"keys": memory["keys"][:, :2], "values": memory["values"]}, starts)
     with pytest.raises(ConfigError, match=r"torch\.bool"):
         layers[0](x, memory, starts.long())
 
 
 def test_networks_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(ConfigError, match="feedback needs a recurrent layer"):
-        build_layer(small(feedback=True, recurrent_layers=()), 0)
+    with pytest.raises(ConfigError, match="no layer has a state to feed back"):
+        Layer(small(feedback=True, recurrent_layers=()), 0)
     with pytest.raises(ConfigError, match="vocab_size"):
         TokenEmbedding(small(vocab_size=None))

@@ -1,5 +1,6 @@
 """Parameters: counts, names, initial values, parts."""
 
+import json
 import math
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import pytest
 import torch
 
 from brt_dist.config.loading import load as load_config
-from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import CheckpointError
 from brt_dist.model.model import BlockRecurrentModel
 from brt_dist.model.parameters import initialize, load, logical_parameters
@@ -43,8 +43,9 @@ BODIES = [  # millions of parameters without the token table, from the reference
 
 @pytest.mark.parametrize(("size", "changes", "millions"), BODIES)
 def test_parameter_counts_of_the_published_sizes(size: str, changes: dict[str, object], millions: float) -> None:
-    given = load_config(SIZES / f"{size}.yaml", ["data.dataset=books", "run.directory=run", "run.steps=1"]).config.model
-    config = ModelConfig.model_validate({**given.model_dump(), "vocab_size": 32001, **changes})
+    settings = ["data.dataset=books", "run.directory=run", "run.steps=1", "model.vocab_size=32001"]
+    settings += [f"model.{key}={json.dumps(value)}" for key, value in changes.items()]
+    config = load_config(SIZES / f"{size}.yaml", settings).config.model
     with torch.device("meta"):
         model = BlockRecurrentModel(config)
     total = sum(parameter.size for parameter in logical_parameters(model))
@@ -102,7 +103,7 @@ def test_initial_values_depend_on_seed_and_name_only() -> None:
     for a, b in zip(first.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
     assert not torch.equal(first.embedding.weight, other.embedding.weight)
-    hidden = [layer.mlp.hidden.weight for layer in first.layers]
+    hidden = [layer.ffn.hidden.weight for layer in first.layers]
     assert not torch.equal(hidden[0], hidden[1])
 
     # a stage of a pipeline has the layer under another name in its own tree, and says which it is

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from brt_dist.model.memory import LayerMemory
+from brt_dist.model.memory import Memory
 from brt_dist.parallel.stream_memory import StreamMemory
 
 
-def layer_memory(value: float, state: bool = True) -> LayerMemory:
+def layer_memory(value: float, state: bool = True) -> Memory:
     cache = torch.full((2, 4, 1, 3), value)
-    return LayerMemory(torch.full((2, 5, 6), value) if state else None, cache, cache + 1)
+    memory = {"keys": cache, "values": cache + 1}
+    return {"state": torch.full((2, 5, 6), value), **memory} if state else memory
 
 
 def memory() -> StreamMemory:
@@ -25,10 +26,10 @@ def fill(given: StreamMemory, value: float) -> None:
 def test_reads_committed_until_the_commit() -> None:
     given = memory()
     fill(given, 10.0)
-    assert torch.equal(given.read(3, 1).keys, layer_memory(0.0).keys)
+    assert torch.equal(given.read(3, 1)["keys"], layer_memory(0.0)["keys"])
     fill(given, 20.0)  # a forward that runs twice
     given.commit()
-    assert torch.equal(given.read(3, 1).keys, layer_memory(21.0).keys)
+    assert torch.equal(given.read(3, 1)["keys"], layer_memory(21.0)["keys"])
 
 
 def test_a_discarded_step_leaves_no_trace() -> None:
@@ -37,7 +38,7 @@ def test_a_discarded_step_leaves_no_trace() -> None:
     given.discard()
     with pytest.raises(RuntimeError, match="no forward ran"):
         given.commit()
-    assert torch.equal(given.read(4, 0).values, layer_memory(0.0).values)
+    assert torch.equal(given.read(4, 0)["values"], layer_memory(0.0)["values"])
 
 
 def test_half_a_step_cannot_be_committed() -> None:
@@ -68,7 +69,6 @@ def test_what_tensors_gives_replaces_the_memory_of_another() -> None:
 def test_replacing_one_micro_batch_leaves_the_others() -> None:
     blank = layer_memory(0.0)
     given = StreamMemory({3: blank}, micro_batches=2)  # one tensor for both
-    assert blank.state is not None
-    given.replace([(3, 1, "state", torch.ones_like(blank.state))])
-    assert torch.equal(given.read(3, 0).state, torch.zeros_like(blank.state))  # type: ignore[arg-type]
-    assert torch.equal(given.read(3, 1).state, torch.ones_like(blank.state))  # type: ignore[arg-type]
+    given.replace([(3, 1, "state", torch.ones_like(blank["state"]))])
+    assert torch.equal(given.read(3, 0)["state"], torch.zeros_like(blank["state"]))
+    assert torch.equal(given.read(3, 1)["state"], torch.ones_like(blank["state"]))

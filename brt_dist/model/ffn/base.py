@@ -1,0 +1,11 @@
+"""What an FFN is: the half of a layer that works on each token by itself.
+
+The module that `build` makes is pure, `ffn(x, dropout) -> y`: x (N, b, D) hidden states, under sequence parallel this
+rank's tokens (N/tp, b, D); y has the same shape and is added to x.  dropout: keyed masks, None outside training.
+"""
+
+from brt_dist.model.halves import Half
+
+
+class FFN(Half):
+    """A kind of FFN."""

@@ -1,0 +1,65 @@
+"""The dense FFN of the original Transformer (arXiv 1706.03762): relu(norm(x) W1) W2."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, PositiveInt
+
+from brt_dist.model.ffn.base import FFN
+from brt_dist.model.shapes import Matrix
+
+if TYPE_CHECKING:
+    from megatron.core import ModelParallelConfig
+    from torch import Tensor, nn
+
+    from brt_dist.config.schema import ModelConfig
+    from brt_dist.model.dropout import Dropout
+    from brt_dist.model.reference_names import Permutation
+
+
+class ReluFFN(FFN):
+    """A dense layer, ReLU, a dense layer."""
+
+    kind: Literal["relu"] = Field("relu", description="a dense layer, ReLU, a dense layer")
+    width: PositiveInt = Field(4096, description="hidden width [F]")
+
+    def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
+        yield Matrix(model.width)
+        yield Matrix(self.width, model.width, True)
+        yield Matrix(model.width, self.width, True)
+
+    def flops(self, model: "ModelConfig", executed: bool) -> float:
+        return 4 * model.width * self.width
+
+    def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
+        return {f"{key}.width": self.width}
+
+    def reference_names(self, model: "ModelConfig", layer: int) -> "Iterator[tuple[str, Permutation]]":
+        from brt_dist.model.reference_names import Kernels, Same
+
+        base = f"transformer{layer}/tbase"
+        yield "norm.weight", Same((f"{base}/pre_ffn_layernorm/scale",))
+        yield "hidden.weight", Kernels((f"{base}/ffn/hidden0/kernel",))
+        yield "output.weight", Kernels((f"{base}/ffn/output_layer/kernel",))
+
+    def build(self, model: "ModelConfig", index: int, parallel: "ModelParallelConfig") -> "nn.Module":
+        import torch
+        from torch import nn
+
+        from brt_dist.model.linear import ColumnLinear, RowLinear
+        from brt_dist.model.norms import RMSNorm
+
+        hidden_width = self.width
+
+        class Module(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.norm = RMSNorm(model.width)
+                self.hidden = ColumnLinear(model.width, hidden_width, parallel)
+                self.output = RowLinear(hidden_width, model.width, parallel)
+
+            def forward(self, x: "Tensor", dropout: "Dropout | None") -> "Tensor":
+                x = self.output(torch.relu(self.hidden(self.norm(x))))
+                return x if dropout is None else dropout.activations(x, index, "mlp output")
+
+        return Module()

@@ -1,0 +1,121 @@
+"""The Block-Recurrent layer (arXiv 2203.07852): window attention beside a recurrent state that tokens attend to."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from brt_dist.model.mixers.base import MemoryField, Statistic
+from brt_dist.model.mixers.window import AttentionMixer
+from brt_dist.model.shapes import Matrix
+
+if TYPE_CHECKING:
+    from megatron.core import ModelParallelConfig
+    from torch import nn
+
+    from brt_dist.config.schema import ModelConfig
+    from brt_dist.model.reference_names import Permutation
+
+
+class RecurrentMixer(AttentionMixer):
+    """Window attention, and S state vectors that are updated through a gate from block to block."""
+
+    kind: Literal["recurrent"] = Field("recurrent", description="window attention beside a gated recurrent state")
+    states: PositiveInt = Field(512, description="state vectors [S]")
+    cell: Literal["skip", "single", "dual"] = Field("skip", description="form of the recurrent cell")
+    gate: Literal["fixed", "lstm"] = Field("fixed", description="gate of the recurrent cell")
+    mlp_width: PositiveInt = Field(4096, description="hidden width of the cell's MLP; cell=skip has none")
+    clear_state: bool = Field(False, description="ablation: every segment starts from the initial state")
+    state_dtype: Literal["float32", "model"] = Field(
+        "float32", description="type of the carried state: float32 also under bf16, or that of the model"
+    )
+
+    changeable: ClassVar[tuple[str, ...]] = (*AttentionMixer.changeable, "clear_state", "state_dtype")
+    beside_weights: ClassVar[tuple[str, ...]] = ("clear_state", "state_dtype")
+    statistics: ClassVar[dict[str, Statistic]] = {
+        "state_rms": Statistic("size of the state (root mean square)", "rms"),
+        "state_max": Statistic("largest entry of the state", "max"),
+        "kept": Statistic("share of the state that the gates keep from block to block", "mean"),
+    }
+
+    def crosses(self, model: "ModelConfig") -> bool:
+        return True
+
+    def states_fed_back(self) -> int:
+        return self.states
+
+    def states_seen(self, model: "ModelConfig") -> int:
+        return super().states_seen(model) or self.states
+
+    def memory(self, model: "ModelConfig") -> Sequence[MemoryField]:
+        state = MemoryField(
+            "state",
+            (self.states, model.width),
+            dtype=self.state_dtype,
+            split=0,
+            is_split_by_sequence=True,
+            start="cell.initial_state",
+        )
+        return state, *super().memory(model)
+
+    def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
+        width, attended = model.width, model.heads * model.head_dim
+        yield from super().parameters(model)
+        yield from (Matrix(self.states, width), Matrix(self.states, width), Matrix(width))
+        yield Matrix(4 * attended, width, True, 4)
+        yield from (Matrix(model.heads, split=True), Matrix(model.heads, split=True))
+        if self.cell != "single":
+            yield from self._update_parameters(width, 2 * attended)
+        if self.cell == "single":
+            yield Matrix(self.mlp_width, 2 * attended, True)
+        if self.cell == "dual":
+            yield from (Matrix(width), Matrix(self.mlp_width, width, True))
+        if self.cell != "skip":
+            yield from self._update_parameters(width, self.mlp_width)
+
+    def flops(self, model: "ModelConfig", executed: bool) -> float:
+        width, attended = model.width, model.heads * model.head_dim
+        state = 2 * width * 4 * attended  # keys, values, queries of states and of tokens
+        state += 4 * self.states * attended + 4 * 2 * model.window * attended  # a state sees all 2W tokens
+        if self.cell == "skip":
+            state += self._update_flops(width, 2 * attended)
+        elif self.cell == "single":
+            state += 2 * 2 * attended * self.mlp_width + self._update_flops(width, self.mlp_width)
+        else:
+            state += self._update_flops(width, 2 * attended) + 2 * width * self.mlp_width
+            state += self._update_flops(width, self.mlp_width)
+        return super().flops(model, executed) + self.states * state / model.window
+
+    def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
+        mlp = {} if self.cell == "skip" else {f"{key}.mlp_width": self.mlp_width}
+        return {**super().tensor_sizes(model, key), **mlp}
+
+    def sequence_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
+        return {f"{key}.states": self.states}
+
+    def summary(self, model: "ModelConfig") -> str:
+        return f"{self.cell} cell, {self.gate} gate, {self.states} states"
+
+    def reference_names(self, model: "ModelConfig", layer: int) -> "Iterator[tuple[str, Permutation]]":
+        from brt_dist.model.reference_names import Same, cell_names
+
+        yield from super().reference_names(model, layer)
+        yield "cell.initial_state", Same((f"transformer{layer}/recurrent_initial_state",))
+        for name, rule in cell_names(f"transformer{layer}/recurrent_tbase", self.cell, self.gate, model.heads):
+            yield f"cell.{name}", rule
+
+    def build(self, model: "ModelConfig", index: int, parallel: "ModelParallelConfig") -> "nn.Module":
+        from brt_dist.model.recurrent_attention import RecurrentAttention
+
+        return RecurrentAttention(self, model, index, parallel)
+
+    def _update_parameters(self, width: int, inputs: int) -> Iterator[Matrix]:
+        yield Matrix(width, inputs, True)
+        if self.gate == "lstm":
+            yield Matrix(2 * width, inputs, True, 2)
+            yield Matrix(width)
+        yield Matrix(width)
+
+    def _update_flops(self, width: int, inputs: int) -> int:
+        """The output map, and with an LSTM gate its two kernels."""
+        return 2 * inputs * width * (3 if self.gate == "lstm" else 1)

@@ -1,0 +1,97 @@
+"""Attention within a sliding window of tokens, and what it shares with the recurrent mixer (arXiv 2203.07852)."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from brt_dist.model.mixers.base import MemoryField, Mixer
+from brt_dist.model.shapes import Matrix
+
+if TYPE_CHECKING:
+    from megatron.core import ModelParallelConfig
+    from torch import nn
+
+    from brt_dist.config.schema import Config, ModelConfig
+    from brt_dist.model.reference_names import Permutation
+
+POSITION_BUCKETS = 32
+
+
+class AttentionMixer(Mixer):
+    """Tokens attend to the W tokens before them; the cache of the last W keys and values is carried."""
+
+    positions: Literal["t5", "rotary", "none"] = Field(
+        "t5", description="positions of token to token attention: relative bias, rotation of queries and keys, or none"
+    )
+    attention_scale: Literal["absolute", "raw"] = Field(
+        "absolute", description="use of the learned scale per head; 'raw' is the 2022 code of the paper"
+    )
+
+    changeable: ClassVar[tuple[str, ...]] = ("attention_scale",)
+
+    def crosses(self, model: "ModelConfig") -> bool:
+        """Whether tokens also attend to a recurrent state: their layer's, or with feedback another one's."""
+        return model.feedback
+
+    def memory(self, model: "ModelConfig") -> Sequence[MemoryField]:
+        cache = (model.window, model.heads, model.head_dim)
+        return MemoryField("keys", cache, split=1), MemoryField("values", cache, split=1)
+
+    def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
+        attended, kinds = model.heads * model.head_dim, 1 + self.crosses(model)
+        yield Matrix(model.width)
+        yield Matrix((2 + kinds) * attended, model.width, True, 2 + kinds)
+        yield from (Matrix(model.heads, split=True) for _ in range(kinds))
+        if self.positions == "t5":
+            yield Matrix(model.heads, POSITION_BUCKETS, True)
+        yield Matrix(model.width, kinds * attended, True)
+
+    def flops(self, model: "ModelConfig", executed: bool) -> float:
+        """Counted is what the model asks for: W tokens, although products of blocks have all 2W that one may see."""
+        attended, kinds = model.heads * model.head_dim, 1 + self.crosses(model)
+        seen = 2 * model.window if executed else model.window
+        total = 2.0 * model.width * (2 + kinds) * attended  # keys, values, and queries of each kind
+        total += 4 * seen * attended  # logits and values
+        total += 4 * self.states_seen(model) * attended
+        return total + 2 * kinds * attended * model.width
+
+    def states_seen(self, model: "ModelConfig") -> int:
+        """How many state vectors a token attends to."""
+        return model.mixer_of(model.feeding_layers()[-1]).states_fed_back() if model.feedback else 0
+
+    def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
+        return {"model.heads": model.heads}
+
+    def broken_rules(self, config: "Config", key: str) -> Iterable[str]:
+        size = config.model.head_dim
+        if self.positions == "rotary" and size % 2:
+            yield (
+                f"{key}.positions=rotary with model.head_dim={size}: pairs of channels are rotated, so their number "
+                f"must be even; nearest: model.head_dim={size + 1}, or {key}.positions=t5"
+            )
+
+    def reference_names(self, model: "ModelConfig", layer: int) -> "Iterator[tuple[str, Permutation]]":
+        from brt_dist.model.reference_names import FromHeads, Same, projections
+
+        base, crosses = f"transformer{layer}/tbase", self.crosses(model)
+        yield "tokens.norm.weight", Same((f"{base}/_kvq/pre_attn_layernorm/scale",))
+        yield "tokens.projections.weight", projections(base, model.heads, crosses)
+        yield "tokens.scale.weight", Same((f"{base}/_kvq/attention_scale",))
+        if self.positions == "t5":
+            yield "tokens.positions.weight", Same((f"transformer{layer}/relative_positions/rel_embedding",))
+        merge = f"{base}/post_attn_mlp/output_layer/kernel"
+        yield "tokens.merge.weight", FromHeads((merge,), model.heads, 1 + crosses)
+        if crosses:
+            yield "tokens.state_scale.weight", Same((f"{base}/attention_scale2",))
+
+
+class WindowMixer(AttentionMixer):
+    """Attention within a sliding window, and nothing else: with a window as long as the segment Transformer-XL."""
+
+    kind: Literal["window"] = Field("window", description="attention within a sliding window of tokens")
+
+    def build(self, model: "ModelConfig", index: int, parallel: "ModelParallelConfig") -> "nn.Module":
+        from brt_dist.model.window_attention import WindowAttention
+
+        return WindowAttention(self, model, index, parallel)

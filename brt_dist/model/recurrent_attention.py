@@ -1,0 +1,82 @@
+"""Window attention beside a recurrent state: the vertical and the horizontal direction of a recurrent layer."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from megatron.core import ModelParallelConfig
+from torch import Tensor, nn
+
+from brt_dist.config.schema import ModelConfig
+from brt_dist.model.attention import Window
+from brt_dist.model.cell import RecurrentCell
+from brt_dist.model.dropout import Dropout
+from brt_dist.model.memory import Memory
+from brt_dist.model.mixers.recurrent import RecurrentMixer
+from brt_dist.model.window_attention import ProjectedState, TokenHeads, WindowAttention
+
+
+class RecurrentAttention(WindowAttention):
+    """Attention whose tokens also attend to a recurrent state, as it was before their block.
+
+    Only the state's own path is sequential over the blocks (:class:`RecurrentCell`); projections and attention of the
+    tokens run for all blocks at once.
+    """
+
+    laid_out_last = ("cell",)
+
+    def __init__(self, settings: RecurrentMixer, model: ModelConfig, index: int, parallel: ModelParallelConfig) -> None:
+        super().__init__(settings, model, index, parallel)
+        self.cell = RecurrentCell(settings, model, parallel)
+        self._clears_state = settings.clear_state
+
+    def mix(
+        self,
+        heads: TokenHeads,
+        window: Window,
+        memory: Memory,
+        starts: Tensor,
+        dropout: Dropout | None,
+        fed_back: ProjectedState | None,
+    ) -> tuple[list[Tensor], Memory]:
+        attended = [self.tokens.to_tokens(heads, window, dropout)]
+        scanned = self.cell(memory["state"], self._state_starts(starts), window, fed_back)
+        attended.append(self.tokens.to_states(heads, scanned.keys, scanned.values))
+        return attended, {"state": scanned.state}
+
+    def enter(self, memory: Memory, starts: Tensor, block: int) -> ProjectedState:
+        """The state that enters a block, for all layers to attend to (`model.feedback`).
+
+        Args:
+            memory: after the block before.
+            starts: (b, t) bool of the whole segment.
+            block: number of the block in the segment.
+        """
+        projected: ProjectedState = self.cell(memory["state"], self._state_starts(starts)[:, block : block + 1])
+        return projected
+
+    def statistics(self, memories: Sequence[Memory]) -> Iterator[tuple[str, Tensor]]:
+        """Name and values of what is told of the layer, see `RecurrentMixer.statistics`."""
+        for memory in memories:
+            yield "state_rms", memory["state"].double()
+            yield "state_max", memory["state"].double()
+        for gate, offset in self._gates():
+            # what an LSTM gate keeps of the state depends on its input; this is its share without any
+            yield "kept", torch.sigmoid(gate.detach().double() + offset)
+
+    def statistics_parameters(self) -> list[nn.Parameter]:
+        """Parameters that `statistics` reads, to be gathered first where they are sharded."""
+        return [gate for gate, _ in self._gates()]
+
+    def _gates(self) -> Iterator[tuple[nn.Parameter, float]]:
+        """Bias and offset of what each gate keeps; see `gates.py`."""
+        for name, parameter in self.cell.named_parameters():
+            if name.endswith("gate.bias"):
+                yield parameter, 0.0
+            elif name.endswith("gate.forget_bias"):
+                yield parameter, 1.0
+
+    def _state_starts(self, starts: Tensor) -> Tensor:
+        """Blocks (b, t) that the initial state enters: where documents start, and the first one with `clear_state`."""
+        if not self._clears_state:
+            return starts
+        return torch.cat([torch.ones_like(starts[:, :1]), starts[:, 1:]], 1)

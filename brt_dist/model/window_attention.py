@@ -1,0 +1,130 @@
+"""Tokens that attend to the window of tokens before them, and perhaps to a recurrent state."""
+
+from typing import NamedTuple, cast
+
+from megatron.core import ModelParallelConfig
+from torch import Tensor, nn
+
+from brt_dist.config.schema import ModelConfig
+from brt_dist.model.attention import Window, attend, merge_heads, split_heads, with_previous_block
+from brt_dist.model.dropout import Dropout
+from brt_dist.model.linear import ColumnLinear, RowLinear
+from brt_dist.model.memory import Memory
+from brt_dist.model.mixers.window import AttentionMixer
+from brt_dist.model.norms import RMSNorm, unit_length
+from brt_dist.model.positions import RelativeBias, banded, rotated
+from brt_dist.model.scales import HeadScale
+
+
+class ProjectedState(NamedTuple):
+    """A state that enters a block, and what attention makes of it."""
+
+    state: Tensor
+    """(S, b, D); under sequence parallel this rank's states (S/tp, b, D)"""
+    keys: Tensor
+    """(b, h, S, E), as the others; tokens of the block attend to these and the values"""
+    values: Tensor
+    queries: Tensor
+    token_queries: Tensor
+
+
+class WindowAttention(nn.Module):
+    """Attention within a sliding window; with feedback also to the state that is fed back.  See `mixers/base.py`."""
+
+    def __init__(self, settings: AttentionMixer, model: ModelConfig, index: int, parallel: ModelParallelConfig) -> None:
+        super().__init__()
+        self.tokens = TokenAttention(settings, model, index, parallel)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Memory,
+        starts: Tensor,
+        dropout: Dropout | None = None,
+        fed_back: ProjectedState | None = None,
+    ) -> tuple[Tensor, Memory]:
+        heads = self.tokens.project(x, dropout)
+        window = Window(
+            with_previous_block(heads.keys, memory["keys"], starts),
+            with_previous_block(heads.values, memory["values"], starts),
+        )
+        attended, kept = self.mix(heads, window, memory, starts, dropout, fed_back)
+        kept["keys"], kept["values"] = heads.keys[:, -1].transpose(1, 2), heads.values[:, -1].transpose(1, 2)
+        return self.tokens.output(attended), kept
+
+    def mix(
+        self,
+        heads: "TokenHeads",
+        window: Window,
+        memory: Memory,
+        starts: Tensor,
+        dropout: Dropout | None,
+        fed_back: ProjectedState | None,
+    ) -> tuple[list[Tensor], Memory]:
+        """What tokens gather, (b, t, h, W, E) per kind of attention, and what is remembered besides the window."""
+        attended = [self.tokens.to_tokens(heads, window, dropout)]
+        if fed_back is not None:
+            attended.append(self.tokens.to_states(heads, fed_back.keys.unsqueeze(1), fed_back.values.unsqueeze(1)))
+        return attended, {}
+
+
+class TokenHeads(NamedTuple):
+    """Projections of the tokens, each (b, t, h, W, E); keys and queries have the length that attention wants."""
+
+    keys: Tensor
+    values: Tensor
+    queries: Tensor
+    state_queries: Tensor | None  # where there are states
+
+
+class TokenAttention(nn.Module):
+    """Norm, projections and output of the tokens' attention.
+
+    Rows of `projections` are ordered (head, [key, value, query, query of states], E), columns of `merge` (head,
+    [from tokens, from states], E).
+    """
+
+    def __init__(self, settings: AttentionMixer, model: ModelConfig, index: int, parallel: ModelParallelConfig) -> None:
+        super().__init__()
+        self.model, self.settings, self.index = model, settings, index
+        size, crosses = model.heads * model.head_dim, settings.crosses(model)
+        self.norm = RMSNorm(model.width)
+        self.projections = ColumnLinear(
+            model.width, (3 + crosses) * size, parallel, stacked=(3 + crosses, model.head_dim)
+        )
+        self.scale = HeadScale(model, settings.attention_scale)
+        self.state_scale = HeadScale(model, settings.attention_scale) if crosses else None
+        self.positions = RelativeBias(model) if settings.positions == "t5" else None
+        self.merge = RowLinear((1 + crosses) * size, model.width, parallel)
+
+    def project(self, x: Tensor, dropout: Dropout | None) -> TokenHeads:
+        """Project the tokens x (N, b, D) of all blocks at once."""
+        x = self.norm(x)
+        if dropout is not None:
+            x = dropout.activations(x, self.index, "attention input")
+        blocks = self.projections(x).unflatten(0, (-1, self.model.window))
+        count = 3 if self.state_scale is None else 4
+        keys, values, queries, *others = split_heads(blocks, count, self.model.head_dim)
+        state_queries = self.state_scale(unit_length(others[0])) if self.state_scale is not None else None
+        return TokenHeads(unit_length(keys).to(values.dtype), values, self.scale(unit_length(queries)), state_queries)
+
+    def to_tokens(self, heads: TokenHeads, window: Window, dropout: Dropout | None) -> Tensor:
+        """Attention to the W tokens before each token -> (b, t, h, W, E)."""
+        factors = None
+        if dropout is not None:
+            factors = dropout.attention(heads.values, self.model.heads, self.model.window, self.index)
+        queries, keys, visible = heads.queries, window.keys, heads.queries.new_zeros(1, 1, self.model.window)
+        if self.settings.positions == "rotary":
+            # here and not before, so that the cache and what the states see know nothing of positions
+            queries, keys = rotated(queries, self.model.window), rotated(keys)
+        if self.positions is not None:
+            visible = self.scale(self.positions())
+        return attend(queries, keys, window.values, banded(visible), factors)
+
+    def to_states(self, heads: TokenHeads, keys: Tensor, values: Tensor) -> Tensor:
+        """Attention to all states (b, t, h, S, E) that entered the token's block -> (b, t, h, W, E)."""
+        return attend(cast(Tensor, heads.state_queries), keys, values)
+
+    def output(self, attended: list[Tensor]) -> Tensor:
+        """(b, t, h, W, E) of each kind of attention -> (N, b, D)."""
+        return cast(Tensor, self.merge(merge_heads(attended).flatten(0, 1)))
