@@ -1,9 +1,8 @@
 """Both ends of the network, and the whole of it in one module (one stage; a pipeline is made of the same pieces)."""
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from megatron.core import ModelParallelConfig, parallel_state
@@ -111,15 +110,23 @@ def full_logits(logits: Tensor, vocab_size: int) -> Tensor:
     return gather(logits)[..., :vocab_size].transpose(0, 1)
 
 
-def build_parts(
-    config: ModelConfig, parallel: ModelParallelConfig
-) -> list[tuple[str, Callable[[], TokenEmbedding | Layer | FinalNorm]]]:
-    """Logical name and builder of each part of the network, in order: the one list that every assembly is made from."""
-    layers = [(f"layers.{index}", partial(Layer, config, index, parallel)) for index in range(config.layers)]
+class Part(NamedTuple):
+    """A part of the network: its logical name, its class and what that is made with."""
+
+    name: str
+    kind: type[nn.Module]
+    arguments: tuple[Any, ...]
+
+    def build(self) -> Any:
+        return self.kind(*self.arguments)
+
+
+def parts_of(config: ModelConfig, parallel: ModelParallelConfig) -> list[Part]:
+    """The parts of the network in order: the one list that every assembly is made from."""
     return [
-        (EMBEDDING, partial(TokenEmbedding, config, parallel)),
-        *layers,
-        (FINAL_NORM, partial(FinalNorm, config)),
+        Part(EMBEDDING, TokenEmbedding, (config, parallel)),
+        *(Part(f"layers.{index}", Layer, (config, index, parallel)) for index in range(config.layers)),
+        Part(FINAL_NORM, FinalNorm, (config,)),
     ]
 
 
@@ -149,11 +156,10 @@ class BlockRecurrentModel(nn.Module):
         super().__init__()
         parallel = megatron_config(sequence_parallel)
         self.config, self._recompute = config, recompute
-        parts = {name: build() for name, build in build_parts(config, parallel)}
-        self.embedding = parts.pop(EMBEDDING)
-        final_norm = parts.pop(FINAL_NORM)
-        self.layers = nn.ModuleList(parts.values())
-        self.final_norm = final_norm
+        embedding, *layers, final_norm = (part.build() for part in parts_of(config, parallel))
+        self.embedding: TokenEmbedding = embedding
+        self.layers = nn.ModuleList(layers)
+        self.final_norm: FinalNorm = final_norm
         if seed is not None:
             initialize(self, seed)
         if parallel.sequence_parallel:

@@ -147,9 +147,7 @@ def _named(module: nn.Module, prefix: str) -> list[tuple[str, nn.Parameter]]:
     parameters come after everything else of the module around it (`laid_out_last`): both keep names and order, and so
     the bits of sums over parameters, as runs of earlier versions have them.
     """
-    found = [
-        (_join(prefix, name), parameter) for name, parameter in module._parameters.items() if parameter is not None
-    ]
+    found = [(_join(prefix, name), parameter) for name, parameter in module.named_parameters(recurse=False)]
     names: Mapping[str, str] = getattr(module, "logical_names", {})
     last: list[tuple[str, nn.Parameter]] = []
     for name, child in module.named_children():

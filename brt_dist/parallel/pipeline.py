@@ -13,7 +13,7 @@ from brt_dist.model.model import (
     FINAL_NORM,
     BlockRecurrentModel,
     TokenEmbedding,
-    build_parts,
+    parts_of,
     share_gradients,
 )
 from brt_dist.parallel.layout import Layout, topology
@@ -42,7 +42,7 @@ class WholeModel(nn.Module):
             self._context.write(index, layer)
         return logits
 
-    def parts(self) -> Iterator[tuple[str, nn.Module]]:
+    def named_parts(self) -> Iterator[tuple[str, nn.Module]]:
         """Logical name and module of each part that this rank holds, in order."""
         yield EMBEDDING, self.model.embedding
         for index, layer in enumerate(self.model.layers):
@@ -66,14 +66,13 @@ class PipelineStage(PipelineModule):
         recompute: bool,
         loss: Loss,
     ) -> None:
-        builders = dict(build_parts(config, parallel))
-        table, norm = builders.pop(EMBEDDING), builders.pop(FINAL_NORM)
+        table, *layers, norm = parts_of(config, parallel)
         super().__init__(
             layers=[
-                TiedLayerSpec(EMBEDDING, table, tied_weight_attr="weight"),
-                *(LayerSpec(StreamLayer, build, context, recompute) for build in builders.values()),
-                LayerSpec(StreamNorm, norm, context),
-                TiedLayerSpec(EMBEDDING, table, tied_weight_attr="weight", forward_fn=_logits),
+                TiedLayerSpec(EMBEDDING, table.kind, *table.arguments, tied_weight_attr="weight"),
+                *(LayerSpec(StreamLayer, layer.build, context, recompute) for layer in layers),
+                LayerSpec(StreamNorm, norm.build, context),
+                TiedLayerSpec(EMBEDDING, table.kind, *table.arguments, tied_weight_attr="weight", forward_fn=_logits),
             ],
             topology=topology(layout),
             loss_fn=loss,
@@ -88,7 +87,7 @@ class PipelineStage(PipelineModule):
         self._context.advance()
         return super().forward(forward_input)
 
-    def parts(self) -> Iterator[tuple[str, nn.Module]]:
+    def named_parts(self) -> Iterator[tuple[str, nn.Module]]:
         """Logical name and module of each part that this rank holds, in order and each once."""
         for module in self.modules():
             if isinstance(module, Layer):
@@ -101,7 +100,7 @@ class PipelineStage(PipelineModule):
 
 def layers_of(stage: WholeModel | PipelineStage) -> Iterator[Layer]:
     """The layers of this rank, in order."""
-    return (part for _, part in stage.parts() if isinstance(part, Layer))
+    return (part for _, part in stage.named_parts() if isinstance(part, Layer))
 
 
 def _logits(embedding: TokenEmbedding, x: Tensor) -> Tensor:

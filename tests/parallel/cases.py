@@ -215,10 +215,7 @@ def train_plainly(given: Config, steps: int = STEPS) -> Outcome:
             optimizer.step()
             history.append(_weights(model))
         remembered = {
-            f"layers.{i}.{field}": value.clone()
-            for i, layer in enumerate(memory)
-            for field, value in layer._asdict().items()
-            if value is not None
+            f"layers.{i}.{field}": value.clone() for i, layer in enumerate(memory) for field, value in layer.items()
         }
         whole = {name: torch.stack([weights[name] for weights in history]) for name in history[0]}
         return Outcome(losses, norms, whole, remembered)

@@ -122,10 +122,7 @@ def read_two_segments(
             "logits": full_logits(logits, config.vocab_size).detach(),
             "gradients": {p.name: (_gradient(p.local), p.partition_dim) for p in logical_parameters(model)},
             "memory": {
-                f"layers.{index}.{name}": field
-                for index, layer in enumerate(memory)
-                for name, field in layer._asdict().items()
-                if field is not None
+                f"layers.{index}.{name}": field for index, layer in enumerate(memory) for name, field in layer.items()
             },
         }
     finally:

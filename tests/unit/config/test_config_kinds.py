@@ -64,7 +64,7 @@ def test_each_layer_has_the_mixer_that_names_it() -> None:
     [
         (
             "model: {mixers: {window: {states: 4}}}",
-            ("<text>:3: unknown key model.mixers.window.states", "nearest: model.mixers.recurrent.states"),
+            ("<text>:3: unknown key model.mixers.window.states, which only recurrent has",),
         ),
         (
             "model: {mixers: {recurrent: {statez: 4}}}",
