@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from brt_dist.config.halves import wrong_assignments
 from brt_dist.config.launch_rules import broken_launch_rules
 from brt_dist.config.schema import Config, ParallelConfig
 from brt_dist.errors import ConfigError
 from brt_dist.kinds import MIXERS, OPTIMIZERS
-from brt_dist.model.halves import wrong_assignments
 
 _LARGEST_FACTOR = 1 << 14  # nothing is ever split into more parts than this
 

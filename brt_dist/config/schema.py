@@ -20,12 +20,12 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from brt_dist.config.guards import GuardsConfig
+from brt_dist.config.halves import Half, assigned
 from brt_dist.config.launch import LaunchConfig
 from brt_dist.config.older import DEFAULT_FFNS, DEFAULT_MIXERS, respelled_model
 from brt_dist.config.section import Section, one_of, some_of
 from brt_dist.errors import ConfigError
 from brt_dist.kinds import FFNS, MIXERS, OPTIMIZERS
-from brt_dist.model.halves import Half, assigned
 
 if TYPE_CHECKING:
     from brt_dist.model.ffn.base import FFN

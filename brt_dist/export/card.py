@@ -2,9 +2,9 @@
 
 import math
 
+from brt_dist.config.halves import assigned, listed
 from brt_dist.config.schema import ModelConfig
 from brt_dist.export.weights import Weights
-from brt_dist.model.halves import assigned, listed
 
 _LOADER = """```python
 import torch

@@ -1,7 +1,7 @@
 """The recurrent cell and its scan over the blocks of a segment: the horizontal direction of a recurrent layer."""
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from megatron.core import ModelParallelConfig
@@ -11,19 +11,21 @@ from brt_dist.config.schema import ModelConfig
 from brt_dist.model.attention import Window, attend, merge_heads, split_heads
 from brt_dist.model.gates import GatedUpdate
 from brt_dist.model.linear import ColumnLinear, gather
-from brt_dist.model.mixers.recurrent import RecurrentMixer
 from brt_dist.model.norms import RMSNorm, unit_length
 from brt_dist.model.parameters import declare, normal
 from brt_dist.model.scales import HeadScale
 from brt_dist.model.sequence import own_part
 from brt_dist.model.window_attention import ProjectedState
 
+if TYPE_CHECKING:
+    from brt_dist.model.mixers.recurrent import RecurrentMixer
+
 
 class ScanResult(NamedTuple):
     """What a scan leaves."""
 
     keys: Tensor
-    """(b, t, h, S, E) of the state that projected each block"""
+    """(b, t, h, S, E) of the state that entered each block"""
     values: Tensor
     state: Tensor
     """(b, S, D) after the last block; under sequence parallel this rank's states (b, S/tp, D)"""
@@ -39,7 +41,7 @@ class RecurrentCell(nn.Module):
     * dual: a gated update from the attention, then one from an MLP of the normalised result.
     """
 
-    def __init__(self, settings: RecurrentMixer, model: ModelConfig, parallel: ModelParallelConfig) -> None:
+    def __init__(self, settings: "RecurrentMixer", model: ModelConfig, parallel: ModelParallelConfig) -> None:
         super().__init__()
         width, attended = model.width, 2 * model.heads * model.head_dim
         self.head_dim = model.head_dim
@@ -109,7 +111,7 @@ class RecurrentCell(nn.Module):
 
 
 class _Skip(nn.Module):
-    def __init__(self, settings: RecurrentMixer, width: int, attended: int, parallel: ModelParallelConfig) -> None:
+    def __init__(self, settings: "RecurrentMixer", width: int, attended: int, parallel: ModelParallelConfig) -> None:
         super().__init__()
         self.update = GatedUpdate(attended, width, settings.gate, parallel)
 
@@ -118,7 +120,7 @@ class _Skip(nn.Module):
 
 
 class _Single(nn.Module):
-    def __init__(self, settings: RecurrentMixer, width: int, attended: int, parallel: ModelParallelConfig) -> None:
+    def __init__(self, settings: "RecurrentMixer", width: int, attended: int, parallel: ModelParallelConfig) -> None:
         super().__init__()
         # its input is a gather of heads, which every rank has for all states
         self.hidden = ColumnLinear(attended, settings.mlp_width, replace(parallel, sequence_parallel=False))
@@ -130,7 +132,7 @@ class _Single(nn.Module):
 
 
 class _Dual(nn.Module):
-    def __init__(self, settings: RecurrentMixer, width: int, attended: int, parallel: ModelParallelConfig) -> None:
+    def __init__(self, settings: "RecurrentMixer", width: int, attended: int, parallel: ModelParallelConfig) -> None:
         super().__init__()
         self.attention_update = GatedUpdate(attended, width, settings.gate, parallel)
         self.norm = RMSNorm(width)

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.linear import local_heads
-from brt_dist.model.mixers.window import POSITION_BUCKETS as BUCKETS
 from brt_dist.model.norms import widened
 from brt_dist.model.parameters import declare, normal
+from brt_dist.model.shapes import POSITION_BUCKETS as BUCKETS
 
 MAX_DISTANCE = 128
 ROTARY_BASE = 10_000.0

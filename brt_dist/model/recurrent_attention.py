@@ -1,6 +1,7 @@
 """Window attention beside a recurrent state: the vertical and the horizontal direction of a recurrent layer."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from megatron.core import ModelParallelConfig
@@ -11,8 +12,10 @@ from brt_dist.model.attention import Window
 from brt_dist.model.cell import RecurrentCell
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.memory import Memory
-from brt_dist.model.mixers.recurrent import RecurrentMixer
 from brt_dist.model.window_attention import ProjectedState, TokenHeads, WindowAttention
+
+if TYPE_CHECKING:
+    from brt_dist.model.mixers.recurrent import RecurrentMixer
 
 
 class RecurrentAttention(WindowAttention):
@@ -24,7 +27,9 @@ class RecurrentAttention(WindowAttention):
 
     laid_out_last = ("cell",)
 
-    def __init__(self, settings: RecurrentMixer, model: ModelConfig, index: int, parallel: ModelParallelConfig) -> None:
+    def __init__(
+        self, settings: "RecurrentMixer", model: ModelConfig, index: int, parallel: ModelParallelConfig
+    ) -> None:
         super().__init__(settings, model, index, parallel)
         self.cell = RecurrentCell(settings, model, parallel)
         self._clears_state = settings.clear_state

@@ -1,7 +1,6 @@
 """Sizes that follow from the config.  No torch in here: the config, its rules and the plan use it too."""
 
-from dataclasses import dataclass
-
+POSITION_BUCKETS = 32  # of T5's relative bias
 VOCAB_MULTIPLE = 8  # rows of the token table per tensor parallel rank come in multiples of this, for fast products
 
 
@@ -14,22 +13,3 @@ def padded(size: int, ranks: int, multiple: int = 1) -> int:
 def padded_vocab(vocab_size: int, tensor_parallel: int) -> int:
     """Rows of the token table over all tensor parallel ranks, padding included."""
     return padded(vocab_size, tensor_parallel, VOCAB_MULTIPLE)
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A parameter of rows x columns, as the plan counts it.
-
-    Attributes:
-        split: whether the tensor parallel ranks share it.
-        matrices: how many matrices are stacked along its rows.
-    """
-
-    rows: int
-    columns: int = 1
-    split: bool = False
-    matrices: int = 1
-
-    @property
-    def size(self) -> int:
-        return self.rows * self.columns

@@ -1,6 +1,6 @@
 """Tokens that attend to the window of tokens before them, and perhaps to a recurrent state."""
 
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from megatron.core import ModelParallelConfig
 from torch import Tensor, nn
@@ -10,10 +10,12 @@ from brt_dist.model.attention import Window, attend, merge_heads, split_heads, w
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.linear import ColumnLinear, RowLinear
 from brt_dist.model.memory import Memory
-from brt_dist.model.mixers.window import AttentionMixer
 from brt_dist.model.norms import RMSNorm, unit_length
 from brt_dist.model.positions import RelativeBias, banded, rotated
 from brt_dist.model.scales import HeadScale
+
+if TYPE_CHECKING:
+    from brt_dist.model.mixers.window import AttentionMixer
 
 
 class ProjectedState(NamedTuple):
@@ -31,7 +33,9 @@ class ProjectedState(NamedTuple):
 class WindowAttention(nn.Module):
     """Attention within a sliding window; with feedback also to the state that is fed back.  See `mixers/base.py`."""
 
-    def __init__(self, settings: AttentionMixer, model: ModelConfig, index: int, parallel: ModelParallelConfig) -> None:
+    def __init__(
+        self, settings: "AttentionMixer", model: ModelConfig, index: int, parallel: ModelParallelConfig
+    ) -> None:
         super().__init__()
         self.tokens = TokenAttention(settings, model, index, parallel)
 
@@ -84,7 +88,9 @@ class TokenAttention(nn.Module):
     [from tokens, from states], E).
     """
 
-    def __init__(self, settings: AttentionMixer, model: ModelConfig, index: int, parallel: ModelParallelConfig) -> None:
+    def __init__(
+        self, settings: "AttentionMixer", model: ModelConfig, index: int, parallel: ModelParallelConfig
+    ) -> None:
         super().__init__()
         self.model, self.settings, self.index = model, settings, index
         size, crosses = model.heads * model.head_dim, settings.crosses(model)

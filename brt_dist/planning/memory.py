@@ -6,9 +6,10 @@ split over the data parallel ranks as the moments of the optimizer are; under Ze
 
 from dataclasses import asdict, dataclass
 
+from brt_dist.config.halves import Matrix
 from brt_dist.config.schema import Config
 from brt_dist.events import Plan, RankSizes
-from brt_dist.model.shapes import Matrix, padded_vocab
+from brt_dist.model.shapes import padded_vocab
 from brt_dist.optim.base import MatrixPart
 from brt_dist.planning.flops import TRAINING, forward_flops
 from brt_dist.planning.parameters import stage_layers, stage_parameters

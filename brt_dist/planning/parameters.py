@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from itertools import pairwise
 
+from brt_dist.config.halves import Matrix
 from brt_dist.config.schema import Config, ModelConfig
-from brt_dist.model.shapes import Matrix, padded_vocab
+from brt_dist.model.shapes import padded_vocab
 
 
 def layer_parameters(model: ModelConfig, layer: int) -> Iterator[Matrix]:

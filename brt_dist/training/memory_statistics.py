@@ -17,11 +17,6 @@ def has_statistics(model: ModelConfig) -> bool:
     return any(model.mixer_of(index).statistics for index in range(model.layers))
 
 
-def has_statistics(model: ModelConfig) -> bool:
-    """Whether a layer of the model has memory that statistics are made of."""
-    return bool(model.recurrent_layers)
-
-
 def memory_statistics(engine: Engine) -> tuple[LayerStatistics, ...]:
     """For each layer whose mixer declares statistics their values over all streams, by name.  Collective."""
     model = engine.config.model

@@ -4,7 +4,7 @@ The module that `build` makes is pure, `ffn(x, dropout) -> y`: x (N, b, D) hidde
 rank's tokens (N/tp, b, D); y has the same shape and is added to x.  dropout: keyed masks, None outside training.
 """
 
-from brt_dist.model.halves import Half
+from brt_dist.config.halves import Half
 
 
 class FFN(Half):

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveInt
 
+from brt_dist.config.halves import Matrix
 from brt_dist.model.ffn.base import FFN
-from brt_dist.model.shapes import Matrix
 
 if TYPE_CHECKING:
     from megatron.core import ModelParallelConfig

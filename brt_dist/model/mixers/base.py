@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from brt_dist.model.halves import Half
+from brt_dist.config.halves import Half
 
 if TYPE_CHECKING:
     from brt_dist.config.schema import ModelConfig

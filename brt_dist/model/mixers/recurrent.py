@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
+from brt_dist.config.halves import Matrix
 from brt_dist.model.mixers.base import MemoryField, Statistic
 from brt_dist.model.mixers.window import AttentionMixer
-from brt_dist.model.shapes import Matrix
 
 if TYPE_CHECKING:
     from megatron.core import ModelParallelConfig

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from brt_dist.config.halves import Matrix
 from brt_dist.model.mixers.base import MemoryField, Mixer
-from brt_dist.model.shapes import Matrix
+from brt_dist.model.shapes import POSITION_BUCKETS
 
 if TYPE_CHECKING:
     from megatron.core import ModelParallelConfig
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
     from brt_dist.config.schema import Config, ModelConfig
     from brt_dist.model.reference_names import Permutation
-
-POSITION_BUCKETS = 32
 
 
 class AttentionMixer(Mixer):

@@ -3,12 +3,12 @@
 import pytest
 
 from brt_dist.config.changes import changes
+from brt_dist.config.halves import assigned
 from brt_dist.config.loading import dump, flatten, load
 from brt_dist.config.rules import check
 from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import ConfigError
 from brt_dist.kinds import FFNS, MIXERS
-from brt_dist.model.halves import assigned
 
 BASE = "data: {dataset: books, segment: 512, streams: 4}\nrun: {directory: run, steps: 2000}\n"
 

@@ -6,13 +6,13 @@ torch, as the launcher, the rules and the plan read these declarations in proces
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from brt_dist.config.section import Section
 from brt_dist.errors import ConfigError
-from brt_dist.model.shapes import Matrix
 
 if TYPE_CHECKING:
     from megatron.core import ModelParallelConfig
@@ -20,6 +20,25 @@ if TYPE_CHECKING:
 
     from brt_dist.config.schema import Config, ModelConfig
     from brt_dist.model.reference_names import Permutation
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A parameter of rows x columns, as the plan counts it.
+
+    Attributes:
+        split: whether the tensor parallel ranks share it.
+        matrices: how many matrices are stacked along its rows.
+    """
+
+    rows: int
+    columns: int = 1
+    split: bool = False
+    matrices: int = 1
+
+    @property
+    def size(self) -> int:
+        return self.rows * self.columns
 
 
 class Half(Section):
