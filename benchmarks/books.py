@@ -28,10 +28,10 @@ TOKENIZER = "bpe:1024"
 # A step reads the same number of tokens in all of them.  The models without a state get a wider MLP in return.
 KINDS: dict[str, list[str]] = {
     "recurrent": [],
-    "sliding window": ["model.recurrent_layers=[]"],
+    "sliding window": ["model.mixers.recurrent.layers=[]"],
     # of twice the window, and as in the paper a segment is one window
     "XL, window x2": [
-        "model.recurrent_layers=[]",
+        "model.mixers.recurrent.layers=[]",
         "model.window=64",
         "data.segment=64",
         "data.streams=16",

@@ -50,6 +50,8 @@ MODEL_KEYS: dict[str, tuple[str, ...]] = {
     "attention_scale": ("mixers.window.attention_scale", "mixers.recurrent.attention_scale"),
 }
 
+OLDER_KEYS = tuple(f"model.{key}" for key in MODEL_KEYS)
+
 
 def move_model_keys(
     model: dict[str, Any], refuse: Callable[[str, str], None], leaf: Callable[[Any], Any] = lambda value: value

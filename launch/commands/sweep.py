@@ -20,7 +20,7 @@ def sweep(settings: tuple[str, ...], grid: tuple[str, ...], submit: bool, dry_ru
     """Train CONFIG once for each combination of values, one run after another.
 
     \b
-      brt sweep my.yaml --grid optimizer.learning_rate=0.001,0.0003 --grid model.gate=fixed,lstm
+      brt sweep my.yaml --grid optimizer.learning_rate=0.001,0.0003 --grid model.mixers.recurrent.gate=fixed,lstm
 
     All combinations are checked before the first is started. run.directory is the folder of the sweep: each run has a
     folder in it, named by its values, and sweep.json and report.html (all curves in one page) lie beside them. In

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from brt_dist.config.keys import leaf_keys
+from brt_dist.config.older import OLDER_KEYS
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError
 
@@ -39,7 +40,7 @@ class Point:
 def axes(given: Sequence[str]) -> list[Axis]:
     """Read `key=a,b,c` options.  ConfigError: all that is wrong with them, in one message."""
     problems, found = list[str](), list[Axis]()
-    known = list(leaf_keys(Config))
+    known = [*leaf_keys(Config), *OLDER_KEYS]
     for text in given:
         key, equals, values = text.partition("=")
         key = key.strip()

@@ -14,7 +14,7 @@ from brt_dist.model.parameters import initialize, load, logical_parameters
 from tests.unit.model.networks import ALL_CELLS, built, small
 
 SIZES = Path(__file__).parents[3] / "examples" / "sizes"
-XL: dict[str, object] = {"recurrent_layers": ()}
+XL: dict[str, object] = {"mixers.recurrent.layers": ()}
 BODIES = [  # millions of parameters without the token table, from the reference implementation
     *(
         row
@@ -28,16 +28,16 @@ BODIES = [  # millions of parameters without the token table, from the reference
         ]
         for row in [(size, XL, xl), (size, XL | {"layers": 13}, more), (size, {}, recurrent)]
     ),
-    ("150M", {"cell": "single"}, 170.95),
-    ("150M", {"cell": "dual"}, 168.85),
-    ("150M", {"gate": "lstm"}, 164.66),
-    ("150M", {"gate": "lstm", "cell": "single"}, 179.34),
-    ("150M", {"gate": "lstm", "cell": "dual"}, 181.44),
+    ("150M", {"mixers.recurrent.cell": "single"}, 170.95),
+    ("150M", {"mixers.recurrent.cell": "dual"}, 168.85),
+    ("150M", {"mixers.recurrent.gate": "lstm"}, 164.66),
+    ("150M", {"mixers.recurrent.gate": "lstm", "mixers.recurrent.cell": "single"}, 179.34),
+    ("150M", {"mixers.recurrent.gate": "lstm", "mixers.recurrent.cell": "dual"}, 181.44),
     ("150M", {"feedback": True}, 183.53),
-    ("150M", {"feedback": True, "gate": "lstm", "cell": "single"}, 202.41),
+    ("150M", {"feedback": True, "mixers.recurrent.gate": "lstm", "mixers.recurrent.cell": "single"}, 202.41),
     ("1.3B-24L", {}, 1279.4),
     ("1.3B-24L", XL | {"layers": 26}, 1308.7),
-    ("150M", {"layers": 24, "recurrent_layers": (9, 19)}, 320.9),
+    ("150M", {"layers": 24, "mixers.recurrent.layers": (9, 19)}, 320.9),
 ]
 
 
