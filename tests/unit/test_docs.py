@@ -120,7 +120,7 @@ def test_files_that_are_named_exist(document: Path) -> None:
 @documents
 def test_config_keys_that_are_named_exist(document: Path) -> None:
     keys = set(leaf_keys(Config))
-    sections = {key.rpartition(".")[0] for key in keys}
+    sections = {".".join(key.split(".")[:depth]) for key in keys for depth in range(1, key.count(".") + 1)}
     key = re.compile(rf"((?:{'|'.join(Config.model_fields)})\.[a-z][a-z_.]*)(?:=\S+)?$")
     for code in inline(document):
         match = key.match(code)
