@@ -34,11 +34,13 @@ def make_config(text: Path, out: Path, steps: int) -> Config:
                 "width": 64,
                 "heads": 4,
                 "head_dim": 16,
-                "mlp_width": 256,
-                "window": 32,  # a token attends to the 32 tokens before it, ...
-                "recurrent_layers": [-1],  # ... and in the last layer to the carried states,
-                "states": 16,  # which are 16 vectors in each stream
                 "dropout": 0.0,
+                "window": 32,  # a token attends to the 32 tokens before it, ...
+                "mixers": {
+                    "window": {},
+                    "recurrent": {"layers": [-1], "states": 16},  # ... and in the last layer to 16 carried vectors
+                },
+                "ffns": {"relu": {"width": 256}},
                 "vocab_size": ByteTokenizer.vocab_size,
             },
             "data": {"dataset": text, "streams": STREAMS, "segment": 128},
