@@ -1,4 +1,4 @@
-"""What may change when a run goes on, and what would silently make it another run."""
+"""Which settings may change on resume, and which would silently make it a different run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import Any
 from brt_dist.config.older import respelled_key
 from brt_dist.kinds import FFNS, MIXERS
 
-# No number depends on these: layouts give the same losses, the rest is about how it is run and watched.  Guards only
-# end a run or leave updates out, and tell of it.
-# run.steps: to go on for longer (a cosine schedule then ends later).
+# No result depends on these: every layout gives the same losses, and the rest is about how the run is executed and
+# monitored.  Guards only stop a run or skip updates, and report it.
+# run.steps: to train for longer (a cosine schedule then ends later).
 FREE = (
     "run.name",
     "run.directory",
@@ -29,18 +29,25 @@ FREE = (
     "data.validation",
     "data.cache",
 )
-# The saved tensors would not fit, or would mean something else.
+# With other values the saved tensors would not fit, or would mean something else.
 NEVER = {
     "model.": "the weights of the run belong to this model",
-    "optimizer.name": "the saved optimizer state belongs to the other one",
+    "optimizer.name": "the saved state belongs to the other optimizer",
 }
-# The same model on other terms: shapes stay, so it can be wanted.  Mixers and FFNs declare such keys themselves.
+# Shapes stay the same, so a user may want to change these.  Mixers and FFNs declare such keys themselves.
 _ALLOWABLE_IN_MODEL = ("model.dropout", "model.logit_scale")
 
 
 @dataclass(frozen=True)
 class Change:
-    """One setting that differs.  reason: why it can never change, or none when it can be allowed."""
+    """A setting that differs.
+
+    Attributes:
+        key: dotted name of the setting.
+        before: its value in the run so far.
+        now: its new value.
+        reason: why it can never change; None if `run.allow` can allow it.
+    """
 
     key: str
     before: Any
@@ -53,10 +60,12 @@ class Change:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], allowed: Sequence[str] = ()) -> list[Change]:
-    """The differences between two flat configs (`section.key` -> value) that make it another run.
+    """The differences between two flat configs that would make it a different run.
 
     Args:
-        allowed: keys (or the beginnings of keys, up to a dot) whose change is wanted; those of `NEVER` stay refused.
+        before: the run's config so far, `section.key` to value.
+        now: the new config, in the same form.
+        allowed: keys that may change, or prefixes of keys up to a dot; those of `NEVER` are refused all the same.
     """
     found = []
     allowed = [respelled_key(given) for given in allowed]
@@ -72,7 +81,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], allowed: Sequence
 
 
 def half_keys(config: Mapping[str, Any], declaration: str) -> set[str]:
-    """Keys of a flat config that its mixers and FFNs name in a declaration: `changeable`, or `beside_weights`."""
+    """Keys of a flat config that its mixers and FFNs list in `declaration` (`changeable` or `beside_weights`)."""
     found = set()
     for section, kinds in (("model.mixers.", MIXERS), ("model.ffns.", FFNS)):
         for key, kind in config.items():

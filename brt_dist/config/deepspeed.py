@@ -1,4 +1,4 @@
-"""The DeepSpeed settings of a run.  They follow from the config and cannot be given, so there is one truth."""
+"""DeepSpeed's settings, derived from the config.  They cannot be set directly, so the config is the only source."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "zero_optimization": {"stage": config.parallel.zero_stage},
         "zero_allow_untested_optimizer": True,  # ours is
         "bf16": {"enabled": bf16},
-        # 0: none.  Without ZeRO the engine clips, as DeepSpeed would not tell the norm.
+        # 0: no clipping.  Without ZeRO the engine clips, because DeepSpeed would not report the norm.
         "gradient_clipping": (config.optimizer.clip_norm or 0.0) if config.parallel.zero_stage else 0.0,
-        "steps_per_print": _NEVER,  # what is told, and when, is ours to say
+        "steps_per_print": _NEVER,  # we print our own progress
         "wall_clock_breakdown": False,
     }
     if config.parallel.sequence_parallel:
-        # By default a stage sends each tensor parallel rank's slice of the activations and puts them together at the
-        # receiver, which takes it that they are the same on all ranks.  Here each has tokens of its own.
+        # By default each tensor parallel rank sends a slice of the activations and the receiver puts the slices
+        # together, which assumes that all ranks have the same ones.  Here each rank has its own tokens.
         settings["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
     if bf16:
         settings["data_types"] = {"grad_accum_dtype": "fp32"}

@@ -1,13 +1,16 @@
-"""A layout for fewer nodes: fewer data parallel rows, each with more of the streams.  Losses stay the same."""
+"""A layout for fewer nodes: fewer data parallel ranks, each with more streams.  Losses stay the same."""
 
 from brt_dist.config.rules import divisors
 from brt_dist.config.schema import Config
 
 
 def on_fewer_nodes(config: Config, nodes: int) -> Config | None:
-    """`config` for at most `nodes` nodes, with as many ranks as can be used; none if it does not fit.
+    """Fit a config to at most `nodes` nodes, using as many ranks as possible.
 
     Only parallel.data and launch.nodes change.  No node gets more ranks than it had.
+
+    Returns:
+        The config; None if it does not fit.
     """
     parallel, launch = config.parallel, config.launch
     local = parallel.world_size // launch.nodes

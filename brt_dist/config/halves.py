@@ -1,8 +1,8 @@
-"""What the two halves of a layer have in common: a mixer mixes tokens, an FFN works on each token.
+"""What mixers and FFNs, the two halves of a layer, have in common.
 
-A half is a section of the config, and declares what everybody else has to know about its kind: parameters, FLOPs, what
-tensor parallelism divides, which layouts it supports.  It makes the torch module with `build`.  Its file imports no
-torch, as the launcher, the rules and the plan read these declarations in processes that have no use for it.
+A half is a section of the config that also declares what the rest of the library needs to know about its kind:
+parameters, FLOPs, what tensor parallelism divides, which layouts it supports.  `build` makes the torch module.  The
+file itself does not import torch, because the launcher, the rules and the plan read these declarations without it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A parameter of rows x columns, as the plan counts it.
+    """Shape of a parameter, for the plan.
 
     Attributes:
-        split: whether the tensor parallel ranks share it.
+        rows: size of the first dimension.
+        columns: size of the second dimension; 1 for a vector.
+        split: whether tensor parallelism splits it.
         matrices: how many matrices are stacked along its rows.
     """
 
@@ -42,66 +44,70 @@ class Matrix:
 
 
 class Half(Section):
-    """A kind of mixer or FFN: its keys are fields, the rest of what it declares are the methods below."""
+    """A kind of mixer or FFN: its config keys are fields, its other declarations are the methods below."""
 
     kind: str
     layers: tuple[int, ...] | None = Field(
-        None, description="layers that have it, negative indices count from the end; unset: all that no other one names"
+        None, description="layers that use it; negative indices count from the end; unset: all that no other one names"
     )
 
     changeable: ClassVar[tuple[str, ...]] = ()
-    """keys that may change on resume when `run.allow` names them: shapes and the meaning of saved tensors stay"""
+    """keys that may change on resume if `run.allow` names them; they change no shape or meaning of a saved tensor"""
     beside_weights: ClassVar[tuple[str, ...]] = ()
-    """keys that say nothing about weights: a run may start from weights that were trained with other values"""
+    """keys that may differ from those that initial weights were trained with"""
 
     def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
-        """Every parameter of a layer's half."""
+        """Every parameter of this half of a layer."""
         raise NotImplementedError
 
     def flops(self, model: "ModelConfig", executed: bool) -> float:
-        """Floating point operations of a token in the forward pass, two for each multiplication of a matrix product.
+        """Forward FLOPs per token; a multiply-add of a matrix product counts as two.
 
         Args:
-            executed: count also those that are masked away afterwards.
+            model: the model that the layer belongs to.
+            executed: also count those whose result is masked.
         """
         raise NotImplementedError
 
     def build(self, model: "ModelConfig", index: int, parallel: "ModelParallelConfig") -> "nn.Module":
-        """The torch module of layer `index` (from 0) on this rank; its values are not set yet."""
+        """The torch module of layer `index` (from 0) on this rank, with uninitialised parameters."""
         raise NotImplementedError
 
     def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
-        """Sizes that must be multiples of the number of tensor parallel ranks, by config key.
+        """Sizes that must be divisible by the tensor parallel size, by config key.
 
         Args:
-            key: where this section stands, for example "model.mixers.recurrent".
+            model: the model that the layer belongs to.
+            key: key of this section, for example "model.mixers.recurrent".
         """
         return {}
 
     def sequence_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
-        """As `tensor_sizes`, under sequence parallel; the segment itself need not be named."""
+        """More such sizes under sequence parallel, apart from the segment, by config key."""
         return {}
 
     def broken_rules(self, config: "Config", key: str) -> Iterable[str]:
-        """What else is wrong with it in this config, layout included, with the nearest that works; `key` as above."""
+        """A message for each other rule that this config or its layout breaks, with the nearest value that works."""
         return ()
 
     def summary(self, model: "ModelConfig") -> str:
-        """Its settings in a few words, for tables that people read."""
+        """Its settings in a few words, for tables."""
         settings = self.model_dump(mode="json", exclude={"kind", "layers"})
         return ", ".join(f"{name} {value}" for name, value in settings.items())
 
     def reference_names(self, model: "ModelConfig", layer: int) -> "Iterator[tuple[str, Permutation]]":
-        """Name of each parameter, and how it is made of tensors of the reference (google-research/meliad).
+        """Each parameter's name, and how to assemble it from tensors of the reference (google-research/meliad).
 
         Raises:
-            ConfigError: the reference has no such kind.
+            ConfigError: the reference does not have this kind.
         """
-        raise ConfigError(f"the reference implementation has no {self.kind}; nearest: `brt export --to safetensors`")
+        raise ConfigError(
+            f"the reference implementation does not have {self.kind}; nearest: `brt export --to safetensors`"
+        )
 
 
 def assigned(halves: Mapping[str, Half], layers: int) -> list[str | None]:
-    """The name of the half that each of `layers` layers has; None where no half takes it, the first where two do."""
+    """For each of `layers` layers, the name of the half that covers it: the first if there are two, None if none."""
     names: list[str | None] = [None] * layers
     for name, half in halves.items():
         for index in half.layers or ():
@@ -112,7 +118,7 @@ def assigned(halves: Mapping[str, Half], layers: int) -> list[str | None]:
 
 
 def wrong_assignments(halves: Mapping[str, Half], layers: int, key: str) -> Iterator[str]:
-    """What is wrong with the layers that the halves at `key` ("model.mixers") name."""
+    """A message for each mistake in the `layers` of the halves at `key` ("model.mixers")."""
     taken: dict[int, str] = {}
     for name, half in halves.items():
         given = half.layers or ()
@@ -120,30 +126,30 @@ def wrong_assignments(halves: Mapping[str, Half], layers: int, key: str) -> Iter
         if outside:
             nearest = [min(max(index, -layers), layers - 1) for index in outside]
             yield (
-                f"{key}.{name}.layers has {listed(outside)}, but with model.layers={layers} indices go from {-layers} "
-                f"to {layers - 1}; nearest: {listed(nearest)}"
+                f"{key}.{name}.layers contains {listed(outside)}, but with model.layers={layers} indices run from "
+                f"{-layers} to {layers - 1}; nearest: {listed(nearest)}"
             )
             continue
         distinct = sorted({index % layers for index in given})
         if len(distinct) != len(given):
             every = sorted(index % layers for index in given)
             yield (
-                f"{key}.{name}.layers={list(given)} names a layer twice (they are layers {listed(every)} of {layers}); "
+                f"{key}.{name}.layers={list(given)} lists a layer twice (layers layers {listed(every)} of {layers}); "
                 f"nearest: {distinct}"
             )
         shared = [index for index in distinct if index in taken]
         if shared:
             yield (
-                f"{key}.{name}.layers and {key}.{taken[shared[0]]}.layers both name layer {listed(shared)}; "
+                f"{key}.{name}.layers and {key}.{taken[shared[0]]}.layers both contain layer {listed(shared)}; "
                 f"nearest: {key}.{name}.layers={[index for index in distinct if index not in taken]}"
             )
         taken |= {index: name for index in distinct}
     rest = [name for name, half in halves.items() if half.layers is None]
     if len(rest) > 1:
-        yield f"{key}: {' and '.join(rest)} both take all layers that no other names; give all but one of them `layers`"
+        yield f"{key}: {' and '.join(rest)} both leave `layers` unset; set it for all but one of them"
     if not rest and len(taken) < layers and not any(half.layers is None for half in halves.values()):
         free = [index for index in range(layers) if index not in taken]
-        yield f"{key}: layers {listed(free)} have none; nearest: leave `layers` of one of them unset, or add another"
+        yield f"{key}: no entry covers layers {listed(free)}; nearest: leave `layers` of one of them unset, or add one"
 
 
 def listed(numbers: Iterable[Any]) -> str:

@@ -1,6 +1,6 @@
-"""The keys of the config: which there are, what they mean, and which is nearest to one that there is not.
+"""The keys of the config: list them, look them up, and find the nearest to an unknown one.
 
-A section of a mapping (`model.mixers`) may have any name; the keys listed here are those under the names of the kinds.
+The sections of a mapping (`model.mixers`) may have any name; here their keys are listed under the names of the kinds.
 """
 
 import difflib
@@ -14,13 +14,13 @@ from brt_dist.config.section import Section, choice_of
 
 
 def subsection(section: type[BaseModel], name: str) -> type[Section] | None:
-    """The class of a section that is always of one kind, None for anything else."""
+    """The class of a section that is always of one kind; None for anything else."""
     kind = section.model_fields[name].annotation
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
 def leaf_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted names of everything that can be set below `section`; of kinds those of all, each name once."""
+    """The dotted names of all settings below `section`, with those of every kind; each name once."""
     for name in section.model_fields:
         inner, choice = subsection(section, name), choice_of(section, name)
         if inner is not None:
@@ -36,7 +36,7 @@ def leaf_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and plain value of everything that is set in `section`, in the order of the schema."""
+    """Dotted name and plain value of every setting in `section`, in the order of the schema."""
     yield from _leaves(section, section.model_dump(mode="json"), prefix)
 
 
@@ -53,7 +53,7 @@ def _leaves(section: Section, plain: dict[str, Any], prefix: str) -> Iterator[tu
 
 
 def field_of(root: type[BaseModel], key: str) -> FieldInfo | None:
-    """The field that a dotted key names; of kinds that of the first kind that has it."""
+    """The field that a dotted key names; if its section comes in kinds, that of the first kind that has it."""
     name, _, rest = key.partition(".")
     field, choice = root.model_fields.get(name), choice_of(root, name)
     if not rest or field is None:
@@ -68,7 +68,7 @@ def field_of(root: type[BaseModel], key: str) -> FieldInfo | None:
 
 
 def _kinds_with(root: type[BaseModel], key: str) -> list[str]:
-    """The kinds that have the field which a dotted key names, where its section comes in kinds."""
+    """The kinds that have the field that a dotted key names, if its section comes in kinds."""
     name, _, rest = key.partition(".")
     choice = choice_of(root, name)
     if choice is None:
@@ -80,7 +80,7 @@ def _kinds_with(root: type[BaseModel], key: str) -> list[str]:
 
 
 def dotted(root: type[BaseModel], location: Sequence[Any]) -> str:
-    """The key at a location in pydantic's words, which has the kind of a section as an item of its own."""
+    """The dotted key of a location in a pydantic error, where the kind of a section is an item of its own."""
     parts, section = [], root
     rest = list(location)
     while rest:
@@ -102,13 +102,13 @@ def dotted(root: type[BaseModel], location: Sequence[Any]) -> str:
 
 
 def nearest_key(root: type[BaseModel], section: type[BaseModel], prefix: str, name: str) -> str:
-    """The end of a message about an unknown key: the most similar key of the same section, else of any section."""
+    """The end of a message about an unknown key: the most similar key in its section, or else anywhere."""
     near = difflib.get_close_matches(name, section.model_fields, n=1)
     if near:
         return f"; nearest: {prefix}{near[0]}"
     others = _kinds_with(root, prefix + name)
     if others:
-        return f", which only {' and '.join(others)} has; known here: {', '.join(section.model_fields)}"
+        return f" (only {' and '.join(others)} has it); valid here: {', '.join(section.model_fields)}"
     everywhere = {key.rpartition(".")[2]: key for key in leaf_keys(root)}
     near = difflib.get_close_matches(name, everywhere, n=1)
-    return f"; nearest: {everywhere[near[0]]}" if near else f"; known here: {', '.join(section.model_fields)}"
+    return f"; nearest: {everywhere[near[0]]}" if near else f"; valid here: {', '.join(section.model_fields)}"

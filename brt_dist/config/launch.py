@@ -1,4 +1,4 @@
-"""Where the processes of a run are started: the section `launch`, with a section for each backend in the table."""
+"""The section `launch`: where a run's processes start, with a subsection for each backend."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -14,33 +14,35 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Section)
 
-_BACKEND = "what brt submit gives the run to"
+_BACKEND = "where `brt submit` submits the run"
 
 
 class LaunchSettings(Section):
-    """Where the processes run, without the sections of the backends."""
+    """The settings that all backends share."""
 
     backend: str = Field("local", description=_BACKEND)
-    nodes: PositiveInt = Field(1, description="machines")
+    nodes: PositiveInt = Field(1, description="number of nodes")
     gpus_per_node: NonNegativeInt | None = Field(
-        None, description="GPUs asked of a node; none: one for each rank with run.device=cuda, else none"
+        None, description="GPUs to request per node; unset: one per rank if run.device=cuda, otherwise none"
     )
     time_limit: str | None = Field(
-        None, pattern=r"^(\d+-)?\d{1,3}:\d\d(:\d\d)?$", description="longest time of a job: H:MM, H:MM:SS or D-H:MM:SS"
+        None, pattern=r"^(\d+-)?\d{1,3}:\d\d(:\d\d)?$", description="time limit of the job: H:MM, H:MM:SS or D-H:MM:SS"
     )
     ray_address: str | None = Field(
-        None, description="address of a running Ray cluster to join (host:port); none: start Ray on this machine"
+        None, description="address of a running Ray cluster (host:port); unset: start Ray on this machine"
     )
     threads_per_rank: PositiveInt | None = Field(
-        None, description="CPU threads of a rank; none: cores / ranks of the node"
+        None, description="CPU threads per rank; unset: the node's cores divided by its ranks"
     )
-    start_timeout_seconds: PositiveFloat = Field(300.0, description="longest wait for nodes and for all ranks to meet")
+    start_timeout_seconds: PositiveFloat = Field(
+        300.0, description="longest wait for the nodes and for the rendezvous of all ranks"
+    )
     preflight: bool = Field(True, description="check the nodes before the ranks start")
-    recovery: RecoveryConfig = Field(default_factory=RecoveryConfig, description="what follows when an attempt fails")
+    recovery: RecoveryConfig = Field(default_factory=RecoveryConfig, description="what happens when an attempt fails")
 
     @property
     def time_limit_seconds(self) -> int | None:
-        """The time limit in seconds, none where there is none."""
+        """The time limit in seconds; None if there is none."""
         if self.time_limit is None:
             return None
         days, _, clock = self.time_limit.rpartition("-")
@@ -53,14 +55,14 @@ class LaunchSettings(Section):
 
 
 def with_backends(kinds: "Mapping[str, type[Backend]]") -> type[LaunchSettings]:
-    """The section `launch`: the settings of all backends, and below them a section for each of `kinds` that has one."""
+    """The class of the section `launch`: shared settings, and a subsection for each of `kinds` that has one."""
     fields: dict[str, Any] = {"backend": (Literal[*kinds], Field("local", description=_BACKEND))}
     for name, kind in kinds.items():
         if kind.section is not None:
             about = (kind.section.__doc__ or name).splitlines()[0].rstrip(".")
             fields[name] = (kind.section, Field(default_factory=kind.section, description=about))
     return create_model(
-        "LaunchConfig", __base__=LaunchSettings, __doc__="Where the processes run.", __module__=__name__, **fields
+        "LaunchConfig", __base__=LaunchSettings, __doc__="Backend, nodes and recovery.", __module__=__name__, **fields
     )
 
 

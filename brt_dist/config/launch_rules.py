@@ -1,4 +1,4 @@
-"""Rules of the section `launch`: those of all backends, and those of the backend that the config names."""
+"""Rules of the section `launch`: those of all backends, and those of the chosen one."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 def gpus_per_node(config: "Config") -> int:
-    """GPUs to request per node: `launch.gpus_per_node`, or else one for each of its ranks if the run needs GPUs."""
+    """GPUs to request per node: `launch.gpus_per_node`, or else one per rank if the run needs GPUs."""
     if config.launch.gpus_per_node is not None:
         return config.launch.gpus_per_node
     return config.parallel.world_size // config.launch.nodes if config.run.device == "cuda" else 0
 
 
 def broken_launch_rules(config: "Config") -> Iterator[str]:
-    """One message for each rule that `config` breaks on the backend that it names."""
+    """A message for each launch rule that `config` breaks."""
     yield from _gpus(config)
     yield from BACKENDS[config.launch.backend].broken_rules(config)
 
@@ -26,6 +26,6 @@ def _gpus(config: "Config") -> Iterator[str]:
     given, ranks = config.launch.gpus_per_node, config.parallel.world_size // config.launch.nodes
     if config.run.device == "cuda" and given is not None and given < ranks:
         yield (
-            f"launch.gpus_per_node={given}, but each of launch.nodes={config.launch.nodes} machines runs {ranks} ranks "
+            f"launch.gpus_per_node={given}, but each of launch.nodes={config.launch.nodes} nodes runs {ranks} ranks "
             f"with run.device=cuda; nearest: launch.gpus_per_node={ranks}"
         )

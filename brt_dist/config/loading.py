@@ -1,6 +1,6 @@
-"""From YAML files and `key.sub=value` overrides to a checked :class:`Config`, with the origin of every value.
+"""Load YAML files and `key.sub=value` overrides into a validated :class:`Config`, with the origin of every value.
 
-Every problem of all sources is found in one pass and told in one message, each with its place (`file:line`).
+One pass finds the problems of all sources, and one message reports them, each with its place (`file:line`).
 Validation is strict: `layers: 2.0` or `device: true` is an error, not a guess.
 """
 
@@ -29,9 +29,11 @@ _LARGEST = 2**63 - 1  # also keeps out .inf and .nan
 
 @dataclass(frozen=True)
 class Resolved:
-    """A valid config and, for every leaf (`section.key`), where its value came from.
+    """A valid config and the origin of its values.
 
-    The origin is `default`, `FILE:LINE` or `command line`.
+    Attributes:
+        config: the config.
+        provenance: where each value came from, by `section.key`: `default`, `FILE:LINE` or `command line`.
     """
 
     config: Config
@@ -39,9 +41,14 @@ class Resolved:
 
 
 def load(sources: Path | str | Sequence[Path | str], overrides: Sequence[str] = ()) -> Resolved:
-    """Read `sources` in order (a Path is a file, a str is YAML text), then apply `overrides` (`key.sub=value`).
+    """Load a config.  Later values win, key by key.
 
-    Later values win, key by key.  Raises ConfigError with all problems at once.
+    Args:
+        sources: what to read, in order; a Path is a file, a str is YAML text.
+        overrides: `key.sub=value`, applied last.
+
+    Raises:
+        ConfigError: with all problems at once.
     """
     problems: list[str] = []
     merged: Tree = {}
@@ -57,12 +64,12 @@ def load(sources: Path | str | Sequence[Path | str], overrides: Sequence[str] = 
 
 
 def recorded(values: Mapping[str, Any]) -> Config:
-    """The config that a checkpoint recorded, perhaps of an earlier version.
+    """The config in a checkpoint, which an earlier version may have written.
 
-    Keys that had no effect on the run are dropped whatever their value: a record tells what happened.
+    Keys that had no effect on the run are dropped, whatever their value.
 
     Raises:
-        ValueError: it is none that this version can read.
+        ValueError: this version cannot read it.
     """
     optimizer = values.get("optimizer")
     if isinstance(optimizer, dict):
@@ -76,7 +83,7 @@ def dump(config: Config) -> str:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """All leaves as {"section.key": plain value}, in the order of the schema."""
+    """All values as {"section.key": plain value}, in the order of the schema."""
     return dict(leaves(config))
 
 
@@ -95,7 +102,7 @@ def _read(source: Path | str, problems: list[str]) -> Tree:
 
 def _similar_file(path: Path) -> str:
     if not path.parent.is_dir():
-        return f" (nor a folder {path.parent})"
+        return f" (the folder {path.parent} does not exist either)"
     names = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml")]
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"; nearest: {path.parent / near[0]}" if near else ""
@@ -105,9 +112,9 @@ def _read_override(override: str, problems: list[str]) -> Tree:
     key, equals, value = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        problems.append(f"{COMMAND_LINE}: {override!r} is not of the form key.sub=value, for example run.steps=100")
+        problems.append(f"{COMMAND_LINE}: {override!r} must have the form key.sub=value, for example run.steps=100")
         return {}
-    # Indented below a key of its own, so that any YAML value works: a number, [1, 2], {layers: 2}.
+    # parsed as the value of a key, so that any YAML value works: a number, [1, 2], {layers: 2}
     try:
         node = parse(f"value: {value}", COMMAND_LINE, problems, shown=override)["value"]
     except ConfigError as error:
@@ -129,7 +136,7 @@ def _merge(target: Tree, update: Tree) -> None:
 
 
 def _respelled(tree: Tree, problems: list[str]) -> Tree:
-    """`tree` with the keys of earlier versions in their present spelling."""
+    """`tree` with keys of earlier versions in their current spelling."""
     return {**tree, **_respelled_model(tree, problems), **_respelled_optimizer(tree, problems)}
 
 
@@ -140,8 +147,8 @@ def _respelled_model(tree: Tree, problems: list[str]) -> Tree:
 
     def refuse(key: str, place: str) -> None:
         problems.append(
-            f"{first_place(model[key])}: model.{key} is now spelled model.{place}, and "
-            f"model.{place.partition('.')[0]} is given too; write model.{place}"
+            f"{first_place(model[key])}: model.{key} is the old name of model.{place} and cannot be combined with "
+            f"model.{place.partition('.')[0]}; set model.{place} instead"
         )
 
     return {"model": move_model_keys(model, refuse, lambda value: Leaf(value, DEFAULT))}
@@ -154,16 +161,16 @@ def _respelled_optimizer(tree: Tree, problems: list[str]) -> Tree:
 
     def refuse(key: str, other: str) -> None:
         problems.append(
-            f"{first_place(optimizer[key])}: optimizer.{key} has no effect without optimizer.name={other}, which has "
-            "it; set that, or remove the key"
+            f"{first_place(optimizer[key])}: optimizer.{key} has no effect unless optimizer.name={other}; set that, or "
+            "remove the key"
         )
 
     return {"optimizer": drop_optimizer_keys(optimizer, refuse, _plain)}
 
 
 def _known_part(tree: Tree, section: type[BaseModel], prefix: str, problems: list[str]) -> Tree:
-    """The part of `tree` that the schema knows; the rest becomes problems."""
-    # Every section is there, if only empty, so that what is missing is told leaf by leaf.
+    """The part of `tree` that the schema knows; the rest is added to `problems`."""
+    # every section is present, if only empty, so that missing values are reported one by one
     known: Tree = {name: {} for name in section.model_fields if subsection(section, name)}
     for name, node in tree.items():
         key = prefix + name
@@ -183,21 +190,21 @@ def _known_part(tree: Tree, section: type[BaseModel], prefix: str, problems: lis
             }
         elif node.value is not None:
             kinds = ", ".join(choice.kinds)
-            problems.append(f"{node.place}: {key} maps names to sections, of the kinds {kinds}; got {node.value!r}")
+            problems.append(f"{node.place}: {key} must map names to sections (kinds: {kinds}); got {node.value!r}")
     return known
 
 
 def _section(node: Node, section: type[BaseModel], key: str, problems: list[str]) -> Tree:
     if isinstance(node, dict):
         return _known_part(node, section, f"{key}.", problems)
-    if node.value is not None:  # a section without keys is an empty one
+    if node.value is not None:  # a section without keys is empty
         keys = ", ".join(section.model_fields)
-        problems.append(f"{node.place}: {key} is a section with the keys {keys}; got {node.value!r}")
+        problems.append(f"{node.place}: {key} must be a section with keys {keys}; got {node.value!r}")
     return {}
 
 
 def _of_kind(node: Node, choice: Choice, default: str, key: str, problems: list[str]) -> Tree:
-    """A section of the kind that it names, or of the default one."""
+    """A section of the kind that it names, or else of the default kind."""
     told = node.get(choice.key) if isinstance(node, dict) else None
     kind = default if told is None else _plain(told)
     if kind not in choice.kinds:
@@ -211,7 +218,7 @@ def _of_kind(node: Node, choice: Choice, default: str, key: str, problems: list[
 
 
 def _validate(tree: Tree, problems: list[str]) -> Config | None:
-    """The Config, or None and what is wrong in `problems`."""
+    """The Config; None if something is wrong, which is then added to `problems`."""
     try:
         # Through JSON: pydantic's strict mode then takes lists for tuples and text for paths, and nothing else.
         config = Config.model_validate_json(json.dumps(_plain(tree)), strict=True)
@@ -223,7 +230,7 @@ def _validate(tree: Tree, problems: list[str]) -> Config | None:
     for key, value in flatten(config).items():
         numbers = value if isinstance(value, list) else [value]
         if any(isinstance(number, float | int) and not abs(number) <= _LARGEST for number in numbers):
-            problems.append(_at(_origin(tree, key), f"{key} must be a number of reasonable size, not {value}"))
+            problems.append(_at(_origin(tree, key), f"{key} must be finite and within 64 bits, not {value}"))
     return config
 
 
@@ -232,7 +239,7 @@ def _at(place: str, text: str) -> str:
 
 
 def _origin(tree: Tree, key: str) -> str:
-    """The place of a value; for an item of a list that of the list."""
+    """The place of a value; for an item of a list, that of the list."""
     node: Node = tree
     for part in key.split("."):
         if isinstance(node, Leaf):

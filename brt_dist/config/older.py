@@ -1,13 +1,13 @@
-"""Keys of the config as earlier versions spelled them, put where they belong now.
+"""Translates config keys of earlier versions into the current ones.
 
-Files with the older keys keep working: those that people wrote, and those that runs and checkpoints hold.  Both the
-YAML tree (whose leaves know their place) and plain values are respelled by the same function.
+Files with the older keys keep working, whether a user, a run or a checkpoint wrote them.  The same functions translate
+the YAML tree (whose leaves know their place) and plain values.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-# Until 0.1.0 every config had the keys of both optimizers, at these values where nothing else was given.
+# until 0.1.0 every config had the keys of both optimizers, with these defaults
 _OPTIMIZER_KEYS: dict[str, dict[str, Any]] = {
     "adamw": {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.0},
     "adafactor": {"momentum": 0.9, "decay_rate": 0.8},
@@ -17,11 +17,12 @@ _OPTIMIZER_KEYS: dict[str, dict[str, Any]] = {
 def drop_optimizer_keys(
     optimizer: dict[str, Any], refuse: Callable[[str, str], None], value: Callable[[Any], Any] = lambda node: node
 ) -> dict[str, Any]:
-    """`optimizer` without the keys of the other of the two optimizers of then.
+    """`optimizer` without the keys of the other optimizer.
 
     Args:
-        refuse: called with such a key and the optimizer that has it, where it is not at its default.
-        value: the plain value of an item.
+        optimizer: the section.
+        refuse: called with such a key and the optimizer that it belongs to, if its value is not the default.
+        value: converts an item to a plain value.
     """
     name = value(optimizer["name"]) if "name" in optimizer else "adamw"
     if name not in _OPTIMIZER_KEYS:
@@ -37,7 +38,7 @@ def drop_optimizer_keys(
 DEFAULT_MIXERS: dict[str, Any] = {"window": {"kind": "window"}, "recurrent": {"kind": "recurrent", "layers": (-3,)}}
 DEFAULT_FFNS: dict[str, Any] = {"relu": {"kind": "relu"}}
 
-# older key of the model section: where its value stands now
+# older key of the model section: where its value goes now
 MODEL_KEYS: dict[str, tuple[str, ...]] = {
     "mlp_width": ("ffns.relu.width", "mixers.recurrent.mlp_width"),
     "recurrent_layers": ("mixers.recurrent.layers",),
@@ -56,11 +57,12 @@ OLDER_KEYS = tuple(f"model.{key}" for key in MODEL_KEYS)
 def move_model_keys(
     model: dict[str, Any], refuse: Callable[[str, str], None], leaf: Callable[[Any], Any] = lambda value: value
 ) -> dict[str, Any]:
-    """`model` with the older keys at their new places, beside the mixers and FFNs that were implied then.
+    """`model` with the values of older keys moved to their new places, among the mixers and FFNs that they implied.
 
     Args:
-        refuse: called with an older key and its new spelling where the new section is given as well.
-        leaf: makes a leaf of the tree from the value of a default.
+        model: the section.
+        refuse: called with an older key and its new name if the new section is set as well.
+        leaf: makes a leaf of the tree from a default value.
     """
     older = [key for key in MODEL_KEYS if key in model]
     if not older:
@@ -82,14 +84,14 @@ def move_model_keys(
 
 
 def respelled_model(given: dict[str, Any]) -> dict[str, Any]:
-    """Plain values of the model section in the present spelling, each section with its kind.
+    """Plain values of the model section under their current names, each section with its kind.
 
     Raises:
-        ValueError: an older key is given beside the section that has replaced it.
+        ValueError: an older key and the section that replaced it are both set.
     """
 
     def refuse(key: str, place: str) -> None:
-        raise ValueError(f"{key} is now spelled {place}, and both are given")
+        raise ValueError(f"{key} is the old name of {place}, and both are set")
 
     model = move_model_keys(given, refuse)
     for root in ("mixers", "ffns"):
@@ -99,12 +101,12 @@ def respelled_model(given: dict[str, Any]) -> dict[str, Any]:
                 for name, section in model[root].items()
             }
             model = {**model, root: sections}
-    # a validator that ran before has made this Python's, and there pydantic's strict mode takes no list for a tuple
+    # after a `before` validator pydantic validates Python values, and its strict mode refuses a list for a tuple
     return {key: _tuples(value) for key, value in model.items()}
 
 
 def respelled_key(key: str) -> str:
-    """The present spelling of a dotted key, for example of one that `run.allow` names."""
+    """The current name of a dotted key, for example one in `run.allow`."""
     section, _, name = key.partition(".")
     return f"model.{MODEL_KEYS[name][-1]}" if section == "model" and name in MODEL_KEYS else key
 

@@ -1,7 +1,7 @@
-"""All rules that need more than one value, in one place.
+"""All rules that involve more than one value.
 
-:func:`check` finds every broken rule, and raises one ConfigError that names for each the reason and the nearest
-value that works, and for the layout as a whole the nearest layout that works.
+:func:`check` finds every broken rule and raises one ConfigError.  It gives the reason and the nearest value that
+works for each, and the nearest layout that works as a whole.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,15 +19,25 @@ _LARGEST_FACTOR = 1 << 14  # nothing is ever split into more parts than this
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What the rules need to know of a dataset that was opened."""
+    """What the rules need to know about a dataset.
 
-    documents: int  # that may be read at once: of a mixture, as many as its weights allow
+    Attributes:
+        documents: how many streams can read different documents at once (of a mixture, at its weights).
+        vocab_size: vocabulary of its tokenizer.
+        tokenizer_digest: sha256 of its tokenizer.
+    """
+
+    documents: int
     vocab_size: int
     tokenizer_digest: str
 
 
 def check(config: Config, dataset: DatasetFacts | None = None, validation: DatasetFacts | None = None) -> None:
-    """Raise ConfigError if `config` cannot run, on its own or with the datasets that it names (when given)."""
+    """Check a config, and the datasets that it names if they are given.
+
+    Raises:
+        ConfigError: it breaks a rule; the message lists all that are broken.
+    """
     problems = [*_broken(config)]
     problems += [problem for rule in _OTHER_RULES for problem in rule(config)]
     if dataset is not None:
@@ -36,16 +46,17 @@ def check(config: Config, dataset: DatasetFacts | None = None, validation: Datas
         return
     text = "\n".join(f"  - {problem}" for problem in problems) if len(problems) > 1 else problems[0]
     if len(problems) > 1:
-        text = f"this config cannot run, {len(problems)} problems:\n{text}"
+        text = f"this config cannot run; {len(problems)} problems:\n{text}"
     if any(_broken(config)):
         text += f"\nnearest layout that works: {_layout_text(_with(config, nearest_layout(config)))}"
     raise ConfigError(text)
 
 
 def nearest_layout(config: Config) -> ParallelConfig:
-    """A layout for this model and batch that breaks no layout rule, on as many of the given processes as possible.
+    """The layout nearest to the given one that breaks no layout rule.
 
-    Among those the one that changes least.  One process with one stream at a time always works.
+    It uses as many of the given processes as possible; among those layouts, it is the one that changes least.  One
+    process with one stream at a time always works.
     """
     works = (layout for layout in _candidates(config) if not any(_broken(_with(config, layout))))
     return min(works, key=lambda layout: _distance(config.parallel, layout))
@@ -59,7 +70,7 @@ def _candidates(config: Config) -> Iterator[ParallelConfig]:
         for pipeline in {1, given.pipeline, min(given.pipeline, model.layers)}:
             if tensor * pipeline > world:
                 continue
-            # As many data parallel ranks as there are processes for, or no more than were asked for.
+            # as many data parallel ranks as there are processes for, or at most as many as requested
             room = world // (tensor * pipeline)
             for data in {max(divisors(streams, room)), max(divisors(streams, min(room, given.data)))}:
                 sizes = {
@@ -93,7 +104,7 @@ def _divisibility(config: Config) -> Iterator[str]:
 
 
 def _tensor_sizes(config: Config) -> dict[str, int]:
-    """What tensor parallelism divides, by config key."""
+    """Sizes that tensor parallelism divides, by config key."""
     sizes: dict[str, int] = {}
     for key, half in config.model.halves():
         sizes.update(half.tensor_sizes(config.model, key))
@@ -106,7 +117,7 @@ def _streams(config: Config) -> Iterator[str]:
     if streams % portion:
         yield (
             f"data.streams={streams} must be a multiple of parallel.data*parallel.micro_batch = "
-            f"{layout.data}*{layout.micro_batch} = {portion}, as every rank holds the same number of streams; "
+            f"{layout.data}*{layout.micro_batch} = {portion}, because every rank holds equally many streams; "
             f"nearest: data.streams={_nearest_multiple(streams, portion)}"
         )
 
@@ -121,17 +132,19 @@ def _pipeline(config: Config) -> Iterator[str]:
     if layout.pipeline > 1 and layout.zero_stage in (2, 3):
         yield (
             f"parallel.zero_stage={layout.zero_stage} with parallel.pipeline={layout.pipeline}: DeepSpeed's pipeline "
-            "keeps whole gradients, so it allows no ZeRO 2 or 3; nearest: parallel.zero_stage=1, or parallel.pipeline=1"
+            "keeps whole gradients, so ZeRO 2 and 3 do not work with it; nearest: parallel.zero_stage=1, or "
+            "parallel.pipeline=1"
         )
     if layout.pipeline > 1 and layout.zero_stage == 0:
         yield (
-            "parallel.zero_stage=0 with a pipeline: the embedding that the first and last stage share drifts apart "
-            "without ZeRO; nearest: parallel.zero_stage=1"
+            "parallel.zero_stage=0 with a pipeline: without ZeRO, the first and last stage's copies of the tied "
+            "embedding drift apart; nearest: parallel.zero_stage=1"
         )
     if layout.pipeline > 1 and config.model.feedback:
         yield (
             f"parallel.pipeline={layout.pipeline} with model.feedback=true: the first layers attend to the state that "
-            "a later one made of the block before, so every block would pass all stages before the next can begin; "
+            "a later layer computed for the previous block, so each block would have to pass through all stages before "
+            "the next one could start; "
             "nearest: parallel.pipeline=1, or model.feedback=false"
         )
 
@@ -151,7 +164,8 @@ def _optimizer_layout(config: Config) -> Iterator[str]:
 def _zero(config: Config) -> Iterator[str]:
     if config.parallel.zero_stage == 0 and config.run.precision == "bf16":
         yield (
-            "parallel.zero_stage=0 with run.precision=bf16: DeepSpeed cannot add gradients up in fp32 then; "
+            "parallel.zero_stage=0 with run.precision=bf16: DeepSpeed cannot accumulate gradients in fp32 without "
+            "ZeRO; "
             "nearest: parallel.zero_stage=1"
         )
 
@@ -163,7 +177,7 @@ def _sequence_parallel(config: Config) -> Iterator[str]:
     if ranks == 1:
         yield (
             "parallel.sequence_parallel=true with parallel.tensor=1: the sequence is split over the tensor parallel "
-            "ranks, and there is one; nearest: parallel.sequence_parallel=false"
+            "ranks, and there is only one; nearest: parallel.sequence_parallel=false"
         )
     # with feedback the stack runs on one block at a time
     sizes = {"model.window": config.model.window} if config.model.feedback else {"data.segment": config.data.segment}
@@ -172,7 +186,7 @@ def _sequence_parallel(config: Config) -> Iterator[str]:
     for name, size in sizes.items():
         if size % ranks:
             yield (
-                f"{name}={size} cannot be split over parallel.tensor={ranks} ranks, which sequence parallel does; "
+                f"{name}={size} cannot be split over parallel.tensor={ranks} ranks, as sequence parallel requires; "
                 f"nearest: {name}={_nearest_multiple(size, ranks)}, or parallel.sequence_parallel=false"
             )
 
@@ -181,8 +195,8 @@ def _nodes(config: Config) -> Iterator[str]:
     nodes, world = config.launch.nodes, config.parallel.world_size
     if world % nodes:
         yield (
-            f"{world} processes (parallel.tensor*pipeline*data) on launch.nodes={nodes} machines: every machine runs "
-            f"the same number; nearest: launch.nodes={max(divisors(world, nodes))}"
+            f"{world} processes (parallel.tensor*pipeline*data) cannot be spread evenly over launch.nodes={nodes}; "
+            f"nearest: launch.nodes={max(divisors(world, nodes))}"
         )
 
 
@@ -198,8 +212,8 @@ def _segment(config: Config) -> Iterator[str]:
         )
     if config.run.sample_tokens >= config.data.segment:
         yield (
-            f"run.sample_tokens={config.run.sample_tokens} must be less than data.segment={config.data.segment}, in "
-            f"which all of it happens; nearest: run.sample_tokens={config.data.segment - 1}"
+            f"run.sample_tokens={config.run.sample_tokens} must be less than data.segment={config.data.segment}, "
+            f"because a sample fits in one segment; nearest: run.sample_tokens={config.data.segment - 1}"
         )
 
 
@@ -214,7 +228,7 @@ def _feedback(config: Config) -> Iterator[str]:
     if model.feedback and not model.feeding_layers():
         feeding = next((name for name, mixer in model.mixers.items() if mixer.states_fed_back()), "recurrent")
         yield (
-            "model.feedback=true, and no layer has a state to feed back; "
+            "model.feedback=true, but no layer has a state to feed back; "
             f"nearest: model.mixers.{feeding}.layers=[-1], or model.feedback=false"
         )
 
@@ -223,7 +237,7 @@ def _causality(config: Config) -> Iterator[str]:
     for name, mixer in config.model.mixers.items():
         if not mixer.is_causal:
             yield (
-                f"model.mixers.{name}: {mixer.kind} lets a token see later ones, and a language model must not; "
+                f"model.mixers.{name}: {mixer.kind} is not causal, and a language model must be; "
                 f"nearest: kind: {next(kind for kind in MIXERS if MIXERS[kind].is_causal)}"
             )
 
@@ -237,8 +251,8 @@ def _optimizer(config: Config) -> Iterator[str]:
     steps, optimizer = config.run.steps, config.optimizer
     if optimizer.warmup_steps > steps:
         yield (
-            f"optimizer.warmup_steps={optimizer.warmup_steps} is longer than the run (run.steps={steps}), which would "
-            f"never reach its learning rate; nearest: optimizer.warmup_steps={steps}"
+            f"optimizer.warmup_steps={optimizer.warmup_steps} is longer than the run (run.steps={steps}), so it would "
+            f"never reach its peak learning rate; nearest: optimizer.warmup_steps={steps}"
         )
     yield from optimizer.broken_rules()
 
@@ -255,16 +269,16 @@ def _folders(config: Config) -> Iterator[str]:
 def _training_data(config: Config) -> Iterator[str]:
     data = config.data
     if data.dataset is None and not data.mixture:
-        yield "data.dataset is missing (folder or URL of the training dataset); or give several as data.mixture"
+        yield "data.dataset is missing (folder or URL of the training dataset); for several datasets, set data.mixture"
     if data.dataset is not None and data.mixture:
         yield (
-            f"data.dataset={data.dataset} and data.mixture are both given; nearest: only data.mixture, with "
-            f"{{dataset: {data.dataset}, weight: ...}} as one more item"
+            f"data.dataset={data.dataset} and data.mixture are both set; nearest: only data.mixture, with "
+            f"{{dataset: {data.dataset}, weight: ...}} added to it"
         )
     places = [str(part.dataset) for part in data.mixture]
     twice = sorted({place for place in places if places.count(place) > 1})
     if twice:
-        yield f"data.mixture has {twice[0]} more than once; nearest: one item with the sum of the weights"
+        yield f"data.mixture lists {twice[0]} more than once; nearest: one item with the sum of the weights"
 
 
 def _training(config: Config) -> str:
@@ -280,15 +294,15 @@ def _dataset(config: Config, dataset: DatasetFacts, validation: DatasetFacts | N
     if dataset.documents < config.data.streams:
         yield (
             f"data.streams={config.data.streams}, but {_training(config)} has {dataset.documents} documents"
-            + (" to begin with at these weights" if config.data.mixture else "")
-            + ", and no two streams may read the same one; "
+            + (" before one repeats at these weights" if config.data.mixture else "")
+            + ", and every stream needs its own; "
             + (f"nearest: data.streams={_fitting_streams(config, dataset)}" if dataset.documents else "it is empty")
         )
     if validation is not None and validation.tokenizer_digest != dataset.tokenizer_digest:
         yield (
-            f"data.validation {config.data.validation} was built with another tokenizer "
-            f"({validation.tokenizer_digest[:12]}) than {_training(config)} "
-            f"({dataset.tokenizer_digest[:12]}); build it again with the tokenizer of the training data"
+            f"data.validation {config.data.validation} was built with a different tokenizer "
+            f"({validation.tokenizer_digest[:12]}) from that of {_training(config)} "
+            f"({dataset.tokenizer_digest[:12]}); rebuild it with the tokenizer of the training data"
         )
 
 
@@ -325,17 +339,17 @@ def _broken(config: Config) -> Iterator[str]:
 
 
 def _with(config: Config, layout: ParallelConfig) -> Config:
-    """`config` on another layout, on as many of its machines as divide the processes."""
+    """`config` on another layout, with as many of its nodes as divide the processes."""
     nodes = max(divisors(layout.world_size, config.launch.nodes))
     launch = config.launch.model_copy(update={"nodes": nodes})
     return config.model_copy(update={"parallel": layout, "launch": launch})
 
 
 def _distance(given: ParallelConfig, layout: ParallelConfig) -> tuple[int, float]:
-    """Idle processes first, then how many sizes change and how much."""
+    """Sort key: idle processes first, then how many sizes change and by how much."""
     pairs = [(getattr(given, name), getattr(layout, name)) for name in ("tensor", "pipeline", "data", "micro_batch")]
     change = sum(max(pair) / min(pair) - 1 for pair in pairs)
-    # Between ZeRO stages that work, 1 is the nearer one: it costs nothing and saves memory.
+    # of the ZeRO stages that work, prefer 1: it costs nothing and saves memory
     stage = {given.zero_stage: 0.0, 1: 0.5}.get(layout.zero_stage, 0.6)
     split = 0.1 * (given.sequence_parallel != layout.sequence_parallel)  # the numbers do not depend on it
     return given.world_size - layout.world_size, change + stage + split

@@ -1,4 +1,4 @@
-"""The base of all sections of the config, and fields that hold a section of one of several kinds."""
+"""The base class of config sections, and fields that hold a section of one of several kinds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from brt_dist.registry import Registry
 
 
 class Section(BaseModel):
-    """Unknown keys are errors, values do not change."""
+    """A section of the config: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a field may hold: a section of one of the kinds of a table, or a mapping from names to such sections.
+    """Marks a field that holds a section of one of several kinds, or a mapping from names to such sections.
 
     Attributes:
-        kinds: the table; its classes are sections.
-        key: the key of a section that says which kind it is.
-        default: the kind of a section that does not say; None: the field is a mapping, and a section that does not
-            say is of the kind that its name in the mapping names.
+        kinds: table of the kinds; its classes are sections.
+        key: the key of a section that names its kind.
+        default: the kind of a section that does not name one.  None: the field is a mapping, and the kind defaults to
+            the section's name in it.
     """
 
     kinds: Registry[Any]
@@ -35,7 +35,7 @@ class Choice:
         return self.default is None
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Editors take a section that does not say its kind as one of the default kind only."""
+        """Require the key of the kind for all but the default, so that editors match a section to one kind."""
         schema = handler(core_schema)
         if "oneOf" in schema:
             kinds = zip(self.kinds, schema["oneOf"], strict=True)
@@ -67,6 +67,6 @@ def _union(kinds: Registry[Any], key: str, default: str | None) -> Any:
 
 
 def choice_of(section: type[BaseModel], name: str) -> Choice | None:
-    """What the field `name` of a section may hold, where it is one of those that come in kinds."""
+    """The Choice of the field `name` of a section; None if the field does not come in kinds."""
     field = section.model_fields.get(name)
     return next((item for item in field.metadata if isinstance(item, Choice)), None) if field else None

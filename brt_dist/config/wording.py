@@ -1,4 +1,4 @@
-"""Validation errors in the words of this project instead of pydantic's."""
+"""Turns pydantic's validation errors into our own wording."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ _WANTED = {
     "list_type": "a list",
     "dict_type": "a mapping, for example {name: value}",
     "finite_number": "a finite number",
-    "string_too_short": "text, not empty",
+    "string_too_short": "non-empty text",
 }
 _BOUNDS = {
     "greater_than": ("greater than", "gt"),
@@ -31,12 +31,12 @@ _BOUNDS = {
 
 
 def humanize(key: str, error: Mapping[str, Any], root: type[BaseModel]) -> str:
-    """One error of pydantic's `errors()` as `KEY must be ..., not VALUE`."""
+    """Format an error of pydantic's `errors()` as `KEY must be ..., not VALUE`."""
     kind, context = error["type"], error.get("ctx", {})
     name, _, item = key.rpartition(".")
     if item.isdigit():  # an item of a list
         if kind == "missing":
-            return f"{name} must be a longer list: item {int(item) + 1} is missing"
+            return f"{name} is too short: item {int(item) + 1} is missing"
         key = f"item {int(item) + 1} of {name}"
     if kind == "missing":
         description = _description(key, root)

@@ -1,4 +1,4 @@
-"""YAML with line numbers: safe (no objects), duplicate keys refused, `1e-3` a number, dates plain text."""
+"""YAML with line numbers.  Safe (no objects); duplicate keys are errors, `1e-3` is a number, dates are plain text."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from brt_dist.errors import ConfigError
 
 @dataclass(frozen=True)
 class Leaf:
-    """A value that is no mapping, and its place (`file:line`)."""
+    """A value other than a mapping, and its place (`file:line`)."""
 
     value: Any
     place: str
@@ -22,7 +22,7 @@ Node: TypeAlias = Tree | Leaf
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader of YAML 1.1, less its two surprises for configs."""
+    """SafeLoader of YAML 1.1, without its two surprises for configs."""
 
 
 # PyYAML reads 1e-3 as text (YAML 1.1 wants 1.0e-3) and 2026-01-01 as a date, which no field here is.
@@ -36,10 +36,16 @@ _Loader.add_implicit_resolver(
 
 
 def parse(text: str, name: str, problems: list[str], shown: str | None = None) -> Tree:
-    """The mapping that `text` holds.  Keys that cannot be used are added to `problems` and left out.
+    """Parse YAML text into a tree.
 
-    `name` is put before line numbers; with `shown` (the text of an override) places are `name` alone.
-    Raises ConfigError when the text as a whole cannot be read.
+    Args:
+        text: the YAML.
+        name: prefix of places (`name:line`).
+        problems: keys that cannot be used are left out of the tree, and a message is added here.
+        shown: text of an override; places are then `name` alone.
+
+    Raises:
+        ConfigError: the text as a whole cannot be read.
     """
     loader = _Loader(text)
     try:
@@ -68,10 +74,10 @@ def _mapping(loader: _Loader, root: yaml.MappingNode, name: str, shown: str | No
             continue
         key = str(key_node.value)
         if key in tree:
-            problems.append(f"{place}: {key} is given twice (before at {first_place(tree[key])})")
+            problems.append(f"{place}: {key} is set twice (first at {first_place(tree[key])})")
             continue
         if isinstance(value_node, yaml.MappingNode):
-            # An empty mapping keeps its place as a leaf: it is the same as a section without keys.
+            # as a leaf, an empty mapping keeps its place; it means the same as a section without keys
             tree[key] = _mapping(loader, value_node, name, shown, problems) if value_node.value else Leaf(None, place)
         else:
             tree[key] = Leaf(_plain(loader.construct_object(value_node, deep=True)), place)
@@ -79,7 +85,7 @@ def _mapping(loader: _Loader, root: yaml.MappingNode, name: str, shown: str | No
 
 
 def _plain(value: Any) -> Any:
-    """Values that JSON has as they are; others (sets, bytes) as text, which the schema then refuses."""
+    """JSON values as they are; others (sets, bytes) as text, which the schema then refuses."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
@@ -97,6 +103,6 @@ def first_place(node: Node) -> str:
 def _syntax(error: yaml.YAMLError, name: str, shown: str | None) -> str:
     problem = getattr(error, "problem", None) or "cannot be read"
     if shown is not None:
-        return f"{name}: {shown!r} has no YAML value after '=' ({problem}); put quotes around it"
+        return f"{name}: {shown!r}: the text after '=' is not a YAML value ({problem}); put quotes around it"
     mark = getattr(error, "problem_mark", None)
     return f"{name}{f':{mark.line + 1}' if mark else ''}: not valid YAML ({problem})"

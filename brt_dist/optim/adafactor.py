@@ -19,12 +19,12 @@ _WHOLE = "adafactor needs whole matrices, which ZeRO 2 and 3 cut up"
 class Adafactor(OptimizerKind):
     """Adafactor: second moments of a matrix by row and column, steps relative to the size of the parameter."""
 
-    name: Literal["adafactor"] = Field("adafactor", description="Adafactor (arXiv 1804.04235), the paper's")
+    name: Literal["adafactor"] = Field("adafactor", description="Adafactor (arXiv 1804.04235), as in the paper")
     learning_rate: PositiveFloat = Field(
-        1e-3, description="largest rate, reached at the end of the warm-up; multiplied by the parameter's RMS"
+        1e-3, description="peak learning rate, reached at the end of warm-up; scaled by each parameter's RMS"
     )
-    momentum: NonNegativeFloat = Field(0.9, lt=1.0, description="decay of the first moment, 0 for none")
-    decay_rate: PositiveFloat = Field(0.8, description="exponent of the second moment's decay")
+    momentum: NonNegativeFloat = Field(0.9, lt=1.0, description="decay of the first moment; 0: no first moment")
+    decay_rate: PositiveFloat = Field(0.8, description="exponent d of the second moment's decay, 1 - t^-d")
 
     refused_zero_stages: ClassVar[Mapping[int, str]] = {2: _WHOLE, 3: _WHOLE}
 

@@ -19,8 +19,8 @@ class AdamW(Elementwise):
     """AdamW: two moments for each weight, decoupled decay."""
 
     name: Literal["adamw"] = Field("adamw", description="AdamW (arXiv 1711.05101)")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the two moments")
-    eps: PositiveFloat = Field(1e-8, description="added to the denominator")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="decay rates of the first and second moment")
+    eps: PositiveFloat = Field(1e-8, description="added to the denominator for numerical stability")
 
     state_names: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
 

@@ -128,11 +128,15 @@ class OptimizerKind(Section):
     """
 
     name: str
-    learning_rate: PositiveFloat = Field(1e-3, description="largest rate, reached at the end of the warm-up")
-    schedule: Literal["constant", "rsqrt", "cosine"] = Field("cosine", description="shape after the warm-up")
+    learning_rate: PositiveFloat = Field(1e-3, description="peak learning rate, reached at the end of warm-up")
+    schedule: Literal["constant", "rsqrt", "cosine"] = Field(
+        "cosine", description="learning-rate schedule after warm-up"
+    )
     warmup_steps: NonNegativeInt = Field(1000, description="steps of linear warm-up")
-    final_ratio: NonNegativeFloat = Field(0.1, le=1.0, description="cosine: last rate as a share of the peak")
-    clip_norm: PositiveFloat | None = Field(1.0, description="largest global gradient norm; unset: no clipping")
+    final_ratio: NonNegativeFloat = Field(
+        0.1, le=1.0, description="schedule=cosine: final learning rate as a fraction of the peak"
+    )
+    clip_norm: PositiveFloat | None = Field(1.0, description="clip gradients to this global norm; unset: no clipping")
 
     refused_zero_stages: ClassVar[Mapping[int, str]] = {}
     """ZeRO stages that it cannot work with, each with the reason, as the end of a sentence"""

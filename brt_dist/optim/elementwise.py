@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Elementwise(OptimizerKind):
     """A kind that looks at one element at a time."""
 
-    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled decay, of the weights of linear maps")
+    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay, of linear layers only")
 
     state_names: ClassVar[tuple[str, ...]] = ()
     """what it remembers of each element, zero at first"""

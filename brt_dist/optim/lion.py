@@ -16,10 +16,10 @@ class Lion(Elementwise):
 
     name: Literal["lion"] = Field("lion", description="Lion (arXiv 2302.06675)")
     learning_rate: PositiveFloat = Field(
-        1e-4, description="largest rate, reached at the end of the warm-up; 3 to 10 times smaller than for AdamW"
+        1e-4, description="peak learning rate, reached at the end of warm-up; 3 to 10 times smaller than for AdamW"
     )
     betas: tuple[float, float] = Field(
-        (0.9, 0.99), description="share of the momentum in the direction of a step; decay of the momentum"
+        (0.9, 0.99), description="weight of the momentum in the update direction; decay of the momentum"
     )
 
     state_names: ClassVar[tuple[str, ...]] = ("momentum",)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class ReluFFN(FFN):
     """A dense layer, ReLU, a dense layer."""
 
-    kind: Literal["relu"] = Field("relu", description="a dense layer, ReLU, a dense layer")
+    kind: Literal["relu"] = Field("relu", description="two dense layers with ReLU between them")
     width: PositiveInt = Field(4096, description="hidden width [F]")
 
     def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:

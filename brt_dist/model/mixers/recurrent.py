@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 class RecurrentMixer(AttentionMixer):
     """Window attention, and S state vectors that are updated through a gate from block to block."""
 
-    kind: Literal["recurrent"] = Field("recurrent", description="window attention beside a gated recurrent state")
-    states: PositiveInt = Field(512, description="state vectors [S]")
-    cell: Literal["skip", "single", "dual"] = Field("skip", description="form of the recurrent cell")
-    gate: Literal["fixed", "lstm"] = Field("fixed", description="gate of the recurrent cell")
-    mlp_width: PositiveInt = Field(4096, description="hidden width of the cell's MLP; cell=skip has none")
-    clear_state: bool = Field(False, description="ablation: every segment starts from the initial state")
+    kind: Literal["recurrent"] = Field("recurrent", description="window attention with a gated recurrent state")
+    states: PositiveInt = Field(512, description="number of state vectors [S]")
+    cell: Literal["skip", "single", "dual"] = Field(
+        "skip", description="recurrent cell: the paper's skip, single or dual"
+    )
+    gate: Literal["fixed", "lstm"] = Field("fixed", description="gate of the recurrent cell: fixed or LSTM")
+    mlp_width: PositiveInt = Field(4096, description="hidden width of the cell's MLP; unused with cell=skip")
+    clear_state: bool = Field(False, description="ablation: start every segment from the initial state")
     state_dtype: Literal["float32", "model"] = Field(
-        "float32", description="type of the carried state: float32 also under bf16, or that of the model"
+        "float32", description="type of the carried state: float32 even with bf16, or the model's type"
     )
 
     changeable: ClassVar[tuple[str, ...]] = (*AttentionMixer.changeable, "clear_state", "state_dtype")

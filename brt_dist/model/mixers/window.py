@@ -21,10 +21,10 @@ class AttentionMixer(Mixer):
     """Tokens attend to the W tokens before them; the cache of the last W keys and values is carried."""
 
     positions: Literal["t5", "rotary", "none"] = Field(
-        "t5", description="positions of token to token attention: relative bias, rotation of queries and keys, or none"
+        "t5", description="positions in token-to-token attention: T5 relative bias, rotary, or none"
     )
     attention_scale: Literal["absolute", "raw"] = Field(
-        "absolute", description="use of the learned scale per head; 'raw' is the 2022 code of the paper"
+        "absolute", description="how the learned scale per head is used; 'raw': as in the paper's 2022 code"
     )
 
     changeable: ClassVar[tuple[str, ...]] = ("attention_scale",)

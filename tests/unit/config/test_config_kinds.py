@@ -64,7 +64,7 @@ def test_each_layer_has_the_mixer_that_names_it() -> None:
     [
         (
             "model: {mixers: {window: {states: 4}}}",
-            ("<text>:3: unknown key model.mixers.window.states, which only recurrent has",),
+            ("<text>:3: unknown key model.mixers.window.states (only recurrent has it)",),
         ),
         (
             "model: {mixers: {recurrent: {statez: 4}}}",
@@ -74,20 +74,26 @@ def test_each_layer_has_the_mixer_that_names_it() -> None:
             "model: {mixers: {a: {kind: windw}}}",
             ("model.mixers.a.kind must be one of", "not 'windw'; nearest: window"),
         ),
-        ("model: {mixers: [window]}", ("model.mixers maps names to sections", "window, recurrent")),
+        ("model: {mixers: [window]}", ("model.mixers must map names to sections", "window, recurrent")),
         (
             "model: {states: 4, mixers: {window: {}}}",
-            ("model.states is now spelled model.mixers.recurrent.states", "write model.mixers.recurrent.states"),
+            (
+                "model.states is the old name of model.mixers.recurrent.states",
+                "set model.mixers.recurrent.states instead",
+            ),
         ),
-        ("model: {mixers: {window: {}, b: {kind: window}}}", ("window and b both take all layers",)),
-        ("model: {layers: 3, mixers: {window: {layers: [0]}}}", ("layers 1, 2 have none",)),
+        ("model: {mixers: {window: {}, b: {kind: window}}}", ("window and b both leave `layers` unset",)),
+        ("model: {layers: 3, mixers: {window: {layers: [0]}}}", ("no entry covers layers 1, 2",)),
         (
             "model: {layers: 3, mixers: {window: {}, a: {kind: window, layers: [1]}, b: {kind: window, layers: [-2]}}}",
-            ("model.mixers.b.layers and model.mixers.a.layers both name layer 1", "nearest: model.mixers.b.layers=[]"),
+            (
+                "model.mixers.b.layers and model.mixers.a.layers both contain layer 1",
+                "nearest: model.mixers.b.layers=[]",
+            ),
         ),
         (
             "model: {layers: 3, ffns: {relu: {layers: [5]}}}",
-            ("model.ffns.relu.layers has 5, but with model.layers=3", "nearest: 2"),
+            ("model.ffns.relu.layers contains 5, but with model.layers=3", "nearest: 2"),
         ),
         ("model: {mixers: {recurrent: {states: many}}}", ("model.mixers.recurrent.states must be a whole number",)),
     ],

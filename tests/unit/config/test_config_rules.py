@@ -55,11 +55,11 @@ def test_accepted(overrides: tuple[str, ...]) -> None:
         (("parallel.data=5",), ("data.streams=32", "5*1 = 5", "data.streams=30", "layout that works: ", "data=4")),
         (("parallel.micro_batch=64",), ("nearest: data.streams=64", "micro_batch=32")),
         (("parallel.pipeline=13",), ("every stage needs a layer", "nearest: parallel.pipeline=12")),
-        (("parallel={pipeline: 2, zero_stage: 3}",), ("no ZeRO 2 or 3", "nearest: parallel.zero_stage=1")),
-        (("parallel={pipeline: 2, zero_stage: 0}",), ("drifts", "nearest: parallel.zero_stage=1")),
+        (("parallel={pipeline: 2, zero_stage: 3}",), ("ZeRO 2 and 3 do not work", "nearest: parallel.zero_stage=1")),
+        (("parallel={pipeline: 2, zero_stage: 0}",), ("drift apart", "nearest: parallel.zero_stage=1")),
         (("parallel.zero_stage=0", "run.precision=bf16"), ("fp32", "nearest: parallel.zero_stage=1")),
         (("optimizer.name=adafactor", "parallel.zero_stage=2"), ("whole matrices", "parallel.zero_stage=1")),
-        (("parallel.sequence_parallel=true",), ("there is one", "nearest: parallel.sequence_parallel=false")),
+        (("parallel.sequence_parallel=true",), ("there is only one", "nearest: parallel.sequence_parallel=false")),
         (
             ("parallel={tensor: 2, sequence_parallel: true}", "model.states=333"),
             (
@@ -78,7 +78,7 @@ def test_accepted(overrides: tuple[str, ...]) -> None:
         ),
         (
             ("model.feedback=true", "parallel={pipeline: 2, data: 2}"),
-            ("a later one", "nearest: parallel.pipeline=1, or model.feedback=false", "pipeline=1 parallel.data=4 "),
+            ("a later layer", "nearest: parallel.pipeline=1, or model.feedback=false", "pipeline=1 parallel.data=4 "),
         ),
         (
             (
@@ -90,8 +90,8 @@ def test_accepted(overrides: tuple[str, ...]) -> None:
         ),
         (("model.positions=rotary", "model.head_dim=15"), ("must be even", "nearest: model.head_dim=16")),
         (("parallel.data=2", "launch.nodes=3"), ("2 processes", "nearest: launch.nodes=2")),
-        (("model.recurrent_layers=[12, -13]",), ("has 12, -13", "from -12 to 11", "nearest: 11, -12")),
-        (("model.recurrent_layers=[3, -9]",), ("names a layer twice", "nearest: [3]")),
+        (("model.recurrent_layers=[12, -13]",), ("contains 12, -13", "from -12 to 11", "nearest: 11, -12")),
+        (("model.recurrent_layers=[3, -9]",), ("lists a layer twice", "nearest: [3]")),
         (("optimizer.warmup_steps=2001",), ("longer than the run", "nearest: optimizer.warmup_steps=2000")),
         (("optimizer.betas=[0.9, 1.0]",), ("optimizer.betas=[0.9, 1.0]",)),
         (("run.directory=./books/",), ("the same folder",)),
@@ -105,7 +105,7 @@ def test_refused(overrides: tuple[str, ...], parts: tuple[str, ...]) -> None:
 
 def test_all_problems_are_told_at_once() -> None:
     message = refusal(config_of("data.segment=1000", "parallel.tensor=3", "model.recurrent_layers=[12]"))
-    assert message.startswith("this config cannot run, 4 problems:")
+    assert message.startswith("this config cannot run; 4 problems:")
     assert message.endswith("nearest layout that works: " + message.rpartition("works: ")[2])
 
 
@@ -114,7 +114,7 @@ def test_rules_of_the_dataset() -> None:
     message = refusal(config_of("model.vocab_size=300", "parallel.data=4"), facts, DatasetFacts(1, 256, "b" * 64))
     assert "nearest: model.vocab_size=256" in message
     assert "has 30 documents" in message and "nearest: data.streams=28" in message
-    assert "built with another tokenizer (bbbbbbbbbbbb)" in message
+    assert "built with a different tokenizer (bbbbbbbbbbbb)" in message
     assert "it is empty" in refusal(config_of(), DatasetFacts(0, 256, "a"))
 
 
@@ -223,10 +223,10 @@ def test_a_dataset_or_a_mixture() -> None:
     assert mixed.data.training == ((Path("a"), 1.0), ("s3://bucket/b", 0.5))
     assert load(dump(mixed)).config == mixed
     assert "data.dataset is missing" in refusal(mixture_of(""))
-    assert "are both given; nearest: only data.mixture" in refusal(mixture_of(MIXTURE, "books"))
+    assert "are both set; nearest: only data.mixture" in refusal(mixture_of(MIXTURE, "books"))
     assert "more than once" in refusal(mixture_of("{dataset: a, weight: 1}, {dataset: a, weight: 2}"))
     message = refusal(mixed, DatasetFacts(7, 256, "a"))
-    assert "data.mixture has 7 documents to begin with at these weights" in message and "data.streams=7" in message
+    assert "data.mixture has 7 documents before one repeats at these weights" in message and "data.streams=7" in message
     for broken, told in (
         ("{dataset: a, weight: 0}", "greater than 0"),
         ("{dataset: a}", "weight"),

@@ -84,7 +84,7 @@ def test_it_allows_every_zero_stage(stage: int) -> None:
     ("setting", "told"),
     [
         ("optimizer.betas=[0.9, 1.0]", "optimizer.betas=[0.9, 1.0] must each be at least 0 and less than 1"),
-        ("optimizer.eps=1e-8", "unknown key optimizer.eps, which only adamw has; known here: name, learning_rate"),
+        ("optimizer.eps=1e-8", "unknown key optimizer.eps (only adamw has it); valid here: name, learning_rate"),
         ("optimizer.weight_decey=0", "unknown key optimizer.weight_decey; nearest: optimizer.weight_decay"),
         ("optimizer.name=lyon", "optimizer.name must be one of adamw, adafactor, lion, not 'lyon'; nearest: lion"),
     ],
