@@ -35,7 +35,7 @@ def drop_optimizer_keys(
     return kept
 
 
-DEFAULT_MIXERS: dict[str, Any] = {"window": {"kind": "window"}, "recurrent": {"kind": "recurrent", "layers": (-3,)}}
+DEFAULT_MIXERS: dict[str, Any] = {"window": {"kind": "window"}, "recurrent": {"kind": "recurrent"}}
 DEFAULT_FFNS: dict[str, Any] = {"relu": {"kind": "relu"}}
 
 # older key of the model section: where its value goes now

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from markupsafe import Markup
 
 from brt_dist.events import MemoryEvent, StepEvent
+from brt_dist.kinds import MIXERS
 from launch.report.charts import Below, Curve, chart, short
 from launch.report.collect import RunFacts
 from launch.run.history import History
@@ -63,8 +64,9 @@ def _positions(history: History) -> Markup:
 
 
 def _memory(run: RunFacts) -> list[Markup]:
-    """Sizes of the states and what the gates keep, a curve for each recurrent layer."""
-    curves: dict[str, dict[int, dict[int, float]]] = {"state_rms": {}, "state_max": {}, "kept": {}}
+    """A chart for each statistic that a kind of mixer declares, with a curve for each layer that has it."""
+    declared = {name: statistic for mixer in MIXERS.values() for name, statistic in mixer.statistics.items()}
+    curves: dict[str, dict[int, dict[int, float]]] = {name: {} for name in declared}
     for event in run.events:
         if not isinstance(event, MemoryEvent):
             continue
@@ -79,11 +81,7 @@ def _memory(run: RunFacts) -> list[Markup]:
             for number, (layer, points) in enumerate(sorted(curves[key].items()))
         ]
 
-    return [
-        chart("Size of the states", drawn("state_rms"), "root mean square"),
-        chart("Largest entry of the states", drawn("state_max"), "size"),
-        chart("Share of the state that the gates keep", drawn("kept"), "share"),
-    ]
+    return [chart(statistic.label, drawn(name), statistic.axis) for name, statistic in declared.items()]
 
 
 def points(history: History, value: Callable[[StepEvent], float | None]) -> list[tuple[float, float]]:

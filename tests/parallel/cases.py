@@ -120,7 +120,11 @@ def train_on_rank(rank: int, store: str, given: Config, steps: int = STEPS) -> d
             history.append(engine.weights())
         return {
             "layout": layout,
-            "is_split": given.parallel.sequence_parallel,
+            "splits": {
+                f"layers.{layer}.{field.name}": field.split_dim(given.parallel.sequence_parallel)
+                for layer in range(given.model.layers)
+                for field in given.model.mixer_of(layer).memory(given.model)
+            },
             "losses": losses,
             "grad_norms": norms,
             "history": {
@@ -175,11 +179,8 @@ def _join_memory(parts: list[dict[str, Any]]) -> dict[str, Tensor]:
         rows = []
         for data_rank in range(holders[0]["layout"].data):
             peers = [part["memory"][name] for part in holders if part["layout"].data_rank == data_rank]
-            # caches hold this rank's heads, the state is whole on every rank unless sequence parallel splits it
-            if name.endswith("state"):
-                rows.append(torch.cat(peers, 1) if holders[0]["is_split"] else peers[0])
-            else:
-                rows.append(torch.cat(peers, 2))
+            split = holders[0]["splits"][name]
+            rows.append(peers[0] if split is None else torch.cat(peers, split + 1))
         joined[name] = torch.cat(rows)
     return joined
 

@@ -11,6 +11,7 @@ import pytest
 
 from brt_dist.config.keys import leaf_keys
 from brt_dist.config.loading import load
+from brt_dist.config.older import OLDER_KEYS
 from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ExitCode
@@ -125,7 +126,7 @@ def test_config_keys_that_are_named_exist(document: Path) -> None:
     for code in inline(document):
         match = key.match(code)
         if match:
-            assert match[1] in keys | sections, f"no config key {match[1]}"
+            assert match[1] in keys | sections | set(OLDER_KEYS), f"no config key {match[1]}"
 
 
 def test_tests_and_cases_that_are_named_exist() -> None:

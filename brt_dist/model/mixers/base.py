@@ -66,12 +66,18 @@ class Statistic:
     """A number that a mixer tells of its memory or its weights, over all streams and ranks.
 
     Attributes:
-        label: what it is, for axes and tables.
+        label: what it is: the title of its chart.
+        axis: what its values are.
         reduce: how values are put together: their mean, their root mean square, or the largest by size.
     """
 
     label: str
+    axis: str
     reduce: Literal["mean", "rms", "max"]
+
+
+STATE_RMS = Statistic("Size of the states", "root mean square", "rms")
+STATE_MAX = Statistic("Largest entry of the states", "size", "max")
 
 
 class Mixer(Half):

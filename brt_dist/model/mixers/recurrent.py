@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from brt_dist.config.halves import Matrix
-from brt_dist.model.mixers.base import MemoryField, Statistic
+from brt_dist.model.mixers.base import STATE_MAX, STATE_RMS, MemoryField, Statistic
 from brt_dist.model.mixers.window import AttentionMixer
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ class RecurrentMixer(AttentionMixer):
     """Window attention, and S state vectors that are updated through a gate from block to block."""
 
     kind: Literal["recurrent"] = Field("recurrent", description="window attention with a gated recurrent state")
+    layers: tuple[int, ...] | None = Field(
+        (-3,), description="layers that use this entry, negative indices count from the end; null: all others"
+    )
     states: PositiveInt = Field(512, description="number of state vectors [S]")
     cell: Literal["skip", "single", "dual"] = Field(
         "skip", description="recurrent cell: the paper's skip, single or dual"
@@ -35,9 +38,9 @@ class RecurrentMixer(AttentionMixer):
     changeable: ClassVar[tuple[str, ...]] = (*AttentionMixer.changeable, "clear_state", "state_dtype")
     beside_weights: ClassVar[tuple[str, ...]] = ("clear_state", "state_dtype")
     statistics: ClassVar[dict[str, Statistic]] = {
-        "state_rms": Statistic("size of the state (root mean square)", "rms"),
-        "state_max": Statistic("largest entry of the state", "max"),
-        "kept": Statistic("share of the state that the gates keep from block to block", "mean"),
+        "state_rms": STATE_RMS,
+        "state_max": STATE_MAX,
+        "kept": Statistic("Share of the state that the gates keep", "share", "mean"),
     }
 
     def crosses(self, model: "ModelConfig") -> bool:

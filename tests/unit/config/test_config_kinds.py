@@ -84,6 +84,8 @@ def test_each_layer_has_the_mixer_that_names_it() -> None:
         ),
         ("model: {mixers: {window: {}, b: {kind: window}}}", ("window and b both leave `layers` unset",)),
         ("model: {layers: 3, mixers: {window: {layers: [0]}}}", ("no entry covers layers 1, 2",)),
+        # a setting of one mixer alone does not make every layer recurrent
+        ("model: {layers: 4, mixers: {recurrent: {cell: dual}}}", ("no entry covers layers 0, 2, 3",)),
         (
             "model: {layers: 3, mixers: {window: {}, a: {kind: window, layers: [1]}, b: {kind: window, layers: [-2]}}}",
             (
