@@ -52,6 +52,8 @@ def config(dataset: Path, folder: Path, parallel: dict[str, Any], /, **sections:
         "run": {"directory": folder, "steps": BEFORE + AFTER, "precision": "fp32", "keep_checkpoints": 9,
                 "evaluation_steps": 2, "memory_every": 3},
     }  # fmt: skip
+    if "mixers" in sections.get("model", {}):  # a whole model, in the present spelling
+        given["model"] = {}
     return Config.model_validate({name: section | sections.get(name, {}) for name, section in given.items()})
 
 
