@@ -57,6 +57,7 @@ MIXERS: "Registry[Mixer]" = Registry(
     {
         "window": "brt_dist.model.mixers.window:WindowMixer",
         "recurrent": "brt_dist.model.mixers.recurrent:RecurrentMixer",
+        "linear": "brt_dist.model.mixers.linear:LinearMixer",
     },
 )
 FFNS: "Registry[FFN]" = Registry("FFN", {"relu": "brt_dist.model.ffn.relu:ReluFFN"})
