@@ -50,9 +50,17 @@ class CheckpointError(BrtError):
 
 
 class DivergedError(BrtError):
-    """Loss or gradients are no longer finite."""
+    """Loss or gradients are no longer finite, or far from what they were.
+
+    Args:
+        step: at which that was found.
+    """
 
     exit_code = ExitCode.DIVERGED
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class PlatformError(BrtError):

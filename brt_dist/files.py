@@ -45,6 +45,33 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
+def write_once(path: Path, data: bytes | str) -> bool:
+    """Write `data` as the whole content of `path` unless that exists; of several writers one succeeds.
+
+    Returns:
+        Whether this call wrote it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            if path.exists():
+                return False
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+    return True
+
+
 def is_url(place: Path | str) -> bool:
     """Whether this names a place that is no local path (a `file://` URL is one)."""
     return "://" in str(place) and not str(place).startswith("file://")

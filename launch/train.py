@@ -46,6 +46,8 @@ class Outcome:
         return {
             "run": str(self.run),
             **self.verdict.to_json(),
+            "failed_rank": self.verdict.failed_rank,
+            "detail": self.verdict.detail,
             "step": history.last_step,
             "last_step": to_json(last) if last else None,
             "evaluations": [to_json(history.evaluations[key]) for key in sorted(history.evaluations)],

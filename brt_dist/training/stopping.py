@@ -37,6 +37,7 @@ def agree_on_step(result: StepResult, step: int, stop: StopRequest, device: Devi
     asked, taken, left_out = agree((stop.asked, result.is_updated, not result.is_updated), device)
     if taken and left_out:
         raise DivergedError(
-            f"step {step}: some ranks took an update that others left out. The last checkpoint is good."
+            f"step {step}: some ranks took an update that others left out. The last checkpoint is good.",
+            step,
         )
     return asked > 0

@@ -41,6 +41,7 @@ def describe(run: Path) -> dict[str, Any]:
     from launch.run.attempt_record import read_attempts
     from launch.run.claim import launcher_of
     from launch.run.history import History
+    from launch.supervision.verdict import verdict_of
     from launch.tracking.health import Health
     from launch.tracking.uri import page_command
 
@@ -54,6 +55,7 @@ def describe(run: Path) -> dict[str, Any]:
     verdict = last.get("verdict", "not started")
     if running:
         verdict = "launcher_gone" if launcher_of(run, last) == "gone" else "running"
+    ended = verdict_of(last) if "end" in last else None
     plot = directory.loss_plot
     tracking = config.run.tracking
     return {
@@ -61,8 +63,8 @@ def describe(run: Path) -> dict[str, Any]:
         "verdict": verdict,
         "reason": f"attempt {len(records)}, step {history.last_step} of {config.run.steps}"
         + ("; the same command, or brt resume, goes on" if verdict == "launcher_gone" else ""),
-        "failed_rank": last.get("failed_rank"),
-        "detail": last.get("detail", ""),
+        "failed_rank": ended.failed_rank if ended else None,
+        "detail": ended.detail if ended else "",
         "step": history.last_step,
         "steps": config.run.steps,
         "last_step": to_json(last_step) if last_step else None,

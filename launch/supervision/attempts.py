@@ -11,7 +11,7 @@ from typing import Any
 
 from brt_dist.config.schema import Config
 from brt_dist.errors import BrtError, ExitCode, PlatformError
-from brt_dist.events import DivergedEvent, events_of
+from brt_dist.failure import Failure, exit_code
 from brt_dist.files import write_atomic
 from brt_dist.run_directory import RunDirectory
 from brt_dist.training.adjustments import Adjustments
@@ -108,7 +108,7 @@ class Attempts:
                 verdict = Verdict(ExitCode.INTERRUPTED, "stopped before anything was trained")
             else:
                 reason = f"the process that watches the ranks ended with {process.returncode}; was Ray's head lost?"
-                verdict = Verdict(ExitCode.LOST_NODE, reason)
+                verdict = Verdict.of(Failure(ExitCode.LOST_NODE, reason, time=time.time()))
             answer = {"verdict": verdict.to_json()}
         return answer if isinstance(answer, dict) else {}
 
@@ -126,12 +126,10 @@ class Attempts:
 
     def _decide(self, verdict: Verdict, number: int) -> Decision:
         history = History.read(self._run)
-        diverged = [event.step for event in events_of(self._run, DivergedEvent) if event.attempt == number]
         decision = self._recovery.decide(
             verdict,
             saved=history.saved_step,
             step=history.last_step,
-            diverged_at=diverged[-1] if diverged else None,
             adjustments=Adjustments.load(self._run),
         )
         if self._stop.count and decision.action != "stop":
@@ -165,7 +163,9 @@ class Attempts:
 def _verdict(answer: dict[str, Any]) -> Verdict:
     if "verdict" in answer:
         return verdict_of(answer["verdict"])
-    return Verdict(ExitCode(answer.get("exit_code", ExitCode.INTERNAL)), str(answer.get("error", "no answer")))
+    return Verdict.of(
+        Failure(exit_code(answer.get("exit_code")), str(answer.get("error", "no answer")), time=time.time())
+    )
 
 
 def _error(answer: dict[str, Any]) -> BrtError:

@@ -44,14 +44,13 @@ class Recovery:
         self._rollbacks = 0
         self._last: tuple[str, int] | None = None  # reason and step of the last failure
 
-    def decide(
-        self, verdict: Verdict, *, saved: int, step: int, diverged_at: int | None, adjustments: Adjustments
-    ) -> Decision:
-        """saved: step of the newest checkpoint.  step: the last that was done.  diverged_at: step of a divergence."""
+    def decide(self, verdict: Verdict, *, saved: int, step: int, adjustments: Adjustments) -> Decision:
+        """saved: step of the newest checkpoint.  step: the last that was done."""
         if saved > self._saved:
             self._saved, self._failures = saved, 0
         if verdict.exit_code == ExitCode.DIVERGED:
-            return self._after_divergence(diverged_at, saved, adjustments)
+            at = verdict.failure.step if verdict.failure else None
+            return self._after_divergence(at, saved, adjustments)
         if verdict.exit_code not in _RETRIED:
             return Decision("stop", _WHY_NOT.get(verdict.exit_code, "another attempt would end the same way"))
         last, self._last = self._last, (verdict.reason, step)

@@ -4,11 +4,13 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from brt_dist.errors import ExitCode
+from brt_dist.failure import Failure
 from brt_dist.files import write_atomic
 from brt_dist.run_directory import AttemptDirectory, RunDirectory
 from launch.nodes.processes import End
@@ -83,7 +85,7 @@ class Supervisor:
         try:
             self._ranks.start(self._command(attempt), Path.cwd(), folder)
             ends, cause = self._watch(folder)
-            verdict = cause or judge(ends, folder, self._stop.count > 0)
+            verdict = Verdict.of(cause) if cause else judge(ends, folder, self._stop.count > 0)
             return verdict
         except BaseException as error:
             verdict = Verdict(getattr(error, "exit_code", ExitCode.INTERNAL), str(error) or type(error).__name__)
@@ -91,16 +93,17 @@ class Supervisor:
         finally:
             self._ranks.kill()
             codes = {str(rank): ends[rank].code for rank in sorted(ends)}
+            _leave(verdict.failure, folder)
             _write(folder, {**record, "end": time.time(), "exit_codes": codes, **verdict.to_json()})
 
-    def _watch(self, folder: Path) -> tuple[dict[int, End], Verdict | None]:
+    def _watch(self, folder: Path) -> tuple[dict[int, End], Failure | None]:
         """Look at the ranks until all have ended; end them when one failed, all hang, or the user says so.
 
-        Returns the ends, and the verdict if they were ended for a reason that they do not know.
+        Returns the ends, and what failed if they were ended for a reason that they do not know.
         """
         deadline: float | None = None  # when those that still run are killed
         stops, killed = 0, False
-        cause: Verdict | None = None
+        cause: Failure | None = None
         while True:
             ends = self._ranks.ended()
             self._on_look()
@@ -109,9 +112,9 @@ class Supervisor:
             now = time.monotonic()
             if deadline is None and not ends:
                 if self._hang is not None and (hang := self._hang.look(folder)):
-                    cause, deadline = Verdict(ExitCode.HUNG, self._look_closer(hang)), now
+                    cause, deadline = Failure(ExitCode.HUNG, self._look_closer(hang), time=time.time()), now
                 elif self._head is not None and self._head.is_gone():
-                    cause = Verdict(ExitCode.LOST_NODE, "the head of the Ray cluster is gone")
+                    cause = Failure(ExitCode.LOST_NODE, "the head of the Ray cluster is gone", time=time.time())
                     self._tell(f"{cause.reason}: the ranks save and end")
                     self._ranks.terminate()
                     deadline = now + self._patience.headless
@@ -144,6 +147,13 @@ class Supervisor:
         special = self._ranks.dump()
         time.sleep(self._patience.dump)
         return "; ".join([hang, *(f"rank {rank} {text}" for rank, text in sorted(special.items()))])
+
+
+def _leave(failure: Failure | None, folder: Path) -> None:
+    """Write the record of the rank that failed, unless it did so itself."""
+    if failure is not None and failure.rank is not None:
+        with suppress(OSError):  # it stands in the record of the attempt too
+            failure.write(AttemptDirectory(folder).failure(failure.rank))
 
 
 def _write(folder: Path, record: dict[str, Any]) -> None:

@@ -74,5 +74,6 @@ class NumberGuard(Hook):
         self._tell(DivergedEvent(step=step, loss=str(result.loss), grad_norm=str(result.grad_norm)))
         raise DivergedError(
             f"{what}. The last checkpoint is untouched; resume from it with a smaller optimizer.learning_rate or "
-            "optimizer.clip_norm, or a longer warm-up, or let launch.recovery.diverged do it."
+            "optimizer.clip_norm, or a longer warm-up, or let launch.recovery.diverged do it.",
+            step,
         )

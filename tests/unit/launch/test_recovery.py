@@ -13,6 +13,7 @@ from brt_dist.config.guards import RecoveryConfig
 from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, ExitCode
+from brt_dist.failure import Failure
 from brt_dist.training.adjustments import Adjustments
 from launch.nodes.processes import End
 from launch.supervision.hang import HangWatch
@@ -30,10 +31,9 @@ class Run:
 
     def ends(self, code: ExitCode, reason: str = "why", at: int | None = None) -> Decision:
         decision = self.recovery.decide(
-            Verdict(code, reason),
+            Verdict.of(Failure(code, reason, step=at)),
             saved=self.saved,
             step=self.step,
-            diverged_at=at,
             adjustments=self.adjustments,
         )
         self.adjustments = decision.adjustments or self.adjustments

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from brt_dist.errors import ExitCode
+from brt_dist.failure import Failure
 from brt_dist.run_directory import AttemptDirectory, RunDirectory
 from launch.nodes.processes import End, ProcessSet, ProcessSpec
 from launch.run.attempt_record import read_attempt
 from launch.supervision.signals import StopRequests
 from launch.supervision.supervisor import Patience, Supervisor
-from launch.supervision.verdict import Verdict, judge
+from launch.supervision.verdict import Verdict, judge, verdict_of
 
 PRELUDE = """
 import os, signal, sys, time
@@ -151,9 +152,8 @@ def test_the_earliest_report_counts_not_the_earliest_end(tmp_path: Path) -> None
     report(tmp_path, 0, 11.0, "lost the connection")
     report(tmp_path, 1, 10.0, "out of memory", 13, "Traceback\n  E: out of memory\n")
     verdict = judge({0: End(0, 1, 11.5, False), 1: End(1, 13, 12.5, False)}, tmp_path, stop_asked=False)
-    assert verdict == Verdict(
-        ExitCode.OUT_OF_MEMORY, "rank 1 on h failed: E: out of memory", 1, "Traceback\n  E: out of memory"
-    )
+    assert (verdict.exit_code, verdict.reason) == (ExitCode.OUT_OF_MEMORY, "rank 1 on h failed: E: out of memory")
+    assert (verdict.failed_rank, verdict.detail) == (1, "Traceback\n  E: out of memory")
 
 
 def test_a_killed_rank_comes_before_the_peers_that_miss_it(tmp_path: Path) -> None:
@@ -176,3 +176,33 @@ def test_a_broken_report_and_a_long_log(tmp_path: Path) -> None:
     AttemptDirectory(tmp_path).log(0).write_bytes(b"\xff noise\n" * 20_000 + b"the end\n")
     verdict = judge({0: End(0, 1, 1.0, False)}, tmp_path, stop_asked=False)
     assert verdict.detail.endswith("the end") and len(verdict.detail.splitlines()) == 20
+
+
+def test_the_supervisor_records_what_the_rank_could_not(tmp_path: Path) -> None:
+    verdict = supervise(tmp_path, "print('last words', flush=True); os.kill(os.getpid(), signal.SIGKILL)", "pass")
+    attempt = RunDirectory(tmp_path).attempt(1)
+    left = Failure.read(attempt.failure(0))
+    assert left == verdict.failure and left is not None
+    assert (left.code, left.rank, left.traceback) == (ExitCode.LOST_NODE, 0, "last words")
+    assert left.summary.startswith("rank 0 was killed (SIGKILL)")
+    assert not attempt.failure(1).exists()
+    record = read_attempt(tmp_path, 1)
+    assert record["failure"] == left.to_json() and verdict_of(record) == verdict
+
+
+def test_what_a_rank_recorded_itself_is_not_written_again(tmp_path: Path) -> None:
+    own = Failure(ExitCode.DIVERGED, "loss nan", 1, "here", 12, 10.0, "DivergedError")
+    text = json.dumps(own.to_json())
+    program = f"open(folder / 'rank_001.error.json', 'w').write({text!r}); sys.exit(14)"
+    verdict = supervise(tmp_path, "time.sleep(600)", program)
+    assert verdict.failure == own and verdict.reason == "rank 1 on here failed: DivergedError: loss nan"
+    assert RunDirectory(tmp_path).attempt(1).failure(1).read_text() == text
+    assert verdict.failed_rank == 1 and verdict.detail == "loss nan"
+
+
+def test_a_record_of_an_older_version_is_a_verdict() -> None:
+    old = {"exit_code": 13, "reason": "rank 1 failed", "failed_rank": 1, "detail": "why", "verdict": "out_of_memory"}
+    verdict = verdict_of(old)
+    assert (verdict.exit_code, verdict.failed_rank, verdict.detail) == (ExitCode.OUT_OF_MEMORY, 1, "why")
+    finished = {"exit_code": 0, "reason": "finished", "failed_rank": None, "detail": "", "verdict": "finished"}
+    assert verdict_of(finished) == Verdict(ExitCode.FINISHED, "finished")
