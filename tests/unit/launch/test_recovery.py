@@ -16,9 +16,12 @@ from brt_dist.errors import ConfigError, ExitCode
 from brt_dist.failure import Failure
 from brt_dist.training.adjustments import Adjustments
 from launch.nodes.processes import End
+from launch.run.attempt_record import read_attempt
+from launch.supervision.attempts import Attempts
 from launch.supervision.hang import HangWatch
 from launch.supervision.recovery import Decision, Recovery
-from launch.supervision.verdict import Verdict, judge
+from launch.supervision.signals import StopRequests
+from launch.supervision.verdict import Verdict, judge, verdict_of
 
 
 class Run:
@@ -205,3 +208,20 @@ def test_a_node_that_is_lost_is_the_cause_of_what_its_peers_report(tmp_path: Pat
 def test_decisions_are_plain_data() -> None:
     decision = Decision("retry", "x", 1.0)
     assert replace(decision, adjustments=Adjustments()).to_json() == {"action": "retry", "why": "x"}
+
+
+def test_the_step_of_a_divergence_is_that_of_the_record(tmp_path: Path) -> None:
+    """From the record, over the answer of the attempt's process, to the steps that the ranks leave out."""
+    recovery = {"diverged": "skip", "skip_steps": 1}
+    sections = {
+        "data": {"dataset": "d"},
+        "run": {"directory": str(tmp_path), "steps": 20},
+        "launch": {"recovery": recovery},
+    }
+    attempts = Attempts(Config.model_validate(sections), (), None, StopRequests(), print, lambda: None)
+    failure = Failure(ExitCode.DIVERGED, "step 12: loss nan", 0, "h", 12, 10.0, "DivergedError")
+    answer = json.loads(json.dumps(Verdict.of(failure).to_json()))
+    assert attempts._decide(verdict_of(answer), 1).action == "rollback"
+    assert [step for step in range(1, 21) if Adjustments.load(tmp_path).skips(step)] == [12]
+    record = read_attempt(tmp_path, 1)
+    assert record["failure"]["step"] == 12 and record["decision"]["action"] == "rollback"
