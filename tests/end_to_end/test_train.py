@@ -106,7 +106,7 @@ def in_mlflow(run: Path, truth: dict[int, float]) -> None:
     assert found.info.status == "FINISHED"
     history = client.get_metric_history(found.info.run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == sorted(truth.items())
-    assert found.data.params["model.cell"] == "skip"
+    assert found.data.params["model.mixers.recurrent.cell"] == "skip"
     (tracked,) = [i for i in found.inputs.dataset_inputs if i.dataset.name and "validation" not in str(i.tags)][:1]
     assert tracked.dataset.digest
 
