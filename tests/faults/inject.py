@@ -10,7 +10,9 @@ def poison(step: int) -> None:
 
     It is one that all tensor parallel ranks have: of those only the first one's gradient goes into the norm.
     """
-    from brt_dist.parallel.engine import Engine, PipelinedEngine, WholeEngine
+    from brt_dist.model.parameters import logical_parameters
+    from brt_dist.parallel import engine as module
+    from brt_dist.parallel.engine import Engine
 
     current = [0]
     train_step: Any = Engine.train_step
@@ -20,15 +22,16 @@ def poison(step: int) -> None:
         return train_step(engine, given, *arguments)
 
     Engine.train_step = counted  # type: ignore[method-assign]
-    for kind in (WholeEngine, PipelinedEngine):
+    initialize: Any = module._initialize
 
-        def wrap(engine: Any, wrap: Any = kind._wrap) -> Any:
-            weight = next(p.local for p in engine.parameters if tuple(p.local.shape) == tuple(p.shape))
-            # before the engine's own hooks, as a fault in backward would be
-            weight.register_hook(lambda grad: grad * math.nan if current[0] == step else None)
-            return wrap(engine)
+    def poisoned(stage: Any, *arguments: Any) -> Any:
+        parameters = [p for name, part in stage.named_parts() for p in logical_parameters(part, name)]
+        weight = next(p.local for p in parameters if tuple(p.local.shape) == tuple(p.shape))
+        # before the engine's own hooks, as a fault in backward would be
+        weight.register_hook(lambda grad: grad * math.nan if current[0] == step else None)
+        return initialize(stage, *arguments)
 
-        kind._wrap = wrap  # type: ignore[method-assign]
+    module._initialize = poisoned
 
 
 def slow_down(seconds: float) -> None:
