@@ -110,8 +110,8 @@ def full_logits(logits: Tensor, vocab_size: int) -> Tensor:
     return gather(logits)[..., :vocab_size].transpose(0, 1)
 
 
-class Part(NamedTuple):
-    """A part of the network: its logical name, its class and what that is made with."""
+class ModuleSpec(NamedTuple):
+    """How to build one module of the network: its logical name, its class and the arguments of that."""
 
     name: str
     kind: type[nn.Module]
@@ -121,12 +121,12 @@ class Part(NamedTuple):
         return self.kind(*self.arguments)
 
 
-def parts_of(config: ModelConfig, parallel: ModelParallelConfig) -> list[Part]:
-    """The parts of the network in order: the one list that every assembly is made from."""
+def module_specs(config: ModelConfig, parallel: ModelParallelConfig) -> list[ModuleSpec]:
+    """The modules of the network in order: the one list that every assembly is built from."""
     return [
-        Part(EMBEDDING, TokenEmbedding, (config, parallel)),
-        *(Part(f"layers.{index}", Layer, (config, index, parallel)) for index in range(config.layers)),
-        Part(FINAL_NORM, FinalNorm, (config,)),
+        ModuleSpec(EMBEDDING, TokenEmbedding, (config, parallel)),
+        *(ModuleSpec(f"layers.{index}", Layer, (config, index, parallel)) for index in range(config.layers)),
+        ModuleSpec(FINAL_NORM, FinalNorm, (config,)),
     ]
 
 
@@ -156,7 +156,7 @@ class BlockRecurrentModel(nn.Module):
         super().__init__()
         parallel = megatron_config(sequence_parallel)
         self.config, self._recompute = config, recompute
-        embedding, *layers, final_norm = (part.build() for part in parts_of(config, parallel))
+        embedding, *layers, final_norm = (spec.build() for spec in module_specs(config, parallel))
         self.embedding: TokenEmbedding = embedding
         self.layers = nn.ModuleList(layers)
         self.final_norm: FinalNorm = final_norm

@@ -101,9 +101,9 @@ class Engine(ABC):
         self._context = context
         self._observer: Observer | None = None  # of the evaluation step under way
         self._observed = 0  # micro-batches of it
-        for name, part in stage.named_parts():
-            initialize(part, config.run.seed, name)
-        self.parameters = [p for name, part in stage.named_parts() for p in logical_parameters(part, name)]
+        for name, module in stage.logical_modules():
+            initialize(module, config.run.seed, name)
+        self.parameters = [p for name, module in stage.logical_modules() for p in logical_parameters(module, name)]
         self.optimizer = config.optimizer.build(self.parameters, sharding(config, layout))
         self._deepspeed = _initialize(stage, self.optimizer, config, groups)
         self._finite = FiniteGradients([p.local for p in self.parameters], self._deepspeed, device)

@@ -13,7 +13,7 @@ from brt_dist.model.model import (
     FINAL_NORM,
     BlockRecurrentModel,
     TokenEmbedding,
-    parts_of,
+    module_specs,
     share_gradients,
 )
 from brt_dist.parallel.layout import Layout, topology
@@ -42,8 +42,8 @@ class WholeModel(nn.Module):
             self._context.write(index, layer)
         return logits
 
-    def named_parts(self) -> Iterator[tuple[str, nn.Module]]:
-        """Logical name and module of each part that this rank holds, in order."""
+    def logical_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Logical name and module of everything with parameters that this rank holds, in order."""
         yield EMBEDDING, self.model.embedding
         for index, layer in enumerate(self.model.layers):
             yield f"layers.{index}", layer
@@ -66,7 +66,7 @@ class PipelineStage(PipelineModule):
         recompute: bool,
         loss: Loss,
     ) -> None:
-        table, *layers, norm = parts_of(config, parallel)
+        table, *layers, norm = module_specs(config, parallel)
         super().__init__(
             layers=[
                 TiedLayerSpec(EMBEDDING, table.kind, *table.arguments, tied_weight_attr="weight"),
@@ -87,8 +87,8 @@ class PipelineStage(PipelineModule):
         self._context.advance()
         return super().forward(forward_input)
 
-    def named_parts(self) -> Iterator[tuple[str, nn.Module]]:
-        """Logical name and module of each part that this rank holds, in order and each once."""
+    def logical_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Logical name and module of everything with parameters that this rank holds, in order and each once."""
         for module in self.modules():
             if isinstance(module, Layer):
                 yield f"layers.{module.index}", module
@@ -100,7 +100,7 @@ class PipelineStage(PipelineModule):
 
 def layers_of(stage: WholeModel | PipelineStage) -> Iterator[Layer]:
     """The layers of this rank, in order."""
-    return (part for _, part in stage.named_parts() if isinstance(part, Layer))
+    return (module for _, module in stage.logical_modules() if isinstance(module, Layer))
 
 
 def _logits(embedding: TokenEmbedding, x: Tensor) -> Tensor:
