@@ -147,4 +147,4 @@ class Failure:
 
 def exit_code(number: Any) -> ExitCode:
     """The exit code of that number; INTERNAL for others, which no process of ours ends with."""
-    return ExitCode(number) if number in ExitCode._value2member_map_ else ExitCode.INTERNAL
+    return ExitCode(number) if number in [*map(int, ExitCode)] else ExitCode.INTERNAL
