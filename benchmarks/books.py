@@ -88,7 +88,7 @@ def run_kind(kind: str, seed: int, options: argparse.Namespace, folders: tuple[P
     from brt_dist.events import EventLog
     from brt_dist.parallel.layout import Layout
     from brt_dist.training.build import build_trainer
-    from brt_dist.training.stopping import StopRequest
+    from brt_dist.training.stopping import StopFlag
 
     began = time.perf_counter()
     run = options.out / f"{kind.replace(',', '').replace(' ', '-')}-{seed}"
@@ -109,11 +109,11 @@ def run_kind(kind: str, seed: int, options: argparse.Namespace, folders: tuple[P
     write_atomic(run / "config.yaml", dump(config))
 
     events = EventLog(run, 1, enabled=True)
-    trainer = build_trainer(config, run, Layout.of(config, 0), device, events, train, validation, StopRequest())
+    trainer = build_trainer(config, run, Layout.of(config, 0), device, events, train, validation, StopFlag())
     try:
         trainer.run()
         model = trained_model(trainer.engine)
-        tokens = trainer.progress.tokens
+        tokens = trainer.state.tokens
     finally:
         trainer.close()
         events.close()

@@ -1,4 +1,4 @@
-"""Files that matter: written beside, synced, renamed.  A reader sees the old file or the new one, never half."""
+"""Atomic file writes: to a temporary name, synced, renamed.  A reader sees the old file or the new one, never half."""
 
 import os
 import secrets
@@ -9,7 +9,7 @@ from typing import IO, Any
 
 
 def sync_directory(folder: Path) -> None:
-    """Make the names in `folder` durable (a rename survives a power cut only then)."""
+    """Make the names in `folder` durable; without this a rename may not survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -18,7 +18,7 @@ def sync_directory(folder: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden name beside `path` that no reader looks at: `.NAME.tmp-PID-RANDOM`."""
+    """A hidden name in the folder of `path`, which readers ignore: `.NAME.tmp-PID-RANDOM`."""
     return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
 
 
@@ -40,7 +40,7 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write `data` as the whole content of `path`, atomically."""
+    """Replace the content of `path` with `data`, atomically."""
     with atomic_file(path, "wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
@@ -73,5 +73,5 @@ def write_once(path: Path, data: bytes | str) -> bool:
 
 
 def is_url(place: Path | str) -> bool:
-    """Whether this names a place that is no local path (a `file://` URL is one)."""
+    """Whether `place` is remote; a `file://` URL counts as a local path."""
     return "://" in str(place) and not str(place).startswith("file://")

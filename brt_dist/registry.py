@@ -1,7 +1,7 @@
-"""Things that come in kinds (mixers, optimizers, backends, ...), each found by name in one table.
+"""Tables of kinds (of mixers, optimizers, backends, ...), which find a class by name.
 
-A table maps a name to the place of a class, `package.module:Class`.  The module is imported when the kind is first
-asked for, so that a table costs nothing to import and may stand below what it names.
+A table maps a name to `package.module:Class`.  The module is imported when the kind is first looked up, so a table
+costs nothing to import and may be defined in a lower layer than the classes that it names.
 """
 
 import difflib
@@ -18,8 +18,8 @@ class Registry(Mapping[str, type[T]], Generic[T]):
     """The kinds of one thing: a read-only mapping from name to class.
 
     Args:
-        what: what the kinds are kinds of, for messages ("mixer").
-        places: name to `package.module:Class`.
+        what: what these are kinds of, for messages ("mixer").
+        places: `package.module:Class` by name.
     """
 
     def __init__(self, what: str, places: Mapping[str, str]) -> None:
@@ -30,12 +30,12 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         """The class of that name.
 
         Raises:
-            ConfigError: there is no such kind; names the nearest, and all.
+            ConfigError: there is no such kind; the message lists the kinds that exist.
         """
         if name not in self._places:
             near = difflib.get_close_matches(str(name), self._places, n=1)
             nearest = f"; nearest: {near[0]}" if near else ""
-            raise ConfigError(f"no {self.what} {name!r}{nearest}; there are {', '.join(self._places)}")
+            raise ConfigError(f"unknown {self.what} {name!r}{nearest}; known: {', '.join(self._places)}")
         module, _, attribute = self._places[name].partition(":")
         return cast(type[T], getattr(importlib.import_module(module), attribute))
 

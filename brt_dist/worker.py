@@ -1,8 +1,8 @@
 """One rank of a run: `python -m brt_dist.worker RUN`, started by brt's launcher, torchrun or Slurm alike.
 
-Takes its place from the environment as torchrun sets it (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT),
-reads RUN/config.yaml, resumes from the newest checkpoint of the run, and ends with an :class:`ExitCode`.  When it
-fails it leaves RUN/attempts/NNN/rank_RRR.error.json.
+It reads torchrun's environment variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) and RUN/config.yaml,
+resumes from the newest checkpoint of the run, and exits with an :class:`ExitCode`.  If it fails, it writes
+RUN/attempts/NNN/rank_RRR.error.json.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from brt_dist.run_directory import RunDirectory
 if TYPE_CHECKING:
     from brt_dist.training.loop import Trainer
 
-# said by Megatron on every rank: kernels that we do not use, a setting that `device.choose` makes where it matters
+# Megatron prints these on every rank, about kernels that we do not use and a setting that `device.choose` makes
 _NOTICES = (
     "Transformer Engine and Apex are not installed",
     "When using async grad allreduce",
@@ -36,9 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m brt_dist.worker", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory; holds config.yaml")
     parser.add_argument("--attempt", type=int, default=1, help="number of this start of the run's processes")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="in place of what config.yaml says")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="overrides of config.yaml")
     options = parser.parse_intermixed_args(arguments)
-    # Asked for by the supervisor when the run hangs; goes to the log of the rank.
+    # the supervisor asks for the stacks when the run hangs; they go to the log of the rank
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     worker = Worker(options.run, options.attempt, options.settings)
     try:
@@ -86,9 +86,9 @@ class Worker:
         from brt_dist.parallel.layout import Layout, finalize, initialize
         from brt_dist.training.build import build_trainer
         from brt_dist.training.hooks.heartbeat import Heartbeat
-        from brt_dist.training.stopping import StopRequest
+        from brt_dist.training.stopping import StopFlag
 
-        stop = StopRequest()
+        stop = StopFlag()
         stop.listen()
         heartbeat = Heartbeat(self._run.attempt(self._attempt) if rank == 0 else None)
         train, validation = open_training(config.data, _tell), open_validation(config.data, _tell)
@@ -117,7 +117,7 @@ class Worker:
     def leave_failure(self, error: BaseException) -> Failure:
         """Record why this rank fails, for the supervisor, which shows the first failure of an attempt."""
         rank = os.environ.get("RANK", "0")
-        step = None if self._trainer is None else self._trainer.progress.step + 1
+        step = None if self._trainer is None else self._trainer.state.step + 1
         failure = Failure.of(error, int(rank) if rank.isdigit() else 0, step)
         try:
             failure.write(self._run.attempt(self._attempt).failure(failure.rank or 0))

@@ -95,10 +95,10 @@ def check_with_data(config: Config) -> None:
     check(config, training, validation)
     run = config.run
     if run.init_from is not None and not History.read(run.directory).checkpoints:
-        from brt_dist.training.initial_weights import check_beginning
+        from brt_dist.training.initial_weights import check_initial_weights
 
         model = config.model.model_copy(update={"vocab_size": training.vocab_size})
-        check_beginning(run.init_from, config.model_copy(update={"model": model}), training.tokenizer_digest)
+        check_initial_weights(run.init_from, config.model_copy(update={"model": model}), training.tokenizer_digest)
 
 
 def _dataset_facts(config: Config) -> tuple[DatasetFacts, DatasetFacts | None]:

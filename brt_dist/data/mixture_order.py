@@ -57,13 +57,13 @@ class Deal:
 
     def take(self, dealt: list[int], tokens: list[int], count: int) -> tuple[Int64Array, Int64Array]:
         """Part and ordinal (count,) of the next documents.  dealt, tokens: per part, so far; moved on."""
-        ahead = [dealt[i] + np.arange(count, dtype=np.int64) for i in range(self.parts)]
-        lengths = [self.look_up(np.full(count, i, dtype=np.int64), ahead[i])[1] for i in range(self.parts)]
+        candidates = [dealt[i] + np.arange(count, dtype=np.int64) for i in range(self.parts)]
+        lengths = [self.look_up(np.full(count, i, dtype=np.int64), candidates[i])[1] for i in range(self.parts)]
         part = np.zeros(count, dtype=np.int64)
         if self.parts == 1:
             dealt[0] += count
             tokens[0] += int(lengths[0].sum())
-            return part, ahead[0]
+            return part, candidates[0]
         ordinal, first = np.empty(count, dtype=np.int64), tuple(dealt)
         for row in range(count):
             i = min(range(self.parts), key=lambda i: tokens[i] * self._scales[i])

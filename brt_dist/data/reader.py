@@ -97,9 +97,9 @@ class Prefetcher:
         cursor: Cursor,
         streams: Sequence[int],
         depth: int = 2,
-        ahead: int = 0,
+        prefetch_steps: int = 0,
     ) -> None:
-        self._ahead = ahead
+        self._prefetch_steps = prefetch_steps
         self._reader = reader
         self._schedule = schedule
         self._streams = list(streams)
@@ -134,7 +134,7 @@ class Prefetcher:
         try:
             coming = self._coming(cursor)
             while not self._closed.is_set():
-                if self._ahead:
+                if self._prefetch_steps:
                     self._reader.dataset.expect(next(coming))
                 plan, cursor = self._schedule.step(cursor)
                 self._put((plan, self._reader.read(plan, self._streams), cursor))
@@ -143,12 +143,12 @@ class Prefetcher:
 
     def _coming(self, cursor: Cursor) -> Iterator[list[int]]:
         """For each step, the documents of it and of those after it, each once, in the order in which they are read."""
-        steps: deque[list[int]] = deque(maxlen=self._ahead)
+        steps: deque[list[int]] = deque(maxlen=self._prefetch_steps)
         while True:
             while True:
                 plan, cursor = self._schedule.step(cursor)
                 steps.append(plan.document[self._streams].T.ravel().tolist())
-                if len(steps) == self._ahead:
+                if len(steps) == self._prefetch_steps:
                     break
             yield list(dict.fromkeys(itertools.chain.from_iterable(steps)))
 

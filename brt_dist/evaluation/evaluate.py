@@ -16,7 +16,7 @@ from brt_dist.parallel.step_input import step_input, streams_to_read
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """Mean loss in nats per token, over `tokens` unmasked tokens, and the same by position in the document."""
 
     loss: float
@@ -28,7 +28,7 @@ class Evaluation:
         return self.loss / math.log(2)
 
 
-def evaluate(engine: Engine, dataset: Documents, max_steps: int, clear_memory: bool) -> Evaluation:
+def evaluate(engine: Engine, dataset: Documents, max_steps: int, clear_memory: bool) -> EvaluationResult:
     """Read `dataset` from the beginning, at most `max_steps` segments per stream.  Collective.
 
     Args:
@@ -60,4 +60,4 @@ def evaluate(engine: Engine, dataset: Documents, max_steps: int, clear_memory: b
         tokens += plan.loss_tokens
     dist.all_reduce(tally)  # the last stages have all of it, each on all of its tensor parallel ranks
     positions = by_position(bins.edges, (tally / layout.tensor).tolist(), counts.tolist())
-    return Evaluation(nats / max(tokens, 1), tokens, positions)
+    return EvaluationResult(nats / max(tokens, 1), tokens, positions)

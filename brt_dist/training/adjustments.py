@@ -1,7 +1,7 @@
-"""What was changed about a run after it diverged: steps that are left out, and a lower learning rate.
+"""Adjustments of a run after it diverged: steps to skip, and a lower learning rate.
 
-Kept in RUN/adjustments.json, written by the supervisor, read by the ranks.  Both are functions of the number of the
-step alone, so a run that is taken up again, on whatever layout, does the same.
+The supervisor writes them to RUN/adjustments.json, and the ranks read them.  They depend on the step number alone, so
+they are the same after a resume, in any layout.
 """
 
 import json
@@ -16,14 +16,23 @@ from brt_dist.run_directory import RunDirectory
 
 @dataclass(frozen=True)
 class Adjustments:
-    """skipped: ranges (first, last) of steps without training.  lowered: (first step, factor of the rate since)."""
+    """The adjustments of a run.
+
+    Attributes:
+        skipped: ranges of steps to skip, (first, last).
+        lowered: factors for the learning rate, (first step, factor).
+    """
 
     skipped: tuple[tuple[int, int], ...] = ()
     lowered: tuple[tuple[int, float], ...] = ()
 
     @classmethod
     def load(cls, run: Path) -> "Adjustments":
-        """Those of a run; none where nothing was adjusted.  ConfigError: the file cannot be read."""
+        """Load the adjustments of a run; empty if there are none.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
         path = RunDirectory(run).adjustments
         try:
             found = json.loads(path.read_text())
@@ -34,7 +43,7 @@ class Adjustments:
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} cannot be read ({error}); remove it to go on without adjustments") from None
+            raise ConfigError(f"cannot read {path} ({error}); remove it to resume without adjustments") from None
 
     def save(self, run: Path) -> None:
         write_atomic(
@@ -42,17 +51,17 @@ class Adjustments:
         )
 
     def without(self, first: int, last: int) -> "Adjustments":
-        """These, and steps `first` to `last` left out."""
+        """A copy that also skips steps `first` to `last`."""
         return replace(self, skipped=(*self.skipped, (first, last)))
 
     def slower(self, first: int, factor: float) -> "Adjustments":
-        """These, and from step `first` on the learning rate times `factor`."""
+        """A copy that also multiplies the learning rate by `factor` from step `first` on."""
         return replace(self, lowered=(*self.lowered, (first, factor)))
 
     def skips(self, step: int) -> bool:
-        """Whether nothing is trained at `step` (from 1)."""
+        """Whether `step` (from 1) is skipped."""
         return any(first <= step <= last for first, last in self.skipped)
 
     def rate_factor(self, step: int) -> float:
-        """What the learning rate of `step` is multiplied with."""
+        """The factor for the learning rate of `step`."""
         return math.prod(factor for first, factor in self.lowered if step >= first)

@@ -1,4 +1,4 @@
-"""Putting a trainer together, with the hooks of a run in their order."""
+"""Builds the trainer of a run, with its hooks in order."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +27,7 @@ from brt_dist.training.hooks.samples import Samples
 from brt_dist.training.hooks.step_metrics import StepMetrics
 from brt_dist.training.hooks.stragglers import Stragglers
 from brt_dist.training.loop import Trainer
-from brt_dist.training.stopping import StopRequest
+from brt_dist.training.stopping import StopFlag
 
 
 def build_trainer(
@@ -38,21 +38,25 @@ def build_trainer(
     events: EventLog,
     train: Dataset | Mixture,
     validation: Dataset | None,
-    stop: StopRequest,
+    stop: StopFlag,
     heartbeat: Heartbeat | None = None,
 ) -> Trainer:
-    """The trainer of one attempt, on one rank.  Collective.
+    """Build the trainer of one attempt, on one rank.  Collective.
 
     Args:
         config: resolved, with `model.vocab_size` set.
         run: the run directory.
-        train, validation: opened datasets; without validation only the training data is evaluated.
-        stop: asked once a step whether to stop early.
-        heartbeat: told what this rank does; None on all ranks but the first.
+        layout: of this rank.
+        device: of this rank.
+        events: the event log of the attempt.
+        train: the training data.
+        validation: the held-out data; None: evaluate on the training data only.
+        stop: checked once per step.
+        heartbeat: of rank 0; None on the other ranks.
 
     Raises:
         ConfigError: the adjustments of the run cannot be read.
-        PlatformError: another run saves to the same place.
+        PlatformError: another run saves checkpoints to the same place.
     """
 
     def report(message: str) -> None:
@@ -82,7 +86,7 @@ def build_trainer(
         events,
         hooks=hooks_of_a_run(engine, store, events, datasets, heartbeat or Heartbeat(None)),
         report=report,
-        ahead=config.data.cache.ahead_steps if train.is_remote else 0,
+        prefetch_steps=config.data.cache.ahead_steps if train.is_remote else 0,
     )
 
 
@@ -93,10 +97,10 @@ def hooks_of_a_run(
     datasets: Mapping[str, Dataset | Mixture],
     heartbeat: Heartbeat,
 ) -> list[Hook]:
-    """All hooks, in the order in which they are called.
+    """All hooks, in calling order.
 
-    The guard comes first, so that nothing is written of a step that it rejects; checkpoints come last, as they hold
-    what an evaluation has found.
+    The number guard comes first, so that nothing is written about a step that it rejects.  Checkpoints come last,
+    because they contain the results of the evaluation.
     """
     config, tell = engine.config, events.write
     return [

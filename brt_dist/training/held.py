@@ -1,4 +1,4 @@
-"""What a rank really holds between steps, to be put beside the plan."""
+"""Measures what a rank holds in memory between steps, to compare with the plan."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from brt_dist.planning.memory import Held
 
 
 def held(engine: Engine) -> Held:
-    """By this rank; after the first update, as optimizers make their state with it."""
+    """Measure this rank.  Call it after the first update, which allocates the optimizer's state."""
     weights = [shard(parameter.local) for parameter in engine.parameters]
     working = {_place(tensor) for tensor in weights}
     optimizer: dict[tuple[int, int], int] = {}

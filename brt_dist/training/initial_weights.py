@@ -1,4 +1,4 @@
-"""The first step of a run that starts from the weights of another: new optimizer, blank memory, step 0."""
+"""Starts a run from given weights (`run.init_from`), with a new optimizer and blank memory, at step 0."""
 
 from hashlib import sha256
 
@@ -15,16 +15,20 @@ from brt_dist.parallel.engine import Engine
 from brt_dist.parallel.pieces import LogicalTensor, Region
 
 
-def begin_from(source: str, config: Config, tokenizer: str, engine: Engine) -> str:
-    """Load the weights of `source` into the engine; returns what they are, for the log.  Collective.
+def load_initial_weights(source: str, config: Config, tokenizer: str, engine: Engine) -> str:
+    """Load the weights at `source` into the engine.  Collective.
 
     Args:
         source: as for `open_weights`.
-        config: of this run, with the size of the vocabulary.
-        tokenizer: sha256 of that of the training data.
+        config: of this run, with `model.vocab_size` set.
+        tokenizer: sha256 of the training data's tokenizer.
+        engine: to load into.
+
+    Returns:
+        What was loaded, for the log.
 
     Raises:
-        CheckpointError: there are no such weights, they are damaged, or of another network or tokenizer.
+        CheckpointError: there are no such weights, they are damaged, or they belong to another model or tokenizer.
     """
     with open_weights(source) as weights:
         _check(weights, config, tokenizer)
@@ -35,7 +39,7 @@ def begin_from(source: str, config: Config, tokenizer: str, engine: Engine) -> s
                 return torch.zeros(region.size, dtype=tensor.dtype)
             if weights.shapes.get(name) != tensor.shape:
                 found = weights.shapes.get(name, "missing")
-                raise CheckpointError(f"{weights.where}: tensor {name} is {found}, the network has {tensor.shape}")
+                raise CheckpointError(f"{weights.where}: tensor {name} is {found}, but the model needs {tensor.shape}")
             whole = weights.read(name)
             return region.take(lambda slices: whole[slices])
 
@@ -43,10 +47,16 @@ def begin_from(source: str, config: Config, tokenizer: str, engine: Engine) -> s
         return f"weights of {weights.where}"
 
 
-def check_beginning(source: str, config: Config, tokenizer: str) -> None:
-    """Whether a run could begin with the weights of `source`, by what is said of them; the ranks read and verify them.
+def check_initial_weights(source: str, config: Config, tokenizer: str) -> None:
+    """Check from the metadata alone that a run can start from the weights at `source`; the ranks verify the content.
 
-    Args and errors: as for `begin_from`.
+    Args:
+        source: as for `open_weights`.
+        config: of this run, with `model.vocab_size` set.
+        tokenizer: sha256 of the training data's tokenizer.
+
+    Raises:
+        CheckpointError: as for :func:`load_initial_weights`.
     """
     with open_weights(source, verify=False) as weights:
         _check(weights, config, tokenizer)
@@ -55,18 +65,18 @@ def check_beginning(source: str, config: Config, tokenizer: str) -> None:
 def _check(weights: Weights, config: Config, tokenizer: str) -> None:
     before = flatten(config.model_copy(update={"model": weights.model}))
     now = flatten(config)
-    # these may differ: the weights mean the same
+    # these may differ: they do not change what the weights mean
     terms = ("model.dropout", *half_keys(now, "beside_weights"))
     found = [str(change) for change in changes(before, now, (*config.run.allow, *terms))]
     if weights.tokenizer is not None and "data.dataset" not in config.run.allow:
         digest = sha256(weights.tokenizer).hexdigest()
         if digest != tokenizer:
             found.append(
-                f"data.dataset: tokenizer {digest[:12]} made the tokens that the weights know, {tokenizer[:12]} those "
-                "of the dataset; build it with theirs, or name data.dataset in run.allow"
+                f"data.dataset: the weights were trained with tokenizer {digest[:12]}, but the dataset was built with "
+                f"{tokenizer[:12]}; rebuild it with the weights' tokenizer, or add data.dataset to run.allow"
             )
     if found:
         raise CheckpointError(
-            f"run.init_from={config.run.init_from}: the weights are not of this model:\n"
+            f"run.init_from={config.run.init_from}: the weights do not fit this run:\n"
             + "\n".join(f"  - {text}" for text in found)
         )

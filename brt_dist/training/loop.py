@@ -1,6 +1,6 @@
 """The training loop of one rank: from the newest checkpoint to the last step.
 
-What a step is and how steps are numbered: see `progress`.  What is measured, evaluated and saved: see `hooks`.
+`trainer_state` defines steps and their numbers; `hooks` measures, evaluates and saves.
 """
 
 import time
@@ -19,25 +19,25 @@ from brt_dist.parallel.engine import Engine, StepInput, StepResult
 from brt_dist.parallel.step_input import step_input, streams_to_read
 from brt_dist.training.adjustments import Adjustments
 from brt_dist.training.hooks.base import Hook
-from brt_dist.training.progress import Progress, TrainedStep
 from brt_dist.training.resume import resume
-from brt_dist.training.stopping import StopRequest, agree_on_step, agree_to_stop
+from brt_dist.training.stopping import StopFlag, agree_on_step, agree_to_stop
+from brt_dist.training.trainer_state import TrainedStep, TrainerState
 
 
 class Trainer:
-    """One attempt of a run, on one rank.  Make one with `build.build_trainer`.
+    """One attempt of a run, on one rank.  `build.build_trainer` makes one.
 
     Args:
-        engine: model, optimizer and memory; knows the config, the layout and the device.
+        engine: model, optimizer and memory; has the config, the layout and the device.
         dataset: to train on.
-        schedule: which document each stream reads when.
-        store: checkpoints to resume from and to save to.
-        adjustments: what was changed about the run after it diverged.
-        stop: asked once a step whether to stop early.
-        events: of the run.
-        hooks: called in this order.
-        report: told, in words, what the attempt starts with.
-        ahead: steps whose documents are fetched before they are read.
+        schedule: the stream schedule.
+        store: the checkpoints of the run.
+        adjustments: of the run, after divergences.
+        stop: checked once per step.
+        events: the event log of the attempt.
+        hooks: in calling order.
+        report: called with messages about what the attempt starts from.
+        prefetch_steps: how many steps ahead remote documents are fetched.
     """
 
     def __init__(
@@ -47,65 +47,65 @@ class Trainer:
         schedule: StreamSchedule,
         store: CheckpointStore,
         adjustments: Adjustments,
-        stop: StopRequest,
+        stop: StopFlag,
         events: EventLog,
         hooks: Sequence[Hook],
         report: Callable[[str], None],
-        ahead: int = 0,
+        prefetch_steps: int = 0,
     ) -> None:
         self.config, self.layout, self.device = engine.config, engine.layout, engine.device
         self.engine, self.store, self.hooks = engine, store, hooks
-        self.dataset, self.schedule, self.ahead = dataset, schedule, ahead
+        self.dataset, self.schedule, self.prefetch_steps = dataset, schedule, prefetch_steps
         self.adjustments, self.stop, self.events, self.report = adjustments, stop, events, report
-        self.progress = Progress(schedule.start())
+        self.state = TrainerState(schedule.start())
         self.trained = 0  # steps of this attempt
 
     def run(self) -> ExitCode:
         """Resume, then train to the last step of the run or until asked to stop.  Collective."""
         self.resume()
         for hook in self.hooks:
-            hook.on_start(self.progress)
+            hook.on_start(self.state)
         return self.train_until(self.config.run.steps)
 
     def resume(self) -> None:
-        """Load the newest checkpoint, or else the weights to start from, if there are any.  Collective."""
+        """Load the newest checkpoint, or else the initial weights, if there are any.  Collective."""
         tokenizer = self.dataset.tokenizer_sha256
-        self.progress = resume(self.store, self.engine, self.schedule.start(), tokenizer, self.report)
+        self.state = resume(self.store, self.engine, self.schedule.start(), tokenizer, self.report)
 
     def train_until(self, end: int) -> ExitCode:
-        """Do all steps up to number `end`, or until asked to stop.  Collective."""
+        """Train up to and including step `end`, or until asked to stop.  Collective."""
         stop = False
         with closing(self._read()) as segments:
-            while self.progress.step < end and not stop:
+            while self.state.step < end and not stop:
                 stop = self.train_step(segments)
                 for hook in self.hooks:
-                    hook.between_steps(self.progress, is_last=stop or self.progress.step == end)
+                    hook.between_steps(self.state, is_last=stop or self.state.step == end)
             for hook in self.hooks:
                 hook.on_end()
-        return ExitCode.FINISHED if self.progress.step >= end else ExitCode.PREEMPTED
+        return ExitCode.FINISHED if self.state.step >= end else ExitCode.PREEMPTED
 
     def train_step(self, segments: Prefetcher) -> bool:
         """Do one step; returns whether any rank was asked to stop.  Collective."""
         began = time.perf_counter()
-        number = self.progress.step + 1
+        number = self.state.step + 1
         plan, read, cursor, waited = segments.next()
         if self.adjustments.skips(number):
-            self.progress.advance(cursor)
+            self.state.advance(cursor)
             self.events.write(SkipEvent(step=number, why="left out after a divergence"))
             return agree_to_stop(self.stop, self.device)
         rate = learning_rate(number, self.config.run.steps, self.config.optimizer)
         rate *= self.adjustments.rate_factor(number)
         result = self._update(step_input(number, plan, read, self.layout, self.device), rate)
         stop = agree_on_step(result, number, self.stop, self.device)
-        self.progress.advance(cursor, plan.loss_tokens if result.is_finite else 0)
+        self.state.advance(cursor, plan.loss_tokens if result.is_finite else 0)
         is_first, self.trained = self.trained == 0, self.trained + 1
-        step = TrainedStep(number, result, rate, plan.loss_tokens, self.progress.tokens, began, waited, is_first)
+        step = TrainedStep(number, result, rate, plan.loss_tokens, self.state.tokens, began, waited, is_first)
         for hook in self.hooks:
             hook.after_step(step)
         return stop
 
     def close(self) -> None:
-        """Give back what outlives the objects: DeepSpeed's hooks, process groups, threads."""
+        """Release DeepSpeed's hooks, process groups and threads."""
         self.store.close()
         self.engine.close()
 
@@ -116,6 +116,7 @@ class Trainer:
             return self.engine.train_step(batch, rate)
 
     def _read(self) -> Prefetcher:
-        """The segments of all streams from here on, read ahead by a thread."""
+        """The segments of this rank's streams from here on, read in the background."""
         reader = SegmentReader(self.dataset, self.schedule)
-        return Prefetcher(reader, self.schedule, self.progress.cursor, streams_to_read(self.layout), ahead=self.ahead)
+        streams = streams_to_read(self.layout)
+        return Prefetcher(reader, self.schedule, self.state.cursor, streams, prefetch_steps=self.prefetch_steps)

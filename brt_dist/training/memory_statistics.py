@@ -1,4 +1,4 @@
-"""What mixers tell of the memory that they carry: the same numbers in every layout."""
+"""Statistics of the memory that mixers carry; the same in every layout."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ def has_statistics(model: ModelConfig) -> bool:
 
 
 def memory_statistics(engine: Engine) -> tuple[LayerStatistics, ...]:
-    """For each layer whose mixer declares statistics their values over all streams, by name.  Collective."""
+    """For each layer whose mixer declares statistics, their values over all streams, by name.  Collective."""
     model = engine.config.model
     mixers = {index: model.mixer_of(index) for index in range(model.layers)}
     rows = [(index, name, how.reduce) for index, mixer in mixers.items() for name, how in mixer.statistics.items()]
     place = {(index, name): row for row, (index, name, _) in enumerate(rows)}
-    # sums and their number; copies on several ranks count on both sides alike
+    # sums and counts; copies on several ranks count equally in both
     sums = torch.zeros(len(rows), 2, dtype=torch.float64, device=engine.device.torch)
     largest = torch.zeros(len(rows), dtype=torch.float64, device=engine.device.torch)
     for layer in layers_of(engine.stage):

@@ -83,7 +83,7 @@ def read(
     """What a rank with `streams` reads, as it reads in training."""
     schedule = schedule_of(dataset)
     cursor = cursor or schedule.start()
-    prefetcher = Prefetcher(SegmentReader(dataset, schedule), schedule, cursor, streams, ahead=ahead)
+    prefetcher = Prefetcher(SegmentReader(dataset, schedule), schedule, cursor, streams, prefetch_steps=ahead)
     found = []
     try:
         for step in range(steps):
@@ -223,7 +223,8 @@ def test_an_altered_shard_is_refused_by_name(store: Bucket, url: str, folder: Pa
     altered = store.instead(f"train/{shard.name}", bytes(content))
     with altered, Dataset.open(url, settings(tmp_path)) as dataset:
         schedule = schedule_of(dataset)
-        prefetcher = Prefetcher(SegmentReader(dataset, schedule), schedule, schedule.start(), range(STREAMS), ahead=8)
+        reader = SegmentReader(dataset, schedule)
+        prefetcher = Prefetcher(reader, schedule, schedule.start(), range(STREAMS), prefetch_steps=8)
         with pytest.raises(DataError, match=f"train/{shard.name}: altered: its sha256 is not {shard.sha256[:12]}"):
             while True:
                 got.append(prefetcher.next()[1])

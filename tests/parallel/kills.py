@@ -117,7 +117,7 @@ def rank_main(rank: int, store: str, given: Config, kill: Kill | None) -> None:
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.build import build_trainer
-    from brt_dist.training.stopping import StopRequest
+    from brt_dist.training.stopping import StopFlag
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)
@@ -126,7 +126,7 @@ def rank_main(rank: int, store: str, given: Config, kill: Kill | None) -> None:
     events = EventLog(run, 1, enabled=rank == 0)
     trap = Trap(kill if kill and kill.rank == rank else None)
     with Dataset.open(given.data.dataset) as data:
-        trainer = build_trainer(given, run, layout, device, events, data, None, StopRequest())
+        trainer = build_trainer(given, run, layout, device, events, data, None, StopFlag())
         if kill is not None and kill.rank == rank:
             set_traps(trap, kill)
             for parameter in trainer.engine.stage.parameters():

@@ -65,7 +65,7 @@ def attempt(rank: int, store: str, given: Config, steps: int, copy: str | None =
     from brt_dist.events import EventLog
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
-    from brt_dist.training.stopping import StopRequest
+    from brt_dist.training.stopping import StopFlag
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)
@@ -78,9 +78,9 @@ def attempt(rank: int, store: str, given: Config, steps: int, copy: str | None =
     events = EventLog(run, 1, enabled=rank == 0)
     try:
         with Dataset.open(given.data.dataset) as data:
-            trainer = build_trainer(given, run, layout, device, events, data, None, StopRequest())
+            trainer = build_trainer(given, run, layout, device, events, data, None, StopFlag())
             trainer.resume()
-            done = trainer.progress
+            done = trainer.state
             if copy:
                 other = CheckpointStore(FolderStorage(Path(copy)), given, layout, data.digest, print)
                 other.save(done.step, done.tokens, done.cursor.to_json(), {}, trainer.engine)

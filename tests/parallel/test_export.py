@@ -45,7 +45,7 @@ def train(rank: int, store: str, given: Config) -> dict[str, Any]:
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.build import build_trainer
-    from brt_dist.training.stopping import StopRequest
+    from brt_dist.training.stopping import StopFlag
 
     layout = Layout.of(given, rank)
     initialize(layout, choose("cpu", rank), 120.0, dist.FileStore(store, layout.world_size))
@@ -54,7 +54,7 @@ def train(rank: int, store: str, given: Config) -> dict[str, Any]:
         run = Path(given.run.directory)
         log = EventLog(run, 1, enabled=rank == 0)
         log.write = events.write  # type: ignore[method-assign]
-        trainer = build_trainer(given, run, layout, choose("cpu", rank), log, data, None, StopRequest())
+        trainer = build_trainer(given, run, layout, choose("cpu", rank), log, data, None, StopFlag())
         trainer.run()
         weights = trainer.engine.weights()
         parts = {p.name: (weights[p.name], p.box(layout.tensor_rank, layout.tensor)) for p in trainer.engine.parameters}
@@ -153,8 +153,10 @@ def test_weights_of_another_model_or_tokenizer_are_refused(ranks: RankPool, data
         WEIGHT_FORMATS["safetensors"].write(weights, tmp_path / "exported")
     begun = given_config(dataset, tmp_path / "second", {}, init_from=str(tmp_path / "exported"))
     other = begun.model_copy(update={"model": begun.model.model_copy(update={"heads": 4, "head_dim": 8})})
-    with pytest.raises(AssertionError, match=r"weights are not of this model:(?s:.)*model\.heads: 2 in the run, 4 now"):
+    with pytest.raises(
+        AssertionError, match=r"the weights do not fit this run:(?s:.)*model\.heads: 2 in the run, 4 now"
+    ):
         ranks.run(1, train, other)
     (tmp_path / "exported" / "tokenizer.json").write_text('{"kind": "bytes", "vocab_size": 256 }')
-    with pytest.raises(AssertionError, match=r"data\.dataset: tokenizer .* made the tokens that the weights know"):
+    with pytest.raises(AssertionError, match=r"data\.dataset: the weights were trained with tokenizer"):
         ranks.run(1, train, begun)

@@ -47,7 +47,7 @@ def rank_main(
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.build import build_trainer
-    from brt_dist.training.stopping import StopRequest
+    from brt_dist.training.stopping import StopFlag
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)
@@ -57,10 +57,10 @@ def rank_main(
     if rank == poisoned:
         poison(BAD)
 
-    class StopAfter(StopRequest):
+    class StopAfter(StopFlag):
         @property
         def asked(self) -> bool:  # type: ignore[override]
-            return trainer.progress.step >= stop_after - 1  # asked in the step itself, before it is counted
+            return trainer.state.step >= stop_after - 1  # asked in the step itself, before it is counted
 
         @asked.setter
         def asked(self, value: bool) -> None: ...
@@ -141,7 +141,7 @@ def rank_waits(rank: int, store: str, given: Config, found: str) -> int:
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, initialize
     from brt_dist.training.build import build_trainer
-    from brt_dist.training.stopping import StopRequest
+    from brt_dist.training.stopping import StopFlag
     from brt_dist.worker import _exit_code
 
     layout = Layout.of(given, rank)
@@ -149,11 +149,11 @@ def rank_waits(rank: int, store: str, given: Config, found: str) -> int:
     initialize(layout, device, 240.0, dist.FileStore(store, layout.world_size))
     run = Path(given.run.directory)
     trainer = build_trainer(
-        given, run, layout, device, EventLog(run, 1, rank == 0), Dataset.open(given.data.dataset), None, StopRequest()
+        given, run, layout, device, EventLog(run, 1, rank == 0), Dataset.open(given.data.dataset), None, StopFlag()
     )
 
     def wait(*_: Any) -> None:
-        while rank == 1 and trainer.progress.step == 2 and not Path(found).exists():
+        while rank == 1 and trainer.state.step == 2 and not Path(found).exists():
             time.sleep(0.05)
 
     trainer.engine.stage.register_forward_pre_hook(wait)

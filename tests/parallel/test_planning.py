@@ -33,7 +33,7 @@ def rank_main(rank: int, store: str, given: Config) -> dict[str, int]:
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.build import build_trainer
     from brt_dist.training.held import held
-    from brt_dist.training.stopping import StopRequest
+    from brt_dist.training.stopping import StopFlag
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)
@@ -41,7 +41,7 @@ def rank_main(rank: int, store: str, given: Config) -> dict[str, int]:
     events = EventLog(Path(given.run.directory), 1, enabled=rank == 0)
     try:
         with Dataset.open(given.data.dataset) as data:
-            trainer = build_trainer(given, Path(given.run.directory), layout, device, events, data, None, StopRequest())
+            trainer = build_trainer(given, Path(given.run.directory), layout, device, events, data, None, StopFlag())
             trainer.run()
             found = held(trainer.engine)
             trainer.close()

@@ -71,14 +71,14 @@ def train(rank: int, store: str, given: Config, attempt: int, stop_after: int) -
     from brt_dist.events import EventLog
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
-    from brt_dist.training.stopping import StopRequest
+    from brt_dist.training.stopping import StopFlag
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)
     initialize(layout, device, 120.0, dist.FileStore(store, layout.world_size))
     from brt_dist.training.build import build_trainer
 
-    class StopAfter(StopRequest):
+    class StopAfter(StopFlag):
         def __init__(self) -> None:
             self.steps = 0
 

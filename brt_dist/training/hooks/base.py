@@ -1,10 +1,11 @@
-"""What looks at a run while it trains: it measures, tells, evaluates, saves, or ends the run.
+"""Hooks of the training loop: they measure, report, evaluate, save, or end the run.
 
-The trainer calls each method of all hooks in the order of its list, on every rank alike.  A hook whose method is
-collective decides by what all ranks know (the number of the step, the config, a result that was reduced), never by a
-clock or by what one rank alone has seen.
+The trainer calls each method of all hooks in the order of its list, on every rank.  A hook whose method is collective
+decides by what all ranks know (the step number, the config, a reduced result), never by a clock or by what one rank
+alone has seen.
 
-What hooks remember is of one attempt and is not in checkpoints: a resumed run computes the same numbers without it.
+The state of a hook belongs to one attempt and is not in checkpoints: a resumed run computes the same numbers without
+it.
 """
 
 from collections.abc import Callable
@@ -12,40 +13,41 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 from brt_dist.events import Event
-from brt_dist.training.progress import Progress, TrainedStep
+from brt_dist.training.trainer_state import TrainedStep, TrainerState
 
 Tell: TypeAlias = Callable[[Event], None]
-"""Writes an event to the log of the run (rank 0; the other ranks write nothing)."""
+"""Writes an event to the event log (on rank 0; other ranks write nothing)."""
 
 
 class Hook:
-    """Does nothing; a hook overrides what it needs."""
+    """Base class; its methods do nothing, and a hook overrides the ones that it needs."""
 
-    def on_start(self, progress: Progress) -> None:
-        """The attempt starts: the engine has the state of the newest checkpoint, or that of a new run."""
+    def on_start(self, state: TrainerState) -> None:
+        """Called when the attempt starts, after the engine has loaded its state."""
 
     def around_step(self, number: int) -> AbstractContextManager[Any]:
-        """Entered just before forward and backward of step `number`, left just after its update."""
+        """A context manager around forward, backward and update of step `number`."""
         return nullcontext()
 
     def after_step(self, step: TrainedStep) -> None:
-        """A step was trained.  Not called after a step that `adjustments.json` leaves out.
+        """Called after a trained step, but not after one that `adjustments.json` skips.
 
         Raises:
-            DivergedError: the run must not go on from here; nothing of the step was saved.
+            DivergedError: the run must not continue from here; nothing of the step was saved.
         """
 
-    def between_steps(self, progress: Progress, is_last: bool) -> None:
-        """A step is over, trained or left out, and nothing is under way: the state may be evaluated and saved.
+    def between_steps(self, state: TrainerState, is_last: bool) -> None:
+        """Called after every step, trained or skipped, when the state may be evaluated and saved.
 
         Args:
-            is_last: the attempt ends here, as the run is done or was asked to stop.
+            state: after the step.
+            is_last: whether the attempt ends here, because the run is done or was asked to stop.
         """
 
     def on_end(self) -> None:
-        """The attempt ends in order.  Not called after an error, when other ranks may not come to a collective."""
+        """Called when the attempt ends normally; not after an error, when a collective might hang."""
 
 
 def is_due(step: int, every: int, last: int | None = None) -> bool:
-    """Whether something done every so many steps (0: never) is done at `step`; always at step `last`."""
+    """Whether something that happens every `every` steps (0: never) is due at `step`; always at step `last`."""
     return step == last or (every > 0 and step % every == 0)

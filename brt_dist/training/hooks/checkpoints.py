@@ -1,18 +1,18 @@
-"""Saving checkpoints, and telling of those that are complete."""
+"""Saves checkpoints, and reports them when they are complete."""
 
 from brt_dist.checkpoint.store import CheckpointStore
 from brt_dist.events import CheckpointEvent
 from brt_dist.parallel.engine import Engine
 from brt_dist.training.hooks.base import Hook, Tell, is_due
 from brt_dist.training.hooks.heartbeat import Heartbeat
-from brt_dist.training.progress import Progress, TrainedStep
+from brt_dist.training.trainer_state import TrainedStep, TrainerState
 
 
 class Checkpoints(Hook):
-    """Saves every `run.checkpoint_every` steps and at the end of the attempt.  Comes after what changes `Progress`.
+    """Saves every `run.checkpoint_every` steps and at the end of the attempt.  Must follow hooks that change `TrainerState`.
 
-    Training goes on while a checkpoint is written, so it is told of after a later step.  Keeps nothing between steps;
-    the save under way is the store's.
+    Training continues while a checkpoint is written, so it is reported after a later step.  Stateless: the store keeps
+    track of the save in progress.
     """
 
     def __init__(self, store: CheckpointStore, engine: Engine, tell: Tell, heartbeat: Heartbeat) -> None:
@@ -22,12 +22,10 @@ class Checkpoints(Hook):
     def after_step(self, step: TrainedStep) -> None:
         self._tell_complete()
 
-    def between_steps(self, progress: Progress, is_last: bool) -> None:
-        if is_last or is_due(progress.step, self._every):
+    def between_steps(self, state: TrainerState, is_last: bool) -> None:
+        if is_last or is_due(state.step, self._every):
             self._heartbeat.slow("saving")
-            self._store.save(
-                progress.step, progress.tokens, progress.cursor.to_json(), progress.evaluations, self._engine
-            )
+            self._store.save(state.step, state.tokens, state.cursor.to_json(), state.evaluations, self._engine)
         self._tell_complete()
 
     def on_end(self) -> None:

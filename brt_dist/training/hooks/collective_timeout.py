@@ -1,14 +1,14 @@
-"""How long a rank waits for the others in a collective."""
+"""Sets the timeout of collectives."""
 
 from brt_dist.parallel.layout import limit_waiting
 from brt_dist.training.hooks.base import Hook
-from brt_dist.training.progress import TrainedStep
+from brt_dist.training.trainer_state import TrainedStep
 
 
 class CollectiveTimeout(Hook):
-    """Sets the limit of training once the first step is done; until then that of the start holds.  Keeps nothing.
+    """Sets the timeout for training after the first step.  Stateless.
 
-    A start takes longer, as kernels are compiled and checkpoints are read.
+    Until then the longer startup timeout applies, because kernels are compiled and checkpoints are read.
     """
 
     def __init__(self, seconds: float) -> None:

@@ -10,16 +10,19 @@ from brt_dist.events import EvaluationEvent
 from brt_dist.parallel.engine import Engine
 from brt_dist.training.hooks.base import Hook, Tell, is_due
 from brt_dist.training.hooks.heartbeat import Heartbeat
-from brt_dist.training.progress import Progress
+from brt_dist.training.trainer_state import TrainerState
 
 
 class Evaluation(Hook):
-    """Collective every `run.evaluate_every` steps and after the last.  Keeps nothing between steps.
+    """Evaluates every `run.evaluate_every` steps and after the last one.  Collective then; stateless.
 
-    What it finds is noted in `Progress.evaluations`, from where it goes into the checkpoint of the same step.
+    The results go to `TrainerState.evaluations`, and so into the checkpoint of the same step.
 
     Args:
+        engine: to evaluate.
         datasets: by name.
+        tell: writes an event.
+        heartbeat: of this rank.
     """
 
     def __init__(
@@ -27,19 +30,19 @@ class Evaluation(Hook):
     ) -> None:
         self._engine, self._datasets, self._tell, self._heartbeat = engine, datasets, tell, heartbeat
 
-    def between_steps(self, progress: Progress, is_last: bool) -> None:
+    def between_steps(self, state: TrainerState, is_last: bool) -> None:
         run = self._engine.config.run
-        if not is_due(progress.step, run.evaluate_every, last=run.steps):
+        if not is_due(state.step, run.evaluate_every, last=run.steps):
             return
         self._heartbeat.slow("evaluating")
         for name, dataset in self._datasets.items():
             for memory in ("carried", "cleared"):
                 began = time.perf_counter()
                 found = evaluate(self._engine, dataset, run.evaluation_steps, memory == "cleared")
-                progress.evaluations[f"{name}/{memory}"] = found.bits_per_token
+                state.evaluations[f"{name}/{memory}"] = found.bits_per_token
                 self._tell(
                     EvaluationEvent(
-                        step=progress.step,
+                        step=state.step,
                         dataset=name,
                         memory=memory,
                         loss=found.loss,

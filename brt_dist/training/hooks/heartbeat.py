@@ -1,6 +1,6 @@
-"""A sign of life of rank 0, for the supervisor: RUN/attempts/NNN/heartbeat.json.
+"""Heartbeat of rank 0 for the supervisor: RUN/attempts/NNN/heartbeat.json.
 
-One rank is enough, as no rank gets further than a step ahead of another.
+One rank is enough, because no rank gets more than a step ahead of another.
 """
 
 import json
@@ -11,19 +11,19 @@ from collections import deque
 
 from brt_dist.run_directory import AttemptDirectory
 from brt_dist.training.hooks.base import Hook
-from brt_dist.training.progress import TrainedStep
+from brt_dist.training.trainer_state import TrainedStep
 
 _SECONDS = 1.0  # between two writes; the storage may be far away
-_STEPS = 50  # whose median is the usual time
+_STEPS = 50  # the usual step time is their median
 
 
 class Heartbeat(Hook):
-    """Writes what the rank does and how long a step usually takes.
+    """Writes what the rank is doing and how long a step usually takes.
 
-    Remembers the times of the last steps, of this attempt alone, as the next may run on other machines.
+    Keeps the times of the last steps of this attempt; the next attempt may run on other nodes.
 
     Args:
-        attempt: its directory; None: writes nothing (all ranks but the first).
+        attempt: the directory of the attempt; None: write nothing (on all ranks but the first).
     """
 
     def __init__(self, attempt: AttemptDirectory | None) -> None:
@@ -40,18 +40,18 @@ class Heartbeat(Hook):
         self.beat()
 
     def beat(self) -> None:
-        """A step is done."""
+        """Record that a step is done."""
         now = time.monotonic()
         if self._last is not None:
             self._steps.append(now - self._last)
         self._last = now
         self._count += 1
-        # the first always: from then on the supervisor knows what is usual
+        # always write the first, which tells the supervisor that training has started
         if now - self._written >= _SECONDS or self._count == 1:
             self._write("training")
 
     def slow(self, phase: str) -> None:
-        """Something begins that may take long without a step: starting, evaluating, saving."""
+        """Record the start of something that may take long without a step: starting, evaluating, saving."""
         self._last = None
         self._count = 0
         self._write(phase)

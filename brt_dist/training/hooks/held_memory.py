@@ -1,14 +1,14 @@
-"""What a rank holds in memory, as an event, to be put beside the plan."""
+"""Reports what a rank holds in memory, to compare with the plan."""
 
 from brt_dist.events import HeldEvent
 from brt_dist.parallel.engine import Engine
 from brt_dist.training.held import held
 from brt_dist.training.hooks.base import Hook, Tell
-from brt_dist.training.progress import TrainedStep
+from brt_dist.training.trainer_state import TrainedStep
 
 
 class HeldMemory(Hook):
-    """Measures once, after the first update, as optimizers make their state with it.  Keeps nothing."""
+    """Measures once, after the first update, which allocates the optimizer's state.  Stateless."""
 
     def __init__(self, engine: Engine, tell: Tell) -> None:
         self._engine, self._tell = engine, tell

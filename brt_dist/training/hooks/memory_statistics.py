@@ -1,14 +1,14 @@
-"""Statistics of the memory that layers carry, as an event."""
+"""Reports statistics of the memory that layers carry."""
 
 from brt_dist.events import MemoryEvent
 from brt_dist.parallel.engine import Engine
 from brt_dist.training.hooks.base import Hook, Tell, is_due
 from brt_dist.training.memory_statistics import has_statistics, memory_statistics
-from brt_dist.training.progress import TrainedStep
+from brt_dist.training.trainer_state import TrainedStep
 
 
 class MemoryStatistics(Hook):
-    """Collective every `run.memory_every` steps.  Keeps nothing between steps."""
+    """Measures every `run.memory_every` steps.  Collective then; stateless."""
 
     def __init__(self, engine: Engine, tell: Tell) -> None:
         self._engine, self._tell = engine, tell

@@ -1,4 +1,4 @@
-"""Loss and gradient norm that are not finite, or far from the usual."""
+"""Detects a loss or gradient norm that is not finite, or unusually large."""
 
 import statistics
 from collections import deque
@@ -8,19 +8,20 @@ from brt_dist.errors import DivergedError
 from brt_dist.events import DivergedEvent, SkipEvent, SpikeEvent
 from brt_dist.parallel.engine import StepResult
 from brt_dist.training.hooks.base import Hook, Tell
-from brt_dist.training.progress import TrainedStep
+from brt_dist.training.trainer_state import TrainedStep
 
-_FEWEST = 10  # steps before a spike can be told from the usual
-_NOISE = 0.01  # of the median: below this a deviation is none, also where all steps were alike
+_FEWEST = 10  # steps before spikes are detected
+_NOISE = 0.01  # smallest deviation that counts, relative to the median; matters when all steps were alike
 
 
 class NumberGuard(Hook):
     """Checks loss and gradient norm of every step.  All ranks see the same numbers, so they decide alike.
 
-    Remembers the numbers of the last steps and how many updates in a row were left out.  A resumed run starts anew
-    with both: it ends the sooner, or finds a spike the later, but computes the same.
+    Keeps the numbers of the last steps and the count of updates skipped in a row.  A resumed run starts without them:
+    it may stop or detect a spike at a different step, but it computes the same numbers.
 
     Args:
+        config: `run.guards`.
         tell: writes an event.
     """
 
@@ -33,10 +34,10 @@ class NumberGuard(Hook):
         self.check(step.result, step.number)
 
     def check(self, result: StepResult, step: int) -> None:
-        """Judge a step that was done.
+        """Check a finished step.
 
         Raises:
-            DivergedError: with the step; nothing of it was saved.
+            DivergedError: the run has diverged; nothing of the step was saved.
         """
         if not result.is_finite:
             self._not_finite(result, step)
@@ -59,7 +60,7 @@ class NumberGuard(Hook):
         if self._config.nonfinite == "stop" or result.is_updated:
             self._end(what, result, step)
         if self._skips > self._config.most_skips:
-            self._end(f"{what}; {self._skips} updates in a row were left out", result, step)
+            self._end(f"{what}; {self._skips} updates in a row were skipped", result, step)
         loss, grad_norm = str(result.loss), str(result.grad_norm)
         self._tell(SkipEvent(step=step, why="not finite", loss=loss, grad_norm=grad_norm))
 
@@ -74,6 +75,6 @@ class NumberGuard(Hook):
         self._tell(DivergedEvent(step=step, loss=str(result.loss), grad_norm=str(result.grad_norm)))
         raise DivergedError(
             f"{what}. The last checkpoint is untouched; resume from it with a smaller optimizer.learning_rate or "
-            "optimizer.clip_norm, or a longer warm-up, or let launch.recovery.diverged do it.",
+            "optimizer.clip_norm or a longer warm-up, or set launch.recovery.diverged to recover automatically.",
             step,
         )

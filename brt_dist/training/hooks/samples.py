@@ -1,4 +1,4 @@
-"""Text that the model generates now and then, to be looked at."""
+"""Generates text samples during training."""
 
 from brt_dist.data.dataset import Dataset
 from brt_dist.data.mixture import Mixture
@@ -7,22 +7,25 @@ from brt_dist.generation.prompts import samples
 from brt_dist.parallel.engine import Engine
 from brt_dist.training.hooks.base import Hook, Tell, is_due
 from brt_dist.training.hooks.heartbeat import Heartbeat
-from brt_dist.training.progress import Progress
+from brt_dist.training.trainer_state import TrainerState
 
 
 class Samples(Hook):
-    """Collective as often as an evaluation, if `run.sample_tokens` is set.  Keeps nothing between steps.
+    """Generates samples with each evaluation, if `run.sample_tokens` is set.  Collective then; stateless.
 
     Args:
-        dataset: whose documents are continued.
+        engine: the model to sample from.
+        dataset: source of the prompts, the beginnings of its documents.
+        tell: writes an event.
+        heartbeat: of this rank.
     """
 
     def __init__(self, engine: Engine, dataset: Dataset | Mixture, tell: Tell, heartbeat: Heartbeat) -> None:
         self._engine, self._dataset, self._tell, self._heartbeat = engine, dataset, tell, heartbeat
 
-    def between_steps(self, progress: Progress, is_last: bool) -> None:
+    def between_steps(self, state: TrainerState, is_last: bool) -> None:
         run = self._engine.config.run
-        if run.sample_tokens and is_due(progress.step, run.evaluate_every, last=run.steps):
+        if run.sample_tokens and is_due(state.step, run.evaluate_every, last=run.steps):
             self._heartbeat.slow("sampling")
-            found = samples(self._engine, self._dataset, run.sample_tokens, progress.step)
-            self._tell(SampleEvent(step=progress.step, samples=tuple(found)))
+            found = samples(self._engine, self._dataset, run.sample_tokens, state.step)
+            self._tell(SampleEvent(step=state.step, samples=tuple(found)))

@@ -1,4 +1,4 @@
-"""The numbers of the attempt and of its steps, as events."""
+"""Reports the metrics of the attempt and of its steps."""
 
 import math
 import time
@@ -11,27 +11,27 @@ from brt_dist.planning.flops import TRAINING, forward_flops
 from brt_dist.planning.hardware import peak_flops
 from brt_dist.planning.memory import plan_of
 from brt_dist.training.hooks.base import Hook, Tell, is_due
-from brt_dist.training.progress import Progress, TrainedStep
+from brt_dist.training.trainer_state import TrainedStep, TrainerState
 
 
 class StepMetrics(Hook):
-    """Writes what the attempt is at its start, and every `run.log_every` steps loss, speed and memory.
+    """Writes the facts of the attempt when it starts, and loss, speed and memory every `run.log_every` steps.
 
-    Keeps nothing between steps.
+    Stateless.
     """
 
     def __init__(self, config: Config, layout: Layout, device: Device, tell: Tell) -> None:
         self._config, self._layout, self._device, self._tell = config, layout, device, tell
         self._flops = TRAINING * forward_flops(config.model)  # of a token
-        self._peak_flops = peak_flops(device.name, config.run.precision)  # of a device; None where it is not known
+        self._peak_flops = peak_flops(device.name, config.run.precision)  # of a device; None if unknown
 
-    def on_start(self, progress: Progress) -> None:
+    def on_start(self, state: TrainerState) -> None:
         layout = self._layout
         self._tell(
             AttemptEvent(
                 world_size=layout.world_size,
                 layout=LayoutSizes(layout.tensor, layout.pipeline, layout.data, layout.micro_batch, layout.streams),
-                start_step=progress.step,
+                start_step=state.step,
                 device=self._device.name,
                 flops_per_token=self._flops,
                 plan=plan_of(self._config),
@@ -62,7 +62,7 @@ class StepMetrics(Hook):
         )
 
     def _utilization(self, tokens_per_second: float) -> float | None:
-        """MFU: the share of the devices' peak FLOP/s that the model uses; None where the peak is not known."""
+        """MFU: the fraction of the devices' peak FLOP/s that the model uses; None if the peak is unknown."""
         if self._peak_flops is None:
             return None
         return tokens_per_second * self._flops / (self._layout.world_size * self._peak_flops)

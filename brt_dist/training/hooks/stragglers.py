@@ -1,4 +1,4 @@
-"""A rank that is slow makes all ranks slow, and looks like any other.  This finds it."""
+"""Finds slow ranks.  One slow rank slows all of them down, so step times alone do not show which it is."""
 
 import socket
 import statistics
@@ -13,16 +13,16 @@ from brt_dist.events import StragglerEvent
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.waiting import Work, work_of_step
 from brt_dist.training.hooks.base import Hook, Tell
-from brt_dist.training.progress import TrainedStep
+from brt_dist.training.trainer_state import TrainedStep
 
-_NOISE_SECONDS = 0.02  # what a scheduler may do to anybody
+_NOISE_SECONDS = 0.02  # delays that an operating system may cause on any rank
 
 
 class Stragglers(Hook):
-    """Compares, every `run.guards.straggler_every` steps, how long each rank works on a step.  Collective then.
+    """Compares the ranks' working times for a step, every `run.guards.straggler_every` steps.  Collective then.
 
-    A rank is told of when two steps in a row find it slow: a single slow step means nothing.  Remembers the ranks
-    that the last comparison found, of this attempt alone, as the next may run on other machines.
+    A rank is reported when two comparisons in a row find it slow; a single slow step means nothing.  Keeps the ranks
+    that the last comparison of this attempt found; the next attempt may run on other nodes.
     """
 
     def __init__(self, config: GuardsConfig, device: Device, tell: Tell) -> None:
@@ -63,6 +63,6 @@ class Stragglers(Hook):
 
 
 def stragglers(seconds: list[float], ratio: float) -> set[int]:
-    """The ranks that work more than `ratio` times as long as the median of the ranks."""
+    """The ranks that work more than `ratio` times as long as the median rank."""
     usual = statistics.median_low(seconds)  # of two, the faster one
     return {rank for rank, one in enumerate(seconds) if one > ratio * usual and one > usual + _NOISE_SECONDS}

@@ -19,7 +19,7 @@ from brt_dist.export.open import open_weights
 from brt_dist.kinds import WEIGHT_FORMATS
 from brt_dist.model.model import full_logits
 from brt_dist.parallel.layout import single_process
-from brt_dist.training.initial_weights import check_beginning
+from brt_dist.training.initial_weights import check_initial_weights
 from launch.cli import main
 from tests.golden.check import compare
 
@@ -214,4 +214,4 @@ def test_weights_that_do_not_fit_are_told_before_anything_starts(
         assert not (tmp_path / "run" / "attempts").exists()
     with open_weights(str(imported)) as weights:
         config = load([], [*settings, f"run.init_from={imported}"]).config
-        check_beginning(str(imported), config.model_copy(update={"model": weights.model}), "any")
+        check_initial_weights(str(imported), config.model_copy(update={"model": weights.model}), "any")

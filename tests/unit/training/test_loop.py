@@ -21,8 +21,8 @@ from brt_dist.training.hooks.checkpoints import Checkpoints
 from brt_dist.training.hooks.heartbeat import Heartbeat
 from brt_dist.training.hooks.number_guard import NumberGuard
 from brt_dist.training.loop import Trainer
-from brt_dist.training.progress import Progress, TrainedStep
-from brt_dist.training.stopping import StopRequest
+from brt_dist.training.stopping import StopFlag
+from brt_dist.training.trainer_state import TrainedStep, TrainerState
 
 STEPS = 4
 NAN = StepResult(float("nan"), float("inf"))
@@ -79,8 +79,8 @@ class Noting(Hook):
     def __init__(self, name: str, log: list[str], ends_at: int | None = None) -> None:
         self._name, self._log, self._ends_at = name, log, ends_at
 
-    def on_start(self, progress: Progress) -> None:
-        self._log.append(f"{self._name} start {progress.step}")
+    def on_start(self, state: TrainerState) -> None:
+        self._log.append(f"{self._name} start {state.step}")
 
     def around_step(self, number: int) -> AbstractContextManager[None]:
         return self._around(number)
@@ -96,8 +96,8 @@ class Noting(Hook):
         if step.number == self._ends_at:
             raise DivergedError("as told")
 
-    def between_steps(self, progress: Progress, is_last: bool) -> None:
-        self._log.append(f"{self._name} between {progress.step}{' last' if is_last else ''}")
+    def between_steps(self, state: TrainerState, is_last: bool) -> None:
+        self._log.append(f"{self._name} between {state.step}{' last' if is_last else ''}")
 
     def on_end(self) -> None:
         self._log.append(f"{self._name} end")
@@ -128,7 +128,7 @@ class Case:
         schedule = StreamSchedule(data.lengths, streams=2, segment=32, window=16, seed=0)
         self.engine: Any = StubEngine(self.config, device, results or [StepResult(2.0, 1.0)] * STEPS, self.log)
         self.store: Any = StubStore()
-        self.stop = StopRequest()
+        self.stop = StopFlag()
         self.events = EventLog(run, 1, enabled=True)
         self.trainer = Trainer(
             self.engine, data, schedule, self.store, parts.pop("adjustments", Adjustments()), self.stop, self.events,
@@ -183,9 +183,9 @@ def test_a_step_that_is_left_out_moves_the_rate_and_the_streams_but_trains_nothi
     assert case.engine.rates == pytest.approx([0.1, 0.3, 0.2])  # of steps 1, 3 and 4
     assert [one for one in case.log if one.startswith("train")] == ["train 1", "train 3", "train 4"]
     assert "a between 2" in case.log and "a after 2" not in case.log
-    assert trainer.progress.step == STEPS
-    assert trainer.progress.cursor.to_json() == straight.progress.cursor.to_json()
-    assert trainer.progress.tokens == straight.progress.tokens * 3 // 4
+    assert trainer.state.step == STEPS
+    assert trainer.state.cursor.to_json() == straight.state.cursor.to_json()
+    assert trainer.state.tokens == straight.state.tokens * 3 // 4
 
 
 def test_a_gradient_that_is_not_finite_is_a_step_without_tokens(device: Device, tmp_path: Path) -> None:
@@ -212,13 +212,13 @@ def test_a_stop_that_was_asked_for_saves_and_ends_after_the_step(device: Device,
 def test_a_stop_in_the_last_step_is_the_end(device: Device, tmp_path: Path) -> None:
     case = Case(device, tmp_path)
     case.stop.asked = True
-    case.trainer.progress.step = STEPS - 1
+    case.trainer.state.step = STEPS - 1
     assert case.hooks(case.checkpoints()).train_until(STEPS) is ExitCode.FINISHED
     assert case.store.saves == [(STEPS, 64)]
 
 
 def test_a_run_that_is_done_trains_nothing(device: Device, tmp_path: Path) -> None:
     case = Case(device, tmp_path)
-    case.trainer.progress.step = STEPS
+    case.trainer.state.step = STEPS
     assert case.hooks(case.checkpoints(), Noting("a", case.log)).train_until(STEPS) is ExitCode.FINISHED
     assert case.log == ["a end"] and not case.store.saves
