@@ -1,8 +1,8 @@
-"""How the pieces of all ranks become whole tensors in files: who writes which file, and who sends what for it.
+"""Assembles the pieces of all ranks into whole tensors in files.
 
-The plan is a pure function of what all ranks hold, so every rank makes the same one.  Of a piece that several ranks
-hold, one sends it; a file is written by one of the ranks whose pieces are in it.  Both are chosen so that bytes are
-spread evenly.
+Who writes which file, and who sends what for it, is a pure function of what all ranks hold, so every rank computes the
+same assignment.  If several ranks hold a piece, one of them sends it; a file is written by one of the ranks whose
+pieces are in it.  Both are chosen to spread the bytes evenly.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,8 +18,14 @@ Holding = tuple[LogicalTensor, Region]
 
 
 @dataclass(frozen=True)
-class Source:
-    """A piece for a file: `index` in the list of pieces of rank `rank`."""
+class SentPiece:
+    """A piece that goes into a file.
+
+    Attributes:
+        rank: the rank that sends it.
+        index: its index in the list of that rank's pieces.
+        region: where it goes in the logical tensor.
+    """
 
     rank: int
     index: int
@@ -27,12 +33,18 @@ class Source:
 
 
 @dataclass(frozen=True)
-class FilePlan:
-    """name: in the checkpoint's folder; writer: a rank; tensors: in the order of the file, each with its pieces."""
+class FileAssignment:
+    """A file of a checkpoint and who contributes to it.
+
+    Attributes:
+        name: of the file, in the checkpoint's folder.
+        writer: the rank that writes it.
+        tensors: in the order of the file, each with its pieces.
+    """
 
     name: str
     writer: int
-    tensors: tuple[tuple[LogicalTensor, tuple[Source, ...]], ...]
+    tensors: tuple[tuple[LogicalTensor, tuple[SentPiece, ...]], ...]
 
     @property
     def logical(self) -> list[LogicalTensor]:
@@ -41,7 +53,7 @@ class FilePlan:
 
 @dataclass
 class _Loads:
-    """Bytes given to each rank so far."""
+    """Bytes assigned to each rank so far."""
 
     bytes: dict[int, int] = field(default_factory=dict)
 
@@ -51,96 +63,109 @@ class _Loads:
         return rank
 
 
-def plan_files(holdings: Sequence[Sequence[Holding]]) -> list[FilePlan]:
-    """The plan for the pieces of all ranks, in the order in which all ranks go through it.
+def assign_files(holdings: Sequence[Sequence[Holding]]) -> list[FileAssignment]:
+    """Assign the pieces of all ranks to files.
 
-    RuntimeError: the pieces of a tensor are not the whole of it, each element once.
+    Args:
+        holdings: for each rank, the tensor and region of each of its pieces.
+
+    Returns:
+        The files, in the order in which all ranks process them.
+
+    Raises:
+        RuntimeError: the pieces of a tensor do not cover each of its elements exactly once.
     """
     holders: dict[LogicalTensor, dict[Region, list[tuple[int, int]]]] = {}
     for rank, held in enumerate(holdings):
         for index, (tensor, region) in enumerate(held):
             holders.setdefault(tensor, {}).setdefault(region, []).append((rank, index))
-    senders, files = _Loads(), dict[str, list[tuple[LogicalTensor, tuple[Source, ...]]]]()
+    senders, files = _Loads(), dict[str, list[tuple[LogicalTensor, tuple[SentPiece, ...]]]]()
     for tensor in sorted(holders, key=lambda tensor: tensor.name):
         regions = holders[tensor]
         if sum(region.size for region in regions) != tensor.size:
-            raise RuntimeError(f"the pieces of {tensor.name} {tensor.shape} are not the whole of it: {list(regions)}")
-        sources = []
+            raise RuntimeError(f"the pieces of {tensor.name} {tensor.shape} do not cover it exactly: {list(regions)}")
+        pieces = []
         for region in sorted(regions, key=lambda region: (region.box, region.begin)):
             indices = dict(regions[region])
             rank = senders.least(indices, region.size * tensor.dtype.itemsize)
-            sources.append(Source(rank, indices[rank], region))
-        files.setdefault(file_of(tensor.name), []).append((tensor, tuple(sources)))
-    writers, plans = _Loads(), []
+            pieces.append(SentPiece(rank, indices[rank], region))
+        files.setdefault(file_of(tensor.name), []).append((tensor, tuple(pieces)))
+    writers, assignments = _Loads(), []
     for name, tensors in sorted(files.items(), key=lambda item: -_bytes(item[1])):
-        ranks = {source.rank for _, sources in tensors for source in sources}
-        plans.append(FilePlan(name, writers.least(ranks, _bytes(tensors)), tuple(tensors)))
-    return _interleaved(plans)
+        ranks = {piece.rank for _, pieces in tensors for piece in pieces}
+        assignments.append(FileAssignment(name, writers.least(ranks, _bytes(tensors)), tuple(tensors)))
+    return _interleaved(assignments)
 
 
 def file_of(name: str) -> str:
-    """The file of a logical tensor: one for each kind and layer (`weights/layers.3.safetensors`)."""
+    """The file that a logical tensor belongs to: one per kind and layer (`weights/layers.3.safetensors`)."""
     kind, _, path = name.partition("/")
     parts = path.replace("/", ".").split(".")
     owner = ".".join(parts[:2]) if parts[0] == "layers" else parts[0]
     return f"{kind}/{owner}.safetensors"
 
 
-def sent_by(plans: Sequence[FilePlan], rank: int) -> set[int]:
-    """Numbers of the pieces that `rank` gives to a file."""
-    sources = (source for plan in plans for _, sources in plan.tensors for source in sources)
-    return {source.index for source in sources if source.rank == rank}
+def sent_by(assignments: Sequence[FileAssignment], rank: int) -> set[int]:
+    """Indices of the pieces that `rank` sends."""
+    pieces = (piece for assignment in assignments for _, pieces in assignment.tensors for piece in pieces)
+    return {piece.index for piece in pieces if piece.rank == rank}
 
 
 class Exchange:
-    """One passage through the plan on one rank: its pieces go out, the tensors of its own files come in.
+    """Sends this rank's pieces and receives the tensors of the files that it writes.
 
     Args:
-        values: this rank's pieces by number, on the host; at least those of :func:`sent_by`.
-        group: a group of all ranks that works on host memory; used by nobody else meanwhile.
+        assignments: the files, as assigned.
+        values: this rank's pieces by index, on the host; at least those of :func:`sent_by`.
+        rank: this rank.
+        group: a group of all ranks that works on host memory, and that nothing else uses meanwhile.
     """
 
     def __init__(
-        self, plans: Sequence[FilePlan], values: Mapping[int, Tensor], rank: int, group: dist.ProcessGroup | None
+        self,
+        assignments: Sequence[FileAssignment],
+        values: Mapping[int, Tensor],
+        rank: int,
+        group: dist.ProcessGroup | None,
     ) -> None:
-        self._plans, self._values, self._rank, self._group = plans, values, rank, group
-        # All at once: whoever waits for a piece finds it on its way, so no order of files can block.
+        self._assignments, self._values, self._rank, self._group = assignments, values, rank, group
+        # all at once: every piece that somebody waits for is already being sent, so no order of files can deadlock
         self._sends = [
-            dist.isend(_as_bytes(values[source.index]), plan.writer, group)
-            for plan in plans
-            if plan.writer != rank
-            for _, sources in plan.tensors
-            for source in sources
-            if source.rank == rank
+            dist.isend(_as_bytes(values[piece.index]), assignment.writer, group)
+            for assignment in assignments
+            if assignment.writer != rank
+            for _, pieces in assignment.tensors
+            for piece in pieces
+            if piece.rank == rank
         ]
 
-    def files(self) -> Iterator[tuple[FilePlan, Iterator[Tensor]]]:
-        """The files that this rank writes, each with its tensors in order.  Every tensor must be taken."""
-        for plan in self._plans:
-            if plan.writer == self._rank:
-                yield plan, self._tensors(plan)
+    def files(self) -> Iterator[tuple[FileAssignment, Iterator[Tensor]]]:
+        """The files that this rank writes, each with its tensors in order.  Consume every tensor."""
+        for assignment in self._assignments:
+            if assignment.writer == self._rank:
+                yield assignment, self._tensors(assignment)
 
     def finish(self) -> None:
-        """Wait until everything that was sent has arrived."""
+        """Wait until all sends are complete."""
         for send in self._sends:
             if send is not None:
                 send.wait()
 
-    def _tensors(self, plan: FilePlan) -> Iterator[Tensor]:
-        for tensor, sources in plan.tensors:
+    def _tensors(self, assignment: FileAssignment) -> Iterator[Tensor]:
+        for tensor, pieces in assignment.tensors:
             whole = torch.empty(tensor.shape, dtype=tensor.dtype)
-            for source in sources:
-                if source.rank == self._rank:
-                    values = self._values[source.index]
+            for piece in pieces:
+                if piece.rank == self._rank:
+                    values = self._values[piece.index]
                 else:
-                    values = torch.empty(source.region.size, dtype=tensor.dtype)
-                    dist.recv(_as_bytes(values), source.rank, self._group)
-                source.region.put(whole, values)
+                    values = torch.empty(piece.region.size, dtype=tensor.dtype)
+                    dist.recv(_as_bytes(values), piece.rank, self._group)
+                piece.region.put(whole, values)
             yield whole
 
 
 def _as_bytes(values: Tensor) -> Tensor:
-    """Not every backend knows every type."""
+    """As bytes, because not every backend supports every type."""
     return values.view(torch.uint8)
 
 
@@ -148,11 +173,11 @@ def _bytes(tensors: Iterable[tuple[LogicalTensor, object]]) -> int:
     return sum(tensor.bytes for tensor, _ in tensors)
 
 
-def _interleaved(plans: list[FilePlan]) -> list[FilePlan]:
-    """First the first file of every writer, then the second, ...: so all of them are busy at the same time."""
+def _interleaved(assignments: list[FileAssignment]) -> list[FileAssignment]:
+    """The first file of every writer, then the second of each, ..., so that all writers are busy at the same time."""
     position: dict[int, int] = {}
     keyed = []
-    for plan in plans:
-        turn = position[plan.writer] = position.get(plan.writer, -1) + 1
-        keyed.append((turn, plan.writer, plan))
-    return [plan for _, _, plan in sorted(keyed, key=lambda item: item[:2])]
+    for assignment in assignments:
+        turn = position[assignment.writer] = position.get(assignment.writer, -1) + 1
+        keyed.append((turn, assignment.writer, assignment))
+    return [assignment for _, _, assignment in sorted(keyed, key=lambda item: item[:2])]

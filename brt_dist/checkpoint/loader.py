@@ -1,4 +1,4 @@
-"""Find the newest checkpoint that is whole, and read from it whatever a rank needs."""
+"""Finds the newest complete checkpoint and reads from it what a rank needs."""
 
 from collections.abc import Callable, Iterable
 
@@ -13,11 +13,11 @@ from brt_dist.errors import CheckpointError, PlatformError
 from brt_dist.parallel.pieces import LogicalTensor, Region
 
 Gather = Callable[[str | None], list[str | None]]
-"""Collective: what each rank says of its share of the files."""
+"""Collective: gathers the problem that each rank found in its share of the files, None if it found none."""
 
 
 class Checkpoint:
-    """A checkpoint that is read from.  Close it, or use it in `with`."""
+    """A checkpoint that is open for reading.  Close it, or use it in `with`."""
 
     def __init__(self, storage: Storage, name: str, manifest: Manifest) -> None:
         self.name, self.manifest = name, manifest
@@ -26,7 +26,11 @@ class Checkpoint:
 
     @classmethod
     def open(cls, storage: Storage, name: str) -> "Checkpoint":
-        """CheckpointError: no manifest, a damaged one, or one of another format."""
+        """Open a checkpoint.
+
+        Raises:
+            CheckpointError: its manifest is missing, damaged, or of another format.
+        """
         return cls(storage, name, read_manifest(storage, name))
 
     def __enter__(self) -> "Checkpoint":
@@ -42,33 +46,39 @@ class Checkpoint:
         self._storage.forget()
 
     def verify(self, files: Iterable[FileEntry] | None = None) -> None:
-        """Compare files (all, if none are named) with the manifest: there, size, content.
+        """Compare files with the manifest: existence, size and content.
+
+        Args:
+            files: which files; None: all.
 
         Raises:
-            CheckpointError: the first that is not as it should be.
+            CheckpointError: for the first file that does not match.
         """
         for entry in self.manifest.files if files is None else files:
             verify_file(self._storage, self.name, self.manifest, entry)
 
     def read(self, tensor: LogicalTensor, region: Region) -> Tensor:
-        """Values of the region (region.size,), in the saved type.
+        """Read a region of a logical tensor.
 
-        Memory of streams that were not there is zeros: they begin a document, so nobody looks at it.
+        The memory of streams that the checkpoint does not have is zeros; they start a document, so it is not used.
+
+        Returns:
+            The values, (region.size,), in the saved type.
 
         Raises:
-            CheckpointError: the checkpoint has no such tensor, or it has another shape.
+            CheckpointError: the checkpoint has no such tensor, or it has a different shape.
         """
         entry = self.manifest.tensors.get(tensor.name)
         if entry is None:
-            raise CheckpointError(f"{self.name} has no {tensor.name}: it was saved by another model or optimizer")
+            raise CheckpointError(f"{self.name} has no {tensor.name}: a different model or optimizer saved it")
         if entry.shape == tensor.shape:
             return self._reader(entry.file).read(tensor, region)
         if tensor.name.startswith("memory/") and entry.shape[1:] == tensor.shape[1:]:
             return self._read_streams(tensor, region, entry.shape[0])
-        raise CheckpointError(f"{self.name}: {tensor.name} has shape {entry.shape}, this run needs {tensor.shape}")
+        raise CheckpointError(f"{self.name}: {tensor.name} has shape {entry.shape}, but this run needs {tensor.shape}")
 
     def whole(self, name: str) -> Tensor:
-        """The logical tensor `name`."""
+        """The whole logical tensor `name`."""
         entry = self.manifest.tensors[name]
         tensor = LogicalTensor(name, entry.shape, torch.float32)
         return self.read(tensor, Region.whole(entry.shape)).view(entry.shape)
@@ -90,7 +100,7 @@ class Checkpoint:
 
 
 def newest_first(storage: Storage) -> list[str]:
-    """Names of the checkpoints, from new to old."""
+    """Names of the checkpoints, newest first."""
     return storage.names()[::-1]
 
 
@@ -102,20 +112,27 @@ def open_newest(
     belongs: Callable[[Manifest], None],
     passed_over: Callable[[str], None],
 ) -> Checkpoint | None:
-    """The newest checkpoint that is whole; none where there is none.  Collective: ranks share the work of verifying.
+    """Open the newest complete checkpoint.  Collective: the ranks share the work of verifying it.
 
     Args:
-        belongs: raises CheckpointError when a sound checkpoint cannot be used by this run.
-        passed_over: told of each one that is damaged.
+        storage: where the checkpoints are.
+        rank: this rank.
+        ranks: number of ranks.
+        gather: collects a value from all ranks.
+        belongs: raises CheckpointError if this run cannot use a complete checkpoint.
+        passed_over: called with a message about each damaged checkpoint.
+
+    Returns:
+        The checkpoint; None if there are no checkpoints.
 
     Raises:
-        CheckpointError: there are checkpoints and none is whole, or the newest whole one does not belong to this run.
-        PlatformError: the storage does not answer, so which one is the newest cannot be known.
+        CheckpointError: there are checkpoints but none is complete, or the newest complete one does not fit this run.
+        PlatformError: the storage does not respond, so the newest checkpoint is unknown.
     """
     try:
         names = newest_first(storage)
     except OSError as error:
-        raise PlatformError(f"checkpoints at {storage} cannot be listed: {error}") from error
+        raise PlatformError(f"cannot list the checkpoints at {storage}: {error}") from error
     for name in names:
         checkpoint, problem = _try(storage, name, rank, ranks)
         problems = [text for text in gather(problem) if text]
@@ -124,11 +141,11 @@ def open_newest(
             return checkpoint
         if checkpoint is not None:
             checkpoint.close()
-        passed_over(f"checkpoint {name} is not used: {problems[0]}")
+        passed_over(f"skipping damaged checkpoint {name}: {problems[0]}")
     if names:
         raise CheckpointError(
-            f"none of the {len(names)} checkpoints in {storage} can be used; see the log for the reasons. "
-            "Move them away to start the run anew."
+            f"none of the {len(names)} checkpoints in {storage} can be used; the log has the reasons. "
+            "Move them away to start the run from scratch."
         )
     return None
 
@@ -138,8 +155,8 @@ def _try(storage: Storage, name: str, rank: int, ranks: int) -> tuple[Checkpoint
     try:
         checkpoint = Checkpoint.open(storage, name)
         checkpoint.verify(checkpoint.manifest.files[rank::ranks])
-    except UnreachableError as error:  # it may be whole: an older one in its place would be a loss
-        raise PlatformError(f"checkpoint {storage}/{name} cannot be read: {error}") from error
+    except UnreachableError as error:  # it may be complete, and an older one would lose progress
+        raise PlatformError(f"cannot read checkpoint {storage}/{name}: {error}") from error
     except (CheckpointError, OSError) as error:
         return checkpoint, str(error)
     return checkpoint, None

@@ -1,4 +1,4 @@
-"""The readable half of a checkpoint: `manifest.json`, what is in the folder and what it belongs to."""
+"""`manifest.json` of a checkpoint: its files and tensors, and everything that is not a tensor."""
 
 import hashlib
 import json
@@ -15,14 +15,20 @@ from brt_dist.errors import CheckpointError
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-MANIFEST_LIMIT = 64 << 20  # bytes; that of a model with 1000 layers has 20 MB
+MANIFEST_LIMIT = 64 << 20  # bytes; a model with 1000 layers takes 20 MB
 ELEMENT_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}
 _FILE_NAME = re.compile(r"[a-z]+/\w[\w.-]*\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One tensor file: name in the folder, size in bytes, sha256 of the content."""
+    """A tensor file.
+
+    Attributes:
+        name: of the file, in the checkpoint's folder.
+        bytes: its size.
+        sha256: of its content.
+    """
 
     name: str
     bytes: int
@@ -31,7 +37,13 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One logical tensor: the file that holds it, its type (as safetensors names it) and its shape."""
+    """A logical tensor.
+
+    Attributes:
+        file: name of the file that holds it.
+        dtype: its type, as safetensors names it.
+        shape: its shape, without padding.
+    """
 
     file: str
     dtype: str
@@ -39,27 +51,33 @@ class TensorEntry:
 
     @property
     def bytes(self) -> int:
-        """Size of its values.  KeyError: of a type that is not saved here."""
+        """Size of its values.
+
+        Raises:
+            KeyError: `dtype` is not one that checkpoints use.
+        """
         return math.prod(self.shape) * ELEMENT_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything of a checkpoint that is not a tensor.  Nothing in it depends on a layout but `saved_by`.
+    """Everything in a checkpoint that is not a tensor.  Only `saved_by` depends on the layout.
 
     Attributes:
-        step: finished steps of the training loop.
-        updates: optimizer updates; fewer than `step` where steps were skipped.
-        tokens: unmasked tokens seen so far.
-        cursor: place of all streams in the corpus, as the schedule writes it.
-        evaluations: bits/token at this step by `DATASET/MEMORY`, if it was evaluated.
+        step: number of finished steps.
+        updates: optimizer updates; fewer than `step` if steps were skipped.
+        tokens: tokens with a target trained on so far.
+        cursor: position of all streams in the corpus, as :meth:`Cursor.to_json` writes it.
+        evaluations: bits/token after this step by `DATASET/MEMORY`; empty if it was not evaluated.
         config: the run's config, resolved.
         dataset: digest of the training dataset.
-        tokenizer: sha256 of the tokenizer that the ids of model and data belong to; empty: not known.
-        versions: of the libraries that matter to the numbers.
-        saved_by: the layout that wrote it; only told to people.
-        time: when, in unix seconds; only told to people.  0: not known.
-        files, tensors: what is in the folder.
+        versions: of the libraries that affect the numbers.
+        saved_by: the layout that wrote it; for display only.
+        files: the tensor files.
+        tensors: the logical tensors by name.
+        time: when it was saved, in unix seconds; for display only.  0: unknown.
+        tokenizer: sha256 of the tokenizer of model and data; empty: unknown.
+        format: version of the checkpoint format.
     """
 
     step: int
@@ -83,16 +101,20 @@ class Manifest:
         return sum(entry.bytes for entry in self.files)
 
     def dump(self) -> str:
-        """JSON with a digest of itself at the end."""
+        """JSON text that ends with a digest of its content."""
         values = asdict(self)
         return json.dumps({**values, "digest": _digest(values)}, indent=1) + "\n"
 
     @classmethod
     def parse(cls, text: str | bytes, where: str) -> "Manifest":
-        """Read what :meth:`dump` wrote.  Whatever the text says, nothing is allocated and no file is touched for it.
+        """Parse what :meth:`dump` wrote.  Safe on untrusted text: allocates nothing that it asks for, opens no file.
+
+        Args:
+            text: the JSON.
+            where: its place, for messages.
 
         Raises:
-            CheckpointError: damaged, inconsistent, or written by another version; begins with `where`.
+            CheckpointError: it is damaged, inconsistent, or written by another version.
         """
         try:
             values = json.loads(text)
@@ -100,19 +122,19 @@ class Manifest:
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{where}: {MANIFEST} is damaged ({type(error).__name__}: {error})") from error
         if written != FORMAT:
-            newer = "written by a newer version of brt_dist" if _is_newer(written) else "of a format no longer read"
+            newer = "from a newer version of brt_dist" if _is_newer(written) else "no longer supported"
             raise CheckpointError(
                 f"{where}: checkpoint format {written} is {newer}; this version reads format {FORMAT}"
             )
         digest = values.pop("digest", None)
         if digest != _digest({**values, "format": written}):
-            raise CheckpointError(f"{where}: {MANIFEST} was altered: its digest is not that of its content")
+            raise CheckpointError(f"{where}: {MANIFEST} was altered: its digest does not match its content")
         try:
             manifest = _ADAPTER.validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise CheckpointError(f"{where}: {MANIFEST} is not that of a checkpoint ({key}: {first['msg']})") from None
+            raise CheckpointError(f"{where}: not a checkpoint's {MANIFEST} ({key}: {first['msg']})") from None
         problem = contradiction(manifest.files, manifest.tensors, _FILE_NAME)
         if problem:
             raise CheckpointError(f"{where}: {MANIFEST} contradicts itself: {problem}")
@@ -120,24 +142,29 @@ class Manifest:
 
 
 def contradiction(files: Iterable[FileEntry], tensors: Mapping[str, TensorEntry], name: re.Pattern[str]) -> str | None:
-    """What cannot be: names that lead out of the folder, tensors that do not fit into their files.
+    """Find a contradiction: a name that leads out of the folder, or tensors that do not fit in their file.
 
     Args:
-        name: what a file may be called.
+        files: the tensor files.
+        tensors: the logical tensors by name.
+        name: pattern of valid file names.
+
+    Returns:
+        The contradiction, in words; None if there is none.
     """
     sizes = {entry.name: entry.bytes for entry in files}
     for file in sizes:
         if not name.fullmatch(file):
-            return f"{file!r} is no name of a tensor file"
+            return f"{file!r} is not a valid name of a tensor file"
     used: dict[str, int] = defaultdict(int)
     for tensor, entry in tensors.items():
         if entry.file not in sizes:
-            return f"tensor {tensor} is in {entry.file!r}, which is not among its files"
+            return f"tensor {tensor} is in {entry.file!r}, which is not one of its files"
         if entry.dtype not in ELEMENT_BYTES or any(size < 0 for size in entry.shape):
             return f"tensor {tensor} cannot be {entry.dtype} {list(entry.shape)}"
         used[entry.file] += entry.bytes
         if used[entry.file] > sizes[entry.file]:
-            return f"the tensors of {entry.file} up to {tensor} have more than its {sizes[entry.file]} bytes"
+            return f"the tensors in {entry.file} up to {tensor} exceed its {sizes[entry.file]} bytes"
     return None
 
 
@@ -149,7 +176,7 @@ def folder_name(step: int) -> str:
 
 
 def step_of(name: str) -> int | None:
-    """The step of a checkpoint's folder; none for other names."""
+    """The step of a checkpoint's folder; None for other names."""
     number = name.removeprefix("step_")
     return int(number) if number != name and number.isdigit() else None
 

@@ -1,6 +1,6 @@
-"""Checkpoints in an object store, by fsspec.  An object appears whole or not at all, so nothing is renamed.
+"""Checkpoints in an object store, through fsspec.  Objects appear whole or not at all, so nothing is renamed.
 
-Files are read from copies on this machine.  Nothing locks a prefix: one run for each.
+Files are read from local copies.  Nothing locks a prefix, so use each for one run only.
 """
 
 import shutil
@@ -17,13 +17,20 @@ from brt_dist.files import temporary_name
 
 
 class ObjectStorage(Storage):
-    """A prefix, such as `s3://bucket/runs/a`.  Whatever the store's library raises comes through as OSError."""
+    """A prefix, such as `s3://bucket/runs/a`.  All errors of the store's library become OSErrors.
+
+    Args:
+        url: the prefix.
+
+    Raises:
+        PlatformError: the URL is invalid, or the package for its protocol is not installed.
+    """
 
     def __init__(self, url: str) -> None:
         import fsspec
 
         try:
-            # no listings from memory: other processes write there too
+            # no cached listings: other processes write there too
             self._files, self._root = fsspec.url_to_fs(url.rstrip("/"), use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise PlatformError(f"checkpoints at {url}: {error}") from error
@@ -40,7 +47,7 @@ class ObjectStorage(Storage):
                 found = {Path(path).parent.name for path in self._files.glob(f"{self._root}/step_*/{MANIFEST}")}
             bucket = self._root.partition("/")[0]
             if not found and bucket and not self._files.exists(bucket):
-                raise UnreachableError(f"there is no bucket {bucket}, or it is not to be seen with these credentials")
+                raise UnreachableError(f"bucket {bucket} does not exist, or these credentials cannot see it")
         return sorted(name for name in found if step_of(name) is not None)
 
     def latest(self) -> str | None:
@@ -113,7 +120,7 @@ class ObjectStorage(Storage):
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
-        """Every protocol's library has errors of its own; to us there are two: no such file, and no proper answer."""
+        """Map the errors of every protocol's library to two: no such file, and no valid response."""
         try:
             yield
         except (FileNotFoundError, UnreachableError):

@@ -1,4 +1,4 @@
-"""Which storage a place names."""
+"""Opens the storage for a path or URL."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def open_storage(place: str | Path) -> Storage:
     """Storage for a path or an fsspec URL.
 
     Raises:
-        PlatformError: the package for the URL's protocol is not installed, or there is none.
+        PlatformError: the URL's protocol is unknown, or its package is not installed.
     """
     text = str(place)
     if is_url(text):

@@ -1,4 +1,4 @@
-"""What people call a place of checkpoints: a run directory, a folder or URL that holds some, or one of them."""
+"""Resolves what a user may name as a place of checkpoints: a run directory, a folder or URL, or a single checkpoint."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,30 +16,39 @@ from brt_dist.run_directory import RunDirectory
 
 @dataclass(frozen=True)
 class Place:
-    """storage: of the checkpoints; run: the config's section, where a run directory was named; name: of the one
-    checkpoint that was named."""
+    """A place of checkpoints.
+
+    Attributes:
+        storage: where the checkpoints are.
+        run: the config's section `run`, if a run directory was named.
+        name: the checkpoint, if a single one was named.
+    """
 
     storage: Storage
     run: RunConfig | None = None
     name: str | None = None
 
     def names(self) -> list[str]:
-        """All checkpoints, or the one that was named, from the first step to the last.
+        """All checkpoints in ascending order of steps, or the single one that was named.
 
         Raises:
             CheckpointError: there is none.
-            PlatformError: the storage does not answer.
+            PlatformError: the storage does not respond.
         """
         with answering(self.storage):
             found = self.storage.names()
         if self.name is not None:
             found = [name for name in found if name == self.name]
         if not found:
-            raise CheckpointError(f"there is no checkpoint{f' {self.name}' if self.name else ''} at {self.storage}")
+            raise CheckpointError(f"no checkpoint{f' {self.name}' if self.name else ''} at {self.storage}")
         return found
 
     def of_step(self, step: int) -> str:
-        """The checkpoint after `step` steps.  CheckpointError: there is none; names the nearest."""
+        """Name of the checkpoint of `step`.
+
+        Raises:
+            CheckpointError: there is none; the message names the nearest.
+        """
         steps = [number for number in map(step_of, self.names()) if number is not None]
         if step not in steps:
             nearest = min(steps, key=lambda other: (abs(other - step), other))
@@ -48,7 +57,12 @@ class Place:
 
 
 def find_place(where: str) -> Place:
-    """The place that `where` means.  CheckpointError: none; ConfigError: a run whose config cannot be read."""
+    """Resolve a path or URL to a place of checkpoints.
+
+    Raises:
+        CheckpointError: `where` is not such a place.
+        ConfigError: it is a run directory whose config cannot be read.
+    """
     if is_url(where):
         parent, _, last = where.rstrip("/").rpartition("/")
         return Place(open_storage(where)) if step_of(last) is None else Place(open_storage(parent), name=last)
@@ -63,13 +77,13 @@ def find_place(where: str) -> Place:
     if folder.is_dir() and (FolderStorage(folder).names() or not any(folder.iterdir())):
         return Place(FolderStorage(folder))
     what = "does not exist" if not folder.exists() else "is neither a run directory nor a folder with checkpoints"
-    raise CheckpointError(f"{where} {what}; a run directory has config.yaml, a checkpoint {MANIFEST}")
+    raise CheckpointError(f"{where} {what}; a run directory contains config.yaml, a checkpoint {MANIFEST}")
 
 
 @contextmanager
 def answering(storage: Storage) -> Iterator[None]:
-    """In this block an OSError of the storage becomes a PlatformError."""
+    """Turn an OSError of the storage into a PlatformError."""
     try:
         yield
     except OSError as error:
-        raise PlatformError(f"checkpoints at {storage} cannot be reached: {error}") from error
+        raise PlatformError(f"cannot reach the checkpoints at {storage}: {error}") from error

@@ -1,4 +1,4 @@
-"""What `brt checkpoint` tells of checkpoints, as plain values.  Needs no torch."""
+"""What `brt checkpoint` reports, as plain values.  Does not need torch."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +17,10 @@ KINDS = ("weights", "optimizer", "memory")
 
 
 def row_of(storage: Storage, name: str) -> dict[str, Any]:
-    """A line of `list`; with "problem" where the manifest or the sizes of the files are not as they should be.
+    """A row of `brt checkpoint list`; "problem" says what is wrong with the manifest or the sizes of the files.
 
     Raises:
-        PlatformError: the storage does not answer.
+        PlatformError: the storage does not respond.
     """
     row: dict[str, Any] = {"checkpoint": name, "step": step_of(name), "problem": None}
     with answering(storage):
@@ -34,7 +34,7 @@ def row_of(storage: Storage, name: str) -> dict[str, Any]:
 
 
 def describe(storage: Storage, name: str, manifest: Manifest) -> dict[str, Any]:
-    """The whole manifest in the words of `show`, but for the config and the digests."""
+    """What `brt checkpoint show` prints: the manifest without the config and the digests."""
     tensors = {
         tensor: {"dtype": entry.dtype, "shape": list(entry.shape), "file": entry.file}
         for tensor, entry in manifest.tensors.items()
@@ -66,13 +66,19 @@ def describe(storage: Storage, name: str, manifest: Manifest) -> dict[str, Any]:
 def verify_all(
     storage: Storage, names: Sequence[str], progress: Callable[[int, int], None], threads: int | None = None
 ) -> dict[str, list[str]]:
-    """What is wrong with each of the checkpoints; an empty list for those that are whole.
+    """Verify checkpoints.
 
     Args:
-        progress: told how many bytes were looked at, and of how many; from any thread.
+        storage: where they are.
+        names: which ones.
+        progress: called with the bytes verified so far and their total, from any thread.
+        threads: files verified at once, as for `verify_files`.
+
+    Returns:
+        The problems of each checkpoint; an empty list if it is complete.
 
     Raises:
-        PlatformError: the storage does not answer.
+        PlatformError: the storage does not respond.
     """
     found: dict[str, list[str]] = {name: [] for name in names}
     manifests: dict[str, Manifest] = {}
@@ -98,7 +104,13 @@ def verify_all(
 
 @dataclass(frozen=True)
 class Pruning:
-    """Names of checkpoints that go and that stay; damaged ones stay too, with what is wrong with them."""
+    """Which checkpoints to remove.
+
+    Attributes:
+        remove: names of those to remove.
+        keep: names of those to keep.
+        damaged: what is wrong with damaged ones, which are kept too, by name.
+    """
 
     remove: list[str]
     keep: list[str]
@@ -106,14 +118,15 @@ class Pruning:
 
 
 def plan_pruning(place: Place, given: Mapping[str, int]) -> Pruning:
-    """Which checkpoints of a place need not stay.
+    """Decide which checkpoints of a place to remove.
 
     Args:
-        given: settings of retention (`keep_checkpoints`, ...) in place of those of the run.
+        place: where they are.
+        given: retention settings (`keep_checkpoints`, ...) that replace those of the run.
 
     Raises:
-        CheckpointError: there is no checkpoint, or none that is whole.
-        PlatformError: the storage does not answer.
+        CheckpointError: there is no checkpoint, or none is complete.
+        PlatformError: the storage does not respond.
     """
     names = place.names()
     rows = {name: row_of(place.storage, name) for name in names}
@@ -122,9 +135,9 @@ def plan_pruning(place: Place, given: Mapping[str, int]) -> Pruning:
         whole = newest_whole(place.storage, [name for name in names if name not in damaged])
         if whole is None:
             raise CheckpointError(
-                f"none of the {len(names)} checkpoints at {place.storage} is whole: nothing is removed"
+                f"none of the {len(names)} checkpoints at {place.storage} is complete; nothing was removed"
             )
-        # those after it look whole and are not
+        # newer ones looked complete but are not
         damaged |= {name: "its content is damaged" for name in names if name > whole and name not in damaged}
         run = place.run or recorded(read_manifest(place.storage, whole).config).run
     by_step = {row["step"]: name for name, row in rows.items() if name not in damaged}

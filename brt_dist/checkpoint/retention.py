@@ -1,26 +1,27 @@
-"""Which checkpoints of a run are kept."""
+"""Decides which checkpoints of a run to keep."""
 
 from collections.abc import Collection, Mapping
 
 from brt_dist.config.schema import RunConfig
 
-SCORE = ("validation/carried", "train/carried")  # what "best" means: the first of these that was measured
+SCORE = ("validation/carried", "train/carried")  # "best" goes by the first of these that was measured
 
 
 def score(evaluations: Mapping[str, float]) -> float | None:
-    """bits/token by which checkpoints are compared; none where nothing was evaluated."""
+    """The bits/token by which checkpoints are compared; None if nothing was evaluated."""
     return next((evaluations[key] for key in SCORE if key in evaluations), None)
 
 
 def to_remove(scores: Mapping[int, float | None], keep: RunConfig, protected: Collection[int] = ()) -> list[int]:
-    """Steps whose checkpoints go, oldest first.
+    """Steps whose checkpoints to remove, oldest first.
 
-    The newest `keep_checkpoints` stay, those whose step `keep_every` divides, and the `keep_best` with the lowest
-    score among those that were evaluated (ties: the newer one).
+    Kept are the newest `keep_checkpoints`, those at multiples of `keep_every`, and the `keep_best` evaluated ones with
+    the lowest score (ties: the newer one).
 
     Args:
-        scores: bits/token on held-out data by step, none where it was not evaluated.
-        protected: steps that stay in any case.
+        scores: bits/token on held-out data by step; None if not evaluated.
+        keep: the retention settings.
+        protected: steps to keep in any case.
     """
     steps = sorted(scores)
     newest = steps[-keep.keep_checkpoints :]

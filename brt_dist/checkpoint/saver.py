@@ -1,7 +1,7 @@
-"""Save without stopping: a copy to host memory while training waits, the rest in the background.
+"""Saves in the background: training waits only for a copy to host memory.
 
-At most one save is under way.  A new one waits for the one before (back-pressure), so memory is bounded by one copy of
-what this rank writes.
+At most one save is in progress.  A new one waits for the previous one (back-pressure), so a rank holds at most one
+copy of what it sends.
 """
 
 import threading
@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from brt_dist.checkpoint.assembly import Exchange, FilePlan, plan_files, sent_by
+from brt_dist.checkpoint.assembly import Exchange, FileAssignment, assign_files, sent_by
 from brt_dist.checkpoint.manifest import FileEntry, Manifest, TensorEntry, folder_name
 from brt_dist.checkpoint.storage import Storage
 from brt_dist.checkpoint.tensor_file import TensorFileWriter, code_of
@@ -23,7 +23,15 @@ from brt_dist.parallel.pieces import Piece
 
 @dataclass(frozen=True)
 class Saved:
-    """A save that is done.  seconds: from its begin to its publication; stall_seconds: while training waited."""
+    """A finished save.
+
+    Attributes:
+        name: of the checkpoint.
+        step: its step.
+        bytes: size of all its files.
+        seconds: from the start of the save to its publication.
+        stall_seconds: how long training waited.
+    """
 
     name: str
     step: int
@@ -33,38 +41,42 @@ class Saved:
 
 
 class Saver:
-    """Saves of one run, on one rank.  All methods are collective but :meth:`finished`.
+    """Saves the checkpoints of a run, on one rank.  All methods but :meth:`finished` are collective.
 
     Args:
-        storage: where to.
-        rank, ranks: this one's number, and how many.
-        after: called on rank 0 when a checkpoint is there, with its step (removes old ones).
+        storage: where to save.
+        rank: this rank.
+        ranks: number of ranks.
+        after: called on rank 0 with the step of each published checkpoint; removes old ones.
     """
 
     def __init__(self, storage: Storage, rank: int, ranks: int, after: Callable[[int], None]) -> None:
         self._storage, self._rank, self._ranks, self._after = storage, rank, ranks, after
-        # on host memory, and used by the background thread alone, so its traffic cannot mix with that of training
+        # on host memory and for the background thread alone, so that its traffic cannot mix with training's
         self._group = dist.new_group(backend="gloo")
-        self._plans: list[FilePlan] | None = None
+        self._assignments: list[FileAssignment] | None = None
         self._thread: threading.Thread | None = None
         self._saved: list[Saved] = []
         self._problem: str | None = None
 
     def save(self, manifest: Manifest, pieces: Sequence[Piece]) -> float:
-        """Begin a save; returns the seconds for which training waited.
+        """Start a save.
 
         Args:
-            manifest: complete but for `files` and `tensors`.
+            manifest: complete except for `files` and `tensors`.
             pieces: of this rank; they may change as soon as this returns.
 
+        Returns:
+            Seconds that training waited.
+
         Raises:
-            CheckpointError: the save before this one failed.
+            CheckpointError: the previous save failed.
         """
         began = time.perf_counter()
         self.wait()
-        if self._plans is None:
-            self._plans = plan_files(self._gather([(piece.tensor, piece.region) for piece in pieces]))
-        copies = {index: _on_host(pieces[index].values) for index in sorted(sent_by(self._plans, self._rank))}
+        if self._assignments is None:
+            self._assignments = assign_files(self._gather([(piece.tensor, piece.region) for piece in pieces]))
+        copies = {index: _on_host(pieces[index].values) for index in sorted(sent_by(self._assignments, self._rank))}
         stall = time.perf_counter() - began
         self._thread = threading.Thread(
             target=self._run, args=(manifest, copies, began, stall), name="checkpoint", daemon=True
@@ -73,10 +85,10 @@ class Saver:
         return stall
 
     def finished(self) -> list[Saved]:
-        """Saves that were done since the last call; does not wait.
+        """Saves that have finished since the last call; does not wait.
 
         Raises:
-            CheckpointError: a save failed; the checkpoints before it are untouched.
+            CheckpointError: a save failed; earlier checkpoints are untouched.
         """
         if self._problem:
             raise CheckpointError(self._problem)
@@ -84,7 +96,11 @@ class Saver:
         return saved
 
     def wait(self) -> None:
-        """Until nothing is under way.  CheckpointError: as :meth:`finished`."""
+        """Wait for the save in progress, if any.
+
+        Raises:
+            CheckpointError: as for :meth:`finished`.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -92,7 +108,7 @@ class Saver:
             raise CheckpointError(self._problem)
 
     def close(self) -> None:
-        """Wait, and give back the process group."""
+        """Wait for the save in progress, and release the process group."""
         if self._thread is not None:
             self._thread.join()
         dist.destroy_process_group(self._group)
@@ -101,31 +117,31 @@ class Saver:
         name = folder_name(manifest.step)
         try:
             problem, written = self._write(name, manifest, copies)
-        except Exception as error:  # another rank is gone, most likely: nobody is left to tell
-            self._problem = f"checkpoint {name} could not be saved: {type(error).__name__}: {error}"
+        except Exception as error:  # most likely another rank is gone, so nothing can be agreed on
+            self._problem = f"could not save checkpoint {name}: {type(error).__name__}: {error}"
             return
         if problem:
-            self._problem = f"checkpoint {name} could not be saved: {problem}; those before it are untouched"
+            self._problem = f"could not save checkpoint {name}: {problem}; earlier checkpoints are untouched"
         else:
             self._saved.append(Saved(name, manifest.step, written, time.perf_counter() - began, stall))
 
     def _write(self, name: str, manifest: Manifest, copies: Mapping[int, Tensor]) -> tuple[str | None, int]:
-        """The problem that some rank had, if any, the same on all ranks; and the bytes of all files."""
-        plans = self._plans or []
+        """The first problem of any rank, the same on all ranks, and the bytes of all files."""
+        assignments = self._assignments or []
         problem = self._on_first_rank(lambda: self._storage.prepare(name))
         if problem:
             return problem, 0
-        exchange = Exchange(plans, copies, self._rank, self._group)
+        exchange = Exchange(assignments, copies, self._rank, self._group)
         entries: list[FileEntry] = []
         mine: str | None = None
-        for plan, tensors in exchange.files():
+        for assignment, tensors in exchange.files():
             if mine is None:
                 try:
-                    entries.append(self._write_file(name, plan, tensors))
+                    entries.append(self._write_file(name, assignment, tensors))
                     continue
                 except OSError as error:
-                    mine = f"rank {self._rank}: {self._storage}/{name}/{plan.name}: {error}"
-            for _ in tensors:  # the others must get rid of what they send
+                    mine = f"rank {self._rank}: {self._storage}/{name}/{assignment.name}: {error}"
+            for _ in tensors:  # receive what the others send, or they would wait forever
                 pass
         exchange.finish()
         told = self._gather((mine, entries))
@@ -133,15 +149,15 @@ class Saver:
         if problem:
             return problem, 0
         files = sorted((entry for _, found in told for entry in found), key=lambda entry: entry.name)
-        whole = replace(manifest, files=tuple(files), tensors=_tensors(plans))
+        whole = replace(manifest, files=tuple(files), tensors=_tensors(assignments))
         return self._on_first_rank(lambda: self._publish(name, whole)), whole.total_bytes
 
-    def _write_file(self, name: str, plan: FilePlan, tensors: Iterator[Tensor]) -> FileEntry:
-        with self._storage.create(name, plan.name) as file:
-            writer = TensorFileWriter(file, plan.logical)
+    def _write_file(self, name: str, assignment: FileAssignment, tensors: Iterator[Tensor]) -> FileEntry:
+        with self._storage.create(name, assignment.name) as file:
+            writer = TensorFileWriter(file, assignment.logical)
             for tensor in tensors:
                 writer.write(tensor)
-        return FileEntry(plan.name, writer.bytes, writer.sha256)
+        return FileEntry(assignment.name, writer.bytes, writer.sha256)
 
     def _publish(self, name: str, manifest: Manifest) -> None:
         self._storage.publish(name, manifest.dump())
@@ -166,10 +182,10 @@ def _on_host(values: Tensor) -> Tensor:
     return values.detach().to("cpu", copy=True)
 
 
-def _tensors(plans: Sequence[FilePlan]) -> dict[str, TensorEntry]:
+def _tensors(assignments: Sequence[FileAssignment]) -> dict[str, TensorEntry]:
     entries = {
-        tensor.name: TensorEntry(plan.name, code_of(tensor.dtype), tensor.shape)
-        for plan in plans
-        for tensor in plan.logical
+        tensor.name: TensorEntry(assignment.name, code_of(tensor.dtype), tensor.shape)
+        for assignment in assignments
+        for tensor in assignment.logical
     }
     return dict(sorted(entries.items()))

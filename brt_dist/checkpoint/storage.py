@@ -1,7 +1,7 @@
 """Where checkpoints are kept: a folder (local disk, NFS, Lustre) or a prefix in an object store (`s3://...`).
 
-A checkpoint is a name (`step_00000012`) with files.  It exists when its manifest does: everything else is written
-before, under a name that no reader looks at where the storage can rename, and in place where it cannot.
+A checkpoint is a name (`step_00000012`) with files.  It exists once its manifest does.  All other files are written
+first: under a hidden name if the storage can rename, otherwise in place.
 """
 
 import os
@@ -20,62 +20,66 @@ LATEST = "latest"
 
 
 class UnreachableError(OSError):
-    """The storage does not answer as it should.  That says nothing about what it holds."""
+    """The storage does not respond properly, which says nothing about what it holds."""
 
 
 class Storage(ABC):
-    """What saving and loading need of a place.  OSError comes through from all methods."""
+    """A place for checkpoints.  Any method may raise OSError."""
 
     @abstractmethod
     def names(self) -> list[str]:
-        """Checkpoints that have a manifest, from the first step to the last."""
+        """Checkpoints that have a manifest, in ascending order of steps."""
 
     @abstractmethod
     def latest(self) -> str | None:
-        """What the last save called the newest; a hint, as it is written after the fact."""
+        """The name that the last save recorded as the newest; only a hint, because it is written afterwards."""
 
     @abstractmethod
     def prepare(self, name: str) -> None:
-        """Remove what earlier saves left half done, and make room for the checkpoint `name`."""
+        """Remove leftovers of unfinished saves, and prepare the checkpoint `name`."""
 
     @abstractmethod
     def create(self, name: str, file: str) -> Any:
-        """Context manager: a binary file of the checkpoint that is being made; durable at the end of the block."""
+        """Context manager: a binary file of the checkpoint being saved; durable at the end of the block."""
 
     @abstractmethod
     def publish(self, name: str, manifest: str) -> None:
-        """All files are there: make it a checkpoint, and the latest."""
+        """Make the checkpoint `name`, whose files are complete, visible, and record it as the latest."""
 
     @abstractmethod
     def manifest(self, name: str) -> str:
-        """Text of its manifest."""
+        """The text of a checkpoint's manifest."""
 
     @abstractmethod
     def size(self, name: str, file: str) -> int | None:
-        """Bytes of a file, none where there is none."""
+        """Size of a file in bytes; None if it does not exist."""
 
     @abstractmethod
     def local(self, name: str, file: str) -> Path:
-        """A path under which the file can be read; in an object store a copy, until :meth:`forget`."""
+        """A local path to read the file from; for an object store, a copy that lasts until :meth:`forget`."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a checkpoint; one that is cut short leaves nothing that looks whole."""
+        """Remove a checkpoint.  If this is interrupted, what remains does not look complete."""
 
     def release(self, name: str, file: str) -> None:  # noqa: B027 - nothing to do where nothing was copied
-        """The copy that :meth:`local` made of this file is not needed any more."""
+        """Release the copy that :meth:`local` made of this file."""
 
     def forget(self) -> None:  # noqa: B027
         """Remove the copies that :meth:`local` made."""
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep other runs from saving here meanwhile.  PlatformError: one does."""
+        """Context manager: keep other runs from saving here.
+
+        Raises:
+            PlatformError: another run is saving here.
+        """
         yield
 
 
 class FolderStorage(Storage):
-    """A folder of a file system that all ranks see."""
+    """A folder on a file system that all ranks share."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -114,7 +118,7 @@ class FolderStorage(Storage):
     def publish(self, name: str, manifest: str) -> None:
         draft, final = self._draft(name), self._folder / name
         write_atomic(draft / MANIFEST, manifest)
-        if final.exists():  # a step that was run again: the one before it was damaged, or is being replaced
+        if final.exists():  # the step ran again, because its checkpoint was damaged or is being replaced
             replaced = self._folder / f".{name}.replaced"
             final.rename(replaced)
             draft.rename(final)
@@ -135,7 +139,7 @@ class FolderStorage(Storage):
         return self._folder / name / file
 
     def remove(self, name: str) -> None:
-        # without its manifest a folder is no checkpoint; another process may remove it at the same time
+        # without its manifest a folder is not a checkpoint; another process may remove it at the same time
         (self._folder / name / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(self._folder / name, ignore_errors=True)
 
@@ -149,7 +153,7 @@ class FolderStorage(Storage):
             held = lock.acquire()
         except Timeout:
             raise PlatformError(
-                f"another run saves its checkpoints to {self._folder}; end it, or set another run.directory"
+                f"another run is saving its checkpoints to {self._folder}; stop it, or use another run.directory"
             ) from None
         with held:
             yield
@@ -162,6 +166,6 @@ class FolderStorage(Storage):
         try:
             write_atomic(path, name + "\n")
         except OSError:
-            # some network file systems do not rename over a file; without `latest` the newest step counts
+            # some network file systems cannot rename over a file; without `latest` readers go by the newest step
             path.unlink(missing_ok=True)
             write_atomic(path, name + "\n")

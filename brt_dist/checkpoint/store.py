@@ -1,4 +1,4 @@
-"""The checkpoints of a run, as the training loop uses them: save, go on from the newest, keep the right ones."""
+"""The checkpoints of a run, as the training loop uses them: save, resume from the newest, remove old ones."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -24,18 +24,18 @@ from brt_dist.versions import library_versions
 
 
 class CheckpointStore:
-    """Used by all ranks together.
+    """The checkpoints of a run.  Its methods are collective.
 
     Args:
-        storage: where checkpoints are kept.
+        storage: where checkpoints are saved.
         config: the run's config.
-        layout: this rank's.
+        layout: of this rank.
         dataset: digest of the training data.
-        tokenizer: sha256 of the training data's tokenizer; empty: not known.
-        report: called on rank 0 with a line for the log when a damaged checkpoint is passed over.
+        report: called on rank 0 with a message about each damaged checkpoint that is skipped.
+        tokenizer: sha256 of the training data's tokenizer; empty: unknown.
 
     Raises:
-        PlatformError: (on rank 0) another run saves to the same place.
+        PlatformError: (on rank 0) another run is saving to the same place.
     """
 
     def __init__(
@@ -57,10 +57,20 @@ class CheckpointStore:
     def save(
         self, step: int, tokens: int, cursor: Mapping[str, Any], evaluations: Mapping[str, float], engine: Engine
     ) -> float:
-        """Begin to save the state after `step` finished steps; returns the seconds for which training waited.
+        """Start to save the state after step `step`.
+
+        Args:
+            step: the last finished step.
+            tokens: tokens trained on so far.
+            cursor: of the next step, as JSON values.
+            evaluations: bits/token after this step by `DATASET/MEMORY`.
+            engine: whose state to save.
+
+        Returns:
+            Seconds that training waited.
 
         Raises:
-            CheckpointError: the save before failed.
+            CheckpointError: the previous save failed.
         """
         manifest = Manifest(
             step=step,
@@ -68,7 +78,7 @@ class CheckpointStore:
             tokens=tokens,
             cursor=dict(cursor),
             evaluations=dict(evaluations),
-            # not where it is tracked: that may hold a password, and others read checkpoints
+            # without the tracking URI, which may contain a password: others may read checkpoints
             config=self._config.model_dump(mode="json", exclude={"run": {"tracking"}}),
             dataset=self._dataset,
             versions=library_versions(),
@@ -81,18 +91,29 @@ class CheckpointStore:
         return self._saver.save(manifest, engine.pieces())
 
     def finished(self) -> list[Saved]:
-        """Saves done since the last call.  CheckpointError: one failed."""
+        """Saves that have finished since the last call.
+
+        Raises:
+            CheckpointError: a save failed.
+        """
         return self._saver.finished()
 
     def wait(self) -> None:
-        """Until the save under way is done.  CheckpointError: it failed."""
+        """Wait for the save in progress.
+
+        Raises:
+            CheckpointError: it failed.
+        """
         self._saver.wait()
 
     def open_newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; none where there is none.  A damaged one is named in the log.
+        """Open the newest complete checkpoint; damaged ones are skipped and reported.
+
+        Returns:
+            The checkpoint; None if there are no checkpoints.
 
         Raises:
-            CheckpointError: none of them is whole, or going on from it would make another run.
+            CheckpointError: none of them is complete, or resuming from it would change the run.
         """
         return open_newest(
             self._storage,
@@ -104,12 +125,12 @@ class CheckpointStore:
         )
 
     def close(self) -> None:
-        """Wait for the save under way, and let others save here."""
+        """Wait for the save in progress, and release the storage."""
         self._saver.close()
         self._claim.close()
 
     def is_new_dataset(self, manifest: Manifest) -> bool:
-        """Whether the run goes on with other data, which was allowed: the streams begin anew."""
+        """Whether the training data changed since the checkpoint (see `run.allow`), so that streams start over."""
         return manifest.dataset != self._dataset
 
     def _check_belongs(self, manifest: Manifest) -> None:
@@ -118,19 +139,19 @@ class CheckpointStore:
         found = [str(change) for change in changes(flatten(saved), flatten(self._config), allowed)]
         if self.is_new_dataset(manifest) and not {"data.dataset", "data.mixture"} & set(self._config.run.allow):
             found.append(
-                f"data.dataset: digest {manifest.dataset[:12]} in the run, {self._dataset[:12]} now: other documents "
-                "or another tokenizer"
+                f"data.dataset: digest {manifest.dataset[:12]} in the run, {self._dataset[:12]} now: the documents or "
+                "the tokenizer differ"
             )
         if manifest.tokenizer and self._tokenizer and manifest.tokenizer != self._tokenizer:
             found.append(
-                f"data.dataset: the model was trained on ids of tokenizer {manifest.tokenizer[:12]}, the data now has "
-                f"those of {self._tokenizer[:12]}; no setting allows that: build the data with the run's tokenizer"
+                f"data.dataset: the model was trained with tokenizer {manifest.tokenizer[:12]}, but the data was built "
+                f"with {self._tokenizer[:12]}; run.allow cannot change that: rebuild the data with the run's tokenizer"
             )
         if found:
             raise CheckpointError(
-                f"{self._storage}/{folder_name(manifest.step)} cannot be gone on from without changing the run:\n"
+                f"resuming from {self._storage}/{folder_name(manifest.step)} would change the run:\n"
                 + "\n".join(f"  - {text}" for text in found)
-                + "\nput these back, name those that are wanted in run.allow, or set another run.directory"
+                + "\nrestore these settings, add them to run.allow to change them anyway, or use another run.directory"
             )
 
     def _layout_fields(self) -> dict[str, Any]:
@@ -144,7 +165,7 @@ class CheckpointStore:
             try:
                 found = read_manifest(self._storage, name).evaluations
             except CheckpointError:
-                continue  # damaged: kept for whoever wants to look
+                continue  # damaged: kept for inspection
             scores[step_of(name) or 0] = score(found)
         for old in to_remove(scores, self._config.run, protected=(step,)):
             self._storage.remove(folder_name(old))

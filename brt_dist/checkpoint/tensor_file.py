@@ -1,7 +1,7 @@
-"""Tensor files: the safetensors format, which every user of it can open, and which holds no code.
+"""Tensor files in the safetensors format, which other tools can open and which contains no code.
 
-Reading is the library's.  Writing is ours, because the library wants all tensors of a file in memory at once: here
-they are written one after another as they arrive, and hashed on the way.
+The library reads them.  We write them ourselves, because the library needs all tensors of a file in memory at once;
+here they are written one by one as they arrive, and hashed on the way.
 """
 
 import hashlib
@@ -27,14 +27,20 @@ def code_of(dtype: torch.dtype) -> str:
 
 
 def name_in_file(name: str) -> str:
-    """A logical name without its kind: that is the folder of the file."""
+    """A logical name without its kind, which is the folder of the file."""
     return name.partition("/")[2]
 
 
 class TensorFileWriter:
-    """Writes `tensors` to `file`, in order, one call of :meth:`write` for each.
+    """Writes a tensor file, one tensor per call of :meth:`write`.
 
-    metadata: texts for the header, which other programs look for.
+    Args:
+        file: to write to.
+        tensors: what will be written, in order.
+        metadata: strings for the header, which other programs may need.
+
+    Attributes:
+        bytes: how much was written so far.
     """
 
     def __init__(
@@ -56,16 +62,16 @@ class TensorFileWriter:
         self._put(text)
 
     def write(self, values: Tensor) -> None:
-        """The next tensor, whole, on the host."""
+        """Write the next tensor, whole, on the host."""
         expected = self._tensors[self._next]
         if tuple(values.shape) != expected.shape or values.dtype != expected.dtype:
-            raise RuntimeError(f"{expected} was announced, not {tuple(values.shape)} of {values.dtype}")
+            raise RuntimeError(f"expected {expected}, got {tuple(values.shape)} of {values.dtype}")
         self._next += 1
         self._put(values.contiguous().view(-1).view(torch.uint8).numpy().data)
 
     @property
     def sha256(self) -> str:
-        """Of everything written so far."""
+        """Hash of everything written so far."""
         return self._sha256.hexdigest()
 
     def _put(self, data: bytes | memoryview) -> None:
@@ -75,9 +81,13 @@ class TensorFileWriter:
 
 
 class TensorFileReader:
-    """Regions of the tensors of one file; nothing is read but what is asked for.  Close it, or use it in `with`.
+    """Reads regions of the tensors in a file, and nothing else of it.  Close it, or use it in `with`.
 
-    CheckpointError: the file is not a tensor file.
+    Args:
+        path: of the file.
+
+    Raises:
+        CheckpointError: it is not a tensor file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,14 +108,21 @@ class TensorFileReader:
         self._file.__exit__(None, None, None)
 
     def read(self, tensor: LogicalTensor, region: Region) -> Tensor:
-        """The region's elements (region.size,).  CheckpointError: the file has no such tensor."""
+        """Read a region.
+
+        Returns:
+            Its elements, (region.size,).
+
+        Raises:
+            CheckpointError: the file has no such tensor, or it has a different shape.
+        """
         try:
             found = self._file.get_slice(name_in_file(tensor.name))
         except SafetensorError as error:
             raise CheckpointError(f"{self._path} has no tensor {name_in_file(tensor.name)} ({error})") from error
         if tuple(found.get_shape()) != tensor.shape:
             raise CheckpointError(
-                f"{self._path}: tensor {name_in_file(tensor.name)} is of shape {tuple(found.get_shape())}, "
+                f"{self._path}: tensor {name_in_file(tensor.name)} has shape {tuple(found.get_shape())}, "
                 f"expected {tensor.shape}"
             )
         values: Tensor = region.take(lambda slices: found[slices])

@@ -1,4 +1,4 @@
-"""Is a checkpoint what its manifest says?  Needs no torch, and allocates nothing that a file asks for."""
+"""Compares checkpoints with their manifests.  Does not need torch, and allocates nothing that a file asks for."""
 
 import hashlib
 import os
@@ -12,34 +12,39 @@ from brt_dist.errors import CheckpointError
 
 
 def read_manifest(storage: Storage, name: str) -> Manifest:
-    """CheckpointError: there is none, or it is damaged or of another format.  UnreachableError: no answer."""
+    """Read the manifest of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of another format.
+        UnreachableError: the storage does not respond.
+    """
     where = f"{storage}/{name}"
     try:
         size = storage.size(name, MANIFEST)
         if size is not None and size > MANIFEST_LIMIT:
-            raise CheckpointError(f"{where}: {MANIFEST} of {size} bytes is none: at most {MANIFEST_LIMIT} are read")
+            raise CheckpointError(f"{where}: {MANIFEST} is too large ({size} bytes; the limit is {MANIFEST_LIMIT})")
         text = storage.manifest(name)
     except UnreachableError:
         raise
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{where}: no readable manifest ({error})") from error
+        raise CheckpointError(f"{where}: cannot read its manifest ({error})") from error
     return Manifest.parse(text, where)
 
 
 def size_problem(storage: Storage, name: str, entry: FileEntry) -> str | None:
-    """What is wrong with a file at first sight: missing, or of another size.  Does not read it."""
+    """Whether a file is missing or has the wrong size, in words; None if neither.  Does not read it."""
     where = f"{storage}/{name}/{entry.name}"
     size = storage.size(name, entry.name)
     if size is None:
         return f"{where} is missing"
-    return None if size == entry.bytes else f"{where} has {size} bytes, the manifest says {entry.bytes}"
+    return None if size == entry.bytes else f"{where} has {size} bytes, but the manifest says {entry.bytes}"
 
 
 def verify_file(storage: Storage, name: str, manifest: Manifest, entry: FileEntry) -> None:
-    """Compare a file with the manifest: there, size, content, and which tensors it holds.
+    """Compare a file with the manifest: existence, size, content, and the tensors in it.
 
     Raises:
-        CheckpointError: it is not as it should be.
+        CheckpointError: it does not match.
     """
     problem = size_problem(storage, name, entry)
     if problem:
@@ -47,7 +52,7 @@ def verify_file(storage: Storage, name: str, manifest: Manifest, entry: FileEntr
     where = f"{storage}/{name}/{entry.name}"
     path = storage.local(name, entry.name)
     if sha256_of(path) != entry.sha256:
-        raise CheckpointError(f"{where} was altered: its sha256 is not the one in the manifest")
+        raise CheckpointError(f"{where} was altered: its sha256 does not match the manifest")
     kind = entry.name.partition("/")[0]
     found = {f"{kind}/{tensor}": described for tensor, described in tensors_in(path).items()}
     listed = {
@@ -56,20 +61,26 @@ def verify_file(storage: Storage, name: str, manifest: Manifest, entry: FileEntr
         if described.file == entry.name
     }
     if found != listed:
-        raise CheckpointError(f"{where} holds other tensors than the manifest lists")
+        raise CheckpointError(f"{where} does not contain the tensors that the manifest lists")
 
 
 def verify_files(
     storage: Storage, name: str, manifest: Manifest, done: Callable[[FileEntry], None], threads: int | None = None
 ) -> list[str]:
-    """Verify all files of a checkpoint, several at once; returns what is wrong, in the order of the files.
+    """Verify all files of a checkpoint, several at once.
 
     Args:
-        done: told of each file that was looked at, from any thread.
-        threads: files at once; none: as many as there are cores, at most 8.
+        storage: where the checkpoint is.
+        name: of the checkpoint.
+        manifest: of the checkpoint.
+        done: called with each verified file, from any thread.
+        threads: files verified at once; None: as many as there are cores, at most 8.
+
+    Returns:
+        The problems found, in the order of the files.
 
     Raises:
-        UnreachableError: the storage does not answer.
+        UnreachableError: the storage does not respond.
     """
 
     def look(entry: FileEntry) -> str | None:
@@ -89,7 +100,7 @@ def verify_files(
 
 
 def newest_whole(storage: Storage, names: Sequence[str]) -> str | None:
-    """The newest of `names` whose files agree with its manifest."""
+    """The newest of `names` whose files match its manifest; None if there is none."""
     for name in reversed(names):
         try:
             if not verify_files(storage, name, read_manifest(storage, name), lambda entry: None):
@@ -100,9 +111,12 @@ def newest_whole(storage: Storage, names: Sequence[str]) -> str | None:
 
 
 def tensors_in(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Names in a tensor file, with type and shape, from its header.  CheckpointError: it is no tensor file.
+    """Type and shape of the tensors in a file, by name, from its header.
 
-    The library compares shapes, offsets and the size of the file before it gives anything out.
+    The library checks shapes and offsets against the size of the file before it returns anything.
+
+    Raises:
+        CheckpointError: it is not a tensor file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -115,6 +129,6 @@ def tensors_in(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def sha256_of(path: Path) -> str:
-    """Of the content of a file, in hexadecimal."""
+    """The sha256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,7 +24,7 @@ def test_a_disk_that_is_full_on_one_rank(ranks: RankPool, tmp_path: Path) -> Non
     given = config(documents(tmp_path), tmp_path, {"data": 2, "tensor": 2})
     ranks.run(4, attempt, given, 1)
     before = saved(tmp_path / "checkpoints")
-    with pytest.raises(AssertionError, match=r"step_00000002 could not be saved: rank 1: .*File too large"):
+    with pytest.raises(AssertionError, match=r"could not save checkpoint step_00000002: rank 1: .*File too large"):
         ranks.run(4, attempt_with_small_files, given, 1)
     assert saved(tmp_path / "checkpoints") == before
     ranks.run(4, attempt, given, 1)  # goes on from step 1

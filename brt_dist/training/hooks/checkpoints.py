@@ -9,7 +9,7 @@ from brt_dist.training.trainer_state import TrainedStep, TrainerState
 
 
 class Checkpoints(Hook):
-    """Saves every `run.checkpoint_every` steps and at the end of the attempt.  Must follow hooks that change `TrainerState`.
+    """Saves every `run.checkpoint_every` steps and at the end of the attempt.  Comes last.
 
     Training continues while a checkpoint is written, so it is reported after a later step.  Stateless: the store keeps
     track of the save in progress.

@@ -64,7 +64,7 @@ def test_list(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     head, *lines = out.splitlines()
     assert head.split() == ["step", "when", "size", "bits/token", "saved", "by", "intact"]
     assert lines[1].startswith("   2  2020-09-1") and lines[1].endswith("    2.0000  tp2 dp2 zero1  yes")
-    assert "has 10 bytes, the manifest says" in lines[2] and "manifest.json is damaged" in lines[3]
+    assert "has 10 bytes, but the manifest says" in lines[2] and "manifest.json is damaged" in lines[3]
     rows = answer(capsys, "list", run)[1]["checkpoints"]
     assert [row["step"] for row in rows if row["problem"] is None] == [1, 2, 5]
     sizes = [path.stat().st_size for path in file_of(run, 1, "").rglob("*.safetensors")]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brt_dist.checkpoint.assembly import Exchange, file_of, plan_files, sent_by
+from brt_dist.checkpoint.assembly import Exchange, assign_files, file_of, sent_by
 from brt_dist.parallel.pieces import LogicalTensor, Region
 
 SHAPES = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple)
@@ -68,7 +68,7 @@ def test_each_region_is_sent_by_one_of_its_holders(cut: Cut, ranks: int, random:
     for region in cut.regions:
         for rank in random.sample(range(ranks), random.randint(1, ranks)):
             holdings[rank].append((cut.tensor, region))
-    (plan,) = plan_files(holdings)
+    (plan,) = assign_files(holdings)
     sent = [holdings[rank][index] for rank in range(ranks) for index in sent_by([plan], rank)]
     assert sorted(map(repr, sent)) == sorted(repr((cut.tensor, region)) for region in cut.regions)
     assert holdings[plan.writer], "the writer holds a part"
@@ -77,7 +77,7 @@ def test_each_region_is_sent_by_one_of_its_holders(cut: Cut, ranks: int, random:
 @given(cuts())
 def test_one_rank_assembles_what_it_holds(cut: Cut) -> None:
     full = numbered(cut.tensor.shape)
-    plans = plan_files([[(cut.tensor, region) for region in cut.regions]])
+    plans = assign_files([[(cut.tensor, region) for region in cut.regions]])
     values = {i: region.take(lambda slices: full[slices]) for i, region in enumerate(cut.regions)}
     exchange = Exchange(plans, values, 0, None)
     ((_, tensors),) = list(exchange.files())
@@ -88,14 +88,14 @@ def test_one_rank_assembles_what_it_holds(cut: Cut) -> None:
 @pytest.mark.parametrize("regions", [[Region(((0, 4),), 0, 3)], [Region.whole((4,)), Region(((0, 4),), 0, 1)]])
 def test_a_gap_or_an_overlap_is_a_defect_that_is_noticed(regions: list[Region]) -> None:
     tensor = LogicalTensor("weights/final_norm.scale", (4,), torch.float32)
-    with pytest.raises(RuntimeError, match="not the whole"):
-        plan_files([[(tensor, region) for region in regions]])
+    with pytest.raises(RuntimeError, match="do not cover it exactly"):
+        assign_files([[(tensor, region) for region in regions]])
 
 
 def test_bytes_are_spread_over_ranks() -> None:
     layers = [LogicalTensor(f"weights/layers.{i}.mlp.weight", (8, 8), torch.float32) for i in range(8)]
     held = [(layer, Region.whole(layer.shape)) for layer in layers]
-    plans = plan_files([held] * 4)
+    plans = assign_files([held] * 4)
     assert [len(sent_by(plans, rank)) for rank in range(4)] == [2, 2, 2, 2]
     assert sorted(plan.writer for plan in plans[:4]) == [0, 1, 2, 3], "all writers are busy from the start"
 

@@ -131,7 +131,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_used(tmp_path: Path, fault
     assert checkpoint is not None and checkpoint.manifest.step == 1
     checkpoint.close()
     says = {
-        "truncated": "bytes, the manifest says", "flipped": "was altered", "missing": "is missing",
+        "truncated": "bytes, but the manifest says", "flipped": "was altered", "missing": "is missing",
         "no manifest": "is damaged", "manifest flipped": "digest", "newer": "newer version",
     }  # fmt: skip
     (line,) = log
@@ -172,7 +172,7 @@ def test_a_place_that_cannot_be_written_is_one_clear_message(tmp_path: Path) -> 
     (tmp_path / "file").touch()
     saver = Saver(FolderStorage(tmp_path / "file" / "checkpoints"), 0, 1, lambda step: None)
     saver.save(manifest(1), pieces(1.0))
-    with pytest.raises(CheckpointError, match=r"step_00000001 could not be saved: .*file/checkpoints"):
+    with pytest.raises(CheckpointError, match=r"could not save checkpoint step_00000001: .*file/checkpoints"):
         saver.wait()
     saver.close()
 
@@ -181,7 +181,7 @@ def test_another_shape_or_name_is_refused_before_it_is_read(tmp_path: Path) -> N
     storage = save(tmp_path, 1)
     with Checkpoint.open(storage, folder_name(1)) as checkpoint:
         wide = LogicalTensor(TABLE.name, (3, 4), torch.float32)
-        with pytest.raises(CheckpointError, match=r"shape \(3, 2\), this run needs \(3, 4\)"):
+        with pytest.raises(CheckpointError, match=r"shape \(3, 2\), but this run needs \(3, 4\)"):
             checkpoint.read(wide, Region.whole(wide.shape))
         other = LogicalTensor("weights/layers.9.norm.scale", (6,), torch.float32)
         with pytest.raises(CheckpointError, match=r"has no weights/layers\.9"):
@@ -208,7 +208,7 @@ def flip(path: Path, position: int) -> None:
 def test_two_runs_cannot_save_to_one_place(tmp_path: Path) -> None:
     with (
         FolderStorage(tmp_path).claimed(),
-        pytest.raises(PlatformError, match="another run saves its checkpoints to"),
+        pytest.raises(PlatformError, match="another run is saving its checkpoints to"),
         FolderStorage(tmp_path).claimed(),
     ):
         pass
@@ -223,6 +223,6 @@ def test_another_tokenizer_is_refused_even_where_other_data_is_allowed(tmp_path:
     assert Manifest.parse(made.dump(), "x").tokenizer == "a" * 64
     for tokenizer, refused in (("a" * 64, False), ("", False), ("b" * 64, True)):
         store = CheckpointStore(storage, allowed, layout, "other data", print, tokenizer=tokenizer)
-        with pytest.raises(CheckpointError, match="no setting allows") if refused else nullcontext():
+        with pytest.raises(CheckpointError, match="run.allow cannot change that") if refused else nullcontext():
             store._check_belongs(made)
         store.close()
