@@ -223,6 +223,6 @@ def test_another_tokenizer_is_refused_even_where_other_data_is_allowed(tmp_path:
     assert Manifest.parse(made.dump(), "x").tokenizer == "a" * 64
     for tokenizer, refused in (("a" * 64, False), ("", False), ("b" * 64, True)):
         store = CheckpointStore(storage, allowed, layout, "other data", print, tokenizer=tokenizer)
-        with pytest.raises(CheckpointError, match="run.allow cannot change that") if refused else nullcontext():
+        with pytest.raises(CheckpointError, match=r"run\.allow cannot change that") if refused else nullcontext():
             store._check_belongs(made)
         store.close()
