@@ -142,7 +142,7 @@ def rank_waits(rank: int, store: str, given: Config, found: str) -> int:
     from brt_dist.parallel.layout import Layout, initialize
     from brt_dist.training.build import build_trainer
     from brt_dist.training.stopping import StopFlag
-    from brt_dist.worker import _exit_code
+    from brt_dist.failure import exit_code_of
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)
@@ -161,7 +161,7 @@ def rank_waits(rank: int, store: str, given: Config, found: str) -> int:
         return int(trainer.run())
     except RuntimeError as error:
         Path(found).touch()
-        return int(_exit_code(error))
+        return int(exit_code_of(error))
 
 
 def test_a_rank_that_does_not_come_is_waited_for_only_so_long(ranks: RankPool, tmp_path: Path) -> None:
