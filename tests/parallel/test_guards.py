@@ -138,11 +138,11 @@ def rank_waits(rank: int, store: str, given: Config, found: str) -> int:
 
     from brt_dist.data.dataset import Dataset
     from brt_dist.events import EventLog
+    from brt_dist.failure import exit_code_of
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, initialize
     from brt_dist.training.build import build_trainer
     from brt_dist.training.stopping import StopFlag
-    from brt_dist.failure import exit_code_of
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)
