@@ -1,4 +1,4 @@
-"""The command `brt`.  Subcommands are imported when they are used, so that `brt --help` comes at once."""
+"""The command `brt`.  Subcommands are imported only when used, so that `brt --help` is instant."""
 
 import importlib
 import json
@@ -11,28 +11,32 @@ import click
 from brt_dist.errors import BrtError, ExitCode
 from brt_dist.kinds import BACKENDS, WEIGHT_FORMATS
 
-# name: where the command is, and its line in the help
+# command: ("module:attribute", its line in the help)
 _COMMANDS = {
     "data": ("launch.commands.data:data", "Build, verify and inspect datasets."),
-    "train": ("launch.commands.train:train", "Train a model as a config says; go on if the run was begun."),
-    "sweep": ("launch.commands.sweep:sweep", "Train a config once for each combination of values."),
+    "train": ("launch.commands.train:train", "Train a model from a config, or resume its run."),
+    "sweep": ("launch.commands.sweep:sweep", "Train a config once per combination of values."),
     "submit": ("launch.commands.submit:submit", f"Submit a run to a backend: {', '.join(BACKENDS)}."),
-    "resume": ("launch.commands.submit:resume", "Submit a run again; it goes on from its last checkpoint."),
-    "stop": ("launch.commands.submit:stop", "Ask a submitted run to save and end."),
-    "logs": ("launch.commands.submit:logs", "Print what a submitted run, or one of its ranks, has printed."),
-    "status": ("launch.commands.status:status", "Show where a run stands."),
-    "report": ("launch.commands.report:report", "Write what happened in a run as one HTML page."),
+    "resume": ("launch.commands.submit:resume", "Submit a run again; it resumes from its last checkpoint."),
+    "stop": ("launch.commands.submit:stop", "Ask a submitted run to save and stop."),
+    "logs": ("launch.commands.submit:logs", "Print the log of a submitted run or of one of its ranks."),
+    "status": ("launch.commands.status:status", "Show the state of a run."),
+    "report": ("launch.commands.report:report", "Write a self-contained HTML report of a run."),
     "doctor": ("launch.commands.doctor:doctor", "Check the nodes: versions, devices, network, storage, clocks."),
     "checkpoint": ("launch.commands.checkpoint:checkpoint", "List, show, verify and prune the checkpoints of a run."),
-    "export": ("launch.commands.export:export", f"Write the weights of a run for others: {', '.join(WEIGHT_FORMATS)}."),
-    "import": ("launch.commands.export:import_", "Make weights of others something that a run can start from."),
-    "metrics-exporter": ("launch.commands.exporter:exporter", "Serve the last numbers of runs to Prometheus."),
+    "export": ("launch.commands.export:export", f"Export the weights of a run: {', '.join(WEIGHT_FORMATS)}."),
+    "import": ("launch.commands.export:import_", "Convert weights so that a run can start from them."),
+    "metrics-exporter": ("launch.commands.exporter:exporter", "Serve the latest metrics of runs to Prometheus."),
     "config": ("launch.commands.config:config", "Show a resolved config, or the schema of all keys."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group whose subcommands are `{name: ("module:attribute", help)}`."""
+    """A group that imports a subcommand only when it is used.
+
+    Args:
+        lazy: `{name: ("module:attribute", help)}`.
+    """
 
     def __init__(self, *arguments: Any, lazy: Mapping[str, tuple[str, str]], **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -58,13 +62,13 @@ class LazyGroup(click.Group):
 def brt() -> None:
     """Train Block-Recurrent Transformers on many processes.
 
-    `brt COMMAND --help` says more.  `--json` on every command gives one JSON object on standard output; everything
-    else goes to standard error.  The exit code says why a command ended.
+    See `brt COMMAND --help` for details.  With `--json` a command prints one JSON object on standard output;
+    everything else goes to standard error.  The exit code says why a command ended.
     """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point.  A user's mistake is one message and its exit code; a traceback is a defect of ours."""
+    """Entry point.  A user's mistake gives one message and an exit code; a traceback is a bug in brt."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         result = brt.main(args=given, prog_name="brt", standalone_mode=False)

@@ -1,4 +1,4 @@
-"""What `brt train` does: config, rules, run directory, tracking, nodes, ranks, and a verdict at the end."""
+"""`brt train`: checks the config, claims the run directory, runs the attempts and returns a verdict."""
 
 import sys
 from collections.abc import Sequence
@@ -31,7 +31,14 @@ WORKER = (sys.executable, "-m", "brt_dist.worker")
 
 @dataclass(frozen=True)
 class Outcome:
-    """run: its directory; verdict: of the attempt; tracked: all of it is in MLflow, none if tracking is off."""
+    """How a run ended.
+
+    Attributes:
+        run: its directory.
+        verdict: of the last attempt.
+        tracked: whether everything reached MLflow; None if tracking is off.
+        plot: the loss curve, if there is one.
+    """
 
     run: Path
     verdict: Verdict
@@ -65,10 +72,17 @@ def train(
     worker: Sequence[str] = WORKER,
     ray_address: str | None = None,
 ) -> Outcome:
-    """Run the attempts that it takes and say how the last one ended.  BrtError: none could be started.
+    """Run attempts until one ends well or for good.
 
-    console: standard error.  worker: command of a rank, to which `RUN --attempt N` is added.  ray_address: in place of
-    launch.ray_address, for this time alone.
+    Args:
+        sources: config files or texts.
+        overrides: `key=value` settings, which win over the sources.
+        console: standard error.
+        worker: command of a rank; `RUN --attempt N` is appended.
+        ray_address: replaces launch.ray_address, for this call only.
+
+    Raises:
+        BrtError: no attempt could be started.
     """
     resolved = load(sources, overrides)
     resolved = replace(resolved, config=absolute(resolved.config))
@@ -82,14 +96,17 @@ def train(
         try:
             verdict, tracked = _attempts(resolved, stop, console, tuple(worker), ray_address)
         except KeyboardInterrupt:
-            verdict, tracked = Verdict(ExitCode.INTERRUPTED, "stopped before anything was trained"), None
+            verdict, tracked = Verdict(ExitCode.INTERRUPTED, "stopped before training started"), None
         return Outcome(run, verdict, config, tracked, _plot(config, run))
 
 
 def check_with_data(config: Config) -> None:
-    """The rules with the facts of the datasets, and whether the weights to begin with are of this network.
+    """Check the rules that need the datasets, and that the initial weights fit the model.
 
-    ConfigError: a rule is broken.  DataError, CheckpointError: datasets or weights cannot be opened, or do not fit.
+    Raises:
+        ConfigError: a rule is broken.
+        DataError: a dataset cannot be opened or does not fit.
+        CheckpointError: the initial weights cannot be opened or do not fit.
     """
     training, validation = _dataset_facts(config)
     check(config, training, validation)
@@ -102,7 +119,11 @@ def check_with_data(config: Config) -> None:
 
 
 def _dataset_facts(config: Config) -> tuple[DatasetFacts, DatasetFacts | None]:
-    """Facts of the training and the validation dataset.  DataError: one of them cannot be opened."""
+    """Facts about the training and the validation dataset.
+
+    Raises:
+        DataError: one of them cannot be opened.
+    """
     from brt_dist.data.facts import facts_of
     from brt_dist.data.open import open_training, open_validation
 
@@ -133,7 +154,7 @@ def _attempts(
             syncers.append(SyncerProcess(run))
         for syncer in syncers:
             if (problem := syncer.new_refusal()) is not None:
-                tell(f"warning: {problem}; training goes on, and what is missing can be sent later")
+                tell(f"warning: {problem}; training continues, and the rest can be sent later")
 
     try:
         verdict = Attempts(config, worker, address, stop, tell, look).run()
@@ -147,7 +168,7 @@ def _attempts(
 def _finish(syncer: SyncerProcess | None, run: Path, stop: StopRequests, console: "Console") -> bool | None:
     if syncer is None:
         return None
-    console.print("sending the last of it to MLflow", markup=False, highlight=False)
+    console.print("sending the remaining metrics to MLflow", markup=False, highlight=False)
     stop.counting = False  # Ctrl-C here means: do not wait
     try:
         done = syncer.finish()

@@ -60,8 +60,8 @@ def private_folder(folder: Path) -> None:
     os.chmod(folder, 0o700)
 
 
-def pieces(path: Path) -> Iterator[str]:
-    """The content of a log, in pieces; nothing where there is none yet."""
+def chunks(path: Path) -> Iterator[str]:
+    """The content of a log, in chunks; nothing where there is none yet."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             while piece := file.read(1 << 16):

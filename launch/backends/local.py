@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from brt_dist.errors import PlatformError
 from brt_dist.run_directory import RunDirectory
 from launch.backends.base import Backend
-from launch.backends.job import Job, pieces, private_folder
+from launch.backends.job import Job, chunks, private_folder
 from launch.run.facts import process_start
 from launch.run.submission import State, Submission
 
@@ -62,7 +62,7 @@ class LocalBackend(Backend):
         return "running" if process_start(int(record.job)) == record.details["start"] else "ended"
 
     def log(self, record: Submission, run: Path) -> Iterator[str]:
-        return pieces(RunDirectory(run).submission_log(record.number))
+        return chunks(RunDirectory(run).submission_log(record.number))
 
     def stop(self, record: Submission, run: Path) -> None:
         state = self.state(record)

@@ -16,7 +16,7 @@ from brt_dist.errors import PlatformError
 from brt_dist.run_directory import RunDirectory
 from launch.backends.base import Backend
 from launch.backends.commands import call
-from launch.backends.job import Job, pieces, private_folder
+from launch.backends.job import Job, chunks, private_folder
 from launch.run.submission import State, Submission
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class SlurmBackend(Backend):
         return "queued" if state in _QUEUED else "running" if state in _RUNNING else "ended"
 
     def log(self, record: Submission, run: Path) -> Iterator[str]:
-        return pieces(RunDirectory(run).submission_log(record.number))
+        return chunks(RunDirectory(run).submission_log(record.number))
 
     def stop(self, record: Submission, run: Path) -> None:
         state = self.state(record)

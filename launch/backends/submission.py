@@ -15,7 +15,7 @@ from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.kinds import BACKENDS
 from brt_dist.run_directory import RunDirectory
-from launch.backends.job import Job, pieces
+from launch.backends.job import Job, chunks
 from launch.run.claim import claimed
 from launch.run.config_file import absolute, refuse_other_run, write_config
 from launch.run.redact import redact
@@ -145,7 +145,7 @@ def log(run: Path, rank: int | None = None, attempt: int | None = None) -> Itera
     if not path.is_file():
         there = [entry.name for entry in folder.logs()]
         raise ConfigError(f"attempt {wanted} has no rank {rank}; it has {', '.join(there[:3]) or 'none'}")
-    return pieces(path)
+    return chunks(path)
 
 
 def _check_here(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""`brt checkpoint`: list, show, verify and prune what a run has saved.  Needs no torch."""
+"""`brt checkpoint`: list, show, verify and prune the checkpoints of a run.  Does not need torch."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,9 @@ def checkpoint() -> None:
 @_place
 @json_option
 def list_(run: str, as_json: bool) -> None:
-    """One line for each checkpoint, the newest last.
+    """List checkpoints, newest last.
 
-    "intact" looks at the manifest and at the sizes of the files; `brt checkpoint verify` reads them.
+    "intact" checks the manifest and the sizes of the files; `brt checkpoint verify` also reads the files.
     """
     from brt_dist.checkpoint.places import find_place
     from brt_dist.checkpoint.report import row_of
@@ -47,7 +47,10 @@ def list_(run: str, as_json: bool) -> None:
 @click.argument("step", type=click.IntRange(0), required=False)
 @json_option
 def show(run: str, step: int | None, as_json: bool) -> None:
-    """What is in the checkpoint of STEP, or in the newest: where the run stood, and all tensors with their shapes."""
+    """Show the contents of a checkpoint.
+
+    Prints the state of the run and all tensors with their shapes, at STEP or from the newest checkpoint.
+    """
     from brt_dist.checkpoint.places import answering, find_place
     from brt_dist.checkpoint.report import describe
     from brt_dist.checkpoint.verification import read_manifest
@@ -70,12 +73,14 @@ def show(run: str, step: int | None, as_json: bool) -> None:
 @checkpoint.command()
 @_place
 @click.argument("steps", type=click.IntRange(0), nargs=-1, metavar="[STEP ...]")
-@click.option("--threads", type=click.IntRange(1), help="Files at once.  [default: cores of this machine, at most 8]")
+@click.option(
+    "--threads", type=click.IntRange(1), help="Files to read in parallel.  [default: cores of this machine, at most 8]"
+)
 @json_option
 def verify(run: str, steps: tuple[int, ...], threads: int | None, as_json: bool) -> None:
-    """Read every file of the checkpoints of STEP ..., or of all, and compare it with its digest.
+    """Compare files with their digests.
 
-    The exit code is 12 when something is damaged, and each damaged file is named.
+    Reads every file of the checkpoints at STEP ..., by default of all.  Names damaged files; the exit code is then 12.
     """
     from brt_dist.checkpoint.places import find_place
     from brt_dist.checkpoint.report import verify_all
@@ -97,21 +102,23 @@ def verify(run: str, steps: tuple[int, ...], threads: int | None, as_json: bool)
         raise CheckpointError(
             f"{damaged} of {len(found)} checkpoints are damaged:\n" + "\n".join(f"  {text}" for text in problems)
         )
-    _console().print(f"{place.storage}: {len(found)} checkpoints, all digests agree", soft_wrap=True, markup=False)
+    _console().print(f"{place.storage}: {len(found)} checkpoints, all digests match", soft_wrap=True, markup=False)
 
 
 @checkpoint.command()
 @_place
-@click.option("--keep", type=click.IntRange(1), help="The newest that stay.  [default: run.keep_checkpoints]")
-@click.option("--every", type=click.IntRange(0), help="Multiples of this step stay.  [default: run.keep_every]")
-@click.option("--best", type=click.IntRange(0), help="The best on held-out data that stay.  [default: run.keep_best]")
-@click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
+@click.option("--keep", type=click.IntRange(1), help="Keep this many of the newest.  [default: run.keep_checkpoints]")
+@click.option("--every", type=click.IntRange(0), help="Keep multiples of this step.  [default: run.keep_every]")
+@click.option(
+    "--best", type=click.IntRange(0), help="Keep this many of the best on held-out data.  [default: run.keep_best]"
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
 @json_option
 def prune(run: str, keep: int | None, every: int | None, best: int | None, dry_run: bool, as_json: bool) -> None:
-    """Remove checkpoints that need not stay.
+    """Remove checkpoints that need not be kept.
 
-    What is not given is as in the run's config.  The newest whole checkpoint always stays, and so do damaged ones,
-    which are named: look at them, and remove them by hand.
+    Options that are not given default to the run's config.  The newest complete checkpoint is always kept.  Damaged
+    checkpoints are named and kept too: inspect them and remove them by hand.
     """
     from brt_dist.checkpoint.places import answering, find_place
     from brt_dist.checkpoint.report import plan_pruning
@@ -131,8 +138,8 @@ def prune(run: str, keep: int | None, every: int | None, best: int | None, dry_r
     for name in plan.remove:
         click.echo(f"{name}  {verb}")
     for name, problem in plan.damaged.items():
-        click.echo(f"{name}  stays: {problem}")
-    click.echo(f"{len(plan.remove)} {verb}, {len(plan.keep) + len(plan.damaged)} stay at {place.storage}")
+        click.echo(f"{name}  kept: {problem}")
+    click.echo(f"{len(plan.remove)} {verb}, {len(plan.keep) + len(plan.damaged)} kept in {place.storage}")
 
 
 def _bar() -> Any:

@@ -21,12 +21,14 @@ def config() -> None:
 
 @config.command()
 @config_argument
-@click.option("--all/--changed", "everything", default=True, help="all keys, or those that are not at their default")
+@click.option(
+    "--all/--changed", "everything", default=True, help="Show all keys, or only those that differ from their default."
+)
 @json_option
 def show(settings: tuple[str, ...], everything: bool, as_json: bool) -> int:
-    """Print every key with its value and where that came from (default, FILE:LINE, command line).
+    """Print every key with its value and its origin (default, FILE:LINE or command line).
 
-    A config that cannot run is shown all the same; what is wrong with it then follows, and the exit code is 10.
+    An invalid config is shown too, followed by what is wrong with it; the exit code is then 10.
     """
     files, overrides = split(settings)
     resolved = load(files, overrides)
@@ -45,12 +47,12 @@ def show(settings: tuple[str, ...], everything: bool, as_json: bool) -> int:
 
 
 @config.command()
-@click.option("--json", "as_json", is_flag=True, help="on one line")
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="write to this file instead")
+@click.option("--json", "as_json", is_flag=True, help="Print it on one line.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead.")
 def schema(as_json: bool, output: Path | None) -> None:
     """Print the JSON schema of the config, for editors.
 
-    In a YAML file: `# yaml-language-server: $schema=brt.schema.json`
+    To use it, put this line into a YAML file: `# yaml-language-server: $schema=brt.schema.json`
     """
     content = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
     text = json.dumps(content, indent=None if as_json else 2)

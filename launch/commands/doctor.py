@@ -9,29 +9,30 @@ import click
 from brt_dist.errors import ExitCode
 from launch.commands.arguments import config_argument, json_option, split
 
-# Enough of a config to have a layout; a folder beside which nothing is written but a file for a moment.
+# The least config that has a layout; only a temporary file is written beside its folder.
 _ALONE = "data: {dataset: brt-doctor-dataset}\nrun: {directory: brt-doctor, steps: 1}\noptimizer: {warmup_steps: 0}\n"
 
 
 @click.command()
 @config_argument
-@click.option("--ray-address", metavar="HOST:PORT", help="Ray cluster to look at, in place of launch.ray_address")
+@click.option("--ray-address", metavar="HOST:PORT", help="Ray cluster to check, instead of launch.ray_address.")
 @json_option
 def doctor(settings: tuple[str, ...], ray_address: str | None, as_json: bool) -> int:
-    """Check the nodes that a run would get, and name those at fault; takes less than a minute or two.
+    """Check the nodes that a run would get, and name those with problems; takes a minute or two.
 
     \b
       brt doctor                                          this machine
       brt doctor my.yaml --ray-address 10.0.0.1:6379      the nodes and the layout of my.yaml
       brt doctor --ray-address auto launch.nodes=2 parallel.data=2
 
-    Versions alike, devices and their free memory, the address of rank 0 and whether all nodes reach it, shared
-    storage, disk, clocks, and an all-reduce of all ranks with its bandwidth.  `brt train` makes all but the last of
-    these checks before ranks start (launch.preflight).  The exit code is 18 when something failed.
+    It checks that versions match, devices and their free memory, that all nodes reach the address of rank 0, shared
+    storage, disk space and clocks, and measures the bandwidth of an all-reduce over all ranks.  `brt train` makes all
+    of these checks but the all-reduce before it starts ranks (launch.preflight).  The exit code is 18 if a check
+    failed.
     """
     from brt_dist.config.loading import load
     from brt_dist.config.rules import check
-    from launch.doctor.examine import all_reduce, line, meeting_place, quick
+    from launch.doctor.examine import all_reduce, line, quick, scratch_folder
     from launch.nodes.gang import Gang
     from launch.run.config_file import absolute
     from pipelines.cluster import ray_cluster
@@ -42,7 +43,7 @@ def doctor(settings: tuple[str, ...], ray_address: str | None, as_json: bool) ->
     check(config)
     with ray_cluster(ray_address or config.launch.ray_address), Gang(config) as gang:
         begin = time.monotonic()
-        with meeting_place(config.run.directory) as place:
+        with scratch_folder(config.run.directory) as place:
             found = quick(gang, config, place)
             if not any(finding.check == "shared storage" and finding.status == "failed" for finding in found):
                 found.append(all_reduce(gang, config, place))

@@ -10,12 +10,12 @@ from brt_dist.kinds import WEIGHT_FORMATS
 from launch.commands.arguments import json_option
 from launch.commands.data import Size
 
-_out = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+_out = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to create.")
 _shard_size = click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Weights per file.")
 
 
 class _Export(click.Command):
-    """Its help lists the formats that there are."""
+    """`brt export`, whose help lists the formats."""
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_help_text(ctx, formatter)
@@ -27,15 +27,15 @@ class _Export(click.Command):
 @click.argument("source", metavar="SOURCE")
 @click.option("--to", "form", required=True, type=click.Choice(list(WEIGHT_FORMATS)), help="Format to write.")
 @_out
-@click.option("--step", type=click.IntRange(0), help="Of which checkpoint.  [default: the newest]")
+@click.option("--step", type=click.IntRange(0), help="Step of the checkpoint.  [default: the newest]")
 @_shard_size
 @json_option
 def export(source: str, form: str, out: Path, step: int | None, shard_size: int, as_json: bool) -> None:
-    """Write the weights of SOURCE for others.
+    """Export the weights of SOURCE.
 
-    SOURCE: a run directory, a checkpoint, a folder or URL (s3://...) that holds some, or what brt exported before.
+    SOURCE is a run directory, a checkpoint, a folder or URL (s3://...) of checkpoints, or an earlier export.
 
-    The files are verified before they are used.  Weights are float32, whatever the precision of the run.
+    Files are verified before they are read.  Weights are written as float32, whatever the precision of the run.
     """
     from brt_dist.export.open import open_weights
 
@@ -50,10 +50,10 @@ def export(source: str, form: str, out: Path, step: int | None, shard_size: int,
 @_shard_size
 @json_option
 def import_(source: str, out: Path, shard_size: int, as_json: bool) -> None:
-    """Make a folder that a run can start from (run.init_from=OUT).
+    """Write a folder of weights that a run can start from (run.init_from=OUT).
 
-    SOURCE: an .npz file with the names of the authors' code (`param/NAME`) with a .json beside it that has their
-    settings, or anything that `brt export` takes or makes.
+    SOURCE is an .npz file with the names of the authors' code (`param/NAME`) and a .json file with their settings
+    beside it, or anything that `brt export` reads or writes.
     """
     from brt_dist.export.open import open_weights
 
@@ -69,4 +69,4 @@ def _tell(weights: Any, out: Path, files: list[str], as_json: bool) -> None:
         return
     click.echo(f"{weights.where} -> {out}: {', '.join(files)}")
     if weights.tokenizer is None:
-        click.echo("no tokenizer: the dataset of the run is not where it was; copy its tokenizer.json", err=True)
+        click.echo("no tokenizer exported: the run's dataset has moved; copy its tokenizer.json yourself", err=True)

@@ -7,12 +7,15 @@ import click
 
 @click.command("metrics-exporter")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
-@click.option("--address", default="127.0.0.1", show_default=True, help="address to listen on")
-@click.option("--port", default=9464, show_default=True, type=click.IntRange(0, 65535), help="port; 0: any")
+@click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", default=9464, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on; 0: any free one."
+)
 def exporter(runs: tuple[Path, ...], address: str, port: int) -> None:
-    """Serve the last numbers of RUNS to Prometheus, until Ctrl-C; reads their metrics.jsonl, and ranks know nothing.
+    """Serve the latest metrics of RUNS to Prometheus until Ctrl-C.
 
-    It only listens on this machine unless --address says otherwise.
+    It only reads the runs' metrics.jsonl, so it does not touch the ranks.  By default only this machine can connect;
+    use --address to change that.
     """
     from launch.views.exporter import serving
 

@@ -15,10 +15,11 @@ from launch.commands.arguments import json_option
 )
 @json_option
 def report(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
-    """Write what happened in a run as one HTML page, which needs nothing else to be looked at.
+    """Write a report of a run: one HTML file that needs no network.
 
-    Curves, evaluations with memory carried and cleared, attempts and why each ended, checkpoints, what the guards told,
-    and the config with the origin of each value.  Several runs: their curves side by side, then each.
+    It shows curves, evaluations with memory carried and cleared, the attempts and why each ended, checkpoints, guard
+    events, and the config with the origin of each value.  Given several runs, it compares their curves first and then
+    shows each run.
     """
     from brt_dist.run_directory import RunDirectory
     from launch.report.page import write_report

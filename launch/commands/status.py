@@ -11,10 +11,10 @@ from launch.commands.arguments import json_option
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--watch", is_flag=True, help="Go on showing it until the run is over; Ctrl-C ends the watching alone.")
+@click.option("--watch", is_flag=True, help="Keep updating until the run ends; Ctrl-C stops only the display.")
 @json_option
 def status(run: Path, watch: bool, as_json: bool) -> None:
-    """Show where the run in directory RUN stands: step, speed, evaluations, attempts, last checkpoint."""
+    """Show the state of the run in directory RUN: step, speed, evaluations, attempts, last checkpoint."""
     from launch.views.summary import summary
 
     found = describe(run)
@@ -32,7 +32,11 @@ def status(run: Path, watch: bool, as_json: bool) -> None:
 
 
 def describe(run: Path) -> dict[str, Any]:
-    """Facts about a run, from its files alone.  ConfigError: no run there."""
+    """Return facts about a run, read from its files alone.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
     from dataclasses import asdict
 
     from brt_dist.config.loading import load
@@ -62,7 +66,7 @@ def describe(run: Path) -> dict[str, Any]:
         "run": str(run),
         "verdict": verdict,
         "reason": f"attempt {len(records)}, step {history.last_step} of {config.run.steps}"
-        + ("; the same command, or brt resume, goes on" if verdict == "launcher_gone" else ""),
+        + ("; run the same command again, or brt resume" if verdict == "launcher_gone" else ""),
         "failed_rank": ended.failed_rank if ended else None,
         "detail": ended.detail if ended else "",
         "step": history.last_step,
@@ -79,7 +83,7 @@ def describe(run: Path) -> dict[str, Any]:
 
 
 def _submission(run: Path) -> dict[str, Any] | None:
-    """The last submission and its state; that is `unknown` when the backend gives no answer."""
+    """The last submission and its state, which is `unknown` if the backend does not answer."""
     from dataclasses import asdict
 
     from brt_dist.errors import PlatformError

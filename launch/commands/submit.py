@@ -22,15 +22,15 @@ _OPTIONS = {
 
 
 def placement(command: Any) -> Any:
-    """The options that stand for keys of `launch`."""
+    """Add the options that are short for keys of `launch`."""
     choices = click.Choice(list(BACKENDS))
     for option in (
-        click.option("--dry-run", is_flag=True, help="print exactly what would be applied, and do nothing"),
-        click.option("--partition", help="launch.slurm.partition"),
-        click.option("--time", metavar="H:MM:SS", help="launch.time_limit"),
-        click.option("--gpus-per-node", type=click.IntRange(min=0), help="launch.gpus_per_node"),
-        click.option("--nodes", type=click.IntRange(min=1), help="launch.nodes"),
-        click.option("--backend", type=choices, help="launch.backend: where the run goes"),
+        click.option("--dry-run", is_flag=True, help="Print exactly what would be submitted, and do nothing."),
+        click.option("--partition", help="Sets launch.slurm.partition."),
+        click.option("--time", metavar="H:MM:SS", help="Sets launch.time_limit."),
+        click.option("--gpus-per-node", type=click.IntRange(min=0), help="Sets launch.gpus_per_node."),
+        click.option("--nodes", type=click.IntRange(min=1), help="Sets launch.nodes."),
+        click.option("--backend", type=choices, help="Sets launch.backend."),
     ):
         command = option(command)
     return command
@@ -41,15 +41,15 @@ def placement(command: Any) -> Any:
 @placement
 @json_option
 def submit(settings: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Give the run that CONFIG describes to a backend, and come back.
+    """Submit the run that CONFIG describes to a backend, and return at once.
 
     \b
       brt submit my.yaml                                  this machine, in the background
       brt submit my.yaml --backend slurm --nodes 4 --time 24:00:00 --partition gpu
       brt submit my.yaml --backend kubernetes --dry-run
 
-    Options are short for keys of launch, and win over them.  brt status, brt logs, brt stop and brt resume take the
-    run directory.
+    The options are short for keys of launch and override them.  Pass the run directory to brt status, brt logs,
+    brt stop and brt resume.
     """
     from launch.backends.submission import submit as give
 
@@ -62,27 +62,34 @@ def submit(settings: tuple[str, ...], dry_run: bool, as_json: bool, **options: A
 @click.command()
 @run_argument
 @click.argument("overrides", nargs=-1, metavar="[key=value ...]")
-@click.option("--allow", multiple=True, metavar="KEY", help="a setting that may differ from the run's (run.allow)")
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="KEY",
+    help="A key whose value may differ from the run's (run.allow); may be repeated.",
+)
 @placement
 @json_option
 def resume(
     run: Path, overrides: tuple[str, ...], allow: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any
 ) -> None:
-    """Submit the run in directory RUN again: it goes on from its newest whole checkpoint, on any backend.
+    """Submit the run in directory RUN again, to any backend; it resumes from its newest complete checkpoint.
 
-    Changes that would silently make it another run (tokenizer, data, streams, seed, ...) are refused, all in one list.
+    Changes that would make it a different run (tokenizer, data, streams, seed, ...) are refused, all in one list.
 
     \b
       brt resume runs/a run.steps=20000 --nodes 4
       brt resume runs/a data.streams=64 --allow data.streams
     """
-    from launch.backends.submission import resume as go_on
+    from launch.backends.submission import resume as submit_again
 
-    done = go_on(run, [*overrides, *_overrides(options)], allow=allow, dry_run=dry_run)
+    done = submit_again(run, [*overrides, *_overrides(options)], allow=allow, dry_run=dry_run)
     if not as_json:
         for text in done.passed_over:
-            click.echo(f"not used: {text}", err=True)
-        click.echo(f"goes on from {done.checkpoint}" if done.checkpoint else "no checkpoint: begins anew", err=True)
+            click.echo(f"skipped: {text}", err=True)
+        click.echo(
+            f"resuming from {done.checkpoint}" if done.checkpoint else "no checkpoint: starting from scratch", err=True
+        )
     _tell(done, as_json)
 
 
@@ -90,7 +97,7 @@ def resume(
 @run_argument
 @json_option
 def stop(run: Path, as_json: bool) -> None:
-    """Ask the submitted run in directory RUN to save and end; brt resume goes on with it."""
+    """Ask the submitted run in directory RUN to save and stop; brt resume resumes it."""
     from launch.backends.submission import stop as ask
 
     done = ask(run)
@@ -99,12 +106,12 @@ def stop(run: Path, as_json: bool) -> None:
 
 @click.command()
 @run_argument
-@click.option("--rank", type=click.IntRange(min=0), help="what this rank printed, instead of the launcher")
-@click.option("--attempt", type=click.IntRange(min=1), help="of this attempt (default: the last)")
-@click.option("--follow", is_flag=True, help="go on until the job has ended")
+@click.option("--rank", type=click.IntRange(min=0), help="Print the log of this rank instead of the launcher's.")
+@click.option("--attempt", type=click.IntRange(min=1), help="Attempt to print.  [default: the last]")
+@click.option("--follow", is_flag=True, help="Keep printing until the job ends.")
 @json_option
 def logs(run: Path, rank: int | None, attempt: int | None, follow: bool, as_json: bool) -> None:
-    """Print the output of the launcher of the last submission of RUN, or that of a rank."""
+    """Print the launcher's log of the last submission of RUN, or the log of a rank."""
     from launch.backends.submission import log, state
 
     if as_json:

@@ -10,25 +10,27 @@ from launch.commands.arguments import config_argument, json_option, split
 
 @click.command()
 @config_argument
+@click.option("--grid", "grid", multiple=True, metavar="KEY=A,B,...", help="A key and its values; may be repeated.")
 @click.option(
-    "--grid", "grid", multiple=True, metavar="KEY=A,B,...", help="A setting and its values; several: all combinations."
+    "--submit", is_flag=True, help="Submit all runs to launch.backend at once, instead of training them here."
 )
-@click.option("--submit", is_flag=True, help="Give all runs to launch.backend at once, instead of training them here.")
-@click.option("--dry-run", is_flag=True, help="Check all runs and name them; write and start nothing.")
+@click.option("--dry-run", is_flag=True, help="Check and list all runs; write and start nothing.")
 @json_option
 def sweep(settings: tuple[str, ...], grid: tuple[str, ...], submit: bool, dry_run: bool, as_json: bool) -> int:
-    """Train CONFIG once for each combination of values, one run after another.
+    """Train CONFIG once per combination of the --grid values, one run after another.
 
     \b
       brt sweep my.yaml --grid optimizer.learning_rate=0.001,0.0003 --grid model.mixers.recurrent.gate=fixed,lstm
 
-    All combinations are checked before the first is started. run.directory is the folder of the sweep: each run has a
-    folder in it, named by its values, and sweep.json and report.html (all curves in one page) lie beside them. In
-    MLflow the runs are children of one run. The same command again goes on: runs that have finished are left alone,
-    others are taken up where they were saved, and values may be added. A run that fails does not keep the others from
-    being trained; Ctrl-C saves the run under way and ends the sweep.
+    All combinations are checked before the first one starts.  run.directory is the folder of the sweep: it holds one
+    folder per run, named after its values, plus sweep.json and report.html, which compares all runs.  In MLflow the
+    runs are children of one parent run.
 
-    The exit code is 0 when all runs have finished, else that of the first that has not.
+    Run the same command again to resume the sweep: finished runs are skipped, the others resume from their last
+    checkpoint, and you may add values.  If a run fails, the sweep continues with the next one; Ctrl-C saves the
+    current run and stops the sweep.
+
+    The exit code is 0 if all runs finished, else that of the first run that did not.
     """
     from rich.console import Console
 

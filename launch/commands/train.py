@@ -10,24 +10,25 @@ from launch.commands.arguments import config_argument, json_option, split
 
 @click.command()
 @config_argument
-@click.option("--ray-address", metavar="HOST:PORT", help="Ray cluster to join this time; not kept with the run")
+@click.option("--ray-address", metavar="HOST:PORT", help="Ray cluster to join, for this command only.")
 @json_option
 def train(settings: tuple[str, ...], ray_address: str | None, as_json: bool) -> int:
-    """Train the model that CONFIG describes, with key=value in place of what it says.
+    """Train the model that CONFIG describes; key=value overrides a key of it.
 
     \b
       brt train examples/quickstart.yaml
       brt train my.yaml run.steps=2000 parallel.data=2
 
-    Everything is written below run.directory.  The same command again goes on from the last checkpoint; run.steps,
-    the intervals of run, run.tracking and launch may differ then.
+    Everything is written to run.directory.  Run the same command again to resume from the last checkpoint; you may
+    then change run.steps, the intervals in run, run.tracking and launch.
 
-    Ctrl-C saves and ends; a second one ends at once.  The exit code says why it ended: 0 finished, 10 bad config,
-    11 bad data, 12 bad checkpoint, 13 out of memory, 14 diverged, 15 hung, 16 a process or node was lost, 17 stopped
-    and saved, 18 environment, 130 stopped without saving, 1 a defect.
+    Ctrl-C saves and stops; a second one stops at once.  The exit code says why training ended: 0 finished, 10 bad
+    config, 11 bad data, 12 bad checkpoint, 13 out of memory, 14 diverged, 15 hung, 16 a process or node was lost,
+    17 stopped and saved, 18 environment, 130 stopped without saving, 1 a bug.
 
-    Starts Ray on this machine, reachable from this machine only, unless launch.ray_address names a cluster to join.
-    The ranks also run without Ray, in any directory that holds a config.yaml (`brt train` leaves it there):
+    Ray is started on this machine and can be reached from this machine only, unless launch.ray_address names a
+    cluster to join.  The ranks also run without Ray, in any directory that holds the config.yaml that `brt train`
+    writes:
 
     \b
       torchrun --nproc-per-node 2 -m brt_dist.worker RUN

@@ -1,6 +1,6 @@
-"""A rank of the doctor: all ranks meet and sum a buffer a few times.  `python -m launch.doctor.allreduce FOLDER`.
+"""A rank of the doctor: a rendezvous and a few all-reduces.  `python -m launch.doctor.allreduce FOLDER`.
 
-Leaves RANK.began, RANK.met and, from rank 0, result.json in FOLDER, so that it can be told who was missing.
+Each rank leaves RANK.began and RANK.met in FOLDER, and rank 0 result.json, which shows who was missing.
 """
 
 import json
@@ -26,7 +26,7 @@ def main(folder: Path, kind: str, seconds: float) -> None:
     dist.barrier()
     (folder / f"{rank}.met").touch()
     buffer = torch.ones(_BYTES[kind] // 4, device=kind)
-    dist.all_reduce(buffer)  # the first one sets connections up
+    dist.all_reduce(buffer)  # the first one sets up connections
     if float(buffer[0]) != world:
         raise SystemExit(f"rank {rank}: the sum of {world} ones is {float(buffer[0])}")
     times = []

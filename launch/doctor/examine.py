@@ -1,4 +1,4 @@
-"""Look at all nodes of a gang before ranks start there: the quick checks of `brt train`, and an all-reduce."""
+"""Checks of all nodes before ranks start there: the quick ones of `brt train`, and an all-reduce."""
 
 import json
 import secrets
@@ -23,21 +23,29 @@ ALL_REDUCE_SECONDS = 60.0
 
 
 def preflight(gang: "Gang", config: Config, folder: Path) -> list[Finding]:
-    """The checks that take no time: versions, devices, storage, disk, clock, and the address of rank 0.
+    """The quick checks: versions, devices, storage, disk, clocks, and the address of rank 0.
 
-    folder: where all nodes must be able to write (the run directory).  An empty folder is made there and removed.
+    Args:
+        gang: the agents of all nodes.
+        config: of the run.
+        folder: where all nodes must be able to write (the run directory).  A temporary folder is created there.
     """
-    with meeting_place(folder) as place:
+    with scratch_folder(folder) as place:
         return quick(gang, config, place)
 
 
 def refuse(found: list[Finding]) -> None:
-    """PlatformError naming every node at fault."""
+    """Raise if a check failed.
+
+    Raises:
+        PlatformError: names every node with a problem.
+    """
     failed = [finding for finding in found if finding.status == "failed"]
     if failed:
         lines = "\n".join(f"  - {line(finding)}" for finding in failed)
         raise PlatformError(
-            f"the nodes are not ready:\n{lines}\nbrt doctor looks again; launch.preflight=false goes without"
+            f"the nodes are not ready:\n{lines}\n"
+            "run brt doctor to check again; launch.preflight=false skips these checks"
         )
 
 
@@ -47,7 +55,7 @@ def line(finding: Finding) -> str:
 
 
 def quick(gang: "Gang", config: Config, place: Path) -> list[Finding]:
-    """`preflight` in a folder that is there."""
+    """`preflight` in a folder that exists."""
     names = _names(gang)
     (place / LAUNCHER).write_text(LAUNCHER)
     reports: dict[str, NodeReport] = {}
@@ -69,7 +77,7 @@ def quick(gang: "Gang", config: Config, place: Path) -> list[Finding]:
 
 
 def all_reduce(gang: "Gang", config: Config, place: Path, seconds: float = ALL_REDUCE_SECONDS) -> Finding:
-    """Start a rank wherever the run will have one; all of them sum a buffer.  Never longer than `seconds`."""
+    """Time an all-reduce over as many ranks as the run will have; takes at most `seconds`."""
     folder = place / "all-reduce"
     folder.mkdir()
     world, local = config.parallel.world_size, config.parallel.world_size // config.launch.nodes
@@ -82,7 +90,7 @@ def all_reduce(gang: "Gang", config: Config, place: Path, seconds: float = ALL_R
         ends = gang.ended()
     if (folder / "result.json").is_file():
         result = json.loads((folder / "result.json").read_text())
-        speed = f"{result['bytes_per_second'] / 1e9:.2f} GB/s" if world > 1 else "alone"
+        speed = f"{result['bytes_per_second'] / 1e9:.2f} GB/s" if world > 1 else "no other rank"
         size = f"{result['bytes'] >> 20} MiB in {result['seconds'] * 1e3:.1f} ms"
         return Finding("all-reduce", "ok", f"{world} ranks ({kind}), {size}, {speed}")
     gang.kill()
@@ -92,19 +100,19 @@ def all_reduce(gang: "Gang", config: Config, place: Path, seconds: float = ALL_R
         rank = failed[0]
         said = (folder / f"rank_{rank:03d}.log").read_text(errors="replace").strip().splitlines()[-1:] or ["nothing"]
         return Finding("all-reduce", "failed", f"rank {rank} failed: {said[0]}", names[rank // local])
-    for phase, what in (("began", "did not start"), ("met", "did not meet the others")):
+    for phase, what in (("began", "did not start"), ("met", "did not reach the rendezvous")):
         missing = [rank for rank in range(world) if not (folder / f"{rank}.{phase}").is_file()]
         if missing and len(missing) < world:
             nodes = sorted({names[rank // local] for rank in missing})
             return Finding("all-reduce", "failed", f"rank {missing[0]} {what} within {seconds:g} s", ", ".join(nodes))
         if missing:
-            return Finding("all-reduce", "failed", f"no rank {what.removeprefix('did not ')} within {seconds:g} s")
-    return Finding("all-reduce", "failed", f"all ranks met, but their sum took more than {seconds:g} s")
+            return Finding("all-reduce", "failed", f"all ranks {what} within {seconds:g} s")
+    return Finding("all-reduce", "failed", f"all ranks started, but their all-reduce took more than {seconds:g} s")
 
 
 @contextmanager
-def meeting_place(folder: Path) -> Iterator[Path]:
-    """An empty folder below the nearest part of `folder` that exists."""
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder for all nodes, in the nearest existing parent of `folder`."""
     while not folder.is_dir():
         folder = folder.parent
     place = folder / f".brt-doctor-{secrets.token_hex(4)}"
@@ -124,7 +132,7 @@ def _rank_zero(gang: "Gang", names: list[str]) -> Iterator[Finding]:
     try:
         port = gang.ask(0, "listen", address)
     except LaunchError as error:
-        yield Finding("address of rank 0", "failed", f"{address} is not an address of it ({error})", names[0])
+        yield Finding("address of rank 0", "failed", f"{address} is not an address of this node ({error})", names[0])
         return
     blocked = 0
     for index, name in enumerate(names):
@@ -133,11 +141,11 @@ def _rank_zero(gang: "Gang", names: list[str]) -> Iterator[Finding]:
             blocked += 1
             yield Finding("ports", "failed", f"cannot connect to rank 0 at {address}:{port}: {problem}", name)
     if not blocked:
-        yield Finding("address of rank 0", "ok", f"{address} is its own, and all nodes connect to it")
+        yield Finding("address of rank 0", "ok", f"all nodes connect to {address}")
 
 
 def _names(gang: "Gang") -> list[str]:
-    """Host names; with the address where several nodes have one."""
+    """Host names, with the address if several nodes have the same one."""
     hosts = [node.host for node in gang.nodes]
     return [
         host if hosts.count(host) == 1 else f"{host} (node {index}, {node.address})"

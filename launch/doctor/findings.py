@@ -1,4 +1,4 @@
-"""From what nodes told to what is wrong with which of them.  Pure."""
+"""Turns the reports of nodes into findings: what is wrong with which of them.  Pure."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,14 @@ _DEVICE_SHARE = 0.8  # of a GPU's memory: somebody else uses it
 
 @dataclass(frozen=True)
 class Finding:
-    """check: what was looked at; node: the one at fault, none if no single one is."""
+    """The result of a check.
+
+    Attributes:
+        check: what was checked.
+        status: `warning` does not stop a run.
+        message: what was found.
+        node: the node with the problem, if it is a single one.
+    """
 
     check: str
     status: Literal["ok", "warning", "failed"]
@@ -24,24 +31,30 @@ class Finding:
 
 
 def versions(reports: Mapping[str, NodeReport]) -> list[Finding]:
-    """Each package must have one version on all nodes; those that differ from most are at fault."""
+    """Each package must have the same version on all nodes; nodes that differ from most are reported."""
     found = []
     names = sorted({name for report in reports.values() for name in report.versions})
     for name in names:
         there = {node: report.versions.get(name, "not installed") for node, report in reports.items()}
         usual = Counter(there.values()).most_common(1)[0][0]
         found += [
-            Finding("versions", "failed", f"{name} is {value}, and {usual} on the other nodes", node)
+            Finding("versions", "failed", f"{name} is {value} here, and {usual} on the other nodes", node)
             for node, value in there.items()
             if value != usual
         ]
-    return found or [Finding("versions", "ok", f"{len(names)} alike on {_nodes(len(reports))}")]
+    return found or [Finding("versions", "ok", f"{len(names)} packages match on {_nodes(len(reports))}")]
 
 
 def devices(reports: Mapping[str, NodeReport], ranks: int, wanted: bool) -> list[Finding]:
-    """wanted: the run is on GPUs, one a rank.  Nodes with too few, other kinds, or GPUs in use."""
+    """Report nodes with too few GPUs, GPUs of another kind, or GPUs in use.
+
+    Args:
+        reports: by node.
+        ranks: of each node.
+        wanted: the run needs GPUs, one per rank.
+    """
     if not wanted:
-        return [Finding("devices", "ok", "this run is on CPUs")]
+        return [Finding("devices", "ok", "this run uses CPUs")]
     found = []
     kinds = Counter(device["name"] for report in reports.values() for device in report.devices)
     usual = kinds.most_common(1)[0][0] if kinds else ""
@@ -60,22 +73,28 @@ def devices(reports: Mapping[str, NodeReport], ranks: int, wanted: bool) -> list
 
 
 def room(reports: Mapping[str, NodeReport]) -> list[Finding]:
-    """Memory, and disk where the run is written."""
+    """Free memory, and free disk space for the run directory."""
     found = []
     for node, report in reports.items():
         if report.memory is not None and report.memory < _MEMORY_BYTES:
-            found.append(Finding("memory", "warning", f"only {_size(report.memory)} are free", node))
+            found.append(Finding("memory", "warning", f"only {_size(report.memory)} free", node))
         if report.disk is not None and report.disk < _DISK_BYTES:
-            message = f"only {_size(report.disk)} are free for the run directory"
+            message = f"only {_size(report.disk)} free for the run directory"
             found.append(Finding("disk", "warning", message, node))
     disks = [report.disk for report in reports.values() if report.disk is not None]
     return found or [Finding("disk", "ok", f"{_size(min(disks, default=0))} free for the run directory")]
 
 
 def storage(reports: Mapping[str, NodeReport], unseen: Mapping[str, Sequence[str]], folder: str) -> list[Finding]:
-    """unseen: node to the nodes whose file in `folder` it did not find (`the launcher` is one of them)."""
+    """Report nodes that cannot write to the folder, or do not share it.
+
+    Args:
+        reports: by node.
+        unseen: for each node, the nodes whose file in `folder` it did not find (`the launcher` is one of them).
+        folder: where all nodes wrote a file.
+    """
     found = [
-        Finding("shared storage", "failed", f"cannot write in {folder}: {report.problem}", node)
+        Finding("shared storage", "failed", f"cannot write to {folder}: {report.problem}", node)
         for node, report in reports.items()
         if report.problem
     ]
@@ -89,7 +108,7 @@ def storage(reports: Mapping[str, NodeReport], unseen: Mapping[str, Sequence[str
     most = max(blind.values(), default=0)
     for node, count in blind.items():
         if count == most and not reports[node].problem:
-            message = f"does not see what the others write in {folder}: it is not on shared storage there"
+            message = f"does not see what the others write to {folder}: it is not on shared storage on this node"
             found.append(Finding("shared storage", "failed", message, node))
     return found or [Finding("shared storage", "ok", f"{_nodes(len(reports))} read each other's files in {folder}")]
 
@@ -98,7 +117,11 @@ LAUNCHER = "the launcher"
 
 
 def clocks(skews: Mapping[str, tuple[float, float]]) -> list[Finding]:
-    """node: (seconds that its clock is ahead of the launcher's, how uncertain that is)."""
+    """Report clocks that differ too much.
+
+    Args:
+        skews: by node, the seconds that its clock is ahead of the launcher's, and the uncertainty of that.
+    """
     found = [
         Finding("clock", "failed", f"its clock is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}", node)
         for node, (skew, uncertain) in skews.items()

@@ -1,4 +1,4 @@
-"""What a node tells of itself, and the small services by which nodes test each other.  Runs inside the agents."""
+"""The report of a node, and the small services by which nodes test each other.  Runs inside the agents."""
 
 import os
 import shutil
@@ -15,14 +15,21 @@ from typing import Any
 from launch.run.facts import attempt_facts
 
 _LISTEN_SECONDS = 60.0
-_READ_SECONDS = 3.0  # network file systems remember for a while that a file was not there
+_READ_SECONDS = 3.0  # network file systems cache for a while that a file does not exist
 
 
 @dataclass(frozen=True)
 class NodeReport:
-    """time: unix seconds on the node's clock.  versions: of the packages that must be alike, and the code's commit.
-    devices: GPUs with free and total bytes.  memory: free bytes.  disk: free bytes where the run is written, none if
-    the folder is not there.  problem: why the node could not write there."""
+    """Facts about a node.
+
+    Attributes:
+        time: unix seconds on the node's clock.
+        versions: of the packages that must match, and the commit of the code.
+        devices: GPUs with free and total bytes.
+        memory: free bytes.
+        disk: free bytes for the run directory, None if the folder does not exist.
+        problem: why the node could not write there.
+    """
 
     host: str
     time: float
@@ -34,7 +41,7 @@ class NodeReport:
 
 
 def report(folder: str, mark: str) -> NodeReport:
-    """Facts of this node; also leaves a file named `mark` in `folder`, for the others to find."""
+    """Report on this node, and leave a file named `mark` in `folder` for the others to find."""
     problem, disk = None, None
     try:
         disk = shutil.disk_usage(folder).free
@@ -47,7 +54,7 @@ def report(folder: str, mark: str) -> NodeReport:
 
 
 def unseen(folder: str, marks: Sequence[str]) -> list[str]:
-    """Those of `marks` that this node cannot read in `folder`, or reads with another content."""
+    """Those of `marks` that this node cannot read in `folder`, or reads with different content."""
     deadline = time.monotonic() + _READ_SECONDS
     while True:
         left = [mark for mark in marks if _content(Path(folder) / mark) != mark]
@@ -57,7 +64,11 @@ def unseen(folder: str, marks: Sequence[str]) -> list[str]:
 
 
 def listen(address: str) -> int:
-    """Take connections on a free port of `address` for a minute.  OSError: the address is not one of this node."""
+    """Accept connections on a free port of `address` for a minute.
+
+    Raises:
+        OSError: this node does not have the address.
+    """
     server = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     server.bind((address, 0))
     server.listen(64)
@@ -74,7 +85,7 @@ def listen(address: str) -> int:
 
 
 def reach(address: str, port: int, seconds: float = 5.0) -> str | None:
-    """None if this node can connect there, else why not."""
+    """Why this node cannot connect there; None if it can."""
     try:
         socket.create_connection((address, port), seconds).close()
     except OSError as error:
@@ -83,7 +94,7 @@ def reach(address: str, port: int, seconds: float = 5.0) -> str | None:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """name, free and total bytes of each GPU, by nvidia-smi; none where that is not installed or fails."""
+    """Name, free and total bytes of each GPU, from nvidia-smi; empty if that is not installed or fails."""
     query = ["nvidia-smi", "--query-gpu=name,memory.free,memory.total", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)

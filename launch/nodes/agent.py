@@ -1,6 +1,7 @@
 """The agent of a node: a Ray actor that starts the node's ranks as ordinary processes, and reports on them.
 
-Ranks die with their agent (see guard.py), and the agent with the driver (Ray ends the actors of a job that is gone).
+Ranks die with their agent (see reaper.py), and the agent dies with the driver (Ray kills the actors of a job that is
+gone).
 """
 
 import os
@@ -18,7 +19,7 @@ from launch.nodes.system_metrics import SystemSampler
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """What the supervisor needs to know of a node."""
+    """What the supervisor needs to know about a node."""
 
     host: str
     address: str
@@ -27,10 +28,17 @@ class NodeInfo:
 
 
 @dataclass(frozen=True)
-class Orders:
-    """What an agent starts: `command` once for each placement, in `directory`, with logs in `folder`.
+class AgentRequest:
+    """The ranks that an agent is asked to start: `command` once per placement.
 
-    sample_seconds: between looks at what the node does (see system_metrics); 0: none.
+    Attributes:
+        command: of a rank.
+        placements: one per rank.
+        passed: environment variables from the user's shell.
+        threads: CPU threads of a rank.
+        directory: working directory.
+        folder: of the attempt, for the logs.
+        sample_seconds: interval of the system metrics; 0: no system metrics.
     """
 
     command: tuple[str, ...]
@@ -43,18 +51,22 @@ class Orders:
 
 
 class NodeAgent:
-    """Plain class; `launch.nodes.gang` makes it an actor."""
+    """A plain class that `launch.nodes.gang` turns into an actor."""
 
     def __init__(self) -> None:
         self._processes = ProcessSet()
         self._sampler: SystemSampler | None = None
 
     def describe(self, address: str | None = None) -> NodeInfo:
-        """address: that under which other nodes reach this one, if the caller knows better than the host name."""
+        """Describe this node.
+
+        Args:
+            address: at which other nodes reach this one, if the caller knows better than the host name.
+        """
         return NodeInfo(socket.gethostname(), address or "127.0.0.1", _cores(), os.getpid())
 
     def free_port(self, address: str) -> int:
-        """A port on which nobody listens at this moment, for the meeting of the ranks (rank 0 is on this node)."""
+        """A free port for the rendezvous of the ranks (rank 0 is on this node)."""
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
             probe.bind((address, 0))
             return int(probe.getsockname()[1])
@@ -71,24 +83,28 @@ class NodeAgent:
     def reach(self, address: str, port: int) -> str | None:
         return node.reach(address, port)
 
-    def start(self, orders: Orders) -> None:
-        """Start the ranks.  OSError with a clear message when the directory or the command is not there."""
-        directory, attempt = Path(orders.directory), AttemptDirectory(Path(orders.folder))
+    def start(self, request: AgentRequest) -> None:
+        """Start the ranks.
+
+        Raises:
+            OSError: the directory or the command does not exist.
+        """
+        directory, attempt = Path(request.directory), AttemptDirectory(Path(request.folder))
         if not directory.is_dir():
             raise FileNotFoundError(f"{socket.gethostname()} has no folder {directory}: it must be on shared storage")
         specs = [
             ProcessSpec(
                 placement.rank,
-                orders.command,
-                rank_environment(os.environ, orders.passed, placement, orders.threads, _cores()),
+                request.command,
+                rank_environment(os.environ, request.passed, placement, request.threads, _cores()),
                 directory,
                 attempt.log(placement.rank),
             )
-            for placement in orders.placements
+            for placement in request.placements
         ]
         self._processes.start(specs)
-        if orders.sample_seconds > 0:
-            self._sampler = SystemSampler(attempt.run.path, orders.sample_seconds)
+        if request.sample_seconds > 0:
+            self._sampler = SystemSampler(attempt.run.path, request.sample_seconds)
 
     def ended(self) -> Sequence[End]:
         return list(self._processes.ended().values())

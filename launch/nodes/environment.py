@@ -1,4 +1,4 @@
-"""The environment variables of a rank: those of torch, and what a run wants on top of its node's own."""
+"""The environment variables of a rank: its node's own, the user's, and those that torch needs."""
 
 import os
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ _PASSED_ON = (
     "FSSPEC_",
 )
 _PASSED_ON_NAMES = ("OMP_NUM_THREADS", "PYTHONPATH", "PYTHONWARNINGS", "PYTHONFAULTHANDLER")
-# What Ray puts into its workers' environment means nothing, or something wrong, in a rank.
+# Variables of Ray's workers that mean nothing in a rank, or the wrong thing.
 _RAY_PREFIXES = ("RAY_", "SPT_NOENV", "PYTHONBREAKPOINT")
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a rank stands: its number, of how many, and the same within its node; address and port of rank 0."""
+    """The place of a rank: its number in the world and on its node, and the address and port of rank 0."""
 
     rank: int
     world_size: int
@@ -50,7 +50,7 @@ class Placement:
 
 
 def passed_on(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The part of the user's environment that goes to all nodes."""
+    """The variables of the user's environment that are passed to all nodes."""
     source = os.environ if environment is None else environment
     source = anywhere(source)
     return {name: value for name, value in source.items() if name in _PASSED_ON_NAMES or name.startswith(_PASSED_ON)}
@@ -59,10 +59,14 @@ def passed_on(environment: Mapping[str, str] | None = None) -> dict[str, str]:
 def rank_environment(
     node: Mapping[str, str], passed: Mapping[str, str], placement: Placement, threads: int | None, cores: int
 ) -> dict[str, str]:
-    """The whole environment of a rank.
+    """The complete environment of a rank.
 
-    node: environment of the agent; passed: from `passed_on`; threads: CPU threads of a rank, none: its share of the
-    node's `cores`, unless the user exported OMP_NUM_THREADS.
+    Args:
+        node: environment of the agent.
+        passed: from `passed_on`.
+        placement: of the rank.
+        threads: CPU threads of a rank; None: its share of the node's cores, unless OMP_NUM_THREADS is exported.
+        cores: of the node.
     """
     environment = {name: value for name, value in anywhere(node).items() if not name.startswith(_RAY_PREFIXES)}
     share = str(max(cores // placement.local_world_size, 1))
@@ -70,9 +74,9 @@ def rank_environment(
     environment.update(passed)
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
-    environment["PYTHONUNBUFFERED"] = "1"  # the last words of a rank that is killed are worth having
+    environment["PYTHONUNBUFFERED"] = "1"  # keep the last output of a rank that is killed
     if placement.world_size == placement.local_world_size and os.path.exists("/sys/class/net/lo"):
-        # One machine: a host name that resolves to nowhere, or to another network, must not matter.
+        # On one machine it must not matter how the host name resolves.
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     environment.update(placement.variables())
     return environment

@@ -1,4 +1,4 @@
-"""The agents of all nodes as one: a placement group, one agent a node, and the same few verbs for all of them."""
+"""The agents of all nodes: a placement group, one agent per node, and methods that address all of them."""
 
 import sys
 import time
@@ -10,17 +10,18 @@ from typing import Any
 from brt_dist.config.schema import Config
 from brt_dist.data.prefetch import NodeCache
 from brt_dist.errors import ExitCode, LaunchError, PlatformError
-from launch.nodes.agent import NodeAgent, NodeInfo, Orders
+from launch.nodes.agent import AgentRequest, NodeAgent, NodeInfo
 from launch.nodes.environment import Placement, passed_on
 from launch.nodes.processes import End
 
-_ANSWER_SECONDS = 30.0  # an agent does nothing that takes long
+_ANSWER_SECONDS = 30.0  # no method of an agent takes long
 
 
 class Gang:
     """Context manager: agents on `launch.nodes` nodes of the Ray cluster that this process is connected to.
 
-    LaunchError: the cluster does not give the nodes within `launch.start_timeout_seconds`.
+    Raises:
+        LaunchError: the cluster does not provide the nodes within `launch.start_timeout_seconds`.
     """
 
     def __init__(self, config: Config) -> None:
@@ -49,7 +50,7 @@ class Gang:
         self._release()
 
     def start(self, command: tuple[str, ...], directory: Path, folder: Path) -> None:
-        """Start `command` as all ranks of the world; node 0 says where they meet."""
+        """Start `command` once per rank; node 0 chooses the port of the rendezvous."""
         world = self._config.parallel.world_size
         address = self.nodes[0].address
         port = self.ask(0, "free_port", address)
@@ -62,12 +63,12 @@ class Gang:
                 for local in range(self._local)
             )
             threads = self._config.launch.threads_per_rank
-            orders = Orders(command, placements, passed, threads, str(directory), str(folder), sample_seconds)
+            request = AgentRequest(command, placements, passed, threads, str(directory), str(folder), sample_seconds)
             self._started = True
-            self.ask(node, "start", orders)
+            self.ask(node, "start", request)
 
     def ended(self) -> dict[int, End]:
-        """Ends so far.  The ranks of a node whose agent is gone count as killed: they die with it."""
+        """The ranks that have ended so far.  Ranks die with their agent, so if it is gone they count as killed."""
         ends: dict[int, End] = {}
         for node in range(len(self._agents)):
             if node not in self._lost:
@@ -84,7 +85,7 @@ class Gang:
         self._tell_all("terminate")
 
     def dump(self) -> dict[int, str]:
-        """Have all ranks write their stacks into their logs; what is to be said of those that cannot, by rank."""
+        """Have all ranks write their stacks to their logs; returns, by rank, why some cannot."""
         found: dict[int, str] = {}
         for node in range(len(self._agents)):
             if node not in self._lost:
@@ -115,7 +116,7 @@ class Gang:
         if not self._group.wait(launch.start_timeout_seconds):
             alive = [node for node in ray.nodes() if node["Alive"]]
             raise LaunchError(
-                f"the Ray cluster did not give {launch.nodes} nodes with {_listed(bundle)} each within "
+                f"the Ray cluster did not provide {launch.nodes} nodes with {_listed(bundle)} each within "
                 f"{launch.start_timeout_seconds:g} s; it has {len(alive)} nodes, free now: "
                 f"{_listed(ray.available_resources())}; nearest: launch.nodes={max(len(alive), 1)}"
             )
@@ -136,7 +137,7 @@ class Gang:
             )
 
     def _make_caches(self, placed: Sequence[Any]) -> None:
-        """On each node a process that fetches ahead for its ranks.  They can do without: it is not waited for."""
+        """Start a process per node that prefetches for its ranks; they work without it, so nothing waits for it."""
         from brt_dist.data.open import remote_places
 
         cache = self._config.data.cache
@@ -153,7 +154,7 @@ class Gang:
             self._caches.append(actor)
 
     def _wants_gpus(self) -> bool:
-        """GPUs for every rank where there are that many; without them `cuda` is an error and `auto` is the CPU."""
+        """Whether every rank gets a GPU; if there are too few, `cuda` is an error and `auto` means CPU."""
         import ray
 
         device = self._config.run.device
@@ -162,15 +163,19 @@ class Gang:
         most = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
         if most >= self._local:
             return True
-        shortage = f"{self._local} ranks a node, but no node of the Ray cluster has more than {most:g} GPUs"
+        shortage = f"{self._local} ranks per node, but no node of the Ray cluster has more than {most:g} GPUs"
         if device == "cuda":
             raise PlatformError(f"run.device=cuda: {shortage}; nearest: run.device=cpu")
         if most:
-            print(f"warning: {shortage}: this run is on the CPU", file=sys.stderr)
+            print(f"warning: {shortage}; this run uses CPUs", file=sys.stderr)
         return False
 
     def ask(self, node: int, method: str, *arguments: Any, seconds: float = _ANSWER_SECONDS) -> Any:
-        """Call a method of a node's agent.  LaunchError: it raised, gives no answer, or is gone."""
+        """Call a method of a node's agent.
+
+        Raises:
+            LaunchError: it raised, does not answer, or is gone.
+        """
         import ray
 
         try:
@@ -178,7 +183,7 @@ class Gang:
         except ray.exceptions.RayTaskError as error:
             raise LaunchError(f"node {self._name(node)}: {error.cause}") from None
         except ray.exceptions.GetTimeoutError:
-            raise LaunchError(f"node {self._name(node)}: its agent gave no answer for {seconds:g} s") from None
+            raise LaunchError(f"node {self._name(node)}: its agent did not answer within {seconds:g} s") from None
         except ray.exceptions.RayError as error:
             raise LaunchError(f"node {self._name(node)}: its agent is gone ({type(error).__name__})") from None
 
@@ -212,9 +217,14 @@ def _listed(resources: dict[str, float]) -> str:
 def node_cache_actor(
     directory: Path | None, budget: int, retry_seconds: float, variables: Mapping[str, str], **options: Any
 ) -> Any:
-    """A NodeCache as a Ray actor.  A process of it that dies is followed by another, which takes up the folder.
+    """A NodeCache as a Ray actor, which Ray restarts if it dies; the new one continues with the same folder.
 
-    options: of the actor, such as where it is placed.
+    Args:
+        directory: of the cache.
+        budget: bytes that it may hold.
+        retry_seconds: how long it retries an unavailable store.
+        variables: environment variables of the fetches.
+        options: of the actor, such as its placement.
     """
     import ray
 

@@ -1,9 +1,9 @@
-"""Programs of others made to listen on one address, where they have no setting for it.
+"""Makes third-party programs listen on one address if they have no option for it.
 
-Ray's servers (gcs_server, raylet, the workers, the agent of the dashboard) listen on all interfaces as soon as a
-cluster has an address that is not 127.0.0.1.  So they are started with a few lines of C in front of libc's bind(2)
-(listening.c).  They are compiled when they are first needed, which takes a C compiler and a tenth of a second, and kept
-in the user's cache folder: a cluster lives for weeks, and some machines clean /tmp meanwhile.
+Ray's servers (gcs_server, raylet, the workers, the dashboard agent) listen on all interfaces as soon as a cluster has
+an address other than 127.0.0.1.  So they are started with a small C library that wraps libc's bind(2) (listening.c).
+It is compiled on first use, which needs a C compiler and a tenth of a second, and kept in the user's cache folder,
+because a cluster may run for weeks and some machines clean /tmp meanwhile.
 """
 
 import os
@@ -29,9 +29,14 @@ with socket.socket() as one:
 
 
 def listening_on(address: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment` for programs that shall listen on `address` in place of all interfaces, and for what they start.
+    """`environment` for programs that must listen on `address` instead of all interfaces, and for what they start.
 
-    address: IPv4 of this machine.  PlatformError: there is no C compiler, or it does not work here.
+    Args:
+        address: IPv4 address of this machine.
+        environment: to extend.
+
+    Raises:
+        PlatformError: there is no C compiler, or this does not work on this machine.
     """
     library = _library()
     others = [name for name in environment.get(_PRELOAD, "").split(":") if name]
@@ -45,19 +50,19 @@ def listening_on(address: str, environment: Mapping[str, str]) -> dict[str, str]
 
 
 def anywhere(environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment` without what `listening_on` has put into it."""
+    """`environment` without what `listening_on` added."""
     kept = {name: value for name, value in environment.items() if name != _ADDRESS}
     others = [name for name in kept.pop(_PRELOAD, "").split(":") if name and not Path(name).name.startswith(_LIBRARY)]
     return {**kept, _PRELOAD: ":".join(others)} if others else kept
 
 
 def is_set(environment: Mapping[str, str]) -> bool:
-    """Whether programs with this environment listen on one address already."""
+    """Whether programs with this environment already listen on one address."""
     return _ADDRESS in environment
 
 
 def address_towards(place: str) -> str | None:
-    """The IPv4 address of this machine from which HOST:PORT is reached; none: by no IPv4, or on this machine itself."""
+    """This machine's IPv4 address towards HOST:PORT; None if there is none, or HOST is this machine."""
     host, _, port = place.rpartition(":")
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -69,7 +74,11 @@ def address_towards(place: str) -> str | None:
 
 
 def _library() -> Path:
-    """The compiled library: of this source, for this kind of processor and this C library.  PlatformError: none."""
+    """The compiled library for this source, processor and C library.
+
+    Raises:
+        PlatformError: it cannot be compiled or stored.
+    """
     kind = f"{platform.machine()}-{''.join(platform.libc_ver())}-{sha256(_SOURCE.read_bytes()).hexdigest()[:12]}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "brt_dist"
     library = cache / f"{_LIBRARY}{kind}.so"
@@ -93,7 +102,7 @@ def _compile(library: Path) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            said = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[0]
+            said = (done.stderr.strip().splitlines() or [f"it exited with code {done.returncode}"])[0]
             raise PlatformError(f"{socket.gethostname()}: {compiler} cannot compile {_SOURCE}: {said}")
         os.replace(draft, library)
     finally:

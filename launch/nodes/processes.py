@@ -1,4 +1,4 @@
-"""Start ordinary processes, watch them, and end them with everything that they started.  No Ray in here."""
+"""Starts ordinary processes, watches them, and ends them with everything that they started.  Does not use Ray."""
 
 import signal
 import subprocess
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launch.nodes.reaper import descendants
 
-GUARD = Path(__file__).with_name("reaper.py")
+REAPER = Path(__file__).with_name("reaper.py")
 _STATES = {"T": "is stopped (SIGSTOP)", "t": "is held by a debugger", "D": "waits for a disk"}
 
 
@@ -28,9 +28,12 @@ class ProcessSpec:
 
 @dataclass(frozen=True)
 class End:
-    """How a process ended.  code: its exit code, or minus the signal; time: unix seconds; pid: of its guard.
+    """How a process ended.
 
-    told: it ended after it had been told to, so it is not the cause of anything.
+    Attributes:
+        code: its exit code, or minus the signal.
+        time: unix seconds.
+        told: it ended after it was told to, so it is not the cause of a failure.
     """
 
     rank: int
@@ -40,9 +43,9 @@ class End:
 
 
 class ProcessSet:
-    """Processes that live and die together, each below a guard (see guard.py) in a session of its own.
+    """Processes that live and die together, each below a reaper (see reaper.py) in its own session.
 
-    If the owner of this object ends in whatever way, all of them are killed.
+    However the owner of this object ends, all of them are killed.
     """
 
     def __init__(self) -> None:
@@ -52,7 +55,11 @@ class ProcessSet:
         self._lock = threading.Lock()
 
     def start(self, specs: Sequence[ProcessSpec]) -> None:
-        """Start all; OSError if one cannot be, then none is left running."""
+        """Start all processes.
+
+        Raises:
+            OSError: one could not be started; none is left running.
+        """
         try:
             for spec in specs:
                 self._start_one(spec)
@@ -66,20 +73,21 @@ class ProcessSet:
             return dict(self._ends)
 
     def pids(self) -> dict[int, int]:
-        """Rank to the process id of its guard, for those that run."""
+        """The process id of the reaper of each rank that still runs."""
         with self._lock:
             return {rank: process.pid for rank, process in self._running.items() if rank not in self._ends}
 
     def terminate(self) -> None:
-        """Ask all to end (SIGTERM), and come back at once."""
+        """Ask all to end (SIGTERM), and return at once."""
         self._told_at = self._told_at or time.time()
         for rank in self.pids():
             self._running[rank].terminate()
 
     def dump(self) -> dict[int, str]:
-        """Have all write the stacks of their threads into their logs (SIGUSR2); they are about to be ended.
+        """Have all write the stacks of their threads to their logs (SIGUSR2), before they are killed.
 
-        Returns what is to be said of those that cannot, by rank: they are stopped, or wait for a disk.
+        Returns:
+            By rank, why some cannot: they are stopped, or wait for a disk.
         """
         self._told_at = self._told_at or time.time()
         found = {}
@@ -92,7 +100,7 @@ class ProcessSet:
         return found
 
     def kill(self, seconds: float = 10.0) -> None:
-        """Kill all with all that they started, and wait until they are gone."""
+        """Kill all processes and their descendants, and wait until they are gone."""
         self._told_at = self._told_at or time.time()
         for process in self._running.values():
             if process.stdin is not None:
@@ -108,16 +116,16 @@ class ProcessSet:
         spec.log.parent.mkdir(parents=True, exist_ok=True)
         with open(spec.log, "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(GUARD), *spec.command],
+                [sys.executable, "-I", "-S", str(REAPER), *spec.command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=dict(spec.environment),
                 cwd=spec.directory,
-                start_new_session=True,  # Ctrl-C at the terminal is for the launcher, which tells the ranks
+                start_new_session=True,  # Ctrl-C at the terminal goes to the launcher, which tells the ranks
             )
         self._running[spec.rank] = process
-        # A thread each, as the order of ends tells which rank failed first.
+        # One thread each: the order in which they end shows which rank failed first.
         threading.Thread(target=self._wait, args=(spec.rank, process), daemon=True).start()
 
     def _wait(self, rank: int, process: subprocess.Popen[bytes]) -> None:

@@ -1,12 +1,11 @@
 """A node of a Ray cluster that lives as long as this process: `python -m launch.nodes.ray_node FOLDER --node K`.
 
-Node 0 is the head: it picks a free port on its own address and leaves HOST:PORT in FOLDER/head once it answers; the
-others wait for that.  The token that all need is FOLDER/token, made by the head, readable by its owner only.  The
-nodes find each other through FOLDER alone, so it must be on shared storage.
+Node 0 is the head: it picks a free port on its own address and writes HOST:PORT to FOLDER/head once it answers; the
+others wait for that.  All nodes need the token in FOLDER/token, which the head creates, readable by its owner only.
+The nodes find each other through FOLDER alone, so it must be on shared storage.
 
-Everything listens on the node's address on the interface that was named, else that of its host name, and on no other
-(see listening.py).  `ray stop` would end other people's Ray too: this process ends its own, by ending the guard above
-it.
+Everything listens only on the node's address on the given interface, else on that of its host name (see listening.py).
+`ray stop` would stop other people's Ray too, so this process stops only its own, through the reaper above it.
 """
 
 import argparse
@@ -34,12 +33,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--node", type=int, required=True)
     parser.add_argument("--interface", help="network interface between the nodes")
     parser.add_argument(
-        "--listen", choices=("address", "all"), default="address", help="all: every interface; needs no C compiler"
+        "--listen",
+        choices=("address", "all"),
+        default="address",
+        help="what Ray listens on; all: every interface (needs no C compiler)",
     )
     parser.add_argument("--gpus", type=int, default=0)
-    parser.add_argument("--dashboard", action="store_true", help="the head also takes jobs")
+    parser.add_argument("--dashboard", action="store_true", help="the head also accepts jobs")
     parser.add_argument("--dashboard-port", type=int, default=8265)
-    parser.add_argument("--patience", type=float, default=300.0, help="seconds in which the node must be up")
+    parser.add_argument("--patience", type=float, default=300.0, help="seconds until the node must be up")
     options = parser.parse_args(arguments)
     try:
         return _run(options)
@@ -49,7 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def own_address(interface: str | None) -> str:
-    """IPv4 address of this machine on `interface`, else of its host name.  PlatformError: there is none."""
+    """IPv4 address of this machine on `interface`, else of its host name.
+
+    Raises:
+        PlatformError: there is none.
+    """
     if interface is not None:
         import fcntl
         import struct
@@ -71,7 +77,7 @@ def own_address(interface: str | None) -> str:
         address = ""
     if address and not address.startswith("127."):
         return address
-    # Debian gives the host name a loopback address.  The address of the default route then; nothing is sent.
+    # Debian maps the host name to a loopback address; use the address of the default route then.  Nothing is sent.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
@@ -83,7 +89,7 @@ def own_address(interface: str | None) -> str:
 
 
 def token_environment(folder: Path) -> dict[str, str]:
-    """Variables for everybody who belongs to the cluster of `folder`."""
+    """Variables for every process of the cluster in `folder`."""
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), **quiet()}
 
 
@@ -111,13 +117,13 @@ def _run(options: argparse.Namespace) -> int:
             node.kill()
             if is_head:
                 break
-            # The head gave this node up, after a cut of the network say: Ray lets it in again as a new one.
-            print(f"Ray on {address} ended by itself (see {log}); joining anew", file=sys.stderr, flush=True)
+            # The head gave up this node, for example after a network failure; Ray accepts it again as a new one.
+            print(f"Ray on {address} exited (see {log}); joining again", file=sys.stderr, flush=True)
     except _Left:
         return 0
     finally:
         node.kill()
-    print(f"error: Ray on {address} ended by itself; see {log}", file=sys.stderr)
+    print(f"error: Ray on {address} exited; see {log}", file=sys.stderr)
     return int(ExitCode.LOST_NODE)
 
 
@@ -132,7 +138,11 @@ def _listening_on(address: str, environment: dict[str, str]) -> dict[str, str]:
 
 
 def _up(options: argparse.Namespace, address: str, environment: dict[str, str], log: Path) -> ProcessSet:
-    """Ray on this node, once it answers.  PlatformError: it did not in `options.patience` seconds."""
+    """Start Ray on this node and wait until it answers.
+
+    Raises:
+        PlatformError: it did not within `options.patience` seconds.
+    """
     folder, is_head = options.folder.absolute(), options.node == 0
     deadline = time.monotonic() + options.patience
     while True:
@@ -148,7 +158,7 @@ def _up(options: argparse.Namespace, address: str, environment: dict[str, str], 
         except BaseException:
             node.kill()
             raise
-        # Ray gives a node 30 seconds to come up, which a busy machine may need longer for.
+        # Ray gives a node 30 seconds to come up, which may be too little on a busy machine.
         node.kill()
         if time.monotonic() > deadline:
             raise PlatformError(f"{socket.gethostname()}: Ray did not start; see {log}")
@@ -166,7 +176,7 @@ def _ray_start(options: argparse.Namespace, address: str, head: str) -> list[str
 
 
 class _Left(Exception):
-    """Somebody asked this node to leave."""
+    """This node was asked to leave."""
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -197,7 +207,7 @@ def _wait_for_head(folder: Path, patience: float) -> str:
 
 
 def _started(node: ProcessSet, log: Path, begin: int, deadline: float) -> bool:
-    """Whether Ray has said so in `log`, after its first `begin` bytes; false once it ended, or the time is up."""
+    """Whether `log` says so after its first `begin` bytes; false if Ray exited or the time is up."""
     while not node.ended() and time.monotonic() < deadline:
         with open(log, "rb") as file:
             file.seek(begin)

@@ -1,9 +1,9 @@
-"""Starts one command and answers for everything that it starts: `python -I -S guard.py COMMAND [ARGUMENT ...]`.
+"""Runs one command and kills whatever it leaves behind: `python -I -S reaper.py COMMAND [ARGUMENT ...]`.
 
-Standard input is a pipe whose other end the owner holds.  When it closes (the owner let go, ended, or was killed),
-the command and all its descendants are killed, wherever they moved to.  SIGTERM and SIGUSR2 are passed on to the
-command; the guard ends as the command ended, by the same exit code or signal.  Standard library only, as it runs by
-itself.
+Standard input is a pipe whose other end the owner holds.  When it closes (the owner closed it, ended, or was killed),
+the command and all its descendants are killed, even in other sessions.  SIGTERM and SIGUSR2 are passed on to the
+command; the reaper ends like the command, with the same exit code or signal.  Standard library only, because it runs
+isolated.
 """
 
 import contextlib
@@ -22,26 +22,26 @@ _PR_SET_CHILD_SUBREAPER = 36
 def main(command: list[str]) -> int:
     """The outer of two processes: the owner's child.  It only waits for the inner one, which does the work.
 
-    Two, because some owners kill their children on their way out (Ray's workers do): the inner one is no child of
-    the owner, notices, and still ends everything.
+    There are two because some owners kill their children when they exit (Ray's workers do).  The inner one is not a
+    child of the owner; it notices, and still kills everything.
     """
     outer = os.getpid()
     inner = os.fork()
     if inner == 0:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
-        os._exit(_guard(command, outer))
+        os._exit(_supervise(command, outer))
     _pass_on(inner)
     _ignore_terminal()
     return _end_like(os.waitpid(inner, 0)[1])
 
 
-def _guard(command: list[str], outer: int) -> int:
+def _supervise(command: list[str], outer: int) -> int:
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     for waking in (signal.SIGCHLD, signal.SIGUSR1):
         signal.signal(waking, lambda *_: None)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans come to the guard, so it can find them
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans become children of the reaper, so it can find them
     child = _start(command)
     _pass_on(child)
     _ignore_terminal()
@@ -60,7 +60,7 @@ def _guard(command: list[str], outer: int) -> int:
 
 
 def _start(command: list[str]) -> int:
-    guard = os.getpid()
+    reaper = os.getpid()
     child = os.fork()
     if child:
         return child
@@ -68,11 +68,11 @@ def _start(command: list[str]) -> int:
         signal.set_wakeup_fd(-1)
         for changed in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(changed, signal.SIG_DFL)
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # if the guard itself is killed
-        if os.getppid() != guard:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # if the reaper itself is killed
+        if os.getppid() != reaper:
             os._exit(1)
         null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)  # the pipe is the guard's alone
+        os.dup2(null, 0)  # the pipe belongs to the reaper alone
         os.execvpe(command[0], command, os.environ)
     except OSError as error:
         os.write(2, f"{command[0]}: {error.strerror}\n".encode())
@@ -80,7 +80,7 @@ def _start(command: list[str]) -> int:
 
 
 def _reap(child: int) -> int | None:
-    """Wait for whoever ended; the status of the command when it is among them."""
+    """Reap the processes that ended; returns the status of the command if it is one of them."""
     status = None
     while True:
         try:
@@ -94,7 +94,7 @@ def _reap(child: int) -> int | None:
 
 
 def _end_descendants(rounds: int = 200) -> None:
-    """Kill what is left below the guard, until nothing is."""
+    """Kill what is left below the reaper, until nothing is."""
     for _ in range(rounds):
         left = descendants(os.getpid())
         if not left:
@@ -106,7 +106,7 @@ def _end_descendants(rounds: int = 200) -> None:
 
 
 def descendants(root: int) -> list[int]:
-    """Processes below `root` that live."""
+    """Live processes below `root`."""
     children: dict[int, list[int]] = {}
     zombies: set[int] = set()
     try:
@@ -158,7 +158,7 @@ def _send(pid: int, number: int) -> None:
 
 
 def _prctl(option: int, value: int) -> None:
-    """Linux only; elsewhere the pipe alone has to do."""
+    """Linux only; elsewhere only the pipe works."""
     function = getattr(ctypes.CDLL(None), "prctl", None)
     if function is not None:
         function(option, value, 0, 0, 0)

@@ -1,6 +1,6 @@
-"""What a node's processors, memory, disk, network and GPUs do, sampled into RUN/system/HOST.jsonl by its agent.
+"""Metrics of a node's CPUs, memory, disk, network and GPUs, which its agent samples to RUN/system/HOST.jsonl.
 
-The names of the values are those of MLflow's own system metrics, so that its page shows them in their place.
+They have the names of MLflow's own system metrics, so that its UI shows them as such.
 """
 
 import os
@@ -19,9 +19,9 @@ _MEGABYTE = 1e6
 
 
 class SystemSampler:
-    """Appends a sample every `seconds` from a thread of its own, until `stop` or the end of the process.
+    """Appends a sample every `seconds` from its own thread, until `stop` or the end of the process.
 
-    The run never waits for it, and a disk that is full or away costs samples and nothing else.
+    The run never waits for it, and if the disk is full or unavailable only samples are lost.
     """
 
     def __init__(self, run: Path, seconds: float) -> None:
@@ -87,7 +87,7 @@ def _gpus() -> list[Any]:
 
 
 def _gpu_values(handle: Any) -> Iterator[tuple[str, float]]:
-    """What this GPU and its driver can tell; virtual ones cannot tell all of it."""
+    """The values that this GPU and its driver report; virtual GPUs do not report all of them."""
     import pynvml
 
     with suppress(pynvml.NVMLError):

@@ -29,7 +29,7 @@ from launch.views.progress import duration
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportTable:
     """A heading with a table below it."""
 
     title: str
@@ -108,7 +108,7 @@ def _utilization(run: RunFacts) -> str:
     return f"not known for {device}" if device else "-"
 
 
-def _attempts(run: RunFacts) -> Section:
+def _attempts(run: RunFacts) -> ReportTable:
     starts = {event.attempt: event.start_step for event in run.events if isinstance(event, AttemptEvent)}
     rows = []
     for record in run.attempts:
@@ -119,15 +119,15 @@ def _attempts(run: RunFacts) -> Section:
             (number, _time(record.get("start")), "-" if seconds is None else duration(seconds), starts.get(number, "-"),
              record.get("verdict", "running, or its launcher was killed"), record.get("reason", ""), follows)
         )  # fmt: skip
-    return Section("Attempts", ("", "started", "took", "from step", "verdict", "reason", "then"), rows)
+    return ReportTable("Attempts", ("", "started", "took", "from step", "verdict", "reason", "then"), rows)
 
 
-def _planned(run: RunFacts) -> Section:
+def _planned(run: RunFacts) -> ReportTable:
     """Sizes that follow from the config, beside those of rank 0 after its first step of the last attempt."""
     title, history = "Planned and measured", run.history
     plan = history.attempt.plan if history.attempt else None
     if plan is None:
-        return Section(title, (), ())
+        return ReportTable(title, (), ())
     held = next((event for event in reversed(run.events) if isinstance(event, HeldEvent)), HeldEvent())
     last, fullest = history.latest_step(), plan.fullest_rank
     rows: list[tuple[str, str, str]] = [
@@ -147,7 +147,7 @@ def _planned(run: RunFacts) -> Section:
         ("peak memory", "not planned: activations and libraries vary", _bytes(peak)),
         ("operations per step", f"{plan.flops_per_step:.3g} FLOP", ""),
     ]
-    return Section(title, ("", "planned", "measured"), rows)
+    return ReportTable(title, ("", "planned", "measured"), rows)
 
 
 def _tokens_per_step(history: History) -> float | None:
@@ -163,34 +163,34 @@ def _number(value: Any, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _evaluations(history: History) -> Section:
+def _evaluations(history: History) -> ReportTable:
     rows = [
         (f"{step:,}", NAMES.get(dataset, dataset), memory, f"{event.bits_per_token:.4f}", f"{event.tokens:,}")
         for (step, dataset, memory), event in sorted(history.evaluations.items(), reverse=True)
         if event.bits_per_token is not None and event.tokens is not None
     ]
-    return Section("Evaluations", ("step", "text", "memory", "bits/token", "tokens"), rows)
+    return ReportTable("Evaluations", ("step", "text", "memory", "bits/token", "tokens"), rows)
 
 
-def _samples(run: RunFacts) -> list[Section]:
+def _samples(run: RunFacts) -> list[ReportTable]:
     """Text sampled from the model at the last evaluation that asked for it."""
     event = next((event for event in reversed(run.events) if isinstance(event, SampleEvent)), None)
     if event is None:
         return []
     rows = [(one.document, one.prompt[-200:], one.text) for one in event.samples]
-    return [Section(f"Samples at step {event.step:,}", ("document", "prompt", "continuation"), rows)]
+    return [ReportTable(f"Samples at step {event.step:,}", ("document", "prompt", "continuation"), rows)]
 
 
-def _checkpoints(history: History) -> Section:
+def _checkpoints(history: History) -> ReportTable:
     rows = [
         (f"{step:,}", event.path or "", _bytes(event.bytes), _seconds(event.seconds), _seconds(event.stall_seconds),
          _time(event.time))
         for step, event in sorted(history.checkpoints.items(), reverse=True)
     ]  # fmt: skip
-    return Section("Checkpoints", ("step", "path", "size", "written in", "training stalled for", "at"), rows)
+    return ReportTable("Checkpoints", ("step", "path", "size", "written in", "training stalled for", "at"), rows)
 
 
-def _guards(run: RunFacts) -> Section:
+def _guards(run: RunFacts) -> ReportTable:
     rows: list[tuple[Any, ...]] = []
     for event in run.events:
         if isinstance(event, MessageEvent):
@@ -198,12 +198,12 @@ def _guards(run: RunFacts) -> Section:
         elif isinstance(event, SkipEvent | SpikeEvent | StragglerEvent | DivergedEvent):
             said = ", ".join(f"{key} {_plain(value)}" for key, value in event.details().items())
             rows.append(("-" if event.step is None else event.step, event.kind, said, _time(event.time)))
-    return Section("Guards and messages", ("step", "", "", "at"), rows[-200:])
+    return ReportTable("Guards and messages", ("step", "", "", "at"), rows[-200:])
 
 
-def _config(run: RunFacts) -> Section:
+def _config(run: RunFacts) -> ReportTable:
     rows = [(key, _plain(value), run.origins.get(key, "")) for key, value in run.config.items()]
-    return Section("Config", ("key", "value", "from"), rows)
+    return ReportTable("Config", ("key", "value", "from"), rows)
 
 
 def _plain(value: Any) -> str:

@@ -1,8 +1,8 @@
-"""One attempt in a process of its own: `python -m launch.supervision.attempt ORDERS`, started by `attempts.py`.
+"""One attempt in its own process: `python -m launch.supervision.attempt REQUEST`, started by `attempts.py`.
 
-Ray is in here and nowhere else in the launcher: it may end the process that is connected to it (when its head is
-lost, say), and then the attempts go on without it.  ORDERS is JSON; the answer is one line of JSON on standard output,
-what people read goes to standard error.
+Only this process of the launcher connects to Ray, because Ray may kill a process connected to it (when its head is
+lost, for example); the next attempt then starts without it.  REQUEST is JSON; the answer is one line of JSON on
+standard output.  Messages for people go to standard error.
 """
 
 import json
@@ -25,18 +25,22 @@ from launch.supervision.head import HeadWatch
 from launch.supervision.signals import StopRequests
 from launch.supervision.supervisor import Supervisor
 from launch.supervision.verdict import Verdict
-from launch.views.progress import Progress
+from launch.views.progress import ProgressLine
 
 _LOOK_SECONDS = 1.0
 _PROBE_SECONDS = 20.0
-_TOGETHER_SECONDS = 1.0  # the same wish may come by way of the launcher, of each guard, and from outside
+_TOGETHER_SECONDS = 1.0  # one request may arrive several times: from the launcher, from each reaper, and from outside
 
 
 @dataclass(frozen=True)
-class Orders:
-    """run: its directory, with config.yaml.  worker: command of a rank, to which `RUN --attempt N` is added.
+class AttemptRequest:
+    """What the launcher asks of an attempt.
 
-    ray_address: cluster to join; none: one of our own.  again: an attempt has failed, so nodes may be missing.
+    Attributes:
+        run: its directory, with config.yaml.
+        worker: command of a rank; `RUN --attempt N` is appended.
+        ray_address: cluster to join; None: start one.
+        again: an earlier attempt failed, so nodes may be missing.
     """
 
     run: str
@@ -48,8 +52,12 @@ class Orders:
         return json.dumps(asdict(self))
 
 
-def main(orders: Orders) -> Verdict:
-    """BrtError: the attempt cannot be started."""
+def main(request: AttemptRequest) -> Verdict:
+    """Run one attempt.
+
+    Raises:
+        BrtError: the attempt cannot be started.
+    """
     from rich.console import Console
 
     from launch.nodes.gang import Gang
@@ -60,22 +68,22 @@ def main(orders: Orders) -> Verdict:
     def tell(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    run = Path(orders.run)
+    run = Path(request.run)
     wanted = load(RunDirectory(run).config).config
-    with StopRequests(_TOGETHER_SECONDS) as stop, ray_cluster(orders.ray_address):
-        config = _on_what_is_left(wanted, tell) if orders.again else wanted
+    with StopRequests(_TOGETHER_SECONDS) as stop, ray_cluster(request.ray_address):
+        config = _for_remaining_nodes(wanted, tell) if request.again else wanted
         with Gang(config) as gang:
-            stop.install()  # Ray has put its own handlers in the way
+            stop.install()  # Ray has replaced the handlers
             if config.launch.preflight:
                 _preflight(gang, config, tell)
-            progress = Progress(run, config.run.steps, console)
+            progress = ProgressLine(run, config.run.steps, console)
             parallel, head = config.parallel, _head()
             settings = _differences(wanted, config)
             supervisor = Supervisor(
                 run,
                 gang,
                 parallel.world_size,
-                lambda attempt: (*orders.worker, str(run), "--attempt", str(attempt), *settings),
+                lambda attempt: (*request.worker, str(run), "--attempt", str(attempt), *settings),
                 stop,
                 hang=HangWatch.of(config),
                 head=head,
@@ -95,7 +103,7 @@ def main(orders: Orders) -> Verdict:
                 progress.close()
             if head.is_gone():
                 _answer(verdict)
-                os._exit(0)  # every call to Ray would wait for the head
+                os._exit(0)  # every call to Ray would block on the head
             return verdict
 
 
@@ -109,8 +117,8 @@ def _preflight(gang: Any, config: Config, tell: Any) -> None:
             tell(f"warning: {line(finding)}")
 
 
-def _on_what_is_left(config: Config, tell: Any) -> Config:
-    """The config for the nodes that are there, when it may go on with fewer."""
+def _for_remaining_nodes(config: Config, tell: Any) -> Config:
+    """The config for the nodes that are left, if the run may continue on fewer."""
     nodes, recovery = config.launch.nodes, config.launch.recovery
     if recovery.min_nodes is None or nodes == 1:
         return config
@@ -125,13 +133,13 @@ def _on_what_is_left(config: Config, tell: Any) -> Config:
             f"{there} of {nodes} nodes are left after {recovery.node_wait_seconds:g} s, and "
             f"launch.recovery.min_nodes={recovery.min_nodes}"
         )
-    layout = f"parallel.data={smaller.parallel.data} on {smaller.launch.nodes}"
-    tell(f"{there} of {nodes} nodes are left: going on with {layout}")
+    layout = f"parallel.data={smaller.parallel.data} on launch.nodes={smaller.launch.nodes}"
+    tell(f"{there} of {nodes} nodes are left: continuing with {layout}")
     return smaller
 
 
 def _nodes() -> int:
-    """The nodes that answer: Ray takes half a minute to find that one is gone."""
+    """The number of nodes that answer; Ray itself takes half a minute to notice that one is gone."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -160,7 +168,7 @@ def _head() -> HeadWatch:
 
 
 def _differences(wanted: Config, now: Config) -> list[str]:
-    """Settings that make `now` of the config.yaml of the run."""
+    """Settings that turn the config.yaml of the run into `now`."""
     settings: list[tuple[str, Any, Any]] = [
         ("parallel.data", wanted.parallel.data, now.parallel.data),
         ("launch.nodes", wanted.launch.nodes, now.launch.nodes),
@@ -175,8 +183,8 @@ def _answer(verdict: Verdict) -> None:
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
     try:
-        _answer(main(Orders(given["run"], tuple(given["worker"]), given["ray_address"], given["again"])))
+        _answer(main(AttemptRequest(given["run"], tuple(given["worker"]), given["ray_address"], given["again"])))
     except KeyboardInterrupt:
-        _answer(Verdict(ExitCode.INTERRUPTED, "stopped before anything was trained"))
+        _answer(Verdict(ExitCode.INTERRUPTED, "stopped before training started"))
     except BrtError as error:
         print(json.dumps({"error": str(error), "exit_code": int(error.exit_code)}), flush=True)

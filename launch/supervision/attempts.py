@@ -1,4 +1,4 @@
-"""All attempts of one `brt train`, one after another, each in a process of its own, until no more is to be done."""
+"""The attempts of one `brt train`, one after another, each in its own process, until one ends well or for good."""
 
 import json
 import os
@@ -16,10 +16,10 @@ from brt_dist.files import write_atomic
 from brt_dist.run_directory import RunDirectory
 from brt_dist.training.adjustments import Adjustments
 from launch.nodes.listening import address_towards, is_set, listening_on
-from launch.nodes.processes import GUARD
+from launch.nodes.processes import REAPER
 from launch.run.attempt_record import read_attempt
 from launch.run.history import History
-from launch.supervision.attempt import Orders
+from launch.supervision.attempt import AttemptRequest
 from launch.supervision.recovery import Decision, Recovery
 from launch.supervision.signals import StopRequests
 from launch.supervision.verdict import Verdict, verdict_of
@@ -30,7 +30,7 @@ _LOOK_SECONDS = 0.1
 class Attempts:
     """Runs attempts of a run directory whose config.yaml is written.
 
-    worker, ray_address: see Orders.  on_look: called again and again once the ranks of an
+    worker, ray_address: see AttemptRequest.  on_look: called again and again once the ranks of an
     attempt are started.
     """
 
@@ -49,7 +49,11 @@ class Attempts:
         self._recovery = Recovery(config.launch.recovery, History.read(self._run).saved_step)
 
     def run(self) -> Verdict:
-        """Attempts until one ends well or for good.  BrtError: the first could not be started."""
+        """Run attempts until one ends well or for good.
+
+        Raises:
+            BrtError: the first could not be started.
+        """
         self._stop.counting = True
         again = False
         while True:
@@ -64,22 +68,24 @@ class Attempts:
             self._tell(f"attempt {number} failed: {verdict.reason}")
             self._tell(f"{decision.action} in {decision.pause:g} s: {decision.why}")
             if self._paused(decision.pause):
-                return Verdict(ExitCode.INTERRUPTED, "stopped between two attempts; the last checkpoint counts")
+                return Verdict(
+                    ExitCode.INTERRUPTED, "stopped between two attempts; training resumes from the last checkpoint"
+                )
             again = True
 
     def _attempt(self, number: int, again: bool) -> dict[str, Any]:
-        """The answer of the attempt's process; it is below a guard, which ends all that it leaves behind."""
-        orders = Orders(str(self._run), self._worker, self._address, again)
+        """The answer of the attempt's process, which runs below a reaper that kills whatever it leaves behind."""
+        request = AttemptRequest(str(self._run), self._worker, self._address, again)
         process = subprocess.Popen(
             [
                 sys.executable,
                 "-I",
                 "-S",
-                str(GUARD),
+                str(REAPER),
                 sys.executable,
                 "-m",
                 "launch.supervision.attempt",
-                orders.to_json(),
+                request.to_json(),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -105,15 +111,15 @@ class Attempts:
             answer = json.loads(said.splitlines()[-1])
         except (IndexError, ValueError):
             if told:
-                verdict = Verdict(ExitCode.INTERRUPTED, "stopped before anything was trained")
+                verdict = Verdict(ExitCode.INTERRUPTED, "stopped before training started")
             else:
-                reason = f"the process that watches the ranks ended with {process.returncode}; was Ray's head lost?"
+                reason = f"the supervisor process exited with code {process.returncode}; was the Ray head lost?"
                 verdict = Verdict.of(Failure(ExitCode.LOST_NODE, reason, time=time.time()))
             answer = {"verdict": verdict.to_json()}
         return answer if isinstance(answer, dict) else {}
 
     def _environment(self) -> dict[str, str]:
-        """Of the attempt's process.  Ray has a server in it too, which shall listen towards the cluster alone."""
+        """The environment of the attempt's process.  Ray's server in it must listen only towards the cluster."""
         environment = dict(os.environ)
         address = address_towards(self._address) if self._address else None
         if address is None or is_set(environment):
@@ -121,7 +127,7 @@ class Attempts:
         try:
             return listening_on(address, environment)
         except PlatformError as error:
-            self._tell(f"warning: {error}: Ray's server in this process listens on all interfaces")
+            self._tell(f"warning: {error}; Ray's server in this process listens on all interfaces")
             return environment
 
     def _decide(self, verdict: Verdict, number: int) -> Decision:
@@ -133,14 +139,14 @@ class Attempts:
             adjustments=Adjustments.load(self._run),
         )
         if self._stop.count and decision.action != "stop":
-            decision = Decision("stop", "it was asked to stop")
+            decision = Decision("stop", "a stop was requested")
         if decision.adjustments is not None:
             decision.adjustments.save(self._run)
         self._record(number, verdict, decision)
         return decision
 
     def _record(self, number: int, verdict: Verdict, decision: Decision) -> None:
-        """Add what was decided to attempt.json, and the verdict where its process did not get to it."""
+        """Add the decision to attempt.json, and the verdict if the attempt's process did not write it."""
         directory = RunDirectory(self._run)
         attempt = directory.attempt(number)
         if number not in directory.attempts():
@@ -153,7 +159,7 @@ class Attempts:
         write_atomic(attempt.record, json.dumps(record, indent=2) + "\n")
 
     def _paused(self, seconds: float) -> bool:
-        """Wait; true if the user wants to stop instead."""
+        """Wait; true if the user asks to stop meanwhile."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self._stop.count:
             time.sleep(_LOOK_SECONDS)

@@ -1,4 +1,4 @@
-"""Whether a run still moves: from the sign of life that rank 0 leaves in the folder of its attempt."""
+"""Hang detection, from the heartbeat file that rank 0 writes to the folder of its attempt."""
 
 import json
 import time
@@ -12,10 +12,12 @@ from launch.views.progress import duration
 
 
 class HangWatch:
-    """Ask often whether an attempt hangs; measures by its own clock, as that of the ranks may be another.
+    """Detects that an attempt hangs.  Uses its own clock, since the clocks of the ranks may differ.
 
-    quiet: seconds without a step that are never a hang.  factor: times the usual time of a step that are one.
-    slow: seconds for what is no training: starting, an evaluation, a save that is waited for.
+    Args:
+        quiet: seconds without a step that never count as a hang.
+        factor: a step that takes this many times as long as usual counts as a hang.
+        slow: seconds allowed outside of steps: startup, an evaluation, a blocking save.
     """
 
     def __init__(self, quiet: float, factor: float, slow: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -28,12 +30,12 @@ class HangWatch:
         recovery = config.launch.recovery
         quiet = recovery.hang_seconds
         if any(isinstance(place, str) for place, _ in config.data.training):
-            # The readers know better than we for how long a store may be away, and say so when they give up.
+            # The readers decide how long to retry an unavailable store, and raise when they give up.
             quiet = max(quiet, config.data.cache.retry_seconds + 60.0)
         return HangWatch(quiet, recovery.hang_factor, recovery.slow_seconds)
 
     def look(self, folder: Path) -> str | None:
-        """Why the attempt in `folder` is taken to hang; none if it is not."""
+        """Why the attempt in `folder` counts as hung; None if it does not."""
         found = _read(AttemptDirectory(folder).heartbeat)
         now = self._clock()
         if found and found != self._seen:
@@ -42,7 +44,7 @@ class HangWatch:
         quiet = now - self._since
         if phase == "training" and usual is not None:
             if quiet > max(self._quiet, self._factor * usual):
-                return f"no step for {duration(quiet)}, where one usually takes {usual:.3g} s"
+                return f"no step for {duration(quiet)}; a step usually takes {usual:.3g} s"
         elif quiet > max(self._slow, self._quiet):
             return f"{phase} for {duration(quiet)} (launch.recovery.slow_seconds)"
         return None

@@ -1,6 +1,6 @@
 """Whether the head of the Ray cluster still answers.
 
-Ray ends a driver that has not reached the head for a minute, in mid-air.  Ranks and agents need no head, so there is
+Ray kills a driver that has not reached the head for a minute.  Ranks and agents do not need the head, so they have
 time to save before that.
 """
 
@@ -13,9 +13,10 @@ _FAILURES = 4  # in a row
 
 
 class HeadWatch:
-    """Ask often whether the head is gone.
+    """Detects that the head is gone.
 
-    address: HOST:PORT of its server.
+    Args:
+        address: HOST:PORT of its server.
     """
 
     def __init__(self, address: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -26,7 +27,7 @@ class HeadWatch:
         self._failures = 0
 
     def is_gone(self) -> bool:
-        """Nobody took a connection several times in a row.  Takes a second at most, and mostly no time."""
+        """Whether several connections in a row failed.  Takes at most a second, and usually no time."""
         if self._clock() >= self._next:
             self._failures = 0 if self._answers() else self._failures + 1
             self._next = self._clock() + _EVERY_SECONDS

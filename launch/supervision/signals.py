@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, counted instead of raised once ranks run: the first asks to save, the second ends at once."""
+"""Ctrl-C and SIGTERM, counted once ranks run: the first asks to save and stop, the second stops at once."""
 
 import math
 import signal
@@ -10,11 +10,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequests:
-    """Context manager that takes over the signals.  `count` is how often the user asked to stop.
+    """Context manager that handles the signals.
 
-    Until `counting` is set a signal raises KeyboardInterrupt, as nothing runs yet that would need care.
-    together: signals that come within so many seconds of each other are one request.  Ray, to stop a job, signals every
-    process of it, and each passes it on.
+    Attributes:
+        count: how often the user asked to stop.
+        counting: until it is set, a signal raises KeyboardInterrupt, since nothing runs yet that needs saving.
+
+    Args:
+        together: signals within so many seconds of each other are one request.  To stop a job, Ray signals every
+            process of it, and each passes the signal on.
     """
 
     def __init__(self, together: float = 0.0) -> None:
@@ -30,7 +34,7 @@ class StopRequests:
         return self
 
     def install(self) -> None:
-        """Set the handlers (again: Ray sets its own when it starts)."""
+        """Set the handlers; call it again after Ray has started, which sets its own."""
         for number in _SIGNALS:
             if self._before[number] is not signal.SIG_IGN:  # nohup stays nohup
                 signal.signal(number, self._handle)

@@ -1,4 +1,4 @@
-"""Owns one attempt of a run: starts the ranks, watches them, ends them together, and says why they ended."""
+"""Runs one attempt: starts the ranks, watches them, stops them together, and says why they ended."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ from launch.supervision.head import HeadWatch
 from launch.supervision.signals import StopRequests
 from launch.supervision.verdict import Verdict, judge
 
-_UNKILLABLE_SECONDS = 30.0  # a process that hangs in the kernel does not die; nobody waits for it
+_UNKILLABLE_SECONDS = 30.0  # a process that hangs in the kernel does not die; do not wait for it
 
 
 class Ranks(Protocol):
@@ -34,8 +34,16 @@ class Ranks(Protocol):
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds: between looks at the ranks; for the others when a rank failed; for saving when the user stops the run;
-    for the last rank when the first has ended well; for writing stacks; for saving when Ray's head is gone."""
+    """How long the supervisor waits, in seconds.
+
+    Attributes:
+        look: between looks at the ranks.
+        failed: for the other ranks to end, after one failed.
+        saving: for the ranks to save, after the user asked to stop.
+        last: for the last rank to end, after the first ended well.
+        dump: for the ranks to write their stacks.
+        headless: for the ranks to save, after the Ray head is gone.
+    """
 
     look: float = 0.2
     failed: float = 5.0
@@ -48,8 +56,11 @@ class Patience:
 class Supervisor:
     """Runs an attempt of a run directory.
 
-    command: makes the command of a rank from the number of the attempt.  world_size: ranks.  facts: kept with every
-    attempt.  on_look: called at every look at the ranks, for the display.
+    Args:
+        world_size: number of ranks.
+        command: returns the command of a rank, given the number of the attempt.
+        facts: stored in the record of the attempt.
+        on_look: called at every look at the ranks, to update the display.
     """
 
     def __init__(
@@ -73,7 +84,7 @@ class Supervisor:
         self._head = head
 
     def run(self) -> Verdict:
-        """One attempt: from the start of the ranks until all have ended."""
+        """Run one attempt, from the start of the ranks until all have ended."""
         directory = RunDirectory(self._run)
         attempt = directory.next_attempt()
         folder = directory.attempt(attempt).path
@@ -97,9 +108,10 @@ class Supervisor:
             _write(folder, {**record, "end": time.time(), "exit_codes": codes, **verdict.to_json()})
 
     def _watch(self, folder: Path) -> tuple[dict[int, End], Failure | None]:
-        """Look at the ranks until all have ended; end them when one failed, all hang, or the user says so.
+        """Watch the ranks until all have ended; stop them if one failed, all hang, or the user asks for it.
 
-        Returns the ends, and what failed if they were ended for a reason that they do not know.
+        Returns:
+            How they ended, and the failure if the supervisor stopped them for a reason that the ranks do not know.
         """
         deadline: float | None = None  # when those that still run are killed
         stops, killed = 0, False
@@ -115,14 +127,14 @@ class Supervisor:
                     cause, deadline = Failure(ExitCode.HUNG, self._look_closer(hang), time=time.time()), now
                 elif self._head is not None and self._head.is_gone():
                     cause = Failure(ExitCode.LOST_NODE, "the head of the Ray cluster is gone", time=time.time())
-                    self._tell(f"{cause.reason}: the ranks save and end")
+                    self._tell(f"{cause.reason}: saving and stopping")
                     self._ranks.terminate()
                     deadline = now + self._patience.headless
             failed = [end for end in ends.values() if end.code not in (ExitCode.FINISHED, ExitCode.PREEMPTED)]
             if self._stop.count > stops:
                 stops = self._stop.count
                 if stops == 1:
-                    self._tell("stopping: the ranks save and end; once more to end them at once")
+                    self._tell("stopping: the ranks save and exit; press Ctrl-C again to stop at once")
                     self._ranks.terminate()
                     deadline = now + self._patience.saving
                 else:
@@ -142,8 +154,8 @@ class Supervisor:
             time.sleep(self._patience.look)
 
     def _look_closer(self, hang: str) -> str:
-        """Have the ranks write down where they are, before they are killed."""
-        self._tell(f"{hang}; the stacks of all ranks go to their logs")
+        """Have the ranks write their stacks to their logs before they are killed."""
+        self._tell(f"{hang}; writing the stacks of all ranks to their logs")
         special = self._ranks.dump()
         time.sleep(self._patience.dump)
         return "; ".join([hang, *(f"rank {rank} {text}" for rank, text in sorted(special.items()))])

@@ -1,4 +1,4 @@
-"""Why an attempt ended: from how its ranks ended to one verdict.  Pure but for reading what the ranks recorded."""
+"""The verdict of an attempt, from how its ranks ended.  Pure, except that it reads the ranks' failure records."""
 
 import signal
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from brt_dist.run_directory import AttemptDirectory
 from launch.nodes.processes import End
 
 _TAIL_LINES = 20
-# A rank that leaves no record (killed, crashed in C) is seen to end by its peers before the launcher sees it.
+# When a rank leaves no record (killed, crashed in C), its peers notice before the launcher does.
 _NO_RECORD_HEAD_START_SECONDS = 1.0
 _CLEAN = (ExitCode.FINISHED, ExitCode.PREEMPTED)
-# What a rank records that misses another one; why that is gone, only the other knows.
+# What a rank records when it misses another one; only the other one knows why it is gone.
 _OF_PEERS = (ExitCode.LOST_NODE, ExitCode.HUNG)
 
 
@@ -23,10 +23,10 @@ _OF_PEERS = (ExitCode.LOST_NODE, ExitCode.HUNG)
 class Verdict:
     """How an attempt ended.
 
-    Args:
+    Attributes:
         exit_code: of the attempt.
-        reason: in one line.
-        failure: what failed first; unset if nothing did, or it was stopped.
+        reason: one line.
+        failure: what failed first; None if nothing did, or the attempt was stopped.
     """
 
     exit_code: ExitCode
@@ -43,7 +43,7 @@ class Verdict:
 
     @property
     def detail(self) -> str:
-        """The first error, of the rank that failed first."""
+        """The error of the rank that failed first."""
         return self.failure.detail if self.failure else ""
 
     def to_json(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Verdict:
 
 
 def verdict_of(record: Mapping[str, Any]) -> Verdict:
-    """Back from `Verdict.to_json`, and from attempt.json of version 0.1.0 (`failed_rank`, `detail`)."""
+    """The inverse of `Verdict.to_json`; also reads attempt.json of version 0.1.0 (`failed_rank`, `detail`)."""
     code, reason = exit_code(record.get("exit_code")), str(record.get("reason", ""))
     if isinstance(record.get("failure"), dict):
         return Verdict(code, reason, Failure.from_json(record["failure"]))
@@ -67,33 +67,36 @@ def verdict_of(record: Mapping[str, Any]) -> Verdict:
 
 
 def judge(ends: Mapping[int, End], folder: Path, stop_asked: bool) -> Verdict:
-    """The verdict of an attempt whose ranks have all ended; `folder` holds their logs and failures.
+    """The verdict of an attempt whose ranks have all ended.
 
-    stop_asked: the user (or the scheduler) wanted it to end.
+    Args:
+        ends: how each rank ended.
+        folder: holds their logs and failure records.
+        stop_asked: the user or the scheduler asked it to stop.
     """
     failed = [end for end in ends.values() if end.code not in _CLEAN]
     if not failed:
         if any(end.code == ExitCode.PREEMPTED for end in ends.values()):
-            return Verdict(ExitCode.PREEMPTED, "stopped and saved; the same command resumes it")
+            return Verdict(ExitCode.PREEMPTED, "stopped and saved; run the same command again to resume")
         return Verdict(ExitCode.FINISHED, "finished")
     untold = [end for end in failed if not end.told]
     if untold:
         return Verdict.of(_first_failure(untold, AttemptDirectory(folder)))
     if stop_asked:
-        return Verdict(ExitCode.INTERRUPTED, "stopped before it could save; the last checkpoint counts")
+        return Verdict(ExitCode.INTERRUPTED, "stopped before it could save; training resumes from the last checkpoint")
     names = ", ".join(str(end.rank) for end in failed)
-    reason = f"rank {names} did not end although the others had"
+    reason = f"rank {names} did not exit although the others had"
     return Verdict(ExitCode.HUNG, reason, Failure(ExitCode.HUNG, reason, rank=failed[0].rank, time=failed[0].time))
 
 
 def _first_failure(untold: list[End], attempt: AttemptDirectory) -> Failure:
-    """What failed first; `untold` ended by themselves."""
+    """What failed first; `untold` ended without being told to."""
     recorded = {end.rank: Failure.read(attempt.failure(end.rank)) for end in untold}
     first = min(untold, key=lambda end: _order(end, recorded[end.rank]))
     failure = recorded[first.rank]
     lost = [end for end in untold if end.code == ExitCode.LOST_NODE and recorded[end.rank] is None]
     if lost and (failure is None or failure.code in _OF_PEERS):
-        # A node is found to be gone later than its peers miss it.
+        # Its peers miss a node before the launcher finds that it is gone.
         ranks = ", ".join(str(end.rank) for end in lost)
         reason = f"the node of rank {ranks} was lost: its agent is gone"
         return Failure(ExitCode.LOST_NODE, reason, rank=lost[0].rank, time=lost[0].time)
@@ -110,14 +113,14 @@ def _order(end: End, failure: Failure | None) -> float:
 
 def _by_exit(code: int, tail: str) -> tuple[ExitCode, str]:
     if code >= 0:
-        return exit_code(code), f"ended with exit code {code} and left no report"
+        return exit_code(code), f"exited with code {code} and left no report"
     name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
     if -code == signal.SIGKILL:
-        return ExitCode.LOST_NODE, f"was killed ({name}); if nobody did, the machine ran out of memory"
+        return ExitCode.LOST_NODE, f"was killed ({name}); unless somebody killed it, the machine ran out of memory"
     if -code == signal.SIGABRT and "Watchdog caught collective operation timeout" in tail:
-        return ExitCode.HUNG, "waited in vain for the others (see its log)"
+        return ExitCode.HUNG, "timed out waiting for the other ranks (see its log)"
     if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        return ExitCode.LOST_NODE, f"was ended from outside ({name})"
+        return ExitCode.LOST_NODE, f"was stopped from outside ({name})"
     return ExitCode.INTERNAL, f"crashed ({name})"
 
 

@@ -1,4 +1,4 @@
-"""The grid of a sweep: from `--grid key=a,b` to the settings and the name of every run.  Pure."""
+"""The grid of a sweep: turns `--grid key=a,b` into the settings and the name of every run.  Pure."""
 
 import difflib
 import hashlib
@@ -19,7 +19,7 @@ _OPEN, _CLOSE = "[{", "]}"
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting and the values that it takes, as text: `key=value` is an override."""
+    """A key and its values, as text: `key=value` is an override."""
 
     key: str
     values: tuple[str, ...]
@@ -27,7 +27,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """One run of the grid.  name: of its folder, from the values alone, so that a larger grid finds it again."""
+    """One run of the grid.
+
+    Attributes:
+        name: of its folder, from the values alone, so that a larger grid finds it again.
+        settings: its values by key.
+    """
 
     name: str
     settings: dict[str, str]
@@ -38,7 +43,11 @@ class Point:
 
 
 def axes(given: Sequence[str]) -> list[Axis]:
-    """Read `key=a,b,c` options.  ConfigError: all that is wrong with them, in one message."""
+    """Parse `key=a,b,c` options.
+
+    Raises:
+        ConfigError: all that is wrong with them, in one message.
+    """
     problems, found = list[str](), list[Axis]()
     known = [*leaf_keys(Config), *OLDER_KEYS]
     for text in given:
@@ -51,11 +60,11 @@ def axes(given: Sequence[str]) -> list[Axis]:
             near = difflib.get_close_matches(key, known, n=1)
             problems.append(f"unknown key {key}" + (f"; nearest: {near[0]}" if near else ""))
         elif key.startswith(_OWN):
-            problems.append(f"{key} is the same for all runs of a sweep, or given by the sweep; set it as an override")
+            problems.append(f"{key} cannot vary within a sweep; set it as an override for all runs")
         elif key in [axis.key for axis in found]:
-            problems.append(f"{key} is given twice; all its values belong in one --grid")
+            problems.append(f"{key} is given twice; put all its values into one --grid")
         elif len(set(parts)) < len(parts):
-            problems.append(f"{key} takes a value twice: {values}")
+            problems.append(f"{key} has the same value twice: {values}")
         else:
             found.append(Axis(key, tuple(parts)))
     if not given:
@@ -76,7 +85,7 @@ def points(grid: Sequence[Axis]) -> list[Point]:
 
 
 def _split(values: str) -> Iterator[str]:
-    """At the commas outside of brackets and quotes."""
+    """Split at commas outside brackets and quotes."""
     part, depth, quote = "", 0, ""
     for letter in values:
         if quote:
@@ -96,13 +105,13 @@ def _split(values: str) -> Iterator[str]:
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The last part of each key, or all of it where that says too little."""
+    """The last component of each key, or the whole key where that is ambiguous."""
     last = [key.rpartition(".")[2] for key in keys]
     return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
 
 
 def _name(parts: Sequence[str]) -> str:
-    """A folder name; what it cannot hold is told apart by a digest of the whole."""
+    """A folder name, with a digest appended if characters were replaced or cut off."""
     whole = ",".join(parts)
     name = re.sub(r"[^A-Za-z0-9_.,=+-]+", "_", whole)
     if name == whole and len(name) <= _LONGEST_NAME:

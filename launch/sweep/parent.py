@@ -1,7 +1,7 @@
-"""The parent run of a sweep in MLflow: `python -m launch.sweep.parent SWEEP` sends where its runs stand.
+"""The parent run of a sweep in MLflow: `python -m launch.sweep.parent SWEEP` sends the state of its runs.
 
-A process of its own, as mlflow is imported nowhere else in the launcher, and so that a server that hangs can be left.
-The runs themselves make their parent if they come first.
+It is a process of its own so that the launcher never imports mlflow or waits for a hanging server.  Runs create their
+parent themselves if they are first.
 """
 
 import json
@@ -23,17 +23,17 @@ _STOPPED = ("preempted", "interrupted", "not started")
 
 
 def send_apart(sweep: Path) -> str | None:
-    """Send it from another process, for a minute at most; what went wrong, if something did."""
+    """Send it from another process, for at most a minute; returns what went wrong, if anything."""
     command = [sys.executable, "-m", "launch.sweep.parent", str(sweep)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return f"no answer for {_PATIENCE_SECONDS:g} s"
+        return f"no answer within {_PATIENCE_SECONDS:g} s"
     return None if done.returncode == 0 else redact(done.stderr.strip().splitlines()[-1] if done.stderr else "")
 
 
 def send(folder: Path) -> None:
-    """Raises what MLflow raises."""
+    """Update the parent run; raises whatever MLflow raises."""
     sweep = Sweep.read(folder)
     results = sweep.results()
     tracking, uri = _tracking(results)
@@ -56,7 +56,7 @@ def send(folder: Path) -> None:
 
 
 def _status(results: list[Result]) -> str:
-    """MLflow's word for all runs together; RUNNING while a backend has some of them."""
+    """MLflow's status for all runs together; RUNNING while any of them runs."""
     verdicts = {result.verdict for result in results}
     if verdicts == {"finished"}:
         return "FINISHED"
@@ -71,12 +71,12 @@ def _grid(results: list[Result]) -> dict[str, list[str]]:
 
 
 def _tracking(results: list[Result]) -> tuple[TrackingConfig, str]:
-    """How a run of the sweep is tracked, and where: all of them alike."""
+    """How and where the runs of the sweep are tracked; the same for all of them."""
     for result in results:
         if RunDirectory(result.run).is_run:
             tracking = load(RunDirectory(result.run).config).config.run.tracking
             return tracking, tracking_uri(tracking, result.run)
-    raise BrtError("no run of the sweep was begun")
+    raise BrtError("no run of the sweep has started")
 
 
 if __name__ == "__main__":

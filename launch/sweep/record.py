@@ -1,4 +1,4 @@
-"""SWEEP/sweep.json: what a sweep is, and how far its runs are, from their own files."""
+"""SWEEP/sweep.json: the runs of a sweep, and their state, read from their own files."""
 
 import json
 import re
@@ -23,10 +23,13 @@ RECORD = "sweep.json"
 
 @dataclass
 class Sweep:
-    """folder: SWEEP; its runs are folders in it.  identity: finds the parent run in MLflow; it begins with the name
-    in plain letters.
+    """A sweep.
 
-    runs: settings of each run by the name of its folder, of all grids that were trained here.
+    Attributes:
+        folder: SWEEP; its runs are folders in it.
+        name: for people.
+        identity: finds the parent run in MLflow; starts with the name in plain letters.
+        runs: settings of each run by the name of its folder, of all grids trained here.
     """
 
     folder: Path
@@ -35,8 +38,8 @@ class Sweep:
     runs: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @classmethod
-    def begun(cls, folder: Path, name: str) -> "Sweep":
-        """That of `folder`, or a new one."""
+    def open(cls, folder: Path, name: str) -> "Sweep":
+        """The sweep in `folder`, or a new one."""
         try:
             return cls.read(folder)
         except FileNotFoundError:
@@ -45,7 +48,12 @@ class Sweep:
 
     @classmethod
     def read(cls, folder: Path) -> "Sweep":
-        """FileNotFoundError: there is none.  ConfigError: its record is damaged."""
+        """Read the sweep in `folder`.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ConfigError: its record is damaged.
+        """
         path = folder / RECORD
         try:
             record = json.loads(path.read_text())
@@ -53,10 +61,10 @@ class Sweep:
         except FileNotFoundError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} cannot be read ({error}); remove it to begin the sweep anew") from None
+            raise ConfigError(f"{path} cannot be read ({error}); remove it to start the sweep from scratch") from None
 
     def add(self, points: Sequence[Point]) -> None:
-        """Take up the runs of a grid, and write it down."""
+        """Add the runs of a grid, and write the record."""
         self.runs |= {point.name: point.settings for point in points}
         record = {key: value for key, value in asdict(self).items() if key != "folder"}
         write_atomic(self.folder / RECORD, json.dumps(record, indent=2) + "\n")
@@ -67,8 +75,13 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Result:
-    """verdict: `finished`, ..., or `not started`.  bits_per_token: of the last evaluation with memory carried, of the
-    held-out data or else the training data.  loss: of the last step, in nats."""
+    """The state of a run of a sweep.
+
+    Attributes:
+        verdict: `finished`, ..., `running` or `not started`.
+        bits_per_token: of the last evaluation with memory carried, on held-out data, else on training data.
+        loss: of the last step, in nats.
+    """
 
     run: Path
     settings: dict[str, str]
@@ -110,7 +123,7 @@ def best(results: Sequence[Result]) -> Result | None:
 
 
 def result_table(results: Sequence[Result]) -> "Table":
-    """For people: a line a run, the best one marked."""
+    """A table with a line per run, the best one marked."""
     keys = list(dict.fromkeys(key for result in results for key in result.settings))
     top = best(results)
     rows = [

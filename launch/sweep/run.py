@@ -1,4 +1,4 @@
-"""What `brt sweep` does: every combination checked first, then trained one after another, or all given to a backend."""
+"""`brt sweep`: checks every combination, then trains them one after another or submits all of them to a backend."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -28,7 +28,14 @@ Teller = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Swept:
-    """results: of all runs of the sweep; exit_code: 0 if all have finished, else that of the first that has not."""
+    """The outcome of a sweep.
+
+    Attributes:
+        results: of all runs of the sweep.
+        exit_code: 0 if all runs finished, else that of the first that did not.
+        report: the report of all runs.
+        would_train: names of the runs, in a dry run.
+    """
 
     folder: Path
     results: list[Result]
@@ -48,8 +55,13 @@ class Swept:
 
 
 @dataclass(frozen=True)
-class _Order:
-    """A sweep as it was asked for.  base: the config without the grid; points: the combinations."""
+class _Request:
+    """A sweep as requested.
+
+    Attributes:
+        base: the config without the grid.
+        points: the combinations.
+    """
 
     sources: Sequence[Path | str]
     overrides: Sequence[str]
@@ -58,7 +70,7 @@ class _Order:
     points: Sequence[Point]
 
     def overrides_of(self, point: Point) -> list[str]:
-        """What makes the run of `point` of the sources."""
+        """The overrides that turn the sources into the run of `point`."""
         own: dict[str, Any] = {
             "run.directory": str(self.sweep.folder / point.name),
             "run.name": f"{self.base.run.name} {point.name}",
@@ -89,43 +101,44 @@ def sweep(
     dry_run: bool = False,
     worker: Sequence[str] = WORKER,
 ) -> Swept:
-    """Train a run for each combination of the grid; those that have finished are left alone, begun ones go on.
+    """Train a run for each combination of the grid; skips finished runs and resumes the others.
 
-    The config's run.directory is the folder of the sweep.  A run that fails does not keep the others from being
-    trained; a stop by the user does.
+    The config's run.directory is the folder of the sweep.  The sweep continues if a run fails, and ends if the user
+    stops a run.
 
-    ConfigError, DataError: some run could not be trained; nothing was started, and all of them are named.
+    Raises:
+        ConfigError: some runs cannot be trained; all of them are named, and none was started.
     """
     base = absolute(load(sources, overrides).config)
     if submit and base.launch.backend == "local":
         raise ConfigError(
-            "--submit with launch.backend=local would start all runs on this machine at once; nearest: leave out "
-            "--submit, and they are trained one after another"
+            "--submit with launch.backend=local would start all runs on this machine at once; nearest: without "
+            "--submit, they are trained one after another"
         )
     folder = base.run.directory
-    order = _Order(sources, overrides, base, Sweep.begun(folder, base.run.name), points(axes(grid)))
-    _check(order)
+    request = _Request(sources, overrides, base, Sweep.open(folder, base.run.name), points(axes(grid)))
+    _check(request)
     if dry_run:
-        return Swept(folder, order.sweep.results(), 0, would_train=tuple(point.name for point in order.points))
+        return Swept(folder, request.sweep.results(), 0, would_train=tuple(point.name for point in request.points))
 
     def tell(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     with claimed(folder, holds=RECORD, command="brt sweep"):
-        order.sweep.add(order.points)
+        request.sweep.add(request.points)
         if submit:
-            _submit_all(order, tell)
+            _submit_all(request, tell)
         else:
-            _train_all(order, console, tell, worker)
-        return _finish(order, tell)
+            _train_all(request, console, tell, worker)
+        return _finish(request, tell)
 
 
-def _check(order: _Order) -> None:
-    """ConfigError that names every run that could not be trained, and why."""
+def _check(request: _Request) -> None:
+    """Raise a ConfigError that names every run that cannot be trained, and why."""
     problems: dict[str, list[str]] = {}
-    for point in order.points:
+    for point in request.points:
         try:
-            config = absolute(load(order.sources, order.overrides_of(point)).config)
+            config = absolute(load(request.sources, request.overrides_of(point)).config)
             check(config)
             check_with_data(config)
             if RunDirectory(config.run.directory).is_run:
@@ -136,49 +149,49 @@ def _check(order: _Order) -> None:
         count = sum(map(len, problems.values()))
         lines = [f"{', '.join(names)}: {problem}" for problem, names in problems.items()]
         raise ConfigError(
-            "\n".join([f"{count} of {len(order.points)} runs could not be trained; none was started", *lines])
+            "\n".join([f"{count} of {len(request.points)} runs cannot be trained; none was started", *lines])
         )
 
 
-def _train_all(order: _Order, console: "Console", tell: Teller, worker: Sequence[str]) -> None:
-    for number, point in enumerate(order.points, 1):
-        place = f"[{number}/{len(order.points)}] {point.name}"
-        if order.has_finished(point):
-            tell(f"{place}: finished before")
+def _train_all(request: _Request, console: "Console", tell: Teller, worker: Sequence[str]) -> None:
+    for number, point in enumerate(request.points, 1):
+        place = f"[{number}/{len(request.points)}] {point.name}"
+        if request.has_finished(point):
+            tell(f"{place}: finished already")
             continue
         tell(place)
-        verdict = train(order.sources, order.overrides_of(point), console, worker).verdict
+        verdict = train(request.sources, request.overrides_of(point), console, worker).verdict
         tell(f"{place}: {verdict.reason}")
         if verdict.exit_code in _OF_THE_USER:
-            tell("the sweep stops here; the same command goes on with it")
+            tell("stopping the sweep; run the same command again to resume it")
             return
 
 
-def _submit_all(order: _Order, tell: Teller) -> None:
+def _submit_all(request: _Request, tell: Teller) -> None:
     from launch.backends import submission
 
-    for point in order.points:
-        there = submission.state(order.sweep.folder / point.name)
+    for point in request.points:
+        there = submission.state(request.sweep.folder / point.name)
         if there is not None and there[1] in ("queued", "running"):
-            tell(f"{point.name}: {there[1]} already")
-        elif order.has_finished(point):
-            tell(f"{point.name}: finished before")
+            tell(f"{point.name}: already {there[1]}")
+        elif request.has_finished(point):
+            tell(f"{point.name}: finished already")
         else:
-            record = submission.submit(order.sources, order.overrides_of(point)).record
+            record = submission.submit(request.sources, request.overrides_of(point)).record
             tell(f"{point.name}: {record.backend} job {record.job}" if record else point.name)
 
 
-def _finish(order: _Order, tell: Teller) -> Swept:
-    """The report of all runs, and the parent run of MLflow."""
+def _finish(request: _Request, tell: Teller) -> Swept:
+    """Write the report of all runs, and update the parent run in MLflow."""
     from launch.report.page import write_report
 
-    folder, results = order.sweep.folder, order.sweep.results()
+    folder, results = request.sweep.folder, request.sweep.results()
     begun = [result.run for result in results if RunDirectory(result.run).is_run]
     report = write_report(begun, RunDirectory(folder).report) if begun else None
-    if order.base.run.tracking.enabled and begun:
+    if request.base.run.tracking.enabled and begun:
         from launch.sweep.parent import send_apart
 
         if (problem := send_apart(folder)) is not None:
-            tell(f"the parent run did not reach MLflow: {problem}")
+            tell(f"the parent run could not be sent to MLflow: {problem}")
     unfinished = [result.exit_code for result in results if result.verdict != "finished"]
     return Swept(folder, results, unfinished[0] if unfinished else 0, report)

@@ -9,7 +9,7 @@ from typing import Any
 from brt_dist.config.schema import TrackingConfig
 from launch.run.redact import redact
 from launch.tracking.client import connect, experiment_id, find_or_make, sweep_name
-from launch.tracking.rows import Row, Tag, Text
+from launch.tracking.rows import Row, Tag, TextFile
 from launch.tracking.state import SyncState
 
 _BATCH_METRICS = 1000  # limits of MLflow's API
@@ -81,7 +81,7 @@ class MlflowRun:
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
         self._client.log_inputs(self.id, inputs)
 
-    def log(self, rows: Iterable[Row | Tag | Text]) -> None:
+    def log(self, rows: Iterable[Row | Tag | TextFile]) -> None:
         """Send rows in batches, with their own times."""
         from mlflow.entities import Metric
 
@@ -92,7 +92,7 @@ class MlflowRun:
             self._client.log_batch(self.id, metrics=metrics[start : start + _BATCH_METRICS])
         self.tag(tags)
         for item in items:
-            if isinstance(item, Text):
+            if isinstance(item, TextFile):
                 self.log_text(item.text, item.name)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:

@@ -40,14 +40,14 @@ class Tag:
 
 
 @dataclass(frozen=True)
-class Text:
+class TextFile:
     """A text file among the artifacts; the last one of a name wins."""
 
     name: str
     text: str
 
 
-def rows(events: Iterable[Event], sent: dict[str, int]) -> Iterator[Row | Tag | Text]:
+def rows(events: Iterable[Event], sent: dict[str, int]) -> Iterator[Row | Tag | TextFile]:
     """The rows of `events`.
 
     sent: by curve, the last step that was sent; brought up to date here.  A step at or before it is left out: after a
@@ -65,7 +65,7 @@ def rows(events: Iterable[Event], sent: dict[str, int]) -> Iterator[Row | Tag | 
                 yield from _once("checkpoint", "checkpoint/", event, event.step, event.details(), sent)
                 yield Tag("checkpoint", event.path or str(event.step))
             case SampleEvent():
-                yield Text(f"samples/step_{event.step:08d}.txt", sample_text(event))
+                yield TextFile(f"samples/step_{event.step:08d}.txt", sample_text(event))
             case MemoryEvent():
                 yield from _once("memory", "", event, event.step, _by_layer(event), sent)
             case SkipEvent() | SpikeEvent() | StragglerEvent() | DivergedEvent() if event.step is not None:

@@ -1,4 +1,4 @@
-"""The last numbers of runs for Prometheus, from their event files alone: `brt metrics-exporter RUN ...`."""
+"""The latest metrics of runs for Prometheus, from their event files alone: `brt metrics-exporter RUN ...`."""
 
 import threading
 import time
@@ -15,13 +15,13 @@ from launch.run.history import History
 
 # metric: (its value, help)
 _STEP: dict[str, tuple[Callable[[StepEvent], float | None], str]] = {
-    "brt_loss_nats": (lambda step: step.loss, "mean loss of the last step, in nats a token"),
+    "brt_loss_nats": (lambda step: step.loss, "mean loss of the last step, in nats per token"),
     "brt_gradient_norm": (lambda step: step.grad_norm, "global gradient norm before clipping"),
     "brt_learning_rate": (lambda step: step.learning_rate, "learning rate of the last step"),
-    "brt_tokens_total": (lambda step: step.tokens, "tokens with a target that were trained on"),
-    "brt_tokens_per_second": (lambda step: step.tokens_per_second, "tokens with a target in a second"),
+    "brt_tokens_total": (lambda step: step.tokens, "tokens with a target trained on so far"),
+    "brt_tokens_per_second": (lambda step: step.tokens_per_second, "tokens with a target per second"),
     "brt_step_seconds": (lambda step: step.step_seconds, "duration of the last step"),
-    "brt_data_wait_seconds": (lambda step: step.data_wait_seconds, "of which waiting for data"),
+    "brt_data_wait_seconds": (lambda step: step.data_wait_seconds, "time of the last step spent waiting for data"),
 }
 
 
@@ -36,7 +36,7 @@ _HELP = {metric: text for metric, (_, text) in _STEP.items()} | _OTHER
 
 
 class Runs(Collector):
-    """Follows the events of `runs`; every collection reads what is new."""
+    """Collects the metrics of `runs`; each collection reads the new events."""
 
     def __init__(self, runs: Sequence[Path]) -> None:
         self._followed = [(run, EventReader(run), History()) for run in runs]

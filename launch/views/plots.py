@@ -1,4 +1,4 @@
-"""Pictures of a run, from its events."""
+"""Plots of a run, from its events."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ _COLOURS = {"train": "#1f5fa8", "validation": "#c2571a"}
 
 
 def plot_loss(run: Path, title: str = "") -> Path | None:
-    """Draw RUN/plots/loss.png: bits/token over steps, evaluations marked.  None when there is nothing to draw."""
+    """Draw RUN/plots/loss.png: bits/token over steps, with evaluations.  Returns None if there is nothing to draw."""
     history = History.read(run)
     bits_of = {step: event.bits_per_token for step, event in history.steps.items() if event.bits_per_token is not None}
     if not bits_of:

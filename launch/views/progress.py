@@ -1,4 +1,4 @@
-"""What people see while a run trains: a live line on a terminal, plain lines elsewhere.  Reads the events only."""
+"""The progress of a run: a live line on a terminal, plain lines elsewhere.  Reads only the events."""
 
 import time
 from collections import deque
@@ -17,10 +17,13 @@ _SPEED_WINDOW = 50  # steps whose mean speed makes the forecast
 _PLAIN_SECONDS = 10.0  # between plain lines
 
 
-class Progress:
-    """Follows a run from now on: call `update` often, it is cheap; `close` at the end.
+class ProgressLine:
+    """Shows the progress of a run.  Call `update` often, it is cheap, and `close` at the end.
 
-    run: run directory.  steps: of the whole run.  console: where to show it (standard error).
+    Args:
+        run: run directory.
+        steps: of the whole run.
+        console: where to show it (standard error).
     """
 
     def __init__(self, run: Path, steps: int, console: "Console", clock: Callable[[], float] = time.time) -> None:
@@ -35,7 +38,7 @@ class Progress:
         self._begun = clock()
 
     def update(self) -> None:
-        """Take in new events and show them."""
+        """Read new events and show them."""
         events = self.read()
         if self._console.is_terminal:
             self._show_live()
@@ -43,7 +46,7 @@ class Progress:
             self._show_plain(events)
 
     def read(self) -> list[Event]:
-        """Take in new events without showing them."""
+        """Read new events without showing them."""
         events = self._reader.read()
         self.history.add(events)
         for event in events:
@@ -61,7 +64,7 @@ class Progress:
             self._live = None
 
     def seconds_left(self) -> float | None:
-        """Forecast from the mean speed of the last steps, evaluations and saving in between included."""
+        """Estimate from the mean speed of the last steps, including evaluations and saves between them."""
         if len(self._times) < 2:
             return None
         (first, begin), (last, end) = self._times[0], self._times[-1]
@@ -132,11 +135,13 @@ class Progress:
 
 
 def describe(event: Event) -> str:
-    """An event as one line; empty for those, steps too, that have none."""
+    """An event as one line; empty for steps and other events that are not announced."""
     match event:
         case AttemptEvent():
             layout = layout_text(event.layout)
-            return f"attempt {event.attempt}: {event.world_size} processes ({layout}), from step {event.start_step}"
+            return f"attempt {event.attempt}: {event.world_size} processes ({layout}), " + (
+                f"resumed after step {event.start_step}" if event.start_step else "from the start"
+            )
         case EvaluationEvent():
             bits = number(event.bits_per_token, ".3f")
             return f"step {event.step}: {event.dataset}, memory {event.memory}: {bits} bits/token"

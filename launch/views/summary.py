@@ -1,4 +1,4 @@
-"""The last words of an attempt, and what `brt status` says."""
+"""The summary that `brt train` and `brt status` print."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def summary(outcome: Mapping[str, Any]) -> str:
-    """Text for people from `Outcome.to_json()` or `brt status --json`."""
+    """The summary as text, from `Outcome.to_json()` or `brt status --json`."""
     lines = []
     if outcome.get("detail"):
-        lines += [f"--- rank {outcome['failed_rank']} said", *str(outcome["detail"]).splitlines(), "---"]
+        lines += [f"--- error of rank {outcome['failed_rank']}", *str(outcome["detail"]).splitlines(), "---"]
     lines.append(
         f"{outcome['verdict']}: {outcome['reason']}" if outcome["reason"] != outcome["verdict"] else "finished"
     )

@@ -1,4 +1,4 @@
-"""Checkpoints as text for people."""
+"""Tables of checkpoints."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ def when(seconds: float | None) -> str:
 
 
 def size(count: int | None) -> str:
-    """Bytes in a unit that suits them."""
+    """A number of bytes in a readable unit."""
     if count is None:
         return "-"
     unit = min(int(math.log10(max(count, 1))) // 3, len(_UNITS) - 1)

@@ -1,4 +1,4 @@
-"""`brt status --watch`: a run while it goes on, from the files of its directory alone."""
+"""`brt status --watch`: a live view of a run, from the files of its directory alone."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.run.attempt_record import read_attempts
 from launch.run.claim import launcher_of
-from launch.views.progress import Progress, duration
+from launch.views.progress import ProgressLine, duration
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -19,7 +19,7 @@ _WIDTH = 60  # characters of the curve
 
 
 def sparkline(values: list[float], width: int = _WIDTH) -> str:
-    """Values as a line of bars, the mean of equal stretches where there are more than `width`."""
+    """Values as a line of at most `width` bars, each the mean of an equal stretch of values."""
     if not values:
         return ""
     size = max(len(values) / width, 1.0)
@@ -33,14 +33,16 @@ def sparkline(values: list[float], width: int = _WIDTH) -> str:
 
 
 class Watch:
-    """What is shown, made anew from new events at each `update`.
+    """What is shown of a run; `update` reads new events.
 
-    run: its directory.  steps: of the whole run.
+    Args:
+        run: its directory.
+        steps: of the whole run.
     """
 
     def __init__(self, run: Path, steps: int, console: "Console", clock: Callable[[], float] = time.time) -> None:
         self._run, self._console, self._clock = run, console, clock
-        self.progress = Progress(run, steps, console, clock)
+        self.progress = ProgressLine(run, steps, console, clock)
 
     def update(self) -> None:
         self.progress.read()
@@ -51,12 +53,12 @@ class Watch:
 
     @property
     def is_over(self) -> bool:
-        """The last attempt has ended, and another one was not decided on; or its launcher is gone."""
+        """Whether the last attempt ended and none follows, or its launcher is gone."""
         return self.is_lost or self._has_ended
 
     @property
     def is_lost(self) -> bool:
-        """The launcher was killed before it could say how the attempt ended, or which one follows."""
+        """Whether the launcher was killed before it recorded how the attempt ended or what follows."""
         records = self.records
         return bool(records) and not self._has_ended and launcher_of(self._run, records[-1]) == "gone"
 
@@ -87,9 +89,9 @@ class Watch:
             what = f": {record['reason']}" if record.get("reason") and record["reason"] != verdict else ""
             found.append((f"attempt {record.get('attempt')}", f"{verdict}{what}  [{nodes}]"))
         if not self.records:
-            found.append(("", "not begun yet; waiting for the first attempt"))
+            found.append(("", "not started yet; waiting for the first attempt"))
         elif self.is_lost:
-            found.append(("launcher", "gone, it was killed; the same command goes on from the last checkpoint"))
+            found.append(("launcher", "was killed; run the same command again to resume from the last checkpoint"))
         return found
 
     def render(self) -> "RenderableType":
@@ -103,14 +105,14 @@ class Watch:
 
 
 def watch(run: Path, steps: int, console: "Console") -> None:
-    """Show the run until it is over or the user has seen enough; on something that is no terminal, a line at times."""
+    """Show the run until it is over or the user presses Ctrl-C; without a terminal, print a line now and then."""
     view = Watch(run, steps, console)
     if console.is_terminal:
         from rich.live import Live
 
         with Live(view.render(), console=console, auto_refresh=False) as live:
             while True:
-                over = view.is_over  # before reading: then what is shown last is all there is
+                over = view.is_over  # before reading, so that the last view is complete
                 view.update()
                 live.update(view.render(), refresh=True)
                 if over:

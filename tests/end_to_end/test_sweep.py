@@ -49,7 +49,7 @@ def test_combinations_that_cannot_run_are_refused_before_any_is_started(config: 
         brt_sweep(config, *GRID, "--grid", "model.head_dim=8,16", "--grid", "data.segment=16,20")
     )
     assert code == 10 and "Traceback" not in errors
-    assert "4 of 8 runs could not be trained; none was started" in found["error"]
+    assert "4 of 8 runs cannot be trained; none was started" in found["error"]
     assert "learning_rate=0.001,head_dim=16,segment=20" in found["error"]
     assert not (config.parent / "sweep").exists()
     code, found, _ = finish(brt_sweep(config, *GRID, "--dry-run"))

@@ -10,7 +10,7 @@ from rich.console import Console
 from brt_dist.events import EvaluationEvent, Event, EventReader, StepEvent, from_json, read_events
 from launch.run.history import History
 from launch.views.plots import plot_loss
-from launch.views.progress import Progress, duration
+from launch.views.progress import ProgressLine, duration
 from launch.views.summary import evaluation_table
 from pipelines.tables import text_of
 
@@ -90,7 +90,7 @@ def test_after_a_resume_the_later_line_wins_and_what_was_lost_is_gone() -> None:
 def test_plain_progress_and_the_time_that_is_left(tmp_path: Path) -> None:
     now = [1000.0]
     output = io.StringIO()
-    progress = Progress(tmp_path, 100, Console(file=output, width=200), clock=lambda: now[0])
+    progress = ProgressLine(tmp_path, 100, Console(file=output, width=200), clock=lambda: now[0])
     progress.update()
     assert output.getvalue() == "" and "starting 0:00" in progress.line()
     append(tmp_path, attempt(1, 10, at=1000.0), step(11, 1002.0), step(12, 1004.0))
@@ -103,7 +103,7 @@ def test_plain_progress_and_the_time_that_is_left(tmp_path: Path) -> None:
     progress.update()
     assert progress.seconds_left() == 88 * 2.0
     lines = output.getvalue().splitlines()
-    assert lines[0] == "attempt 1: 2 processes (tensor=2 data=1), from step 10"
+    assert lines[0] == "attempt 1: 2 processes (tensor=2 data=1), resumed after step 10"
     assert "step 12: saved checkpoints/x in 1.0 s" in lines
     assert lines[-1] == (
         "step 12/100  loss 1.0000  bits/token 1.443  tokens/s 1,234  left 2:56  "
@@ -120,7 +120,7 @@ def test_plain_progress_and_the_time_that_is_left(tmp_path: Path) -> None:
 def test_live_progress_on_a_terminal(tmp_path: Path) -> None:
     output = io.StringIO()
     console = Console(file=output, width=120, force_terminal=True)
-    progress = Progress(tmp_path, 10, console)
+    progress = ProgressLine(tmp_path, 10, console)
     append(tmp_path, attempt(1, 0, at=1.0), step(1, 2.0), step(2, 3.0))
     progress.update()
     progress.close()

@@ -133,7 +133,7 @@ time.sleep(600)
     wait_for(lambda: not any(alive(pid) for pid in pids), "the programs to be gone")
 
 
-def test_the_command_dies_with_its_guard(tmp_path: Path) -> None:
+def test_the_command_dies_with_its_reaper(tmp_path: Path) -> None:
     """Ray's workers kill their children, which are the guards, when they end."""
     processes = start(tmp_path, STUBBORN)
     log = tmp_path / "logs" / "0.log"

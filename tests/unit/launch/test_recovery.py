@@ -91,7 +91,7 @@ def test_a_divergence_leaves_out_the_steps_that_led_to_it() -> None:
     assert run.ends(ExitCode.DIVERGED, at=14).action == "rollback"
     assert [run.adjustments.skips(step) for step in range(10, 17)] == [False, False, True, True, True, False, False]
     decision = run.ends(ExitCode.DIVERGED, at=11)  # never before what is saved
-    assert decision.why == "back to step 10, then without step 11" and run.adjustments.skips(11)
+    assert decision.why == "resume after step 10 and skip step 11" and run.adjustments.skips(11)
     assert run.ends(ExitCode.DIVERGED, at=15).action == "stop"
 
 
@@ -170,7 +170,7 @@ def test_hangs(tmp_path: Path) -> None:
     assert after(5) is None and after(99) is None
     beat(tmp_path, "training", 0.1, 2.0)
     assert after(1) is None and after(9.9) is None
-    assert after(0.2) == "no step for 0:10, where one usually takes 0.1 s"
+    assert after(0.2) == "no step for 0:10; a step usually takes 0.1 s"
     beat(tmp_path, "training", 3.0, 3.0)  # slow steps: twenty times that
     assert after(1) is None and after(59) is None and after(2) is not None
     beat(tmp_path, "evaluating", 3.0, 4.0)

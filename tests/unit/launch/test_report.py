@@ -207,10 +207,10 @@ def test_a_launcher_that_was_killed_is_told_and_ends_the_watching(tmp_path: Path
     with claimed(run):  # as a launcher does
         assert not view.is_over and "launcher" not in dict(view.lines())
         assert json.loads(CliRunner().invoke(brt, ["status", str(run), "--json"]).stdout)["verdict"] == "running"
-    assert view.is_over and dict(view.lines())["launcher"].startswith("gone, it was killed")
+    assert view.is_over and dict(view.lines())["launcher"].startswith("was killed")
     done = CliRunner().invoke(brt, ["status", str(run), "--watch"])
     assert done.exit_code == 0 and "launcher: gone" in done.stderr
-    assert done.stdout.startswith("launcher_gone: attempt 2, step 40 of 40; the same command, or brt resume, goes on")
+    assert done.stdout.startswith("launcher_gone: attempt 2, step 40 of 40; run the same command again, or brt resume")
 
 
 def test_a_run_that_has_not_begun_is_waited_for(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_run_that_has_not_begun_is_waited_for(tmp_path: Path) -> None:
     run.mkdir()
     (run / "config.yaml").write_text(CONFIG.format(data=tmp_path, run=run, name="new"))
     view = Watch(run, 40, Console())
-    assert not view.is_over and ("", "not begun yet; waiting for the first attempt") in view.lines()
+    assert not view.is_over and ("", "not started yet; waiting for the first attempt") in view.lines()
     (tmp_path / "other").mkdir()
     for part in write_run(tmp_path / "other").iterdir():
         if part.name != "config.yaml":

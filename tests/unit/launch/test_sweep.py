@@ -58,7 +58,7 @@ def test_names_are_as_many_as_combinations(grid: dict[str, list[str]]) -> None:
         (["model.widht=64"], "nearest: model.width"),
         (["run.directory=a,b"], "run.directory is the same for all"),
         (["model.width=64", "model.width=128"], "given twice"),
-        (["model.width=64,64"], "takes a value twice"),
+        (["model.width=64,64"], "has the same value twice"),
     ],
 )
 def test_a_wrong_grid_is_refused(given: list[str], told: str) -> None:
@@ -67,10 +67,10 @@ def test_a_wrong_grid_is_refused(given: list[str], told: str) -> None:
 
 
 def test_the_record_grows_and_knows_the_best(tmp_path: Path) -> None:
-    sweep = Sweep.begun(tmp_path, 'it\'s "a" sweep')
+    sweep = Sweep.open(tmp_path, 'it\'s "a" sweep')
     assert "'" not in sweep.identity and sweep.identity.startswith("it_s _a_ sweep-")
     sweep.add(points(axes(["model.width=64,128"])))
-    again = Sweep.begun(tmp_path, "another name")
+    again = Sweep.open(tmp_path, "another name")
     again.add(points(axes(["model.width=128,256"])))
     assert again.identity == sweep.identity and list(again.runs) == ["width=64", "width=128", "width=256"]
     for name, bits, verdict in (
@@ -95,5 +95,5 @@ def test_the_record_grows_and_knows_the_best(tmp_path: Path) -> None:
     assert [line.split()[0] for line in lines] == ["model.width", "64", "128", "256"]
     assert [line.endswith("best") for line in lines] == [False, False, True, False]
     (tmp_path / "sweep.json").write_text("{")
-    with pytest.raises(ConfigError, match="remove it to begin the sweep anew"):
+    with pytest.raises(ConfigError, match="remove it to start the sweep from scratch"):
         Sweep.read(tmp_path)

@@ -18,7 +18,7 @@ from launch.run.redact import redact
 from launch.run.submission import Submission
 from launch.tracking import facts
 from launch.tracking.mlflow_run import shown_place
-from launch.tracking.rows import Row, Tag, Text, rows, system_rows
+from launch.tracking.rows import Row, Tag, TextFile, rows, system_rows
 from launch.tracking.state import SyncState
 from launch.tracking.uri import fingerprint, page_command, tracking_uri
 
@@ -72,7 +72,7 @@ def test_what_guards_and_carried_states_tell_are_curves_too() -> None:
 def test_samples_are_text_files() -> None:
     made = {"document": 3, "prompt": "Once upon", "text": " a time"}
     assert list(rows(parsed({"event": "sample", "time": 1.0, "attempt": 1, "step": 40, "samples": [made]}), {})) == [
-        Text("samples/step_00000040.txt", "document 3\nOnce upon\n>>>  a time\n")
+        TextFile("samples/step_00000040.txt", "document 3\nOnce upon\n>>>  a time\n")
     ]
 
 
@@ -174,7 +174,7 @@ def test_whatever_is_trained_again_no_step_is_sent_twice(attempts: list[tuple[in
         events += [{**step(at, number + at / 10, loss=float(number)), "attempt": number} for at in again]
         trained |= dict.fromkeys(again, float(number))
     sent: dict[str, int] = {}
-    found: list[Row | Tag | Text] = []
+    found: list[Row | Tag | TextFile] = []
     while events:
         count = data.draw(st.integers(1, len(events)))
         found += rows(parsed(*events[:count]), sent)
