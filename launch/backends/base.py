@@ -1,7 +1,7 @@
-"""What a backend is: its section of the config, its rules, and how it submits, watches and stops a run.
+"""The contract of a backend: its section of the config, its rules, and how it submits, watches and stops a run.
 
-A backend is one file in this folder and one line in `brt_dist/kinds.py`.  The config imports that file to make the
-section `launch.NAME`, so at its top level it imports neither the schema nor anything heavy.
+A backend is one file in this folder and one line in `brt_dist/kinds.py`.  The config imports that file to build the
+section `launch.NAME`, so its top level must import neither the schema nor anything heavy.
 """
 
 from abc import ABC, abstractmethod
@@ -21,10 +21,10 @@ class Backend(ABC):
     """One way to get nodes.
 
     Attributes:
-        section: the keys below `launch.NAME`, None if it needs none.
-        joins_cluster: it can use a Ray cluster that already runs (`launch.ray_address`) instead of starting its own.
-        shares_folders: its nodes see the folders of the machine that submits, so datasets can be checked there.
-        hides_config: nobody else can read what is submitted, so the config may hold a password.
+        section: the keys below `launch.NAME`, None if it has none.
+        joins_cluster: it can join a running Ray cluster (`launch.ray_address`) instead of starting its own.
+        shares_folders: its nodes share the folders of the submitting machine, so datasets can be checked there.
+        hides_config: nobody else can read what is submitted, so the config may contain a password.
     """
 
     section: ClassVar[type[Section] | None] = None
@@ -34,19 +34,19 @@ class Backend(ABC):
 
     @classmethod
     def broken_rules(cls, config: "Config") -> Iterator[str]:
-        """One message for each rule that `config` breaks; looks at nothing but `config`."""
+        """One message per rule that `config` breaks; depends on nothing but `config`."""
         yield from ()
 
     @classmethod
     def broken_on_submit(cls, config: "Config") -> Iterator[str]:
-        """One message for each thing that only the machine that submits can tell to be wrong."""
+        """One message per problem that only the submitting machine can detect."""
         yield from ()
 
-    # All of the following raise PlatformError when the other side cannot be reached, or refuses.
+    # All of the following raise PlatformError if the backend cannot be reached or refuses.
 
     @abstractmethod
     def render(self, job: Job) -> str:
-        """Exactly the text that `submit` applies.  Holds no secret."""
+        """The exact text that `submit` applies.  Contains no secret."""
 
     @abstractmethod
     def submit(self, job: Job) -> Submission:
@@ -54,7 +54,7 @@ class Backend(ABC):
 
     @abstractmethod
     def state(self, record: Submission) -> State:
-        """Where the job stands now."""
+        """The current state of the job."""
 
     @abstractmethod
     def log(self, record: Submission, run: Path) -> Iterator[str]:
@@ -62,4 +62,4 @@ class Backend(ABC):
 
     @abstractmethod
     def stop(self, record: Submission, run: Path) -> None:
-        """Ask the run to save and end, or take it from the queue.  Returns at once."""
+        """Ask the run to save and stop, or remove it from the queue.  Returns at once."""

@@ -1,4 +1,4 @@
-"""Programs of a cluster (sbatch, kubectl, ...): called with clear errors instead of exceptions of subprocess."""
+"""Calls programs of a cluster (sbatch, kubectl, ...) with clear errors instead of subprocess exceptions."""
 
 import subprocess
 from collections.abc import Sequence
@@ -9,9 +9,15 @@ _SECONDS = 60.0
 
 
 def call(command: Sequence[str], *, text: str | None = None, what: str) -> str:
-    """Standard output of `command`, which gets `text` as its input.
+    """Run a command and return its standard output.
 
-    what: for the message, such as "submit to Slurm".  PlatformError: it is not there, fails, or takes a minute.
+    Args:
+        command: the program and its arguments.
+        text: its standard input.
+        what: what it does, for the message, such as "submit to Slurm".
+
+    Raises:
+        PlatformError: it is not installed, fails, or takes longer than a minute.
     """
     try:
         done = subprocess.run(
@@ -24,10 +30,11 @@ def call(command: Sequence[str], *, text: str | None = None, what: str) -> str:
             check=False,
         )
     except FileNotFoundError:
-        raise PlatformError(f"cannot {what}: there is no {command[0]} on this machine") from None
+        raise PlatformError(f"cannot {what}: {command[0]} is not installed on this machine") from None
     except subprocess.TimeoutExpired:
-        raise PlatformError(f"cannot {what}: {command[0]} gave no answer for {_SECONDS:g} s") from None
+        raise PlatformError(f"cannot {what}: {command[0]} did not answer within {_SECONDS:g} s") from None
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise PlatformError(f"cannot {what}: {' '.join(said[-3:]) or f'{command[0]} ended with {done.returncode}'}")
+        reason = " ".join(said[-3:]) or f"{command[0]} exited with code {done.returncode}"
+        raise PlatformError(f"cannot {what}: {reason}")
     return done.stdout

@@ -1,4 +1,4 @@
-"""A run as a backend is given it, and where its submissions keep their files."""
+"""A job: a run as it is passed to a backend, and where its submissions keep their files."""
 
 import os
 import re
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What a backend is given: the resolved config of a run, how often the run was submitted (from 1), and when."""
+    """What is passed to a backend.
+
+    Attributes:
+        config: the resolved config of the run.
+        number: of the submission, from 1.
+        created: unix time.
+    """
 
     config: "Config"
     number: int
@@ -29,7 +35,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """RUN/submissions/NNN: what belongs to this submission alone (its log, token and address of its cluster)."""
+        """RUN/submissions/NNN: the files of this submission (its log, the token and address of its cluster)."""
         return RunDirectory(self.run).submission_folder(self.number)
 
     @property
@@ -41,7 +47,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        """The run's name in the letters that every backend allows: at most 40 of a-z, 0-9 and -."""
+        """The run's name in characters that every backend allows: at most 40 of a-z, 0-9 and -."""
         return re.sub(r"[^a-z0-9]+", "-", self.config.run.name.lower())[:40].strip("-") or "run"
 
     def submitted(self, name: str, **details: str) -> Submission:
@@ -55,16 +61,16 @@ class Job:
 
 
 def private_folder(folder: Path) -> None:
-    """Make `folder` for its owner alone: a token may lie in it."""
+    """Create `folder` with access for its owner only, since it may hold a token."""
     folder.mkdir(parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
 
 
 def chunks(path: Path) -> Iterator[str]:
-    """The content of a log, in chunks; nothing where there is none yet."""
+    """The content of a log, in chunks; nothing if it does not exist yet."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            while piece := file.read(1 << 16):
-                yield piece
+            while chunk := file.read(1 << 16):
+                yield chunk
     except FileNotFoundError:
         return

@@ -26,33 +26,33 @@ _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTP]i?)?$")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
 
-# An empty mapping in YAML is read like a section without keys.
+# YAML reads an empty mapping like a section without keys.
 Texts = Annotated[dict[str, str], BeforeValidator(lambda given: {} if given is None else given)]
 
 
 class KubernetesConfig(Section):
     """A RayJob for the KubeRay operator."""
 
-    context: str | None = Field(None, description="context of kubectl; none: the current one")
-    namespace: str = Field("default", min_length=1, description="where the job is made")
+    context: str | None = Field(None, description="kubectl context; unset: the current one")
+    namespace: str = Field("default", min_length=1, description="namespace of the job")
     image: str | None = Field(None, description="container image with brt_dist (see cluster/Dockerfile)")
-    image_pull_secrets: tuple[str, ...] = Field((), description="names of secrets for the image's registry")
+    image_pull_secrets: tuple[str, ...] = Field((), description="names of the secrets for the image's registry")
     service_account: str | None = Field(None, description="service account of the pods")
     cpus: str = Field("8", min_length=1, description="CPUs of a node's pod")
     memory: str = Field("64Gi", min_length=1, description="memory of a node's pod")
     shared_memory: str = Field("16Gi", min_length=1, description="size of /dev/shm, part of the pod's memory")
     gpu_resource: str = Field("nvidia.com/gpu", min_length=1, description="name of the resource that counts GPUs")
-    node_selector: Texts = Field({}, description="labels that a machine must have")
-    tolerations: tuple[str, ...] = Field((), description="keys of taints that are tolerated")
-    volumes: Texts = Field({}, description="path in the pod to the name of a persistent volume claim")
-    secret_environment: Texts = Field({}, description="environment variable to SECRET/KEY")
-    token_secret: str | None = Field(None, description="secret with Ray's token; none: the operator makes one")
-    ttl_seconds: NonNegativeInt = Field(3600, description="how long a job that ended is kept")
-    retries: NonNegativeInt = Field(2, description="how often the operator starts the job again when it failed")
+    node_selector: Texts = Field({}, description="labels that a node must have")
+    tolerations: tuple[str, ...] = Field((), description="keys of the taints to tolerate")
+    volumes: Texts = Field({}, description="persistent volume claims by mount path in the pod")
+    secret_environment: Texts = Field({}, description="SECRET/KEY by environment variable")
+    token_secret: str | None = Field(None, description="secret with Ray's token; unset: the operator creates one")
+    ttl_seconds: NonNegativeInt = Field(3600, description="seconds for which a finished job is kept")
+    retries: NonNegativeInt = Field(2, description="how often the operator retries a failed job")
 
 
 class _Dumper(yaml.SafeDumper):
-    """Text of several lines as a block, so that people can read the config in the manifest."""
+    """Writes multi-line text as a block, which keeps the config in the manifest readable."""
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
@@ -63,7 +63,7 @@ _Dumper.add_representer(str, _text)
 
 
 class KubernetesBackend(Backend):
-    """The job is the name of the RayJob; `details` has its namespace and the context of kubectl."""
+    """The job is the name of the RayJob; `details` holds its namespace and the kubectl context."""
 
     section = KubernetesConfig
 
@@ -74,10 +74,10 @@ class KubernetesBackend(Backend):
             yield "launch.backend=kubernetes needs launch.kubernetes.image, built from cluster/Dockerfile"
         for name, value in (("namespace", there.namespace), ("token_secret", there.token_secret)):
             if value is not None and not _LABEL.match(value):
-                yield f"launch.kubernetes.{name}={value!r} must be lower case letters, digits and -, at most 63"
+                yield f"launch.kubernetes.{name}={value!r} must be at most 63 lower case letters, digits and -"
         for name in ("cpus", "memory", "shared_memory"):
             if not _QUANTITY.match(value := getattr(there, name)):
-                yield f"launch.kubernetes.{name}={value!r} is no quantity; examples: 8, 500m, 64Gi"
+                yield f"launch.kubernetes.{name}={value!r} is not a Kubernetes quantity; examples: 8, 500m, 64Gi"
         for variable, source in there.secret_environment.items():
             if not _VARIABLE.match(variable) or not re.match(r"[a-z0-9.-]+/[\w.-]+$", source):
                 yield f"launch.kubernetes.secret_environment: {variable}: {source!r} must be NAME: SECRET/KEY"
@@ -90,7 +90,7 @@ class KubernetesBackend(Backend):
         there = job.config.launch.of(KubernetesConfig)
         details = {"namespace": there.namespace, **({"context": there.context} if there.context else {})}
         record = job.submitted(_name(job), **details)
-        call([*_kubectl(record), "create", "--filename=-"], text=self.render(job), what="make the RayJob")
+        call([*_kubectl(record), "create", "--filename=-"], text=self.render(job), what="create the RayJob")
         return record
 
     def state(self, record: Submission) -> State:
@@ -110,12 +110,12 @@ class KubernetesBackend(Backend):
         return "running" if words[-1] == "RUNNING" else "queued"
 
     def log(self, record: Submission, run: Path) -> Iterator[str]:
-        # The operator submits from a pod of its own, which prints what `brt train` prints.
+        # The operator submits from its own pod, which prints what `brt train` prints.
         select = f"--selector=job-name={record.job}"
         yield call([*_kubectl(record), "logs", select, "--tail=-1"], what="read the log of the RayJob")
 
     def stop(self, record: Submission, run: Path) -> None:
-        # Suspending ends the pods with SIGTERM, on which the run saves, and keeps the job for its log.
+        # Suspending sends SIGTERM to the pods, so the run saves, and keeps the job and its log.
         patch = '--patch={"spec":{"suspend":true}}'
         call([*_kubectl(record), "patch", "rayjob", record.job, "--type=merge", patch], what="stop the RayJob")
 
@@ -135,7 +135,7 @@ def _pod_volumes(config: "Config") -> Iterator[str]:
     named += [("data.mixture" if data.mixture else "data.dataset", place) for place, _ in data.training]
     for key, folder in named:
         if isinstance(folder, Path) and not any(folder.is_relative_to(path) for path in volumes):
-            yield f"{key}={folder} is on no volume of the pods; they have {', '.join(sorted(volumes))}"
+            yield f"{key}={folder} is not on a volume of the pods, which are {', '.join(sorted(volumes))}"
 
 
 def _kubectl(record: Submission) -> list[str]:
@@ -234,7 +234,7 @@ def _pod(job: Job, name: str) -> dict[str, Any]:
                 for index, claim in enumerate(claims)
             ),
         ],
-        "terminationGracePeriodSeconds": 600,  # a checkpoint takes its time
+        "terminationGracePeriodSeconds": 600,  # saving a checkpoint takes time
     }
     if there.node_selector:
         pod["nodeSelector"] = dict(there.node_selector)

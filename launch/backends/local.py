@@ -1,4 +1,4 @@
-"""This machine: `brt train` in a session of its own, which outlives the terminal."""
+"""This machine: `brt train` in its own session, which survives the terminal."""
 
 import os
 import shlex
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class LocalBackend(Backend):
-    """The job is a process: `job` is its number, `details["start"]` tells it from a later one of the same number."""
+    """The job is a process: `job` is its id, and `details["start"]` tells it from a later process with the same id."""
 
     joins_cluster = True
     shares_folders = True
@@ -34,7 +34,7 @@ class LocalBackend(Backend):
         if launch.nodes > 1 and launch.ray_address is None:
             yield (
                 f"launch.nodes={launch.nodes} with launch.backend=local: this machine is one node; nearest: "
-                "launch.nodes=1, or the launch.ray_address of a cluster that has them"
+                "launch.nodes=1, or set launch.ray_address to a cluster that has them"
             )
 
     def render(self, job: Job) -> str:
@@ -67,7 +67,7 @@ class LocalBackend(Backend):
     def stop(self, record: Submission, run: Path) -> None:
         state = self.state(record)
         if state == "unknown":
-            raise PlatformError(f"the run was submitted on {record.details.get('host')}: stop it from there")
+            raise PlatformError(f"the run was submitted on {record.details.get('host')}; stop it from there")
         if state == "running":
             with suppress(ProcessLookupError):
                 os.kill(int(record.job), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""A Ray cluster that runs already: the job submission API of its dashboard."""
+"""A running Ray cluster, through the job submission API of its dashboard."""
 
 import json
 import os
@@ -29,20 +29,20 @@ _TAKEN_ALONG = ("*.py", "*.yaml", "*.toml", "*.json")
 
 
 class RayConfig(Section):
-    """A Ray cluster that runs already, by its job submission API."""
+    """A running Ray cluster, through its job submission API."""
 
     jobs_address: str | None = Field(None, description="URL of the cluster's dashboard, for example http://head:8265")
     token_file: Path | None = Field(
-        None, description="file with the cluster's token; none: RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token"
+        None, description="file with the cluster's token; unset: RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token"
     )
     working_directory: Path | None = Field(
-        None, description="folder with code that is shipped with the job; none: brt_dist is installed on the cluster"
+        None, description="folder with code to ship with the job; unset: brt_dist is installed on the cluster"
     )
-    python: str = Field("python", min_length=1, description="the interpreter on the cluster that has brt_dist")
+    python: str = Field("python", min_length=1, description="Python interpreter on the cluster that has brt_dist")
 
 
 class RayBackend(Backend):
-    """The job is a submission id; `details` has the address of the dashboard and the path of the token's file."""
+    """The job is a submission id; `details` holds the address of the dashboard and the path of the token file."""
 
     section = RayConfig
 
@@ -101,7 +101,7 @@ class RayBackend(Backend):
 
 
 def _request(job: Job) -> dict[str, Any]:
-    """Arguments of Ray's `submit_job`, without the folder that is shipped."""
+    """Arguments of Ray's `submit_job`, except the shipped folder."""
     ray = job.config.launch.of(RayConfig)
     command = [ray.python, "-m", "launch.cli", "train", _CONFIG, "--ray-address", "auto"]
     return {
@@ -113,7 +113,7 @@ def _request(job: Job) -> dict[str, Any]:
 
 
 def _copy_code(source: Path, target: Path) -> None:
-    """Python files and their settings, and nothing that is hidden, large or data: Ray ships at most a few 100 MB."""
+    """Copy Python files and their settings, but no hidden files and no data: Ray ships at most a few 100 MB."""
 
     def left_out(folder: str, names: list[str]) -> set[str]:
         kept = {name for name in names if os.path.isdir(os.path.join(folder, name)) and not name.startswith(".")}
@@ -148,10 +148,11 @@ def _client(address: str, token: Path | None) -> Iterator[Any]:
 
 @contextmanager
 def _clear(address: str, what: str) -> Iterator[None]:
-    """Ray's many exceptions as one message."""
+    """Turn any of Ray's exceptions into one message."""
     try:
         yield
     except Exception as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        hint = "; is launch.ray.token_file the cluster's token?" if "401" in said or "token" in said.lower() else ""
+        refused = "401" in said or "token" in said.lower()
+        hint = "; does launch.ray.token_file hold the cluster's token?" if refused else ""
         raise PlatformError(f"Ray at {address}: cannot {what}: {said}{hint}") from None

@@ -26,7 +26,7 @@ _END = "END_OF_BRT_JOB"
 _QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "REQUEUE_FED", "SPECIAL_EXIT")
 _RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING")
 _SIZE = re.compile(r"\d+[KMGT]?$")
-# Options of sbatch that the launcher gives itself.
+# Options of sbatch that the launcher sets itself.
 _TAKEN: tuple[str, ...] = (
     "--nodes",
     "-N",
@@ -43,29 +43,33 @@ _TAKEN += ("--no-requeue", "--array", "-a", "--job-name", "-J", "--parsable", "-
 
 
 class SlurmConfig(Section):
-    """An allocation of Slurm, in which a Ray cluster is started."""
+    """A Slurm allocation, in which a Ray cluster is started."""
 
-    partition: str | None = Field(None, description="as for sbatch")
-    account: str | None = Field(None, description="as for sbatch")
-    qos: str | None = Field(None, description="as for sbatch")
-    constraint: str | None = Field(None, description="as for sbatch")
-    cpus_per_node: PositiveInt | None = Field(None, description="CPUs asked of a node; none: all of it (--exclusive)")
-    memory: str | None = Field(None, description="memory asked of a node, for example 200G; none: Slurm's default")
-    options: tuple[str, ...] = Field((), description="further options of sbatch, for example [--reservation=june]")
+    partition: str | None = Field(None, description="sbatch option of the same name")
+    account: str | None = Field(None, description="sbatch option of the same name")
+    qos: str | None = Field(None, description="sbatch option of the same name")
+    constraint: str | None = Field(None, description="sbatch option of the same name")
+    cpus_per_node: PositiveInt | None = Field(
+        None, description="CPUs requested per node; unset: the whole node (--exclusive)"
+    )
+    memory: str | None = Field(None, description="memory requested per node, for example 200G; unset: Slurm's default")
+    options: tuple[str, ...] = Field((), description="more options for sbatch, for example [--reservation=june]")
     setup: tuple[str, ...] = Field((), description="shell lines that run first in the job, for example [module load x]")
     container: tuple[str, ...] = Field(
-        (), description="words before each command on a node, for example [apptainer, exec, --nv, image.sif]"
+        (), description="prefix of each command on a node, for example [apptainer, exec, --nv, image.sif]"
     )
-    interface: str | None = Field(None, description="network interface between the nodes; none: that of the host name")
+    interface: str | None = Field(None, description="network interface between the nodes; unset: that of the host name")
     listen: Literal["address", "all"] = Field(
         "address", description="what Ray listens on: the node's address (needs a C compiler there), or all interfaces"
     )
-    notice_seconds: PositiveInt = Field(300, description="how long before the time limit the run saves and is requeued")
-    requeue: bool = Field(True, description="queue the job again when it was preempted or ran into its time limit")
+    notice_seconds: PositiveInt = Field(
+        300, description="seconds before the time limit when the run saves and is requeued"
+    )
+    requeue: bool = Field(True, description="requeue the job after preemption or at its time limit")
 
 
 class SlurmBackend(Backend):
-    """The job is Slurm's number.  What is rendered is a shell script that calls sbatch, and it is run as it is."""
+    """The job is Slurm's job number.  It is submitted by running the rendered shell script, which calls sbatch."""
 
     section = SlurmConfig
     shares_folders = True
@@ -77,18 +81,18 @@ class SlurmBackend(Backend):
         for option in slurm.options:
             name = option.split("=", 1)[0]
             if not name.startswith("-"):
-                yield f"launch.slurm.options: {option!r} is no option; write it as one word, such as --reservation=june"
+                yield f"launch.slurm.options: {option!r} is not an option; an example of one is --reservation=june"
             elif name in _TAKEN:
-                yield f"launch.slurm.options: {name} is given by brt submit itself; leave it out"
+                yield f"launch.slurm.options: {name} is set by brt submit itself; remove it"
         if limit is not None and slurm.notice_seconds >= limit:
             yield (
                 f"launch.slurm.notice_seconds={slurm.notice_seconds} is not less than launch.time_limit, {limit} s: "
-                f"the run would be stopped as it starts; nearest: launch.slurm.notice_seconds={max(limit // 4, 1)}"
+                f"the run would be stopped at once; nearest: launch.slurm.notice_seconds={max(limit // 4, 1)}"
             )
         if slurm.memory is not None and not _SIZE.match(slurm.memory):
-            yield f"launch.slurm.memory={slurm.memory!r} must be a number and one of K, M, G, T, such as 200G"
+            yield f"launch.slurm.memory={slurm.memory!r} must be a number with an optional K, M, G or T, such as 200G"
         if slurm.interface is not None and not re.match(r"[\w.@:-]+$", slurm.interface):
-            yield f"launch.slurm.interface={shlex.quote(slurm.interface)} is no name of a network interface"
+            yield f"launch.slurm.interface={shlex.quote(slurm.interface)} is not the name of a network interface"
 
     def render(self, job: Job) -> str:
         return f"{shlex.join(_sbatch(job))} <<'{_END}'\n{_script(job)}{_END}\n"
@@ -104,7 +108,7 @@ class SlurmBackend(Backend):
         try:
             found = call(["squeue", "--noheader", f"--jobs={record.job}", "--format=%T"], what="ask Slurm").strip()
         except PlatformError as error:
-            if "nvalid job id" in str(error):  # it ended some minutes ago
+            if "nvalid job id" in str(error):  # it ended several minutes ago
                 return "ended"
             raise
         state = found.splitlines()[0].strip() if found else ""
@@ -121,12 +125,12 @@ class SlurmBackend(Backend):
         if state == "queued":
             call(["scancel", record.job], what="cancel the Slurm job")
         else:
-            # To the script alone, which passes it on, waits for the checkpoint, and gives the nodes back.
+            # Only to the script, which passes it on, waits for the checkpoint and releases the nodes.
             call(["scancel", "--batch", "--signal=TERM", record.job], what="stop the Slurm job")
 
 
 def _sbatch(job: Job) -> list[str]:
-    """The call of sbatch.  Options are words of a command line, so no value can end a line or start another."""
+    """The sbatch command.  Options are words of a command line, so no value can end a line or start another."""
     launch, slurm = job.config.launch, job.config.launch.of(SlurmConfig)
     options = {
         "job-name": f"brt {job.config.run.name}",
@@ -200,7 +204,7 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$folder/token"
 asked=0 train=0
 trap 'asked=1; [ "$train" != 0 ] && kill -TERM "$train" 2>/dev/null' TERM
 
-# One task a node; each is a node of the cluster, and the first one its head.
+# One task per node; each is a node of the cluster, and the first one is its head.
 srun --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c 'exec "$@" --node "$SLURM_PROCID"' - \\
   {node} &
 cluster=$!
@@ -231,7 +235,7 @@ kill -TERM "$cluster" 2>/dev/null
 wait "$cluster"
 rm -f "$folder/token"
 if [ "$code" = 17 ] && [ "$requeue" = 1 ] && [ ! -e "$stopped" ]; then
-  echo "preempted: saved, and queued again"
+  echo "preempted: saved and requeued"
   scontrol requeue "$SLURM_JOB_ID" && sleep 60  # Slurm ends this script
 fi
 exit "$code"

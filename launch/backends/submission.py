@@ -1,4 +1,4 @@
-"""What `brt submit`, `resume`, `stop` and `logs` do, the same for every backend."""
+"""`brt submit`, `resume`, `stop` and `logs`, the same for every backend."""
 
 import json
 import os
@@ -25,10 +25,15 @@ from launch.train import check_with_data
 
 @dataclass(frozen=True)
 class Submitted:
-    """A submission that was made; in a dry run `record` is none, and `text` is what would have been applied.
+    """The result of a submission.
 
-    checkpoint: from which a resumed run goes on, by its manifest and the sizes of its files (the ranks compare the
-    digests too); none: it begins anew.  passed_over: newer ones, each with what is wrong with it.
+    Attributes:
+        run: the run directory.
+        text: what was applied, or would have been in a dry run.
+        record: the submission; None in a dry run.
+        checkpoint: from which a resumed run continues, judged by its manifest and the sizes of its files (the ranks
+            also compare digests); None: the run starts from scratch.
+        passed_over: newer checkpoints, each with what is wrong with it.
     """
 
     run: Path
@@ -48,12 +53,14 @@ class Submitted:
 
 
 def submit(sources: Sequence[Path | str], overrides: Sequence[str], *, dry_run: bool = False) -> Submitted:
-    """Give the run that the config describes to its backend (`launch.backend`); begun runs go on.
+    """Submit the run that the config describes to its backend (`launch.backend`); an existing run resumes.
 
-    Everything that can be known here is checked first.  A dry run writes nothing and talks to nobody.
+    Everything that can be checked here is checked first.  A dry run writes nothing and contacts nobody.
 
-    ConfigError, DataError: the run could not be trained.  PlatformError: the backend refuses, or the run is submitted
-    already.
+    Raises:
+        ConfigError: the run cannot be trained.
+        DataError: its datasets cannot be used.
+        PlatformError: the backend refuses, or the run is already submitted.
     """
     resolved = load(sources, overrides)
     resolved = replace(resolved, config=absolute(resolved.config))
@@ -76,21 +83,26 @@ def submit(sources: Sequence[Path | str], overrides: Sequence[str], *, dry_run: 
 
 
 def resume(run: Path, overrides: Sequence[str], *, allow: Sequence[str] = (), dry_run: bool = False) -> Submitted:
-    """Submit the run in `run` again: it goes on from its newest checkpoint that is whole.
+    """Submit the run in `run` again; it resumes from its newest complete checkpoint.
 
-    allow: settings that may differ from those of the run although it is another one then (see config.changes).
+    Args:
+        run: the run directory.
+        overrides: `key=value` settings, which win over the run's config.
+        allow: keys that may differ from the run's although that makes it a different run (see config.changes).
+        dry_run: write nothing and contact nobody.
 
-    ConfigError: other settings differ; lists all of them.
+    Raises:
+        ConfigError: other keys differ; lists all of them.
     """
     run = Path(os.path.abspath(run))
     allowed = [f"run.allow={json.dumps(list(allow))}"] if allow else []
     config = RunDirectory.existing(run).config
     given = [*overrides, *allowed, f"run.directory={json.dumps(str(run))}"]
-    checkpoint, passed_over = _goes_on_from(run)
+    checkpoint, passed_over = _newest_complete(run)
     return replace(submit([config], given, dry_run=dry_run), checkpoint=checkpoint, passed_over=tuple(passed_over))
 
 
-def _goes_on_from(run: Path) -> tuple[str | None, list[str]]:
+def _newest_complete(run: Path) -> tuple[str | None, list[str]]:
     storage = find_place(str(run)).storage
     passed_over: list[str] = []
     with answering(storage):
@@ -104,31 +116,37 @@ def _goes_on_from(run: Path) -> tuple[str | None, list[str]]:
 
 
 def state(run: Path) -> tuple[Submission, State] | None:
-    """The last submission and where it stands; none if the run was never submitted."""
+    """The last submission and its state; None if the run was never submitted."""
     record = Submission.read(run)
     return None if record is None else (record, BACKENDS[record.backend]().state(record))
 
 
 def stop(run: Path) -> str:
-    """Ask the run to save and end; says what was done."""
+    """Ask the run to save and stop; returns what was done."""
     RunDirectory.existing(run)
     record = Submission.read(run)
     if record is None:
-        raise PlatformError(f"{run} was not submitted; end its `brt train` with Ctrl-C, or with kill")
+        raise PlatformError(f"{run} was not submitted; stop its `brt train` with Ctrl-C or kill")
     there = BACKENDS[record.backend]()
     before = there.state(record)
     if before == "ended":
-        return f"{record.backend} job {record.job} has ended already"
+        return f"{record.backend} job {record.job} has already ended"
     there.stop(record, run)
     if before == "queued":
-        return f"{record.backend} job {record.job} was taken from the queue"
-    return f"{record.backend} job {record.job} was told to save and end"
+        return f"{record.backend} job {record.job} was removed from the queue"
+    return f"{record.backend} job {record.job} was told to save and stop"
 
 
 def log(run: Path, rank: int | None = None, attempt: int | None = None) -> Iterator[str]:
-    """What was printed: by the launcher of the last submission, or (rank given, or never submitted) by a rank.
+    """The log of the launcher of the last submission, or of a rank if one is given or the run was never submitted.
 
-    attempt: by default the last.  ConfigError: there is nothing of that kind; says what there is.
+    Args:
+        run: the run directory.
+        rank: whose log to read.
+        attempt: by default the last.
+
+    Raises:
+        ConfigError: there is no such log; says what there is.
     """
     directory = RunDirectory.existing(run)
     record = Submission.read(run)
@@ -136,7 +154,7 @@ def log(run: Path, rank: int | None = None, attempt: int | None = None) -> Itera
         return BACKENDS[record.backend]().log(record, run)
     known = directory.attempts()
     if not known:
-        raise ConfigError(f"{run} has no attempt yet, so no rank has printed anything")
+        raise ConfigError(f"{run} has no attempt yet, so there is no log of a rank")
     wanted = known[-1] if attempt is None else attempt
     if wanted not in known:
         raise ConfigError(f"{run} has no attempt {wanted}; the last is {known[-1]}")
@@ -149,23 +167,23 @@ def log(run: Path, rank: int | None = None, attempt: int | None = None) -> Itera
 
 
 def _check_here(config: Config) -> None:
-    """What `brt train` would find out only once the job has its nodes."""
+    """Check what `brt train` would otherwise find out only once the job has its nodes."""
     launch, backend, uri = config.launch, BACKENDS[config.launch.backend], config.run.tracking.uri
     problems = [*backend.broken_on_submit(config)]
     if launch.ray_address is not None and not backend.joins_cluster:
         problems.append(
-            f"launch.ray_address={launch.ray_address} with launch.backend={launch.backend}, which starts a cluster of "
-            "its own; leave launch.ray_address out"
+            f"launch.ray_address={launch.ray_address} with launch.backend={launch.backend}, which starts its own "
+            "cluster; remove launch.ray_address"
         )
     if uri is not None and redact(uri) != uri and not backend.hides_config:
         problems.append(
-            f"run.tracking.uri={redact(uri)} holds a password, which would be readable in the cluster; nearest: a URI "
-            "without it, and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment of the pods "
-            "(launch.kubernetes.secret_environment) or of the cluster"
+            f"run.tracking.uri={redact(uri)} contains a password, which would be readable in the cluster; nearest: "
+            "a URI without it, and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment of the "
+            "pods (launch.kubernetes.secret_environment) or of the cluster"
         )
     if problems:
         raise ConfigError("\n".join(problems))
-    # The folders of other clusters need not exist here.
+    # Folders of a cluster need not exist here.
     if backend.shares_folders or _are_here(config):
         check_with_data(config)
 
@@ -178,7 +196,9 @@ def _refuse_second(run: Path) -> None:
     found = state(run)
     if found is not None and found[1] in ("queued", "running"):
         record, now = found
-        raise PlatformError(f"{run} is submitted already ({record.backend} job {record.job}, {now}); brt stop ends it")
+        raise PlatformError(
+            f"{run} is already submitted ({record.backend} job {record.job}, {now}); use brt stop to stop it"
+        )
 
 
 def _next_number(run: Path) -> int:

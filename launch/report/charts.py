@@ -1,4 +1,4 @@
-"""Curves as SVG figures: no script, no network, in the colours of the page around them."""
+"""Curves as SVG figures: no scripts, no network, in the colours of the page."""
 
 import math
 from collections.abc import Sequence
@@ -11,14 +11,22 @@ from launch.report.templates import render
 
 _WIDTH, _HEIGHT = 640, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 34
-_MOST_POINTS = 500  # a curve with more is thinned out: its extremes stay
+_MOST_POINTS = 500  # longer curves are thinned out, keeping their extremes
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """name: for the legend.  points: by x.  colour: number of one of the page's.  marks: a dot at each point."""
+    """One curve of a figure.
+
+    Attributes:
+        name: for the legend.
+        points: in order of x.
+        colour: index into the page's colours.
+        marks: draw a dot at each point.
+        faint: draw it pale.
+    """
 
     name: str
     points: Sequence[Point]
@@ -29,7 +37,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Below:
-    """The axis of x.  name: what it is.  marks: where it is labelled, and how; none: round numbers."""
+    """The x axis.
+
+    Attributes:
+        name: what it shows.
+        marks: positions and texts of its labels; empty: round numbers.
+    """
 
     name: str = "step"
     marks: Sequence[tuple[float, str]] = ()
@@ -42,14 +55,14 @@ def chart(
     lines: Sequence[tuple[float, str]] = (),
     below: Below = Below(),
 ) -> Markup:
-    """A figure of all curves over the steps, or what `below` says; empty when no curve has a point.
+    """A figure of the curves over the steps, or over what `below` says; empty if no curve has a point.
 
     Args:
         title: above the figure.
         curves: points that are not finite are left out.
         unit: of y.
-        lines: upright ones at a step, with what happened there.
-        below: the axis of x.
+        lines: vertical lines at a step, with what happened there.
+        below: the x axis.
     """
     shown = [(curve, _thinned([p for p in curve.points if math.isfinite(p[1])])) for curve in curves]
     shown = [(curve, points) for curve, points in shown if points]
@@ -78,7 +91,7 @@ def chart(
 
 @dataclass(frozen=True)
 class _Place:
-    """From values to the picture."""
+    """Maps values to coordinates of the figure."""
 
     x_range: tuple[float, float]
     y_range: tuple[float, float]
@@ -96,7 +109,7 @@ class _Place:
 
 
 def _drawn(place: _Place, curve: Curve, points: Sequence[Point], unit: str, below: Below) -> dict[str, Any]:
-    """A curve as the template draws it: a path, and dots with what they say."""
+    """A curve as the template draws it: a path, and dots with their tooltips."""
     path = " ".join(f"{place.x(x):.1f},{place.y(y):.1f}" for x, y in points) if len(points) > 1 else ""
     dots = [
         (place.x(x), place.y(y), f"{curve.name}, {below.name} {x:g}: {y:.4g} {unit}")
@@ -106,7 +119,7 @@ def _drawn(place: _Place, curve: Curve, points: Sequence[Point], unit: str, belo
 
 
 def _span(values: Sequence[float], margin: float) -> tuple[float, float]:
-    """The range of an axis; never of no width."""
+    """The range of an axis; never empty."""
     low, high = min(values), max(values)
     room = (high - low) * margin or (abs(high) * 0.05 or 0.5 if high == low else 0.0)
     return low - room, high + room
@@ -130,7 +143,7 @@ def short(value: float) -> str:
 
 
 def _thinned(points: list[Point]) -> list[Point]:
-    """At most about `_MOST_POINTS`: of each stretch the lowest and the highest, in order."""
+    """At most about `_MOST_POINTS`: the lowest and highest of each stretch, in order."""
     if len(points) <= _MOST_POINTS:
         return points
     kept: list[Point] = []

@@ -1,4 +1,4 @@
-"""What a report says of a run, gathered from the files of its directory."""
+"""The facts of a report, collected from the files of a run directory."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,17 @@ from launch.run.redact import redact
 
 @dataclass(frozen=True)
 class RunFacts:
-    """events: all, in order of writing.  attempts: their records.  config: flat.  origins: of its values."""
+    """What a report shows of a run.
+
+    Attributes:
+        folder: the run directory.
+        name: run.name.
+        steps: of the whole run.
+        events: all, in the order of writing.
+        attempts: their records.
+        config: values by flat key.
+        origins: of those values.
+    """
 
     folder: Path
     name: str
@@ -27,7 +37,11 @@ class RunFacts:
 
     @classmethod
     def of(cls, folder: Path) -> "RunFacts":
-        """ConfigError: no run there."""
+        """Collect the facts of a run.
+
+        Raises:
+            ConfigError: the folder holds no run.
+        """
         run = RunDirectory.existing(folder)
         config = load(run.config).config
         try:
@@ -52,7 +66,7 @@ class RunFacts:
 
     @property
     def seconds(self) -> float:
-        """In attempts that have ended, and to the last event of one that has not."""
+        """Time in attempts, up to the last event of one that has not ended."""
         latest = self.events[-1].time if self.events else 0.0
         return sum(
             max(record.get("end", latest) - record["start"], 0.0) for record in self.attempts if "start" in record
@@ -72,10 +86,10 @@ class RunFacts:
 
     @property
     def restarts(self) -> list[tuple[float, str]]:
-        """Step from which each attempt but the first went on, and why there was one."""
+        """The step after which each attempt but the first resumed, and why it was needed."""
         reasons = {record.get("attempt"): record.get("reason", "") for record in self.attempts}
         begins = [event for event in self.events if isinstance(event, AttemptEvent)][1:]
         return [
-            (event.start_step, f"attempt {event.attempt}, after: {reasons.get((event.attempt or 0) - 1, '')}")
+            (event.start_step, f"attempt {event.attempt} after: {reasons.get((event.attempt or 0) - 1, '')}")
             for event in begins
         ]

@@ -1,4 +1,4 @@
-"""The curves of a report: which there are, from the events of a run."""
+"""The curves of a report, from the events of a run."""
 
 import math
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from launch.report.charts import Below, Curve, chart, short
 from launch.report.collect import RunFacts
 from launch.run.history import History
 
-COLOURS = 8  # that the page has
+COLOURS = 8  # of the page
 NAMES = {"train": "training text", "validation": "held-out text"}
 
 
 def charts(run: RunFacts) -> list[Markup]:
-    """All figures that have a curve."""
+    """All figures that are not empty."""
     history, lines = run.history, run.restarts
     loss = [Curve("training", points(history, lambda step: step.bits_per_token), 0)]
     for number, dataset in enumerate(("train", "validation")):
@@ -47,7 +47,7 @@ def charts(run: RunFacts) -> list[Markup]:
 
 
 def _positions(history: History) -> Markup:
-    """Loss by position in the document, of the last evaluation of each text with each memory; the axis doubles."""
+    """Loss by position in the document, from the last evaluation of each dataset with each memory; a log axis."""
     curves, marks = [], dict[float, str]()
     for number, dataset in enumerate(("train", "validation")):
         for memory in ("carried", "cleared"):
@@ -59,7 +59,7 @@ def _positions(history: History) -> Markup:
                 marks[x] = short(one.begin)
             name = f"{NAMES[dataset]}, memory {memory}"
             curves.append(Curve(name, bins, 1 + 2 * number + (memory == "cleared"), marks=True))
-    below = Below("from this token of the document on", sorted(marks.items()))
+    below = Below("first token of the range", sorted(marks.items()))
     return chart("Loss by position in the document", curves, "bits/token", below=below)
 
 
@@ -73,7 +73,7 @@ def _memory(run: RunFacts) -> list[Markup]:
         for layer in event.layers:
             for key, by_layer in curves.items():
                 if key in layer.values:
-                    by_layer.setdefault(layer.layer, {})[event.step] = layer.values[key]  # what came again replaces
+                    by_layer.setdefault(layer.layer, {})[event.step] = layer.values[key]  # a repeated step wins
 
     def drawn(key: str) -> list[Curve]:
         return [
@@ -85,7 +85,7 @@ def _memory(run: RunFacts) -> list[Markup]:
 
 
 def points(history: History, value: Callable[[StepEvent], float | None]) -> list[tuple[float, float]]:
-    """The steps where `value` is known, with it."""
+    """Steps and values, where `value` is known."""
     found = ((step, value(event)) for step, event in sorted(history.steps.items()))
     return [(step, one) for step, one in found if one is not None]
 

@@ -41,14 +41,14 @@ def write_report(runs: Sequence[Path], path: Path) -> Path:
     """Write the report of the runs in these folders to `path`.
 
     Raises:
-        ConfigError: one of them is no run.
+        ConfigError: one of the folders holds no run.
     """
     write_atomic(path, page([RunFacts.of(run) for run in runs]))
     return path
 
 
 def page(runs: Sequence[RunFacts]) -> str:
-    """The report; of several runs, curves side by side and the rest of each below."""
+    """The report; for several runs, their curves are compared first and each run follows."""
     compared = _compared(runs) if len(runs) > 1 else None
     return render("page.html.jinja", runs=[_run(run) for run in runs], compared=compared, colours=COLOURS)
 
@@ -64,13 +64,13 @@ def _compared(runs: Sequence[RunFacts]) -> list[Markup]:
     ]
     figures = [
         chart("Training loss", curves, "bits/token"),
-        chart("Held-out text, memory carried", held_out, "bits/token"),
+        chart("Held-out loss, memory carried", held_out, "bits/token"),
     ]
     return [figure for figure in figures if figure]
 
 
 def _run(run: RunFacts) -> dict[str, Any]:
-    """What the template shows of a run."""
+    """The values of a run for the template."""
     sections = [_attempts(run), _planned(run), _evaluations(run.history), *_samples(run), _checkpoints(run.history)]
     return {
         "name": run.name,
@@ -83,7 +83,7 @@ def _run(run: RunFacts) -> dict[str, Any]:
 
 
 def _tiles(run: RunFacts) -> list[tuple[str, str, str]]:
-    """Name, value and tone of what stands on top."""
+    """Name, value and tone of the tiles at the top."""
     last = run.history.latest_step() or StepEvent(step=0)
     status = run.status
     tone = "good" if status in ("finished", "running") else "bad" if status not in ("not started", "preempted") else ""
@@ -105,7 +105,7 @@ def _utilization(run: RunFacts) -> str:
     device = attempt.device if attempt else None
     if last is not None and last.mfu is not None:
         return f"{last.mfu:.1%} of {device}"
-    return f"not known for {device}" if device else "-"
+    return f"unknown for {device}" if device else "-"
 
 
 def _attempts(run: RunFacts) -> ReportTable:
@@ -119,11 +119,11 @@ def _attempts(run: RunFacts) -> ReportTable:
             (number, _time(record.get("start")), "-" if seconds is None else duration(seconds), starts.get(number, "-"),
              record.get("verdict", "running, or its launcher was killed"), record.get("reason", ""), follows)
         )  # fmt: skip
-    return ReportTable("Attempts", ("", "started", "took", "from step", "verdict", "reason", "then"), rows)
+    return ReportTable("Attempts", ("", "started", "duration", "resumed after step", "verdict", "reason", "next"), rows)
 
 
 def _planned(run: RunFacts) -> ReportTable:
-    """Sizes that follow from the config, beside those of rank 0 after its first step of the last attempt."""
+    """Sizes computed from the config, beside those measured on rank 0 after the first step of the last attempt."""
     title, history = "Planned and measured", run.history
     plan = history.attempt.plan if history.attempt else None
     if plan is None:
@@ -134,24 +134,24 @@ def _planned(run: RunFacts) -> ReportTable:
         ("steps", f"{run.steps:,}", f"{history.last_step:,}"),
         ("tokens per step", f"{plan.tokens_per_step:,}", _number(_tokens_per_step(history), "{:,.0f} with a target")),
         ("parameters", f"{plan.parameters:,}", ""),
-        ("parameters of a rank", f"{fullest.parameters:,} at most", _number(held.parameters, "{:,}, rank 0")),
+        ("parameters per rank", f"{fullest.parameters:,} at most", _number(held.parameters, "{:,}, rank 0")),
     ]
     for name, planned, found in (
         ("weights", fullest.weights, held.weights),
         ("optimizer", fullest.optimizer, held.optimizer),
         ("states and window caches", fullest.carried, held.carried),
     ):
-        rows.append((f"{name} of a rank", f"{_bytes(planned)} at most", f"{_bytes(found)}, rank 0"))
+        rows.append((f"{name} per rank", f"{_bytes(planned)} at most", f"{_bytes(found)}, rank 0"))
     peak = last.peak_memory_bytes if last else None
     rows += [
-        ("peak memory", "not planned: activations and libraries vary", _bytes(peak)),
-        ("operations per step", f"{plan.flops_per_step:.3g} FLOP", ""),
+        ("peak memory", "not computed: depends on activations and libraries", _bytes(peak)),
+        ("compute per step", f"{plan.flops_per_step:.3g} FLOP", ""),
     ]
     return ReportTable(title, ("", "planned", "measured"), rows)
 
 
 def _tokens_per_step(history: History) -> float | None:
-    """Mean over the steps that were logged."""
+    """Mean over the logged steps."""
     known = points(history, lambda step: step.tokens)
     if len(known) < 2:
         return None
@@ -169,11 +169,11 @@ def _evaluations(history: History) -> ReportTable:
         for (step, dataset, memory), event in sorted(history.evaluations.items(), reverse=True)
         if event.bits_per_token is not None and event.tokens is not None
     ]
-    return ReportTable("Evaluations", ("step", "text", "memory", "bits/token", "tokens"), rows)
+    return ReportTable("Evaluations", ("step", "dataset", "memory", "bits/token", "tokens"), rows)
 
 
 def _samples(run: RunFacts) -> list[ReportTable]:
-    """Text sampled from the model at the last evaluation that asked for it."""
+    """Text generated by the model at the last evaluation with samples."""
     event = next((event for event in reversed(run.events) if isinstance(event, SampleEvent)), None)
     if event is None:
         return []
@@ -187,7 +187,7 @@ def _checkpoints(history: History) -> ReportTable:
          _time(event.time))
         for step, event in sorted(history.checkpoints.items(), reverse=True)
     ]  # fmt: skip
-    return ReportTable("Checkpoints", ("step", "path", "size", "written in", "training stalled for", "at"), rows)
+    return ReportTable("Checkpoints", ("step", "path", "size", "write time", "training stalled", "saved at"), rows)
 
 
 def _guards(run: RunFacts) -> ReportTable:
@@ -198,18 +198,18 @@ def _guards(run: RunFacts) -> ReportTable:
         elif isinstance(event, SkipEvent | SpikeEvent | StragglerEvent | DivergedEvent):
             said = ", ".join(f"{key} {_plain(value)}" for key, value in event.details().items())
             rows.append(("-" if event.step is None else event.step, event.kind, said, _time(event.time)))
-    return ReportTable("Guards and messages", ("step", "", "", "at"), rows[-200:])
+    return ReportTable("Guards and messages", ("step", "event", "details", "at"), rows[-200:])
 
 
 def _config(run: RunFacts) -> ReportTable:
     rows = [(key, _plain(value), run.origins.get(key, "")) for key, value in run.config.items()]
-    return ReportTable("Config", ("key", "value", "from"), rows)
+    return ReportTable("Config", ("key", "value", "origin"), rows)
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "none" if value is None else str(value)
+    return "unset" if value is None else str(value)
 
 
 def _bytes(value: Any) -> str:

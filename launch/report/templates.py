@@ -1,4 +1,4 @@
-"""The templates of the report: files beside this one, in which everything that is put in is escaped."""
+"""The templates of the report: files beside this one; all values are escaped."""
 
 from functools import cache
 from pathlib import Path
@@ -23,5 +23,5 @@ def _environment() -> Environment:
 
 
 def render(template: str, **values: Any) -> Markup:
-    """A template with its values, as text that another template puts in as it is."""
+    """Render a template to markup, which other templates include unescaped."""
     return Markup(_environment().get_template(template).render(values))

@@ -8,7 +8,7 @@ from brt_dist.run_directory import RunDirectory
 
 
 def read_attempt(run: Path, attempt: int) -> dict[str, Any]:
-    """The record of an attempt; empty where there is none (torchrun)."""
+    """The record of an attempt; empty if there is none (torchrun)."""
     try:
         record = json.loads(RunDirectory(run).attempt(attempt).record.read_text())
     except (OSError, ValueError):
@@ -22,6 +22,6 @@ def read_attempts(run: Path) -> list[dict[str, Any]]:
 
 
 def read_last_attempt(run: Path) -> dict[str, Any]:
-    """The record of the last attempt; empty where there is none."""
+    """The record of the last attempt; empty if there is none."""
     numbers = RunDirectory(run).attempts()
     return read_attempt(run, numbers[-1]) if numbers else {}

@@ -1,4 +1,4 @@
-"""Which process has a run directory: held by its launcher through a lock, and asked for by those that only look."""
+"""The lock of a run directory: its launcher holds it, and readers ask whether it is held."""
 
 import os
 import socket
@@ -15,18 +15,18 @@ Launcher = Literal["runs", "gone", "unknown"]
 
 @contextmanager
 def claimed(run: Path, holds: str = "config.yaml", command: str = "brt train") -> Iterator[bool]:
-    """Hold the run directory for this process, however that ends.
+    """Hold the run directory for this process, until it ends in any way.
 
     Args:
-        run: the folder, which is made if need be.
-        holds: the file that says that it is a run already.
-        command: the one that uses such folders, for messages.
+        run: the folder, created if needed.
+        holds: the file that shows that it already is a run.
+        command: the command that uses such folders, for messages.
 
     Yields:
-        Whether it is a run already.
+        Whether it already is a run.
 
     Raises:
-        PlatformError: it cannot be written, another process has it, or it holds something else.
+        PlatformError: it cannot be written, another process holds it, or it holds something else.
     """
     from filelock import FileLock, Timeout
 
@@ -36,7 +36,7 @@ def claimed(run: Path, holds: str = "config.yaml", command: str = "brt train") -
         held = lock.acquire()
     except Timeout:
         raise PlatformError(
-            f"run directory {run} is in use by another `{command}`; wait for it, or set another run.directory"
+            f"run directory {run} is in use by another `{command}`; wait for it or set another run.directory"
         ) from None
     except OSError as error:
         raise PlatformError(f"run directory {run}: {error.strerror}; set run.directory to a writable place") from None
@@ -52,10 +52,10 @@ def claimed(run: Path, holds: str = "config.yaml", command: str = "brt train") -
 
 
 def launcher_of(run: Path, record: Mapping[str, Any]) -> Launcher:
-    """Whether the launcher of an attempt that has not ended by its record (attempt.json) still lives.
+    """Whether the launcher of an attempt still runs, if its record (attempt.json) has no end.
 
     Returns:
-        unknown: it was started on another machine, whose locks are not seen from here, or not by `brt train`.
+        `unknown` if it was started on another machine, whose locks are not visible here, or not by `brt train`.
     """
     if record.get("host") != socket.gethostname():
         return "unknown"
@@ -63,7 +63,7 @@ def launcher_of(run: Path, record: Mapping[str, Any]) -> Launcher:
 
 
 def is_claimed(run: Path) -> bool:
-    """Whether a process of this machine holds the run.  Only looks: taking the lock could keep a launcher out."""
+    """Whether a process of this machine holds the run.  Does not try the lock, which could keep a launcher out."""
     try:
         status = os.stat(RunDirectory(run).lock)
         held = Path("/proc/locks").read_text()

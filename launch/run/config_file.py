@@ -1,4 +1,4 @@
-"""The config of a run in its directory: written, and compared with one that shall resume the run."""
+"""The config in a run directory: writes it, and compares it with the config of a resumed run."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from launch.run.redact import redact
 
 
 def absolute(config: Config) -> Config:
-    """`config` with absolute folders, so that it means the same for every process, wherever that was started."""
+    """`config` with absolute folders, so that it means the same for every process, wherever it was started."""
     data, run = config.data, config.run
     mixture = tuple(part.model_copy(update={"dataset": _absolute(part.dataset)}) for part in data.mixture)
     folders = {"dataset": _absolute(data.dataset), "mixture": mixture, "validation": _absolute(data.validation)}
@@ -37,7 +37,11 @@ def _absolute(place: Path | str | None) -> Path | str | None:
 
 
 def refuse_other_run(run: Path, config: Config) -> None:
-    """ConfigError listing every difference that would make this another run than the one in `run`."""
+    """Check that the config continues the run in `run`.
+
+    Raises:
+        ConfigError: lists every difference that would make it a different run.
+    """
     before = flatten(load(RunDirectory(run).config).config)
     differences = [
         f"  - {change.key}: {_shown(change.before)} in the run, {_shown(change.now)} now"
@@ -46,9 +50,9 @@ def refuse_other_run(run: Path, config: Config) -> None:
     ]
     if differences:
         raise ConfigError(
-            f"run directory {run} holds a run with another config:\n"
+            f"run directory {run} holds a run with a different config:\n"
             + "\n".join(differences)
-            + "\nput these back to go on with it, name those that are wanted in run.allow, or set another "
+            + "\nrestore these values to resume it, list the keys that may differ in run.allow, or set another "
             "run.directory for a new run"
         )
 
@@ -59,13 +63,13 @@ def write_config(run: Path, resolved: Resolved) -> None:
     text = dump(resolved.config)
     provenance = _first_origins(run, resolved.provenance)
     write_atomic(path, text)
-    if redact(text) != text:  # the tracking URI holds a password: the file is the owner's alone
+    if redact(text) != text:  # the tracking URI contains a password, so only the owner may read the file
         path.chmod(0o600)
     write_atomic(RunDirectory(run).provenance, json.dumps(provenance, indent=2) + "\n")
 
 
 def _first_origins(run: Path, provenance: Mapping[str, str]) -> dict[str, str]:
-    """Values that were taken from RUN/config.yaml itself came from where that says they did."""
+    """Replace origins in RUN/config.yaml itself by the origins recorded for that file."""
     try:
         before = json.loads(RunDirectory(run).provenance.read_text())
     except (OSError, ValueError):
@@ -75,4 +79,4 @@ def _first_origins(run: Path, provenance: Mapping[str, str]) -> dict[str, str]:
 
 
 def _shown(value: Any) -> str:
-    return "none" if value is None else redact(json.dumps(value))
+    return "unset" if value is None else redact(json.dumps(value))

@@ -1,4 +1,4 @@
-"""What is kept about where an attempt ran: host, code, versions."""
+"""Facts recorded about an attempt: host, code, versions."""
 
 import socket
 import subprocess
@@ -9,12 +9,12 @@ from brt_dist.versions import library_versions
 
 
 def attempt_facts() -> dict[str, Any]:
-    """host, git_commit (none outside a checkout; with -dirty when files differ), versions.  Imports none of them."""
+    """Host, git_commit (None outside a checkout; ends in -dirty if files differ) and versions.  Imports no library."""
     return {"host": socket.gethostname(), "git_commit": git_commit(), "versions": library_versions()}
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, if it is a git checkout of its own."""
+    """The commit of the running code, if it is a git checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -27,7 +27,7 @@ def git_commit() -> str | None:
 
 
 def process_start(pid: int) -> str | None:
-    """When a process was started, in ticks of the machine: a number that is used again has another.  None: ended."""
+    """Start time of a process in clock ticks, which tells it from a later one with the same id; None if it ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

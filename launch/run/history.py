@@ -1,4 +1,4 @@
-"""What a run has been through, from its events: the later line of a step wins."""
+"""The history of a run, from its events: a later event of the same step wins."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,11 +9,11 @@ from brt_dist.events import AttemptEvent, CheckpointEvent, EndEvent, EvaluationE
 
 @dataclass
 class History:
-    """Events of a run, without what a later attempt did again.
+    """Events of a run, without those that a later attempt repeated.
 
-    Args:
+    Attributes:
         attempt: the last one.
-        end: of the last attempt, if that has ended.
+        end: of the last attempt, if it has ended.
         steps, checkpoints: by step.
         evaluations: by (step, dataset, memory).
     """
@@ -32,7 +32,7 @@ class History:
 
     @staticmethod
     def read(run: Path) -> "History":
-        """That of a run directory so far."""
+        """The history of a run directory so far."""
         return History.of(read_events(run))
 
     def add(self, events: Iterable[Event]) -> None:
@@ -66,7 +66,7 @@ class History:
         return self.checkpoints[max(self.checkpoints)] if self.checkpoints else None
 
     def _begin(self, event: AttemptEvent) -> None:
-        """A new attempt resumes after `start_step`: what lies beyond was lost and comes again."""
+        """A new attempt resumes after `start_step`: later steps were lost and are repeated."""
         self.attempt, self.end = event, None
         start = event.start_step
         self.steps = {step: old for step, old in self.steps.items() if step <= start}

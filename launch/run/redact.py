@@ -1,8 +1,8 @@
-"""What of a text may be shown: user names, passwords and tokens of URIs may not."""
+"""Hides user names, passwords and tokens of URIs in text that is shown."""
 
 import re
 
-# Up to the last @, also over a / that a password should not hold: rather too much hidden than too little.
+# Up to the last @, even across a /, which a password should not contain: better hide too much than too little.
 _CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@")
 _SECRET_PARAMETER = re.compile(
     r"(?i)([?&;](?:[\w-]*(?:token|password|passwd|secret|key|key_id|credential|sig|signature))=)[^&;#\s]+"

@@ -1,4 +1,4 @@
-"""Where the streams of a run are, or were, or will be, at a step: from what the run directory says."""
+"""The position of the streams of a run at any past or future step, from the files of its run directory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from brt_dist.run_directory import RunDirectory
 
 @dataclass(frozen=True)
 class Position:
-    """The training data of a run, its schedule, and the cursor before a step.  Close the dataset at the end."""
+    """The training data of a run, its stream schedule, and the cursor before a step.  Close the dataset when done."""
 
     dataset: Dataset | Mixture
     schedule: StreamSchedule
@@ -27,11 +27,14 @@ class Position:
 
 
 def position_of(run: Path, step: int) -> Position:
-    """Where the streams of `run` are before `step`.
+    """The position of the streams of `run` before `step`.
 
-    From the newest checkpoint at or before the step, or from the beginning, and then as the schedule goes, with the
-    number of streams that each attempt had.  ConfigError: no run.  DataError: the data of the run was changed, and no
-    checkpoint since then is old enough.
+    Starts from the newest checkpoint at or before the step, or from the beginning, and follows the stream schedule
+    with the number of streams of each attempt.
+
+    Raises:
+        ConfigError: the folder holds no run.
+        DataError: the data of the run changed, and no checkpoint since then is old enough.
     """
     config = load(RunDirectory.existing(run).config).config
     dataset = open_training(config.data)
@@ -56,7 +59,7 @@ def _schedule(config: Config, dataset: Dataset | Mixture, streams: int) -> Strea
 
 
 def _streams(run: Path, config: Config) -> list[tuple[int, int]]:
-    """(first step, streams) of the attempts, without what a later attempt did again from an earlier step."""
+    """(first step, streams) of the attempts, without those that a later attempt replaced from an earlier step."""
     found: list[tuple[int, int]] = []
     for event in events_of(run, AttemptEvent):
         if (number := event.layout.streams) is not None:
@@ -65,7 +68,7 @@ def _streams(run: Path, config: Config) -> list[tuple[int, int]]:
 
 
 def _newest(run: Path, config: Config, dataset: Dataset | Mixture, step: int) -> tuple[int, Cursor | None]:
-    """Step and cursor of the newest checkpoint at or before `step`; (0, none) where there is none."""
+    """Step and cursor of the newest checkpoint at or before `step`; (0, None) if there is none."""
     try:
         place = find_place(str(run))
         names = place.names()
@@ -82,5 +85,7 @@ def _newest(run: Path, config: Config, dataset: Dataset | Mixture, step: int) ->
             if manifest.step <= step and manifest.dataset == dataset.digest:
                 return manifest.step, Cursor.from_json(manifest.cursor)
     if changed:
-        raise DataError(f"{run}: the data of the run was changed, and no checkpoint says where streams were at {step}")
+        raise DataError(
+            f"{run}: the data of the run changed, and no checkpoint has the position of the streams at step {step}"
+        )
     return 0, None

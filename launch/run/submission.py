@@ -9,18 +9,18 @@ from brt_dist.errors import PlatformError
 from brt_dist.files import write_atomic
 from brt_dist.run_directory import RunDirectory
 
-# queued: no process yet; ended: for whatever reason, which the run directory knows; unknown: cannot be told now
+# queued: no process yet; ended: the run directory knows why; unknown: the backend cannot tell now
 State = Literal["queued", "running", "ended", "unknown"]
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A run that a backend was given.
+    """One submission of a run.
 
     Attributes:
-        backend: by name.
-        job: the backend's own name for it.
-        number: how often the run was submitted, this time included.
+        backend: its name.
+        job: the backend's name for the job.
+        number: how often the run was submitted, including this time.
         submitted: unix time.
         details: what the backend needs to find the job again.
     """

@@ -1,4 +1,4 @@
-"""Talking to a tracking server: with little patience, and finding again what was made before.  Imports mlflow."""
+"""A client of a tracking server, with short timeouts; finds what was created before.  Imports mlflow."""
 
 import os
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _IDENTITY = "brt.identity"
-# A server that is away must be noticed in seconds: whoever calls has a patience of its own.
+# Notice an unreachable server within seconds; the caller decides how long to retry.
 _SHORT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -31,7 +31,7 @@ def connect(uri: str) -> "MlflowClient":
 
 
 def experiment_id(client: "MlflowClient", name: str, uri: str) -> str:
-    """That of the experiment, which is made if need be; of a SQLite file the artifacts lie beside it."""
+    """The id of the experiment, created if needed; for a SQLite file, artifacts are stored beside it."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -41,7 +41,7 @@ def experiment_id(client: "MlflowClient", name: str, uri: str) -> str:
     artifacts = (file.absolute().parent / "artifacts").as_uri() if file else None
     try:
         return str(client.create_experiment(name, artifact_location=artifacts))
-    except MlflowException:  # somebody else made it just now
+    except MlflowException:  # another process has just created it
         found = client.get_experiment_by_name(name)
         if found is None:
             raise
@@ -51,7 +51,7 @@ def experiment_id(client: "MlflowClient", name: str, uri: str) -> str:
 def find_or_make(
     client: "MlflowClient", experiment: str, identity: str, name: str, tags: Mapping[str, str] | None = None
 ) -> str:
-    """The id of the run with this identity; two that make it at the same time agree on one of theirs."""
+    """The id of the run with this identity, created if needed; two processes that create it agree on one."""
     if found := _with_identity(client, experiment, identity):
         return found[0]
     made = str(client.create_run(experiment, run_name=name, tags={_IDENTITY: identity, **(tags or {})}).info.run_id)
@@ -67,12 +67,12 @@ def sweep_name(identity: str) -> str:
 
 
 def refusal(error: Exception) -> str | None:
-    """In words for the user, that the server does not take the credentials; none if `error` is something else."""
+    """A message that the server rejects the credentials; None if `error` is something else."""
     from mlflow.exceptions import MlflowException
 
     if not isinstance(error, MlflowException) or (status := error.get_http_status_code()) not in (401, 403):
         return None
-    what = {401: "does not take the user name and password, or the token", 403: "does not allow this user to write"}
+    what = {401: "rejects the user name and password, or the token", 403: "does not allow this user to write"}
     return (
         f"the tracking server {what[status]} (HTTP {status}); set MLFLOW_TRACKING_USERNAME and "
         "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
@@ -84,7 +84,7 @@ def _sqlite_file(uri: str) -> Path | None:
 
 
 def _with_identity(client: "MlflowClient", experiment: str, identity: str) -> list[str]:
-    """Ids, in an order on which all agree."""
+    """Ids, in an order that is the same for every process."""
     query = f"tags.`{_IDENTITY}` = '{identity}'"
     found: list[Any] = client.search_runs([experiment], filter_string=query)
     return [run.info.run_id for run in sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))]

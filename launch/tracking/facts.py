@@ -1,4 +1,4 @@
-"""What a run directory tells about a run besides its curves: tags, and the tables of attempts and checkpoints."""
+"""What is tracked besides curves: tags, and the tables of attempts and checkpoints."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ _TABLES = ("attempts.json", "checkpoints.json")
 
 
 def tags(run: Path) -> dict[str, str]:
-    """Host of the launcher, hosts of the ranks, commit, backend, verdict: of the last attempt."""
+    """Host of the launcher, hosts of the ranks, commit, backend and verdict of the last attempt."""
     record = read_last_attempt(run)
-    shown = [{"path": name, "type": "table"} for name in _TABLES]  # MLflow's page then shows them as such
+    shown = [{"path": name, "type": "table"} for name in _TABLES]  # MLflow's UI then shows them as tables
     found = {"brt.run_directory": str(run.absolute()), "mlflow.loggedArtifacts": json.dumps(shown), **_submission(run)}
     for name, key in (
         ("host", "host"),
@@ -36,9 +36,11 @@ def tags(run: Path) -> dict[str, str]:
 
 
 def files(run: Path, events: Sequence[Event]) -> dict[str, str]:
-    """attempts.json and checkpoints.json, in the form that MLflow's page shows as tables, and plan.json.
+    """attempts.json and checkpoints.json, in the form that MLflow's UI shows as tables, and plan.json.
 
-    events: at least those of attempts and checkpoints; the later of a step counts.
+    Args:
+        run: the run directory.
+        events: at least those of attempts and checkpoints; the latest of a step counts.
     """
     begun = [event for event in events if isinstance(event, AttemptEvent)]
     starts = {event.attempt: event.start_step for event in begun}

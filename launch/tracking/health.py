@@ -1,4 +1,4 @@
-"""How the sending goes, for others to read: RUN/tracking/health.json, written by the syncer when it changes."""
+"""The state of the syncer, for others to read: RUN/tracking/health.json, written when it changes."""
 
 import json
 import time
@@ -15,9 +15,12 @@ State = Literal["sending", "away", "refused"]
 
 @dataclass(frozen=True)
 class Health:
-    """away: the server gives no good answer, which may pass; refused: it does not take the credentials.
+    """Whether metrics reach the server.
 
-    since: unix seconds; problem: in words for the user, without credentials; empty when there is none.
+    Attributes:
+        state: `away`: the server does not answer properly, which may pass; `refused`: it rejects the credentials.
+        since: unix seconds.
+        problem: a message for the user, without credentials; empty if there is none.
     """
 
     state: State
@@ -26,7 +29,7 @@ class Health:
 
     @staticmethod
     def read(run: Path) -> "Health | None":
-        """None where nothing was ever sent."""
+        """The current state; None if nothing was ever sent."""
         try:
             return Health(**json.loads(RunDirectory(run).tracking_health.read_text()))
         except (OSError, ValueError, TypeError):
@@ -34,7 +37,7 @@ class Health:
 
 
 class HealthRecord:
-    """Writes the state when it changes, not every time that it is told."""
+    """Writes the state to the file only when it changes."""
 
     def __init__(self, run: Path) -> None:
         self._run = run

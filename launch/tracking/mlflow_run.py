@@ -1,4 +1,4 @@
-"""The one MLflow run of a run directory: found or made, described, fed in batches, ended.  Imports mlflow."""
+"""The one MLflow run of a run directory: found or created, described, logged to in batches, ended.  Imports mlflow."""
 
 import json
 import time
@@ -19,7 +19,7 @@ _VALUE_LENGTH = 5000
 
 
 class MlflowRun:
-    """Connects at once; every method raises what MLflow raises when the server does not do as asked."""
+    """Connects at once; every method raises whatever MLflow raises if the server fails."""
 
     def __init__(self, uri: str, tracking: TrackingConfig, name: str, run: Path, state: SyncState) -> None:
         self._client = connect(uri)
@@ -27,7 +27,7 @@ class MlflowRun:
         if state.experiment_id is None:
             state.experiment_id = experiment_id(self._client, tracking.experiment, uri)
         if state.run_id is None:
-            state.save(run)  # the identity first: if we are killed now, the run is found by it
+            state.save(run)  # the identity first: if this process is killed now, it finds the run again
             tags = {"mlflow.source.name": "brt train"}
             if tracking.parent is not None:
                 parent = find_or_make(self._client, state.experiment_id, tracking.parent, sweep_name(tracking.parent))
@@ -42,7 +42,7 @@ class MlflowRun:
         return self._state.run_id
 
     def describe(self, params: Mapping[str, str]) -> None:
-        """Log params (once; what changed later becomes a tag `changed.KEY`)."""
+        """Log params once; a value that changes later becomes a tag `changed.KEY`."""
         from mlflow.entities import Param
 
         known = self._state.params
@@ -55,14 +55,18 @@ class MlflowRun:
         self.tag({f"changed.{key}": value for key, value in params.items() if known.get(key) != value})
 
     def tag(self, tags: Mapping[str, str]) -> None:
-        """Set tags; what they were before is gone."""
+        """Set tags; earlier values are overwritten."""
         from mlflow.entities import RunTag
 
         if tags:
             self._client.log_batch(self.id, tags=[RunTag(key, value[:_VALUE_LENGTH]) for key, value in tags.items()])
 
     def log_datasets(self, datasets: Sequence[tuple[str, Path | str]]) -> None:
-        """Log dataset inputs; `datasets`: context (training, validation) and the folder or URL of each."""
+        """Log dataset inputs.
+
+        Args:
+            datasets: context (training, validation) and the folder or URL of each.
+        """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = []
@@ -102,12 +106,17 @@ class MlflowRun:
         self._client.log_text(self.id, text, name)
 
     def end(self, status: str, at: float | None) -> None:
-        """status: FINISHED, FAILED or KILLED; at: unix seconds."""
+        """End the MLflow run.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            at: unix seconds; None: now.
+        """
         self._client.set_terminated(self.id, status=status, end_time=round((at or time.time()) * 1000))
 
 
 def shown_place(place: Path | str) -> tuple[str, str]:
-    """Name and URI of a dataset, without what a URL may hold of passwords and tokens."""
+    """Name and URI of a dataset, without passwords and tokens."""
     uri = redact(str(place))
     return uri.partition("?")[0].rstrip("/").rpartition("/")[2], uri
 

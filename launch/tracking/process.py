@@ -1,4 +1,4 @@
-"""The syncer as a child of the launcher: started, left alone, waited for a bounded time.  Never imports mlflow."""
+"""The syncer as a child process of the launcher, which waits for it only a bounded time.  Does not import mlflow."""
 
 import os
 import shlex
@@ -14,9 +14,11 @@ _LOOK_SECONDS = 1.0
 
 
 class SyncerProcess:
-    """Runs `python -m launch.tracking.syncer RUN --follow`.  It ends by itself when this process does.
+    """Runs `python -m launch.tracking.syncer RUN --follow`, which ends when this process does.
 
-    finish_seconds: longest wait for it at the end of the run.
+    Args:
+        run: the run directory.
+        finish_seconds: longest time to wait for it at the end of the run.
     """
 
     def __init__(self, run: Path, finish_seconds: float = 60.0) -> None:
@@ -31,7 +33,7 @@ class SyncerProcess:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is not for it: it still has the end to send
+                start_new_session=True,  # not for Ctrl-C: it still has to send the end of the run
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
 
@@ -40,7 +42,7 @@ class SyncerProcess:
         return self._process.pid
 
     def new_refusal(self) -> str | None:
-        """Once, that the server does not take the credentials, as soon as this is known."""
+        """A message that the server rejects the credentials, once; else None."""
         if time.monotonic() < self._next_look:
             return None
         self._next_look = time.monotonic() + _LOOK_SECONDS
@@ -51,7 +53,7 @@ class SyncerProcess:
         return health.problem
 
     def finish(self) -> bool:
-        """Let it send the rest; true when all is sent, false when it was ended or failed."""
+        """Let it send the rest; true if everything was sent, false if it failed or ran out of time."""
         self._close()
         try:
             return self._process.wait(self._finish_seconds) == 0
@@ -61,7 +63,7 @@ class SyncerProcess:
             self.kill()
 
     def kill(self) -> None:
-        """End it now; what is missing can be sent later."""
+        """Kill it; the rest can be sent later."""
         self._close()
         if self._process.poll() is None:
             self._process.kill()
@@ -73,5 +75,5 @@ class SyncerProcess:
 
 
 def finish_command(run: Path) -> str:
-    """What a user types to send the rest."""
+    """The command that sends the rest."""
     return f"{shlex.quote(sys.executable)} -m launch.tracking.syncer {shlex.quote(str(run))}"

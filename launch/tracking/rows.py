@@ -1,4 +1,4 @@
-"""From events to the rows of a tracking server: what is sent, once, whatever was trained again after a resume."""
+"""Turns events into rows for a tracking server, each sent once even if its step is repeated after a resume."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from launch.views.progress import layout_text
 
 @dataclass(frozen=True)
 class Row:
-    """One value of a metric.  time: milliseconds since 1970, of the event."""
+    """One value of a metric; `time` is that of the event, in milliseconds since 1970."""
 
     key: str
     value: float
@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Tag:
-    """A fact about the run that the last one wins."""
+    """A fact about the run; the last value wins."""
 
     key: str
     value: str
@@ -41,7 +41,7 @@ class Tag:
 
 @dataclass(frozen=True)
 class TextFile:
-    """A text file among the artifacts; the last one of a name wins."""
+    """A text file among the artifacts; the last one with the same name wins."""
 
     name: str
     text: str
@@ -50,9 +50,12 @@ class TextFile:
 def rows(events: Iterable[Event], sent: dict[str, int]) -> Iterator[Row | Tag | TextFile]:
     """The rows of `events`.
 
-    sent: by curve, the last step that was sent; brought up to date here.  A step at or before it is left out: after a
-    resume it comes again, and the server would keep both.  The loss of such steps goes to `attempt_N/loss` of the
-    attempt that trained them anew, as after a rollback it is another one, and the one that counts.
+    A step that was sent before is left out: after a resume it is repeated, and the server would keep both values.  Its
+    loss goes to `attempt_N/loss` of the attempt that repeated it, since after a rollback it differs, and counts.
+
+    Args:
+        events: in order.
+        sent: by curve, the last step that was sent; updated here.
     """
     for event in events:
         match event:
@@ -77,13 +80,13 @@ def rows(events: Iterable[Event], sent: dict[str, int]) -> Iterator[Row | Tag | 
 
 
 def system_rows(events: Iterable[SystemEvent], node: str, first: int) -> Iterator[Row]:
-    """The rows of samples of a node, numbered from `first` on, under the names that MLflow's page looks for."""
+    """The rows of a node's system metrics, numbered from `first`, under the names that MLflow's UI expects."""
     for number, event in enumerate(events, first):
         yield from _rows(f"system/{node}/", event, number, event.values)
 
 
 def sample_text(event: SampleEvent) -> str:
-    """Samples as a file for people."""
+    """Samples as readable text."""
     return "\n".join(f"document {one.document}\n{one.prompt}\n>>> {one.text}\n" for one in event.samples)
 
 
@@ -98,7 +101,7 @@ def _step(event: StepEvent, sent: dict[str, int]) -> Iterator[Row]:
 def _once(
     curve: str, prefix: str, event: Event, step: int, values: Mapping[str, Any], sent: dict[str, int]
 ) -> Iterator[Row]:
-    """The rows of an event, unless `curve` is past its step already."""
+    """The rows of an event, unless `curve` is already past its step."""
     if step <= sent.get(curve, -1):
         return
     sent[curve] = step

@@ -11,9 +11,17 @@ from brt_dist.run_directory import RunDirectory
 
 @dataclass
 class SyncState:
-    """server: fingerprint of the tracking server.  identity: a tag that finds the run there even if it was made just
-    before this process was killed.  offset: bytes of metrics.jsonl that were sent.  sent: see `rows`.  params: what
-    was sent as params, which a server does not let change.  samples: by file of RUN/system, bytes and samples sent.
+    """How far a run has been sent.
+
+    Attributes:
+        server: fingerprint of the tracking server.
+        identity: a tag that finds the run there even if this process is killed right after creating it.
+        run_id: id of the MLflow run, once it exists.
+        experiment_id: id of its experiment, once it exists.
+        offset: bytes of metrics.jsonl that were sent.
+        sent: see `rows`.
+        params: what was sent as params, which cannot change on the server.
+        samples: by file of RUN/system, bytes and samples sent.
     """
 
     server: str
@@ -27,7 +35,7 @@ class SyncState:
 
     @staticmethod
     def load(run: Path, server: str) -> "SyncState":
-        """The state for this server; a new one where there is none, or it is that of another server."""
+        """The state for this server; a new one if there is none or it belongs to another server."""
         try:
             state = SyncState(**json.loads(RunDirectory(run).sync_state.read_text()))
         except (OSError, ValueError, TypeError):

@@ -1,9 +1,9 @@
-"""Sends a run to MLflow: `python -m launch.tracking.syncer RUN`.  A process of its own, so nothing waits for it.
+"""Sends a run to MLflow: `python -m launch.tracking.syncer RUN`.  A separate process, so that nothing waits for it.
 
-It reads what the ranks append to RUN/metrics.jsonl, and node agents to RUN/system, sends it in batches with the
-original times, keeps how far it came in RUN/tracking/state.json, and tries again with growing pauses while the server
-is away.  With `--follow` it goes on until its standard input is closed (the launcher ended, however that came);
-without, it sends what is there.
+It reads what the ranks append to RUN/metrics.jsonl and the agents to RUN/system, sends it in batches with the original
+times, records its progress in RUN/tracking/state.json, and retries with growing pauses while the server is
+unreachable.  With `--follow` it runs until its standard input is closed (when the launcher ends in any way); without,
+it sends what there is and exits.
 """
 
 import argparse
@@ -37,7 +37,11 @@ _STATUS = {ExitCode.FINISHED: "FINISHED", ExitCode.PREEMPTED: "KILLED", ExitCode
 
 
 class Syncer:
-    """Brings the MLflow run up to date with the run directory, a batch at a time.  ConfigError: no such run."""
+    """Brings the MLflow run up to date with the run directory, one batch at a time.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
 
     def __init__(self, run: Path) -> None:
         self._run = run
@@ -52,7 +56,7 @@ class Syncer:
         self._files: dict[str, str] = {}  # likewise, by name
 
     def step(self) -> bool:
-        """Send some of what is new; false when there is nothing more.  Raises what the server makes MLflow raise."""
+        """Send a batch; false if there is nothing more to send.  Raises whatever MLflow raises."""
         mlflow = self._connected()
         if self._send_events(mlflow) or self._send_samples(mlflow):
             return True
@@ -60,7 +64,7 @@ class Syncer:
         return False
 
     def finish(self) -> str:
-        """Send the pictures and the final status; returns the id of the MLflow run."""
+        """Send the plots and the final status; returns the id of the MLflow run."""
         mlflow = self._connected()
         plot = RunDirectory(self._run).loss_plot
         if plot.is_file():
@@ -76,7 +80,7 @@ class Syncer:
         mlflow.log(rows(events, sent))
         moved = self._reader.offset != self._state.offset
         if moved:
-            # Killed before this line, the same rows go again with the same times, which the server takes as the same.
+            # If killed before this line, the same rows are sent again with the same times; the server merges them.
             self._state.offset, self._state.sent = self._reader.offset, sent
             self._state.save(self._run)
         return moved
@@ -95,7 +99,7 @@ class Syncer:
         return moved
 
     def _send_facts(self, mlflow: MlflowRun) -> None:
-        """What is not a curve and has changed: tags of the last attempt, tables, the plan."""
+        """Send what is not a curve and has changed: tags of the last attempt, tables, the plan."""
         self._told += self._facts_reader.read()
         now = facts.tags(self._run)
         if now != self._tags:
@@ -123,7 +127,7 @@ class Syncer:
 
 
 def final_status(run: Path) -> tuple[str, float | None]:
-    """MLflow's word for how the last attempt ended, and when.  A launcher that was killed left no verdict: KILLED."""
+    """MLflow's status for how the last attempt ended, and when; KILLED if the launcher left no verdict."""
     record = read_last_attempt(run)
     if "end" not in record:
         ends = EventReader(run, kinds=(AttemptEvent, EndEvent)).read()
@@ -134,7 +138,7 @@ def final_status(run: Path) -> tuple[str, float | None]:
 
 
 class _Owner:
-    """The launcher at the other end of standard input.  `gone` is set when it closes it or ends."""
+    """The launcher at the other end of standard input; `gone` is set once it closes the pipe or ends."""
 
     def __init__(self, follow: bool, finish_seconds: float) -> None:
         self.gone = threading.Event()
@@ -149,18 +153,19 @@ class _Owner:
             pass
         self.gone.set()
         time.sleep(self._finish_seconds)
-        _say("the time to finish is over; what is missing can be sent later")
+        _say("out of time; the rest can be sent later")
         os._exit(ExitCode.ENVIRONMENT)  # the main thread may hang in a request
 
 
 def synchronize(syncer: Syncer, owner: _Owner, health: HealthRecord) -> str:
-    """Until the owner is gone and everything is sent; returns the id of the MLflow run.
+    """Send until the owner is gone and everything is sent; returns the id of the MLflow run.
 
-    BrtError: the owner is gone, and the server refuses the credentials, which waiting does not mend.
+    Raises:
+        BrtError: the owner is gone and the server rejects the credentials, so waiting is pointless.
     """
     pause = 1.0
     while True:
-        last = owner.gone.is_set()  # before reading: what was written before the end is then surely read
+        last = owner.gone.is_set()  # before reading, so that everything written before the end is read
         try:
             while syncer.step():
                 health.tell("sending")
@@ -176,7 +181,7 @@ def synchronize(syncer: Syncer, owner: _Owner, health: HealthRecord) -> str:
             health.tell("refused" if refused else "away", refused or f"{type(error).__name__}: {error}")
             if refused and last:
                 raise BrtError(f"not sent: {refused}") from None
-            _say(f"not sent ({refused or f'{type(error).__name__}: {error}'}); next try in {pause:g} s")
+            _say(f"not sent ({refused or f'{type(error).__name__}: {error}'}); retrying in {pause:g} s")
             time.sleep(min(pause, 5.0)) if last else owner.gone.wait(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
@@ -186,8 +191,10 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m launch.tracking.syncer", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("--follow", action="store_true", help="go on until standard input is closed")
-    parser.add_argument("--finish-seconds", type=float, default=60.0, help="with --follow: patience after that")
+    parser.add_argument("--follow", action="store_true", help="run until standard input is closed")
+    parser.add_argument(
+        "--finish-seconds", type=float, default=60.0, help="with --follow: longest time to finish after that"
+    )
     options = parser.parse_args(arguments)
     # MLflow prints and logs the URIs it works with, on both.
     sys.stderr = sys.stdout = cast(TextIO, _Redacted(sys.stderr))
@@ -217,13 +224,13 @@ def _only_one(run: Path) -> Iterator[None]:
     try:
         held = lock.acquire()
     except Timeout:
-        raise BrtError(f"{run} is being sent by another process; nothing to do") from None
+        raise BrtError(f"another process is already sending {run}; nothing to do") from None
     with held:
         yield
 
 
 class _Redacted:
-    """Standard error without credentials, also for what MLflow and others log there."""
+    """Standard error without credentials, including what MLflow and others log there."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream

@@ -1,4 +1,4 @@
-"""Tracking URIs: the default one, and what is shown of them."""
+"""Tracking URIs: the default, and how they are shown."""
 
 import hashlib
 import shlex
@@ -20,7 +20,7 @@ def fingerprint(uri: str) -> str:
 
 
 def page_command(tracking: TrackingConfig, run: Path) -> str:
-    """What a user types to see the run in MLflow's page; a server has its own page."""
+    """How a user opens the run in MLflow's UI; a server has its own UI."""
     if tracking.uri is not None and "://" in tracking.uri and not tracking.uri.startswith(("sqlite:", "file:")):
         return f"open {redact(tracking.uri)}"
     uri = redact(tracking_uri(tracking, run))

@@ -1,4 +1,4 @@
-"""`brt submit --backend slurm` on a real Slurm with two nodes: preempted, queued again, stopped, resumed, finished.
+"""`brt submit --backend slurm` on a real Slurm with two nodes: preempted, requeued, stopped, resumed, finished.
 
 Run by `make -C tests/cluster slurm`, not by `make test`: it needs root and the Debian packages of Slurm.
 """
@@ -78,9 +78,9 @@ def test_a_run_on_two_slurm_nodes(dataset: Path, tmp_path: Path, variables: dict
     assert len(record["nodes"]) == 2
     assert (run / "submissions" / "001" / "token").stat().st_mode & 0o777 == 0o600
 
-    # Preempted: Slurm's notice is SIGTERM to the script.  The run saves, and the same job is queued again.
+    # Preempted: Slurm's notice is SIGTERM to the script.  The run saves, and the same job is requeued.
     subprocess.run(["scancel", "--batch", "--signal=TERM", made["job"]], env=variables, check=True)
-    wait_for(lambda: "queued again" in "".join((run / "submissions/001/log").read_text()), "the job to be queued again")
+    wait_for(lambda: "requeued" in "".join((run / "submissions/001/log").read_text()), "the job to be requeued")
     saved = max(steps(run))
     # A start in the second in which the job was killed is taken for the old one, and refused ("already killed").
     wait_for(lambda: idle_nodes(variables) == 2, "the old start to be gone")
@@ -96,8 +96,8 @@ def test_a_run_on_two_slurm_nodes(dataset: Path, tmp_path: Path, variables: dict
     attempts = events_of(run, AttemptEvent)
     assert [event.start_step for event in attempts] == [0, saved]
 
-    # Stopped by the user: saved, and not queued again.
-    assert "save and end" in brt(variables, "stop", str(run))["done"]
+    # Stopped by the user: saved, and not requeued.
+    assert "save and stop" in brt(variables, "stop", str(run))["done"]
     wait_for(lambda: state() == "ended", "the job to end")
     assert brt(variables, "status", str(run))["verdict"] == "preempted"
 

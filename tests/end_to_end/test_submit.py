@@ -54,7 +54,7 @@ def through_its_life(config: Path, *settings: str) -> None:
         assert again.returncode == 18 and "in use by another" in again.stderr
     finally:
         done = call("stop", str(run))
-    assert "was told to save and end" in done.stdout, done.stderr
+    assert "was told to save and stop" in done.stdout, done.stderr
     wait_for(lambda: state(run) == "ended", "the end")
     found = brt("status", str(run))
     assert found["verdict"] == "preempted", brt("logs", str(run))["log"]

@@ -155,7 +155,7 @@ def test_a_server_that_is_killed_and_comes_back_10_000_steps_later(run: Path, da
         with mlflow_server(tmp_path / "server", port) as uri:
             wait_for(lambda: state.exists() and json.loads(state.read_text())["offset"] > 0, "the first batch")
         append(run, 11, 10_000, at=1000.0)
-        wait_for(lambda: "next try" in (run / "tracking" / "syncer.log").read_text(), "the syncer to notice")
+        wait_for(lambda: "retrying in" in (run / "tracking" / "syncer.log").read_text(), "the syncer to notice")
         end(run, 1, 0, at=2000.0)
         with mlflow_server(tmp_path / "server", port) as uri:
             assert syncer.finish()

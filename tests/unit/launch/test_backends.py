@@ -178,7 +178,7 @@ def test_kubernetes_manifests_hold_the_config_and_names_that_are_allowed(run: Pa
 @pytest.mark.parametrize("name", ["ray", "kubernetes"])
 def test_a_password_is_not_sent_to_a_cluster(tmp_path: Path, name: str) -> None:
     found = config(tmp_path / "run", name).model_dump_json()
-    with pytest.raises(ConfigError, match=r"run.tracking.uri=http://\*\*\*@there holds a password"):
+    with pytest.raises(ConfigError, match=r"run.tracking.uri=http://\*\*\*@there contains a password"):
         settings = ["run.tracking.uri=http://me:hunter2@there", "optimizer.warmup_steps=1", "parallel.data=2"]
         submit([found], settings, dry_run=True)
 

@@ -70,7 +70,8 @@ def test_the_suffix_chooses_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "message"), [("5 parsecs", "is no size"), ("0", "not positive"), ("-3MB", "not positive"), ("", "no size")]
+    ("size", "message"),
+    [("5 parsecs", "is not a size"), ("0", "not positive"), ("-3MB", "not positive"), ("", "not a size")],
 )
 def test_sizes_that_are_none(tmp_path: Path, size: str, message: str) -> None:
     result = build(tmp_path, "--shard-size", size)

@@ -38,7 +38,7 @@ def test_the_node_with_another_version_is_named(reports: dict[str, node.NodeRepo
     reports["b"] = dataclasses.replace(reports["b"], versions=other)
     (found,) = findings.versions(reports)
     assert (found.status, found.node) == ("failed", "b")
-    assert found.message.startswith("torch is 1.0, and ")
+    assert found.message.startswith("torch is 1.0 here, and ")
     del other["torch"]
     (found,) = findings.versions(reports)
     assert found.message.startswith("torch is not installed, and ")

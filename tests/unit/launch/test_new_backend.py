@@ -101,6 +101,6 @@ def test_a_new_backend_is_submitted_to_asked_and_stopped(tmp_path: Path) -> None
     found = json.loads(brt(tmp_path, "status", str(run), "--json").stdout)
     assert found["submission"]["state"] == "queued" and found["submission"]["backend"] == "spool"
     assert brt(tmp_path, "logs", str(run)).stdout == "nothing yet from job-0\n"
-    assert "taken from the queue" in brt(tmp_path, "stop", str(run)).stdout
+    assert "removed from the queue" in brt(tmp_path, "stop", str(run)).stdout
     assert not any(jobs.iterdir())
     assert "spool" in brt(tmp_path, "submit", "--help").stdout

@@ -120,7 +120,7 @@ def test_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
         "2.0 MB",
         "my.yaml:2",
         "layer 3",
-        "not known for cpu",
+        "unknown for cpu",
         "500 at most",
         "499, rank 0",
         "6.1 MB, rank 0",
@@ -142,7 +142,7 @@ def test_the_curve_is_that_of_the_events(tmp_path: Path) -> None:
     (y0, v0), (y1, v1) = marks[0], marks[-1]
     bits = [v0 + (y - y0) * (v1 - v0) / (y1 - y0) for _, y in points]
     assert bits == pytest.approx([8.0 - step / 10 for step in range(1, 41)], abs=0.02)
-    assert svg.count('class="event"') == 1 and "attempt 2, after: rank 1 was killed" in svg
+    assert svg.count('class="event"') == 1 and "attempt 2 after: rank 1 was killed" in svg
 
 
 def test_loss_by_position_is_drawn_with_the_bins_below_it(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_several_runs_and_runs_that_have_not_begun(tmp_path: Path) -> None:
     empty.mkdir()
     (empty / "config.yaml").write_text(CONFIG.format(data=second, run=empty, name="empty"))
     page = Page(report(run, empty))
-    assert "2 runs" in page.text and "not started" in page.text and "no step yet" in page.text
+    assert "2 runs" in page.text and "not started" in page.text and "no steps yet" in page.text
     done = CliRunner().invoke(brt, ["report", str(second)], standalone_mode=False)
     assert "is not a run directory" in str(done.exception)
 
@@ -209,7 +209,7 @@ def test_a_launcher_that_was_killed_is_told_and_ends_the_watching(tmp_path: Path
         assert json.loads(CliRunner().invoke(brt, ["status", str(run), "--json"]).stdout)["verdict"] == "running"
     assert view.is_over and dict(view.lines())["launcher"].startswith("was killed")
     done = CliRunner().invoke(brt, ["status", str(run), "--watch"])
-    assert done.exit_code == 0 and "launcher: gone" in done.stderr
+    assert done.exit_code == 0 and "launcher: was killed" in done.stderr
     assert done.stdout.startswith("launcher_gone: attempt 2, step 40 of 40; run the same command again, or brt resume")
 
 

@@ -56,7 +56,7 @@ def test_names_are_as_many_as_combinations(grid: dict[str, list[str]]) -> None:
         (["model.width"], "not of the form key=a,b,c"),
         (["model.width=64,,128"], "not of the form key=a,b,c"),
         (["model.widht=64"], "nearest: model.width"),
-        (["run.directory=a,b"], "run.directory is the same for all"),
+        (["run.directory=a,b"], "run.directory cannot vary within a sweep"),
         (["model.width=64", "model.width=128"], "given twice"),
         (["model.width=64,64"], "has the same value twice"),
     ],
