@@ -41,7 +41,7 @@ def test_the_node_with_another_version_is_named(reports: dict[str, node.NodeRepo
     assert found.message.startswith("torch is 1.0 here, and ")
     del other["torch"]
     (found,) = findings.versions(reports)
-    assert found.message.startswith("torch is not installed, and ")
+    assert found.message.startswith("torch is not installed here, and ")
 
 
 def test_the_node_with_a_folder_of_its_own_is_named(reports: dict[str, node.NodeReport], tmp_path: Path) -> None:
