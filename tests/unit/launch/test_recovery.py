@@ -110,7 +110,7 @@ def test_adjustments_outlive_the_process(tmp_path: Path) -> None:
     adjusted.save(tmp_path)
     assert Adjustments.load(tmp_path) == adjusted
     (tmp_path / "adjustments.json").write_text('{"skipped": [[1]]}')
-    with pytest.raises(ConfigError, match="remove it to go on"):
+    with pytest.raises(ConfigError, match="remove it to resume"):
         Adjustments.load(tmp_path)
 
 
