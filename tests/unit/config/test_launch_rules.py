@@ -23,11 +23,11 @@ def config(*settings: str) -> Config:
     [
         (("launch.backend=ray",), "needs launch.ray.jobs_address"),
         (("launch.backend=ray", "launch.ray.jobs_address=http://me:secret@head:8265"), "without user and password"),
-        (("launch.backend=slurm", "launch.slurm.options=[--array=1-9]"), "--array is given by brt submit itself"),
+        (("launch.backend=slurm", "launch.slurm.options=[--array=1-9]"), "--array is set by brt submit itself"),
         (("launch.backend=slurm", "launch.slurm.options=[june]"), "'june' is not an option"),
         (("launch.backend=slurm", 'launch.time_limit="0:04"'), "nearest: launch.slurm.notice_seconds=60"),
         (("launch.backend=slurm", "launch.slurm.memory=much"), "such as 200G"),
-        (("launch.backend=slurm", 'launch.slurm.interface="a b; reboot"'), "no name of a network interface"),
+        (("launch.backend=slurm", 'launch.slurm.interface="a b; reboot"'), "not the name of a network interface"),
         (("launch.backend=kubernetes",), "needs launch.kubernetes.image"),
         (POD[:2], "lost with the pods"),
         ((*POD, "run.directory=/elsewhere/r"), "run.directory=/elsewhere/r is not on a volume of the pods"),
