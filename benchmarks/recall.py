@@ -24,7 +24,7 @@ import torch
 from brt_dist.config.schema import Config, ModelConfig
 from brt_dist.data.one_pass import OnePassSchedule
 from brt_dist.data.reader import SegmentReader, Segments
-from brt_dist.data.stream_schedule import StepPlan, StreamSchedule
+from brt_dist.data.stream_schedule import StepReads, StreamSchedule
 from brt_dist.model.model import BlockRecurrentModel, full_logits
 from brt_dist.optim.learning_rate import learning_rate
 from brt_dist.parallel.device import Device
@@ -79,7 +79,7 @@ class Documents:
     def reader(self, schedule: StreamSchedule | OnePassSchedule) -> SegmentReader:
         return SegmentReader(self, schedule)
 
-    def answers(self, plan: StepPlan, segments: Segments) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
+    def answers(self, plan: StepReads, segments: Segments) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
         """Target (b, N) and mask (b, N): the key, where it is asked for, instead of the next token."""
         window = segments.input.shape[1] // plan.document.shape[1]
         asked = (segments.input == ASK) & (_in_tokens(plan.length, window) > 0)

@@ -1,4 +1,4 @@
-"""The cursor: where every stream is between two steps, and all that the schedule has to remember."""
+"""The cursor: where every stream is between two steps.  It is the whole state of the stream schedule."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,13 +16,15 @@ NOTHING = -1  # ordinal of a stream that has no document yet: it takes one at th
 class Cursor:
     """Where every stream is, between two steps.
 
-    ordinal: (B,) int64, of the document that the stream is in, within its part; -1: it has none yet.
-    offset: (B,) int64, tokens of it that were read, a multiple of W; at or past its length the document has ended,
-    and the next block begins another.
-    part: (B,) int64, the dataset of the mixture that the document is of; 0 without a mixture.
-    next: for each part, the ordinal that is handed out next.
-    tokens: for each part, the tokens of all documents handed out so far.
-    returned: (part, ordinal, offset) of documents whose stream was dropped; their rest is read before new documents.
+    Attributes:
+        ordinal: (B,) int64, ordinal of the stream's document within its dataset; -1: it has no document yet.
+        offset: (B,) int64, tokens of the document read so far, a multiple of W.  At or past its length the document
+            has ended, and the next block starts another one.
+        part: (B,) int64, index in the mixture of the document's dataset; 0 without a mixture.
+        next: for each dataset, the ordinal to hand out next.
+        tokens: for each dataset, the tokens of all documents handed out so far.
+        returned: (part, ordinal, offset) of documents whose stream was dropped; the rest of these is read before any
+            new document.
     """
 
     ordinal: Int64Array
@@ -34,7 +36,7 @@ class Cursor:
 
     @staticmethod
     def fresh(streams: int, parts: int = 1) -> "Cursor":
-        """`streams` streams before the first step; no document of `parts` datasets was handed out."""
+        """The cursor of `streams` streams before the first step, for `parts` datasets."""
         nothing = np.full(streams, NOTHING, dtype=np.int64)
         zeros = np.zeros(streams, dtype=np.int64)
         return Cursor(nothing, zeros, zeros.copy(), (0,) * parts, (0,) * parts)
@@ -44,10 +46,13 @@ class Cursor:
         return int(self.ordinal.size)
 
     def resized(self, streams: int) -> "Cursor":
-        """The same place in the corpus with another number of streams.
+        """The same position in the corpus with a different number of streams.
 
-        Added streams take a document at the next block.  Those with the highest numbers are dropped: the rest of
-        their documents waits in `returned`, and begins with a cleared memory wherever it goes on.
+        Added streams take a document at the next block.  If there are fewer streams, those with the highest numbers
+        are dropped: the rest of their documents goes to `returned`, and whoever reads it starts with cleared memory.
+
+        Raises:
+            DataError: `streams` is less than 1.
         """
         if streams < 1:
             raise DataError(f"a run needs at least one stream, got {streams}")
@@ -76,9 +81,13 @@ class Cursor:
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> "Cursor":
-        """The inverse of `to_json`.  DataError: not a cursor, or one of a later version."""
+        """The inverse of `to_json`.
+
+        Raises:
+            DataError: not a cursor, or one of a later version.
+        """
         if isinstance(value, dict) and value.get("version", VERSION) != VERSION:
-            raise DataError(f"a stream cursor of version {value['version']}; this program knows version {VERSION}")
+            raise DataError(f"stream cursor of version {value['version']}; this version reads {VERSION}")
         try:
             arrays = [np.array(value[name], dtype=np.int64) for name in ("ordinal", "offset", "part")]
             counts = [tuple(int(number) for number in value[name]) for name in ("next", "tokens")]
@@ -87,7 +96,7 @@ class Cursor:
             raise DataError(f"not a stream cursor: {error!r}") from None
         cursor = Cursor(arrays[0], arrays[1], arrays[2], counts[0], counts[1], returned)
         if not cursor._is_consistent():
-            raise DataError("not a stream cursor: its parts do not fit together")
+            raise DataError("not a stream cursor: its fields are inconsistent")
         return cursor
 
     def _is_consistent(self) -> bool:

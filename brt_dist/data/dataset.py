@@ -1,4 +1,4 @@
-"""A dataset, opened for reading: its shards are sliced, nothing is decoded."""
+"""A dataset that is open for reading.  Tokens are slices of its shards; nothing is decoded."""
 
 import json
 import tarfile
@@ -29,10 +29,20 @@ _MAPPED_SHARDS = 256  # each holds one file descriptor; systems allow 1024 or mo
 
 
 class Dataset:
-    """Documents 0..K-1 of a dataset.  Make it with `Dataset.open`; it may be shared by threads.
+    """Documents 0..K-1 of a dataset.  `Dataset.open` opens one; threads may share it.
 
-    lengths: (K,) int64 tokens of each document.  digest: of the whole dataset.  vocab_size: ids are in
-    [0, vocab_size).  tokenizer: path of its file.  record: dataset.json.  place: the folder or URL.
+    Attributes:
+        place: the folder or URL.
+        record: dataset.json.
+        digest: of the whole dataset.
+        documents: number of documents [K].
+        lengths: (K,) int64, tokens of each document.
+        vocab_size: ids are in [0, vocab_size).
+        tokenizer: path of its file.
+        tokenizer_sha256: of that file.
+        is_remote: whether it is read from a URL.
+        parts: `lengths` of each dataset; a dataset is a mixture of one.
+        weights: of each dataset.
     """
 
     def __init__(self, files: "LocalFiles | RemoteFiles") -> None:
@@ -57,17 +67,23 @@ class Dataset:
     def open(
         place: Path | str, cache: CacheSettings | None = None, report: Callable[[str], None] = lambda _: None
     ) -> "Dataset":
-        """Open a finished dataset: a folder, or a URL that fsspec knows (`s3://...`), which needs a `cache`.
+        """Open a finished dataset.
 
-        In a folder every file must exist and have the size that dataset.json says.  The content is checked by
-        `verify`, not here: opening does not read the shards.  Files of a URL are checked when they arrive.
-        report: told what went wrong with the network or the cache and was made good.
-        DataError: no dataset, or a file of it that is missing or of another size, by name.
+        In a folder, every file must exist with the size in dataset.json; `brt data verify` checks the content, which
+        opening does not read.  Files from a URL are verified when they arrive.
+
+        Args:
+            place: a folder, or a URL that fsspec supports (`s3://...`).
+            cache: local cache, required for a URL.
+            report: called with a message about each problem of the network or the cache that was recovered from.
+
+        Raises:
+            DataError: not a dataset, or a file is missing or has the wrong size.
         """
         if not is_url(place):
             return Dataset(LocalFiles(Path(str(place).removeprefix("file://"))))
         if cache is None:
-            raise DataError(f"{place}: a dataset at a URL is read through a cache on this machine (data.cache)")
+            raise DataError(f"{place}: reading a dataset from a URL needs a local cache (data.cache)")
         files = RemoteFiles(str(place), cache, report)
         try:
             return Dataset(files)
@@ -82,7 +98,8 @@ class Dataset:
     def tokens(self, document: int, offset: int, count: int) -> npt.NDArray[Any]:
         """Token ids (count,) of a document from `offset` on: read-only, uint16 or uint32.
 
-        IndexError: not all in the document.
+        Raises:
+            IndexError: the range is not within the document.
         """
         if not 0 <= document < self.lengths.size:
             raise IndexError(f"document {document} of {self.lengths.size}")
@@ -95,16 +112,19 @@ class Dataset:
         return self._files.read(self.record.shards[self._shard_of(document)], begin, size).view(self._type)
 
     def expect(self, documents: Sequence[int]) -> None:
-        """These will be read, in this order: a remote dataset fetches their shards ahead."""
+        """Announce documents that will be read, in this order; a remote dataset prefetches their shards."""
         if isinstance(self._files, LocalFiles):
             return
         shards = self._ends.searchsorted(np.asarray(documents, dtype=np.int64), side="right").tolist()
         self._files.expect([self.record.shards[number] for number in dict.fromkeys(shards)])
 
     def source(self, document: int) -> dict[str, str]:
-        """Where a document came from: its place in the corpus, its shard and its key there.
+        """Where a document came from: its place in the corpus, and its shard and key.
 
-        Reads the KEY.json that stands before the tokens in the shard.  IndexError: no such document.
+        Reads the KEY.json before the tokens in the shard.
+
+        Raises:
+            IndexError: there is no such document.
         """
         if not 0 <= document < self.lengths.size:
             raise IndexError(f"document {document} of {self.lengths.size}")
@@ -120,7 +140,7 @@ class Dataset:
         return {"source": str(place), "shard": shard.name, "key": entry.key}
 
     def close(self) -> None:
-        """Let go of the files.  Arrays that `tokens` returned stay valid."""
+        """Close the files.  Arrays that `tokens` returned stay valid."""
         self._files.close()
 
     def __enter__(self) -> "Dataset":
@@ -177,6 +197,6 @@ def _check_size(path: Path, size: int) -> None:
     try:
         actual = path.stat().st_size
     except OSError:
-        raise DataError(f"{path}: missing; build the dataset again, the shards that are there will be kept") from None
+        raise DataError(f"{path}: missing; rebuild the dataset, which keeps the existing shards") from None
     if actual != size:
-        raise DataError(f"{path}: {actual} bytes, dataset.json says {size}; remove it and build the dataset again")
+        raise DataError(f"{path}: {actual} bytes, but dataset.json says {size}; remove it and rebuild the dataset")

@@ -25,9 +25,11 @@ def _mix(values: UInt64Array) -> UInt64Array:
 
 
 class EpochOrder:
-    """Ordinals to documents.  Ordinal g = epoch * K + position; in each epoch every document comes once.
+    """Maps ordinals to documents.  Ordinal g = epoch * K + position; each epoch has every document once.
 
-    documents: K, at least 1.  seed: any integer that fits 64 bits.
+    Args:
+        documents: their number [K], at least 1.
+        seed: any 64-bit integer.
     """
 
     def __init__(self, documents: int, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""What the rules of the config need to know of a dataset."""
+"""What the rules of the config need to know about a dataset."""
 
 from brt_dist.config.rules import DatasetFacts
 from brt_dist.config.schema import Config
@@ -8,7 +8,7 @@ from brt_dist.data.mixture_order import Deal
 
 
 def facts_of(dataset: Dataset | Mixture, config: Config | None = None) -> DatasetFacts:
-    """The facts of a dataset that is open.
+    """The facts of an open dataset.
 
     Args:
         dataset: one dataset, or a mixture of several.

@@ -1,13 +1,13 @@
-"""A folder on a node that holds files of remote datasets: verified, within a budget, shared by all processes.
+"""A node's cache of files of remote datasets: verified, within a budget, shared by all processes.
 
-DIR/SHA256            a whole, verified file, named by its content; so any number of datasets can share the folder
-DIR/.SHA256.part      a file that is being fetched; already as large as it will be, which reserves its room
-DIR/locks/SHA256      held (flock) by the process that fetches the file: the others wait for it
-DIR/locks/budget      held while room is made
+DIR/SHA256            a complete, verified file, named by its content, so any number of datasets can share the folder
+DIR/.SHA256.part      a file that is being fetched; allocated at full size, which reserves its space
+DIR/locks/SHA256      held (flock) by the process that fetches the file; others wait for it
+DIR/locks/budget      held while files are evicted
 
-Everything is said with file locks, so it holds between processes that know nothing of each other, and ends with a
-process that is killed.  A reader holds a shared lock on the file, which keeps it from being evicted.  A file is
-hashed when it arrives and again when a process first opens it; a reader that finds it gone fetches it again.
+Processes coordinate through file locks alone, so they need not know each other, and a killed process releases its
+locks.  A reader holds a shared lock on the file, which protects it from eviction.  A file is hashed when it arrives
+and again when a process first opens it; a reader that finds it gone fetches it again.
 """
 
 import errno
@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from brt_dist.errors import BrtError, DataError, PlatformError
 
 _CHUNK = 8 << 20  # bytes of one request
-_FIRST_WAIT, _LONGEST_WAIT = 0.1, 15.0  # seconds between tries, doubled each time
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 15.0  # seconds between retries, doubled each time
 _LOOK = 0.05  # seconds between looks at a lock
 _NAME = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.part")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -37,7 +37,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """directory: on a disk of the node.  budget: bytes.  retry_seconds: without any progress, before giving up."""
+    """Settings of the cache.
+
+    Attributes:
+        directory: on a local disk of the node.
+        budget: largest total size, in bytes.
+        retry_seconds: how long to retry without progress before giving up.
+    """
 
     directory: Path
     budget: int
@@ -46,7 +52,13 @@ class CacheSettings:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file by its URL, and what it must be.  bytes: none where dataset.json does not say."""
+    """A remote file and its expected content.
+
+    Attributes:
+        url: where it is.
+        sha256: of its content.
+        bytes: its size; None if dataset.json does not give it.
+    """
 
     url: str
     sha256: str
@@ -54,18 +66,22 @@ class RemoteFile:
 
 
 class NoRoomError(BrtError):
-    """Within the budget, and without what is being read or wanted sooner, there is no room now."""
+    """There is no space now without evicting files that are being read or are needed sooner."""
 
 
 class ClosedError(BrtError):
-    """The cache was closed while somebody waited."""
+    """The cache was closed while a caller was waiting."""
 
 
 class FileCache:
-    """One process's way to the folder; may be shared by its threads.
+    """A process's access to the cache; threads may share it.
 
-    report: told what went wrong and was made good.  DataError: a file that is missing or altered, or larger than the
-    budget.  PlatformError: a server that does not answer, a folder that cannot be written, a disk that is full.
+    Its methods raise DataError if a file is missing, altered or larger than the budget, and PlatformError if the
+    server does not respond, the folder cannot be written or the disk is full.
+
+    Args:
+        settings: of the cache.
+        report: called with a message about each problem that was recovered from.
     """
 
     def __init__(self, settings: CacheSettings, report: Callable[[str], None] = lambda _: None) -> None:
@@ -76,12 +92,12 @@ class FileCache:
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """Let nobody wait any longer; what is on disk stays."""
+        """Wake all waiting callers with a ClosedError; the files stay on disk."""
         self._closed.set()
 
     @contextmanager
     def reading(self, file: RemoteFile) -> Iterator[int]:
-        """A descriptor of the whole, verified file; as long as the block runs it is not evicted."""
+        """Context manager: a descriptor of the verified file, which is not evicted meanwhile."""
         descriptor = self.open(file)
         try:
             yield descriptor
@@ -89,14 +105,18 @@ class FileCache:
             os.close(descriptor)
 
     def open(self, file: RemoteFile) -> int:
-        """The same for longer: the caller closes it.  Fetches the file if it is not there."""
+        """A descriptor of the verified file, fetched if necessary; it is not evicted until the caller closes it."""
         found = self._open_present(file)
         return found if found is not None else self._fetch(file, None)
 
     def fetch_ahead(self, file: RemoteFile, keep: Collection[str]) -> bool:
-        """Have the file, without evicting those with a sha256 in `keep`; whether it had to be fetched.
+        """Fetch the file if it is not there, without evicting files whose sha256 is in `keep`.
 
-        NoRoomError: not without evicting one of them.
+        Returns:
+            Whether it was fetched.
+
+        Raises:
+            NoRoomError: that would evict one of them.
         """
         if self.path(file).is_file():
             return False
@@ -104,7 +124,7 @@ class FileCache:
         return True
 
     def path(self, file: RemoteFile) -> Path:
-        """Where the file is once it is there."""
+        """Path of the file in the cache."""
         return self.settings.directory / file.sha256
 
     # ---- what is there --------------------------------------------------------------------------------------
@@ -125,7 +145,7 @@ class FileCache:
                 with open(descriptor, "rb", closefd=False) as content:
                     sha256 = hashlib.file_digest(content, "sha256").hexdigest()
                 if sha256 != file.sha256:
-                    self._report(f"{path}: damaged on disk; {file.url} is fetched again")
+                    self._report(f"{path}: damaged on disk; fetching {file.url} again")
                     path.unlink(missing_ok=True)
                     os.close(descriptor)
                     return None
@@ -150,18 +170,20 @@ class FileCache:
                 if descriptor is not None:
                     return descriptor
                 if attempt == 1:
-                    self._report(f"{file.url}: arrived altered (sha256 differs), fetched once more")
+                    self._report(f"{file.url}: wrong content (sha256 differs); fetching it again")
         raise DataError(
-            f"{file.url}: altered: its sha256 is not {file.sha256[:12]}..., as dataset.json says; nothing of it was "
-            "used. Put the right file there, or build the dataset again"
+            f"{file.url}: altered: its sha256 is not {file.sha256[:12]}... as in dataset.json; nothing of it was "
+            "used. Restore the file, or rebuild the dataset"
         )
 
     def _download(self, file: RemoteFile, keep: Collection[str] | None) -> int | None:
-        """Fetch into the folder; a descriptor with a shared lock, or none if the content is not what it must be."""
+        """Fetch into the cache.  Returns a descriptor with a shared lock; None if the content is wrong."""
         remote, path = file_system(file.url)
         size = int(self.persistently(file.url, lambda: remote.info(path)["size"]))
         if file.bytes is not None and size != file.bytes:
-            raise DataError(f"{file.url}: {size} bytes, dataset.json says {file.bytes}: altered; build it again")
+            raise DataError(
+                f"{file.url}: altered: {size} bytes, but dataset.json says {file.bytes}; rebuild the dataset"
+            )
         descriptor, part = self._reserve(file, size, keep)
         try:
             sha256, position = hashlib.sha256(), 0
@@ -190,15 +212,15 @@ class FileCache:
     def _keep(self, descriptor: int, part: Path, file: RemoteFile) -> None:
         try:
             os.rename(part, self.path(file))
-        except FileNotFoundError:  # the folder was removed under way: the content is still ours to read
-            self._report(f"{self.settings.directory}: was removed while {file.url} was fetched")
+        except FileNotFoundError:  # the folder was removed meanwhile; the open descriptor still works
+            self._report(f"{self.settings.directory}: removed while {file.url} was being fetched")
             return
         status = os.fstat(descriptor)
         self._verified[file.sha256] = (status.st_ino, status.st_size, status.st_mtime_ns)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
 
     def persistently(self, url: str, ask: Callable[[], T]) -> T:
-        """Ask until there is an answer; gives up after `retry_seconds`, or at once where asking again cannot help."""
+        """Call `ask`, and retry errors for up to `retry_seconds`, except those that a retry cannot fix."""
         began, wait = time.monotonic(), _FIRST_WAIT
         while True:
             try:
@@ -211,12 +233,12 @@ class FileCache:
                 waited = time.monotonic() - began
                 if waited + wait > self.settings.retry_seconds:
                     raise PlatformError(
-                        f"{url}: could not be fetched, tried for {waited:.0f} s "
-                        f"(data.cache.retry_seconds={self.settings.retry_seconds:g}); the last answer: "
+                        f"{url}: could not be fetched after retrying for {waited:.0f} s "
+                        f"(data.cache.retry_seconds={self.settings.retry_seconds:g}); last error: "
                         f"{_first_line(error)}"
                     ) from None
                 if wait == _FIRST_WAIT:
-                    self._report(f"{url}: {_first_line(error)}; trying again")
+                    self._report(f"{url}: {_first_line(error)}; retrying")
             self._wait(wait)
             wait = min(2 * wait, _LONGEST_WAIT)
 
@@ -227,7 +249,7 @@ class FileCache:
         budget = self.settings.budget
         if size > budget:
             raise DataError(
-                f"{file.url}: {size} bytes are more than the whole cache may hold (data.cache.budget_gb="
+                f"{file.url}: {size} bytes exceed the size of the whole cache (data.cache.budget_gb="
                 f"{budget / 1e9:g}); nearest: data.cache.budget_gb={-(-size // 10**8) / 10:g}"
             )
         part = self.settings.directory / f".{file.sha256}.part"
@@ -249,13 +271,13 @@ class FileCache:
                 raise NoRoomError(f"no room for {file.url}")
             if disk_full:
                 raise PlatformError(
-                    f"{self.settings.directory}: no space left for {size} bytes of {file.url}, though nothing else is "
-                    "in the cache that could go; free some, or set data.cache.directory to another disk"
+                    f"{self.settings.directory}: no space left for {size} bytes of {file.url}, and the cache has "
+                    "nothing left to evict; free some space, or set data.cache.directory to another disk"
                 )
             if time.monotonic() > deadline:
                 raise PlatformError(
-                    f"{self.settings.directory}: for {self.settings.retry_seconds:g} s everything in it was being read "
-                    f"and {file.url} did not fit beside it; set a larger data.cache.budget_gb"
+                    f"{self.settings.directory}: no space for {file.url}, because everything else was in use for "
+                    f"{self.settings.retry_seconds:g} s; increase data.cache.budget_gb"
                 )
             self._wait(_LOOK)
 
@@ -280,7 +302,7 @@ class FileCache:
         return True
 
     def _evict(self, keep: Collection[str]) -> bool:
-        """Remove the file whose last use is longest ago, of those that nobody reads; false: there is none."""
+        """Remove the least recently used file that nobody is reading; False if there is none."""
         for _, _, path in sorted(self._files()):
             if path.name in keep:
                 continue
@@ -342,18 +364,22 @@ class FileCache:
 
     def _trouble(self, error: OSError) -> BrtError:
         return PlatformError(
-            f"the cache {self.settings.directory} cannot be written: {error.strerror or error}; "
-            "set data.cache.directory to a writable place with room"
+            f"cannot write to the cache {self.settings.directory}: {error.strerror or error}; "
+            "set data.cache.directory to a writable folder with free space"
         )
 
 
 def default_directory() -> Path:
-    """The cache of this user on this node."""
+    """The default cache folder of this user on this node."""
     return Path(tempfile.gettempdir()) / f"brt-cache-{os.getuid()}"
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and the path in it.  PlatformError: its package is not installed."""
+    """fsspec's file system for a URL, and the path in it.
+
+    Raises:
+        PlatformError: the protocol is unknown, or its package is not installed.
+    """
     import fsspec
 
     options: dict[str, Any] = {}
@@ -368,7 +394,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
 def _some(chunk: bytes) -> bytes:
     if not chunk:
-        raise OSError("an empty answer")
+        raise OSError("empty response")
     return chunk
 
 

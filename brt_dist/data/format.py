@@ -1,10 +1,10 @@
-"""What a dataset folder holds.  Names, versions and the shape of every JSON file, in one place.
+"""The format of a dataset folder: names, versions and the schema of every JSON file.
 
-DIR/dataset.json             what the folder is; written last, so a folder that has it is complete
-DIR/tokenizer.json           the tokenizer, as it was used
+DIR/dataset.json             describes the dataset; written last, so a folder that has it is complete
+DIR/tokenizer.json           the tokenizer
 DIR/documents.npy            (2, K) int64: data offset in its shard, tokens; derived from the indexes, memory-mapped
 DIR/shard-000000.tar         webdataset: per document KEY.json and KEY.tokens (raw little-endian token ids)
-DIR/shard-000000.index.json  where each document lies in the tar; a shard counts only when this exists
+DIR/shard-000000.index.json  where each document is in the tar; a shard counts only if this exists
 DIR/build.json               state of the build (fingerprint); not needed for reading
 """
 
@@ -31,7 +31,7 @@ TokenType = Literal["uint16", "uint32"]
 
 
 class Record(BaseModel):
-    """Base of all records: plain, frozen, unknown keys are errors (they belong to a later format)."""
+    """Base class of records: frozen, and unknown keys are errors (they belong to a later format)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -59,7 +59,7 @@ class TokenizerRecord(Record):
 
 
 class SourceRecord(Record):
-    """One source of the corpus, as counted."""
+    """The totals of one source of the corpus."""
 
     name: str
     documents: NonNegativeInt
@@ -69,7 +69,7 @@ class SourceRecord(Record):
 
 
 class DatasetRecord(Record):
-    """dataset.json.  digest covers the tokenizer and every byte of every shard, in order."""
+    """dataset.json.  Its digest covers the tokenizer and every byte of every shard, in order."""
 
     format: Literal[1] = 1
     digest: str
@@ -125,7 +125,7 @@ def index_name(shard: str) -> str:
 
 
 def token_type(vocab_size: int) -> TokenType:
-    """The smallest type of two that holds all ids of the vocabulary."""
+    """The smaller of the two types that holds all ids of the vocabulary."""
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
@@ -141,21 +141,29 @@ def dump(record: Record) -> bytes:
 
 
 def load_dataset(folder: Path) -> DatasetRecord:
-    """Read dataset.json.  DataError: not there, or not a dataset of this format."""
+    """Read dataset.json.
+
+    Raises:
+        DataError: it is missing, or not of this format.
+    """
     path = folder / DATASET_FILE
     try:
         return DatasetRecord.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         what = "the build has not finished" if (folder / BUILD_FILE).exists() else "not a dataset folder"
         raise DataError(
-            f"{folder}: no {DATASET_FILE} ({what}); `brt data build SOURCE --out {folder}` makes it"
+            f"{folder}: no {DATASET_FILE} ({what}); `brt data build SOURCE --out {folder}` creates it"
         ) from None
     except (ValidationError, OSError) as error:
         raise DataError(f"{path}: not a dataset of format {FORMAT}: {_first_line(error)}") from None
 
 
 def load_index(path: Path) -> ShardIndex:
-    """Read a shard's index.  DataError: not there or not readable."""
+    """Read a shard's index.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
     try:
         return ShardIndex.model_validate_json(path.read_bytes())
     except (ValidationError, OSError) as error:
@@ -170,7 +178,16 @@ def _first_line(error: ValidationError | OSError) -> str:
 
 
 def open_documents(path: Path, documents: int, content: bytes | None = None) -> npt.NDArray[np.int64]:
-    """documents.npy: (2, K) int64, mapped, or from its `content`.  DataError: missing or of another shape."""
+    """Open documents.npy, (2, K) int64.
+
+    Args:
+        path: of the file.
+        documents: their number [K].
+        content: of the file, if it is in memory; None: memory-map the file.
+
+    Raises:
+        DataError: it is missing or has a different shape.
+    """
     try:
         if content is None:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -181,7 +198,7 @@ def open_documents(path: Path, documents: int, content: bytes | None = None) -> 
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     if array.shape != (2, documents) or array.dtype != np.dtype("<i8"):
-        raise DataError(f"{path}: {array.dtype} {array.shape}, dataset.json says int64 (2, {documents})")
+        raise DataError(f"{path}: {array.dtype} {array.shape}, but dataset.json says int64 (2, {documents})")
     return array
 
 

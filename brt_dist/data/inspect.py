@@ -1,4 +1,4 @@
-"""Looking into a dataset: plain descriptions (JSON values), for people and programs alike."""
+"""Describes datasets, documents and streams, as JSON values."""
 
 from typing import Any
 
@@ -34,7 +34,11 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
 
 
 def describe_document(dataset: Dataset, document: int, characters: int) -> dict[str, Any]:
-    """A document: where it came from, its length, and its first text.  DataError: there is no such document."""
+    """Describe a document: where it came from, its length, and the beginning of its text.
+
+    Raises:
+        DataError: there is no such document.
+    """
     if not 0 <= document < dataset.lengths.size:
         raise DataError(f"document {document} does not exist; the dataset has 0 to {dataset.lengths.size - 1}")
     return {
@@ -53,13 +57,22 @@ def describe_stream(
     characters: int,
     cursor: Cursor | None = None,
 ) -> dict[str, Any]:
-    """What a stream reads at a step: the documents and token ranges of the segment, their epochs and their text.
+    """Describe what a stream reads in a step: documents, token ranges, epochs and text of the segment.
 
-    cursor: that before the step; none: of a run whose streams were never changed.
+    Args:
+        dataset: the training data.
+        schedule: the stream schedule.
+        stream: its number.
+        step: number of steps before it.
+        characters: how much text to show of each document.
+        cursor: before the step; None: that of a run whose number of streams never changed.
+
+    Raises:
+        DataError: there is no such stream.
     """
     if not 0 <= stream < schedule.streams:
         raise DataError(f"stream {stream} does not exist; the run has 0 to {schedule.streams - 1}")
-    # Block by block, so that the ordinal of each document is seen.
+    # block by block, to see the ordinal of each document
     blocks = schedule.block_by_block()
     cursor = blocks.at(step * schedule.blocks) if cursor is None else cursor
     ranges: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Several datasets read as one, by weight: documents are numbered through, in the order of the datasets."""
+"""Several datasets read as one, by weight.  Documents are numbered consecutively, in the order of the datasets."""
 
 import hashlib
 import json
@@ -16,10 +16,17 @@ from brt_dist.errors import DataError
 
 
 class Mixture:
-    """Datasets with weights; the same methods and attributes as `Dataset`, which say the same of all together.
+    """Datasets with weights; has the methods and attributes of `Dataset`, for all of them together.
 
-    parts: for each dataset its lengths (K_i,).  weights: shares of the tokens, any positive numbers.
-    DataError: they were built with different tokenizers.
+    Args:
+        datasets: at least one.
+        weights: shares of the tokens, any positive numbers.
+
+    Attributes:
+        parts: for each dataset, the lengths of its documents (K_i,).
+
+    Raises:
+        DataError: the datasets were built with different tokenizers.
     """
 
     def __init__(self, datasets: Sequence[Dataset], weights: Sequence[float]) -> None:
@@ -27,8 +34,8 @@ class Mixture:
         for other in datasets[1:]:
             if other.tokenizer_sha256 != first.tokenizer_sha256:
                 raise DataError(
-                    f"data.mixture: {other.place} was built with another tokenizer ({other.tokenizer_sha256[:12]}) "
-                    f"than {first.place} ({first.tokenizer_sha256[:12]}); build it again with "
+                    f"data.mixture: {other.place} was built with a different tokenizer ({other.tokenizer_sha256[:12]}) "
+                    f"from that of {first.place} ({first.tokenizer_sha256[:12]}); rebuild it with "
                     f"--tokenizer {first.place}/tokenizer.json"
                 )
         self.datasets = list(datasets)
@@ -44,7 +51,7 @@ class Mixture:
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """(K,) tokens of all documents; 8 bytes each, so only made where somebody asks."""
+        """(K,) tokens of all documents; computed when first used, as it takes 8 bytes per document."""
         return np.concatenate(self.parts)
 
     def length(self, document: int) -> int:
@@ -87,7 +94,7 @@ def open_weighted(
     cache: CacheSettings | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Dataset | Mixture:
-    """Open the datasets at `places`, each with its weight; one alone is simply that dataset."""
+    """Open the datasets at `places` (place and weight of each); a single one is returned as it is."""
     opened: list[Dataset] = []
     try:
         for place, _ in places:

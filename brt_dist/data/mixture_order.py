@@ -22,10 +22,13 @@ _AT_ONCE = 1 << 12
 
 
 class Deal:
-    """Deals the documents of one or several datasets; a function of (lengths, weights, seed) and of what was dealt.
+    """Deals the documents of one or several datasets; a pure function of its arguments and of what was dealt.
 
-    lengths: for each part the (K_i,) tokens of its documents; only looked up where a document is dealt.
-    weights: for each part its share of the tokens, any positive numbers; read as decimal fractions, so 0.1 is 1/10.
+    Args:
+        lengths: for each dataset, the tokens of its documents (K_i,); looked up only for documents that are dealt.
+        weights: for each dataset, its share of the tokens, any positive numbers; read as decimal fractions, so 0.1 is
+            exactly 1/10.
+        seed: of the order of documents.
     """
 
     def __init__(self, lengths: Sequence[Int64Array], weights: Sequence[float], seed: int) -> None:
@@ -40,7 +43,18 @@ class Deal:
         self._scales = [math.lcm(*numerators) // numerator for numerator in numerators]
 
     def look_up(self, part: Int64Array, ordinal: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Documents (n,), numbered through all parts, and their tokens (n,).  DataError: an empty document."""
+        """Look up documents.
+
+        Args:
+            part: (n,) index of the dataset.
+            ordinal: (n,) ordinal within it.
+
+        Returns:
+            Documents (n,), numbered consecutively over all datasets, and their tokens (n,).
+
+        Raises:
+            DataError: a document is empty.
+        """
         if self.parts == 1:
             document = self._orders[0](ordinal)
             length = np.asarray(self.lengths[0][document], dtype=np.int64)
@@ -56,7 +70,16 @@ class Deal:
         return document, length
 
     def take(self, dealt: list[int], tokens: list[int], count: int) -> tuple[Int64Array, Int64Array]:
-        """Part and ordinal (count,) of the next documents.  dealt, tokens: per part, so far; moved on."""
+        """Deal the next `count` documents.
+
+        Args:
+            dealt: documents of each dataset dealt so far; updated in place.
+            tokens: their tokens; updated in place.
+            count: how many documents.
+
+        Returns:
+            Dataset and ordinal (count,) of each.
+        """
         candidates = [dealt[i] + np.arange(count, dtype=np.int64) for i in range(self.parts)]
         lengths = [self.look_up(np.full(count, i, dtype=np.int64), candidates[i])[1] for i in range(self.parts)]
         part = np.zeros(count, dtype=np.int64)
@@ -73,7 +96,7 @@ class Deal:
         return part, ordinal
 
     def documents_until_repeat(self, count: int) -> int:
-        """How many of the first `count` documents are dealt before one comes a second time."""
+        """How many of the first `count` documents are dealt before one repeats."""
         if self.parts == 1:
             return min(count, self.lengths[0].size)
         part, ordinal = self.take([0] * self.parts, [0] * self.parts, count)
@@ -82,7 +105,7 @@ class Deal:
         return int(again[0]) if again.size else count
 
     def walk(self, dealt: Sequence[int], tokens: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """(part, ordinal, tokens) of the documents that follow, without end."""
+        """Infinite iterator over (dataset, ordinal, tokens) of the following documents."""
         now, sums = list(dealt), list(tokens)
         while True:
             part, ordinal = self.take(now, sums, _AT_ONCE)

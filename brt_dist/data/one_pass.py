@@ -1,7 +1,7 @@
-"""The schedule of an evaluation: every document once, in the order of the dataset, then nothing more.
+"""The stream schedule of an evaluation: every document once, in the order of the dataset.
 
-The same interface as `StreamSchedule`, with two differences: there may be fewer documents than streams, and a stream
-that finds no further document idles: its blocks have length 0 and no targets.
+It has the interface of `StreamSchedule`, with two differences: there may be fewer documents than streams, and a stream
+for which no document is left idles; its blocks have length 0 and no targets.
 """
 
 from dataclasses import replace
@@ -10,7 +10,7 @@ import numpy as np
 
 from brt_dist.data.cursor import Cursor
 from brt_dist.data.epoch_order import Int64Array
-from brt_dist.data.stream_schedule import StepPlan
+from brt_dist.data.stream_schedule import StepReads
 from brt_dist.errors import DataError
 
 
@@ -36,7 +36,7 @@ class OnePassSchedule:
             self.lengths
         )
 
-    def step(self, cursor: Cursor) -> tuple[StepPlan, Cursor]:
+    def step(self, cursor: Cursor) -> tuple[StepReads, Cursor]:
         """What the step at `cursor` reads, and the cursor of the step after it."""
         shape = (self.streams, self.blocks)
         document, offsets, length = (np.zeros(shape, dtype=np.int64) for _ in range(3))
@@ -55,12 +55,12 @@ class OnePassSchedule:
             length[busy, block] = np.minimum(left[busy], self.window)
             loss_tokens += int(np.minimum(left[busy] - 1, self.window).sum())
             offset[busy] += self.window
-        # an idle block counts as a start of its own: nothing is carried into it
-        plan = StepPlan(document, offsets, length, offsets == 0, loss_tokens)
+        # an idle block counts as a start, so that nothing is carried into it
+        plan = StepReads(document, offsets, length, offsets == 0, loss_tokens)
         return plan, replace(cursor, ordinal=ordinal, offset=offset)
 
     def _left(self, ordinal: Int64Array, offset: Int64Array) -> Int64Array:
-        """Tokens of each stream's document that are not read yet, (B,); at most 0 where it has none."""
+        """Unread tokens of each stream's document, (B,); at most 0 if it has ended or there is none."""
         real = np.minimum(ordinal, len(self.lengths) - 1)
         left = np.where(ordinal < len(self.lengths), np.asarray(self.lengths[real]) - offset, 0)
         return left.astype(np.int64)

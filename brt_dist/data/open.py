@@ -1,4 +1,4 @@
-"""The datasets that a config names, opened."""
+"""Opens the datasets that a config names."""
 
 from collections.abc import Callable
 
@@ -10,21 +10,21 @@ from brt_dist.files import is_url
 
 
 def cache_settings(cache: CacheConfig) -> CacheSettings:
-    """The node's cache as the config says; on each node, as the default depends on it."""
+    """The settings of this node's cache; call it on each node, because the default folder may differ."""
     return CacheSettings(cache.directory or default_directory(), int(cache.budget_gb * 1e9), cache.retry_seconds)
 
 
 def open_training(data: DataConfig, report: Callable[[str], None] = lambda _: None) -> Dataset | Mixture:
-    """The training dataset or mixture.  report: told what went wrong with a remote one and was made good."""
+    """Open the training dataset or mixture; `report` is as for :meth:`Dataset.open`."""
     return open_weighted(data.training, cache_settings(data.cache), report)
 
 
 def open_validation(data: DataConfig, report: Callable[[str], None] = lambda _: None) -> Dataset | None:
-    """The held-out dataset, where the config names one."""
+    """Open the held-out dataset; None if the config does not name one."""
     return Dataset.open(data.validation, cache_settings(data.cache), report) if data.validation else None
 
 
 def remote_places(data: DataConfig) -> list[str]:
-    """The URLs among the places of datasets."""
+    """The URLs among the datasets of a config."""
     places = [place for place, _ in data.training] + [data.validation or ""]
     return [str(place) for place in places if is_url(place)]

@@ -1,8 +1,8 @@
-"""Fetching ahead: what readers will want is in the node's cache before they ask.
+"""Prefetches files of remote datasets into the node's cache.
 
-Each reader says which files it will want, in order.  Where the node has a cache process (`NodeCache`; the launcher
-runs it as a Ray actor), that is written to DIR/requests, and it fetches for all readers of the node; it is known by the
-lock that it holds.  Where there is none, or it has died, the reader's own thread does the same.
+Each reader announces the files that it will need, in order.  If the node has a cache process (`NodeCache`, which the
+launcher runs as a Ray actor), the list is written to DIR/requests, and that process fetches for all readers of the
+node; readers detect it by the lock that it holds.  If there is none, or it has died, the reader's own thread fetches.
 """
 
 import fcntl
@@ -19,13 +19,19 @@ from brt_dist.data.file_cache import CacheSettings, ClosedError, FileCache, NoRo
 from brt_dist.errors import BrtError, PlatformError
 from brt_dist.files import temporary_name
 
-_LOOK_SECONDS = 0.2  # between looks at the requests
-_TRIES = 10  # to be the cache process of the node
-_PAUSE_SECONDS = 1.0  # after a failure; a reader that needs the file meets the error itself
+_LOOK_SECONDS = 0.2  # between checks of the requests
+_TRIES = 10  # attempts to become the node's cache process
+_PAUSE_SECONDS = 1.0  # after a failure; a reader that needs the file gets the error itself
 
 
 class Fetcher:
-    """A thread that keeps fetching what is `wanted`, first things first."""
+    """A thread that fetches the `wanted` files, in order.
+
+    Args:
+        cache: to fetch into.
+        wanted: returns the files that are wanted now.
+        look_seconds: how often to check for new ones.
+    """
 
     def __init__(self, cache: FileCache, wanted: Callable[[], list[RemoteFile]], look_seconds: float) -> None:
         self._cache, self._wanted, self._look = cache, wanted, look_seconds
@@ -57,7 +63,7 @@ class Fetcher:
                 self._wake.clear()
 
     def _fetch_first(self) -> bool:
-        """Fetch the first file that is wanted and not there."""
+        """Fetch the first wanted file that is not in the cache; whether there was one."""
         wanted = self._wanted()
         keep = {file.sha256 for file in wanted}
         for file in wanted:
@@ -71,7 +77,7 @@ class Fetcher:
 
 
 class Reader:
-    """One reader's side: says what it will want, and fetches it itself unless the node's cache process does."""
+    """A reader's side: announces the files that it will need, and fetches them unless the cache process does."""
 
     _numbers = itertools.count()
 
@@ -82,7 +88,7 @@ class Reader:
         self._fetcher: Fetcher | None = None
 
     def expect(self, files: list[RemoteFile]) -> None:
-        """From now on these are wanted, in this order."""
+        """Announce the files that are needed from now on, in this order; replaces the previous list."""
         if files == self._files:
             return
         self._files = files
@@ -104,18 +110,25 @@ class Reader:
 
     def _write(self, files: list[RemoteFile]) -> None:
         draft = temporary_name(self._path)
-        with suppress(OSError):  # only a hint: without it the reader waits longer
+        with suppress(OSError):  # only a hint; without it the reader waits longer
             self._path.parent.mkdir(parents=True, exist_ok=True)
             draft.write_text(json.dumps([[file.url, file.sha256, file.bytes] for file in files]))
             os.replace(draft, self._path)
 
 
 class NodeCache:
-    """The cache process of a node: fetches what all readers of the node want.
+    """The cache process of a node, which prefetches for all readers on it.
 
-    Where the folder has another cache process it does nothing.
-    directory: none for the node's default.  variables: of the environment, with what storage wants to know.
-    PlatformError: the folder cannot be written.
+    It does nothing if the folder already has a cache process.
+
+    Args:
+        directory: the cache folder; None: the node's default.
+        budget: largest total size, in bytes.
+        retry_seconds: how long to retry without progress.
+        variables: environment variables that the storage needs, such as credentials.
+
+    Raises:
+        PlatformError: the folder cannot be written.
     """
 
     def __init__(self, directory: Path | None, budget: int, retry_seconds: float, variables: Mapping[str, str]) -> None:
@@ -127,7 +140,7 @@ class NodeCache:
             self._lock = open(self._folder / "locks.server", "w")  # noqa: SIM115 - held for life
         except OSError as error:
             raise PlatformError(
-                f"the cache {self._folder} cannot be written: {error.strerror}; set data.cache.directory"
+                f"cannot write to the cache {self._folder}: {error.strerror}; set data.cache.directory"
             ) from None
         if not self._is_first():
             return
@@ -135,7 +148,7 @@ class NodeCache:
         self._fetcher = Fetcher(cache, self._wants, _LOOK_SECONDS)
 
     def describe(self) -> dict[str, int]:
-        """pid, and files fetched so far."""
+        """The process id and the number of files fetched so far."""
         return {"pid": os.getpid(), "files": self._fetcher.files if self._fetcher else 0}
 
     def close(self) -> None:
@@ -144,7 +157,7 @@ class NodeCache:
             self._lock.close()
 
     def _is_first(self) -> bool:
-        for _ in range(_TRIES):  # a reader that looks whether there is one holds the lock for a moment
+        for _ in range(_TRIES):  # a reader that checks for a cache process holds the lock for a moment
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
@@ -153,7 +166,7 @@ class NodeCache:
         return False
 
     def _wants(self) -> list[RemoteFile]:
-        """The first wish of every reader, then the second, ..."""
+        """The first request of every reader, then the second of each, ..."""
         lists: list[list[RemoteFile]] = []
         for path in sorted((self._folder / "requests").glob("[0-9]*-*")):
             if not _is_alive(int(path.name.partition("-")[0])):
@@ -165,7 +178,7 @@ class NodeCache:
 
 
 def is_served(folder: Path) -> bool:
-    """Whether the folder has a cache process that is alive."""
+    """Whether the folder has a live cache process."""
     try:
         with open(folder / "locks.server") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

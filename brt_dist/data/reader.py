@@ -1,4 +1,4 @@
-"""From a step's plan to arrays of tokens: slices of the dataset, padded to whole blocks."""
+"""Reads what the stream schedule says into arrays of tokens, padded to whole blocks."""
 
 import itertools
 import queue
@@ -12,23 +12,23 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from brt_dist.data.stream_schedule import Cursor, StepPlan
+from brt_dist.data.stream_schedule import Cursor, StepReads
 
 _POLL_SECONDS = 0.1  # how soon a blocked thread notices that it was closed
 
 
 class Schedule(Protocol):
-    """What is needed of a schedule: its shape, and what each step reads (see `StreamSchedule`)."""
+    """What a reader needs of a stream schedule (see `StreamSchedule`)."""
 
     segment: int
     window: int
     blocks: int
 
-    def step(self, cursor: Cursor) -> tuple[StepPlan, Cursor]: ...
+    def step(self, cursor: Cursor) -> tuple[StepReads, Cursor]: ...
 
 
 class Documents(Protocol):
-    """What is needed of a dataset or a mixture (see `Dataset`)."""
+    """What a reader needs of a dataset or mixture (see `Dataset`)."""
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]: ...
@@ -41,9 +41,12 @@ class Documents(Protocol):
 class Segments:
     """What some streams read in one step.
 
-    input: (b, N) int64 token ids, padding is 0.  target: (b, N) int64, the next token of the same document.
-    mask: (b, N) bool, where there is a target: not at padding, not at the last token of a document.
-    starts: (b, nb) bool, blocks that begin a document.  streams: (b,) int64, their numbers.
+    Attributes:
+        input: (b, N) int64, token ids; padding is 0.
+        target: (b, N) int64, the next token of the same document.
+        mask: (b, N) bool, positions with a target: not padding, and not the last token of a document.
+        starts: (b, N/W) bool, blocks that start a document.
+        streams: (b,) int64, numbers of the streams.
     """
 
     input: npt.NDArray[np.int64]
@@ -54,13 +57,13 @@ class Segments:
 
 
 class SegmentReader:
-    """Reads what a schedule says.  Keeps no position: any plan may be read at any time, at the same cost."""
+    """Reads what a schedule says.  Stateless: any step may be read at any time, at the same cost."""
 
     def __init__(self, dataset: Documents, schedule: Schedule) -> None:
         self.dataset = dataset
         self.schedule = schedule
 
-    def read(self, plan: StepPlan, streams: Sequence[int]) -> Segments:
+    def read(self, plan: StepReads, streams: Sequence[int]) -> Segments:
         """The segments of `streams`, in that order."""
         rows = np.asarray(streams, dtype=np.int64)
         shape = (rows.size, self.schedule.segment)
@@ -68,12 +71,12 @@ class SegmentReader:
         mask = np.zeros(shape, dtype=np.bool_)
         starts = plan.starts[rows]
         for row, stream in enumerate(rows.tolist()):
-            # Blocks from one start to the next lie side by side in one document: they are one slice.
+            # blocks from one start to the next are contiguous in one document, so one slice covers them
             firsts = np.union1d([0], np.flatnonzero(starts[row])).tolist()
             for first, end in zip(firsts, [*firsts[1:], self.schedule.blocks], strict=True):
                 document, offset = int(plan.document[stream, first]), int(plan.offset[stream, first])
                 count = int(plan.length[stream, first:end].sum())
-                # One more than is read: the last target lies beyond the segment, unless the document ends here.
+                # one token more than is read: the last target is beyond the segment, unless the document ends here
                 available = min(count + 1, self.dataset.length(document) - offset)
                 ids = self.dataset.tokens(document, offset, available)
                 begin = first * self.schedule.window
@@ -84,10 +87,15 @@ class SegmentReader:
 
 
 class Prefetcher:
-    """Reads the next steps in one background thread while the current one runs.
+    """Reads the next steps in a background thread while the current one runs.  Call `close` at the end.
 
-    reader, schedule: as they are.  cursor: of the first step.  streams: those that are read.  depth: steps that may
-    lie ready.  ahead: steps for which a remote dataset is told what it will have to have.  Call `close` at the end.
+    Args:
+        reader: reads the segments.
+        schedule: the stream schedule.
+        cursor: of the first step.
+        streams: numbers of the streams to read.
+        depth: how many steps may be buffered.
+        prefetch_steps: how many steps ahead a remote dataset prefetches; 0: no prefetch.
     """
 
     def __init__(
@@ -103,16 +111,20 @@ class Prefetcher:
         self._reader = reader
         self._schedule = schedule
         self._streams = list(streams)
-        self._ready: queue.Queue[tuple[StepPlan, Segments, Cursor] | BaseException] = queue.Queue(maxsize=depth)
+        self._ready: queue.Queue[tuple[StepReads, Segments, Cursor] | BaseException] = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, args=(cursor,), name="prefetcher", daemon=True)
         self._thread.start()
 
-    def next(self) -> tuple[StepPlan, Segments, Cursor, float]:
-        """The plan and the segments of the next step, the cursor after it, and the seconds that this call waited.
+    def next(self) -> tuple[StepReads, Segments, Cursor, float]:
+        """Wait for the next step.  An error of the thread is raised in this and every later call.
 
-        An error of the thread is raised here, in this and every later call.  RuntimeError: it was closed.
+        Returns:
+            What the step reads, its segments, the cursor after it, and the seconds that this call waited.
+
+        Raises:
+            RuntimeError: the prefetcher is closed.
         """
         if self._error is not None:
             raise self._error
@@ -142,7 +154,7 @@ class Prefetcher:
             self._put(error)
 
     def _coming(self, cursor: Cursor) -> Iterator[list[int]]:
-        """For each step, the documents of it and of those after it, each once, in the order in which they are read."""
+        """For each step, the documents of that step and the following ones, each once, in reading order."""
         steps: deque[list[int]] = deque(maxlen=self._prefetch_steps)
         while True:
             while True:
@@ -152,7 +164,7 @@ class Prefetcher:
                     break
             yield list(dict.fromkeys(itertools.chain.from_iterable(steps)))
 
-    def _put(self, item: tuple[StepPlan, Segments, Cursor] | BaseException) -> None:
+    def _put(self, item: tuple[StepReads, Segments, Cursor] | BaseException) -> None:
         while not self._closed.is_set():
             try:
                 self._ready.put(item, timeout=_POLL_SECONDS)

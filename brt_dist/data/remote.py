@@ -1,4 +1,4 @@
-"""The files of a dataset that is at a URL, read through the node's cache."""
+"""The files of a dataset at a URL, read through the node's cache."""
 
 import hashlib
 import os
@@ -27,9 +27,17 @@ _TRIES = 3
 
 
 class RemoteFiles:
-    """The same methods as `LocalFiles` of `brt_dist.data.dataset`; every byte that it returns was verified.
+    """Has the methods of `LocalFiles` in `brt_dist.data.dataset`; every byte that it returns is verified.
 
-    Errors are those of `FileCache`; DataError also for a dataset.json that is none, or was altered.
+    Raises the errors of `FileCache`.
+
+    Args:
+        url: of the dataset.
+        settings: of the cache.
+        report: called with a message about each problem that was recovered from.
+
+    Raises:
+        DataError: dataset.json is invalid or was altered.
     """
 
     def __init__(self, url: str, settings: CacheSettings, report: Callable[[str], None]) -> None:
@@ -40,12 +48,12 @@ class RemoteFiles:
         self.record = self._load()
 
     def documents(self) -> npt.NDArray[np.int64]:
-        """In memory and checked there (16 bytes a document): a map would follow what becomes of the cache's file."""
+        """Loaded and verified in memory (16 bytes per document), because a map would see changes of the file."""
         url = self._url(DOCUMENTS_FILE)
         file = RemoteFile(url, self.record.documents_sha256)
         content = Path(self._hold(file)).read_bytes()
         if hashlib.sha256(content).hexdigest() != file.sha256:
-            raise DataError(f"{url}: the copy in the cache changed while it was read; start again")
+            raise DataError(f"{url}: the cached copy changed while it was being read; start the run again")
         return open_documents(Path(url), self.record.documents, content)
 
     def tokenizer(self) -> Path:
@@ -58,19 +66,19 @@ class RemoteFiles:
         return Path(self._hold(self._file(shard)))
 
     def read(self, shard: ShardRecord, begin: int, size: int) -> npt.NDArray[np.uint8]:
-        """Bytes (size,) of a shard: a copy, so that the file need not stay."""
+        """Bytes (size,) of a shard; a copy, so the file may be evicted afterwards."""
         data = np.empty(size, dtype=np.uint8)
-        for _ in range(_TRIES):  # a copy that somebody cuts off is noticed and fetched anew when it is opened again
+        for _ in range(_TRIES):  # a truncated copy is detected and fetched again when it is reopened
             view, position = memoryview(data.data), begin
             with self._cache.reading(self._file(shard)) as descriptor:
                 while view and (got := os.preadv(descriptor, [view], position)):
                     view, position = view[got:], position + got
             if not view:
                 return data
-        raise DataError(f"{self._url(shard.name)}: its copy in the cache became shorter each time it was read")
+        raise DataError(f"{self._url(shard.name)}: its cached copy was truncated each time it was read")
 
     def expect(self, shards: Sequence[ShardRecord]) -> None:
-        """These will be read, in this order: fetch them ahead."""
+        """Announce shards that will be read, in this order, to prefetch them."""
         self._reader.expect([self._file(shard) for shard in shards])
 
     def close(self) -> None:
@@ -89,11 +97,11 @@ class RemoteFiles:
         except ValidationError:
             raise DataError(f"{url}: not a dataset of this format") from None
         if dataset_digest(record.tokenizer.sha256, record.shards) != record.digest:
-            raise DataError(f"{url}: altered (its digest is not that of its shards); build the dataset again")
+            raise DataError(f"{url}: altered (its digest does not match its shards); rebuild the dataset")
         return record
 
     def _hold(self, file: RemoteFile) -> str:
-        """A path to the file that stays good, whatever becomes of the cache, until `close`."""
+        """A path to the file that stays valid until `close`, whatever happens to the cache."""
         if file.sha256 not in self._held:
             self._held[file.sha256] = self._cache.open(file)
         return f"/proc/self/fd/{self._held[file.sha256]}"

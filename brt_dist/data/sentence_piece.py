@@ -1,7 +1,7 @@
-"""SentencePiece models (the `sentencepiece` library), such as T5's of 32k that the paper uses.
+"""SentencePiece models (the `sentencepiece` library), such as T5's with 32k tokens, which the paper uses.
 
-Their normalisation belongs to the model, and many lose text (line ends become spaces, runs of spaces one): the build
-says so before it begins, by `check_round_trip`.
+Normalisation is part of the model, and many models lose text (newlines become spaces, runs of spaces collapse).  The
+build reports this before it starts; see `check_round_trip`.
 """
 
 import base64
@@ -18,9 +18,11 @@ KIND = "sentencepiece"
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model.  file: JSON that holds the model file as base64, so that a tokenizer.json is always JSON.
+    """A SentencePiece model.  Adds no token at either end of a text.
 
-    No token is added at either end of a text.
+    Attributes:
+        vocab_size: ids are in [0, vocab_size).
+        file: JSON with the model file in base64, so that a tokenizer.json is always JSON.
     """
 
     kind = KIND
@@ -45,13 +47,17 @@ class SentencePieceTokenizer:
 
 
 def wrap(model: bytes) -> bytes:
-    """tokenizer.json of a model file."""
+    """The content of tokenizer.json for a model file."""
     return (json.dumps({"kind": KIND, "model": base64.b64encode(model).decode()}) + "\n").encode()
 
 
 def unwrap(content: dict[str, Any], origin: str) -> bytes:
-    """The model file of a tokenizer.json.  DataError: it holds none."""
+    """The model file in a tokenizer.json.
+
+    Raises:
+        DataError: there is none.
+    """
     try:
         return base64.b64decode(content["model"], validate=True)
     except (KeyError, TypeError, ValueError):
-        raise DataError(f"{origin}: holds no SentencePiece model") from None
+        raise DataError(f"{origin}: contains no SentencePiece model") from None

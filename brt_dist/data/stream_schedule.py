@@ -27,13 +27,16 @@ from brt_dist.errors import DataError
 
 
 @dataclass(frozen=True)
-class StepPlan:
-    """What one step reads.  All arrays (B, nb).
+class StepReads:
+    """What one step reads, for all streams, in blocks: (B, nb) with nb = N/W.
 
-    document: index in the dataset; those of a mixture are numbered through.  offset: first token of the block in it.
-    length: input tokens of the block, 1..W, the rest is padding.  starts: whether the block begins a document, or the
-    rest of one whose stream was dropped: memory is clear there.  loss_tokens: tokens of the whole global batch that
-    have a target (each but the last of its document).
+    Attributes:
+        document: (B, nb) int64, index in the dataset; in a mixture, documents are numbered consecutively.
+        offset: (B, nb) int64, first token of the block in the document.
+        length: (B, nb) int64, input tokens of the block, 1..W; the rest is padding.
+        starts: (B, nb) bool, whether the block starts a document, or the rest of one whose stream was dropped; memory
+            is cleared there.
+        loss_tokens: tokens of the whole global batch with a target (all but the last of each document).
     """
 
     document: Int64Array
@@ -44,12 +47,18 @@ class StepPlan:
 
 
 class StreamSchedule:
-    """A pure function of (lengths, weights, B, N, W, seed): a cursor to what is read and the cursor after it.
+    """Maps a cursor to what the step reads and the next cursor; a pure function of its arguments.
 
-    lengths: (K,) tokens of each document of the dataset, at least 1; of a mixture, one such array for each part.
-    streams: B; at first no two may read the same document.  segment: N tokens, a multiple of window.  window: W
-    tokens.  weights: of a mixture, for each part its share of the tokens (see `Deal`).
-    DataError: a combination that cannot be scheduled.
+    Args:
+        lengths: tokens of each document (K,), at least 1; of a mixture, one such array per dataset.
+        streams: number of streams [B]; there must be a document for each at the start.
+        segment: tokens per stream and step [N], a multiple of window.
+        window: tokens per block [W].
+        seed: of the order of documents.
+        weights: of a mixture, the share of the tokens of each dataset (see `Deal`).
+
+    Raises:
+        DataError: these cannot be scheduled.
     """
 
     def __init__(
@@ -86,11 +95,11 @@ class StreamSchedule:
         self._check_documents()
 
     def resized(self, streams: int) -> "StreamSchedule":
-        """The same for another number of streams; goes on from a cursor that is resized in the same way."""
+        """The same schedule for a different number of streams; continues from a cursor resized in the same way."""
         return self._like(streams, self.segment)
 
     def block_by_block(self) -> "StreamSchedule":
-        """The same in steps of one block: a step of this one is `blocks` of those, so every hand-out is seen."""
+        """The same schedule in steps of one block, which shows every document that is handed out."""
         return self._like(self.streams, self.window)
 
     def _like(self, streams: int, segment: int) -> "StreamSchedule":
@@ -101,7 +110,7 @@ class StreamSchedule:
         """The cursor of step 0."""
         return Cursor.fresh(self.streams, len(self.parts))
 
-    def step(self, cursor: Cursor) -> tuple[StepPlan, Cursor]:
+    def step(self, cursor: Cursor) -> tuple[StepReads, Cursor]:
         """What the step at `cursor` reads, and the cursor of the step after it."""
         self._check(cursor)
         shape = (self.streams, self.blocks)
@@ -126,19 +135,19 @@ class StreamSchedule:
             loss_tokens += int(np.minimum(left - 1, self.window).sum())
             offset += self.window
         after = Cursor(ordinal, offset, part, tuple(queue.dealt), tuple(queue.tokens), tuple(queue.returned))
-        return StepPlan(plan_document, plan_offset, plan_length, starts, loss_tokens), after
+        return StepReads(plan_document, plan_offset, plan_length, starts, loss_tokens), after
 
     def at(self, step: int) -> Cursor:
         """The cursor before `step`, from the start of the run; see `skip`."""
         return self.skip(self.start(), step)
 
     def skip(self, cursor: Cursor, steps: int) -> Cursor:
-        """The cursor `steps` steps after `cursor`: documents handed out * log(B), not steps * B.
+        """The cursor `steps` steps after `cursor`, in time documents handed out * log(B), not steps * B.
 
-        A run takes its cursor from its checkpoint and never needs this; it serves people who ask where a stream is.
+        A run takes its cursor from a checkpoint; this is for `brt data inspect`.
         """
         if steps < 0:
-            raise DataError(f"steps are counted from 0, got {steps}")
+            raise DataError(f"the number of steps cannot be negative, got {steps}")
         self._check(cursor)
         now = steps * self.blocks
         ordinal, part = cursor.ordinal.copy(), cursor.part.copy()
@@ -168,30 +177,30 @@ class StreamSchedule:
         documents = sum(part.size for part in self.parts)
         if len(self.parts) == 1:
             raise DataError(
-                f"{self.streams} streams need at least as many documents, the dataset has {documents}: "
-                f"use at most {fit} streams, or cut the corpus into more documents"
+                f"{self.streams} streams need at least as many documents, but the dataset has {documents}: "
+                f"use at most {fit} streams, or split the corpus into more documents"
             )
         raise DataError(
-            f"{self.streams} streams: with these weights two of them would read the same document of the mixture at "
-            f"first (its datasets have {', '.join(str(part.size) for part in self.parts)} documents): use at most "
-            f"{fit} streams, or give less weight to the datasets with few documents"
+            f"{self.streams} streams: with these weights two of them would start with the same document of the mixture "
+            f"(its datasets have {', '.join(str(part.size) for part in self.parts)} documents): use at most "
+            f"{fit} streams, or lower the weights of the datasets with few documents"
         )
 
     def _check(self, cursor: Cursor) -> None:
         if cursor.streams != self.streams:
             raise DataError(
-                f"the cursor is of {cursor.streams} streams, this schedule has {self.streams}: "
-                f"`cursor.resized({self.streams})` makes it one of as many"
+                f"the cursor has {cursor.streams} streams, but this schedule has {self.streams}: "
+                f"use `cursor.resized({self.streams})`"
             )
         if len(cursor.next) != len(self.parts):
-            raise DataError(f"the cursor is of {len(cursor.next)} datasets, this schedule of {len(self.parts)}")
+            raise DataError(f"the cursor has {len(cursor.next)} datasets, but this schedule has {len(self.parts)}")
         returned = any(offset % self.window for _, _, offset in cursor.returned)
         if int(cursor.offset.min()) < 0 or (cursor.offset % self.window).any() or returned:
             raise DataError(f"the cursor does not fit a window of {self.window} tokens")
 
 
 class _Queue:
-    """What streams take from: the returned documents, then new ones.  Begins as the cursor says, and moves on."""
+    """The documents that streams take next, from a cursor on: returned ones, then new ones."""
 
     def __init__(self, deal: Deal, cursor: Cursor) -> None:
         self._deal = deal
@@ -207,7 +216,7 @@ class _Queue:
         return next(joined), next(joined), next(joined)
 
     def walk(self) -> Iterator[tuple[int, int, int, int]]:
-        """(part, ordinal, offset, tokens) of one document after the other, without end."""
+        """Infinite iterator over (part, ordinal, offset, tokens) of the next documents."""
         while old := self._take_returned(1):
             yield old[0]
         for part, ordinal, length in self._deal.walk(self.dealt, self.tokens):
@@ -216,7 +225,7 @@ class _Queue:
             yield part, ordinal, 0, length
 
     def _take_returned(self, count: int) -> list[tuple[int, int, int, int]]:
-        """The first `count` returned documents, with their lengths; those that had just ended are left out."""
+        """The first `count` returned documents, with their lengths, without those that had just ended."""
         taken: list[tuple[int, int, int, int]] = []
         while self.returned and len(taken) < count:
             part, ordinal, offset = self.returned.pop(0)

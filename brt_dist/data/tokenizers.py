@@ -1,4 +1,4 @@
-"""Tokenizers: text to ids and back.  The file of a tokenizer and its sha256 travel with every dataset.
+"""Tokenizers: text to ids and back.  Every dataset contains the file of its tokenizer and records its sha256.
 
 kind "bytes": the 256 values of a byte of UTF-8.  kind "huggingface": any file of Hugging Face `tokenizers`, among
 them the byte-level BPE that `train_bpe` makes from the corpus.  kind "sentencepiece": a model file of SentencePiece.
@@ -26,7 +26,13 @@ Ids = npt.NDArray[np.uint32]
 
 
 class Tokenizer(Protocol):
-    """What the pipeline needs of a tokenizer.  file: the bytes of its file.  Ids are in [0, vocab_size)."""
+    """What the pipeline needs of a tokenizer.
+
+    Attributes:
+        kind: "bytes", "huggingface" or "sentencepiece".
+        vocab_size: ids are in [0, vocab_size).
+        file: content of its file.
+    """
 
     kind: str
     vocab_size: int
@@ -37,7 +43,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int] | npt.NDArray[Any]) -> str:
-        """The text of ids; what is not UTF-8 (a character that was cut) is shown as U+FFFD."""
+        """The text of ids; invalid UTF-8 (such as a character that was cut) becomes U+FFFD."""
         ...
 
 
@@ -101,11 +107,15 @@ _CUT_PROBES = (
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a file.  DataError: missing, or not a tokenizer."""
+    """Load a tokenizer from a file.
+
+    Raises:
+        DataError: the file is missing or not a tokenizer.
+    """
     try:
         return parse_tokenizer(path.read_bytes(), str(path))
     except OSError as error:
-        raise DataError(f"{path}: no tokenizer there: {error.strerror}") from None
+        raise DataError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
 
 
 def parse_tokenizer(file: bytes, origin: str) -> Tokenizer:
@@ -118,7 +128,7 @@ def parse_tokenizer(file: bytes, origin: str) -> Tokenizer:
         if origin.endswith(".model"):
             return SentencePieceTokenizer(file, origin)
         raise DataError(
-            f"{origin}: not a tokenizer.json (it is not JSON); the name of a SentencePiece model ends in .model"
+            f"{origin}: not a tokenizer.json (it is not JSON); a SentencePiece model must have a name ending in .model"
         ) from None
     if isinstance(content, dict) and content.get("kind") == "bytes":
         return ByteTokenizer()
@@ -133,7 +143,7 @@ def digest(tokenizer: Tokenizer) -> str:
 
 
 def pieces(text: str, size: int) -> Iterator[str]:
-    """The text, cut at the first good place after every `size` characters; joined they are the text."""
+    """Split text at the first suitable place after every `size` characters; joined, the pieces are the text."""
     begin = 0
     while len(text) - begin > size and (cut := _CUT.search(text, begin + size)):
         yield text[begin : cut.start()]
@@ -142,7 +152,11 @@ def pieces(text: str, size: int) -> Iterator[str]:
 
 
 def bpe_size(spec: str) -> int | None:
-    """Vocabulary of a specification "bpe:4096"; none: it is no such specification.  DataError: not a usable size."""
+    """The vocabulary size in a specification such as "bpe:4096"; None for other specifications.
+
+    Raises:
+        DataError: the size is invalid.
+    """
     if not spec.startswith("bpe:"):
         return None
     try:
@@ -150,7 +164,7 @@ def bpe_size(spec: str) -> int | None:
     except ValueError:
         size = 0
     if not 256 < size <= 1 << 24:
-        raise DataError(f"tokenizer {spec!r}: the vocabulary must be a number above 256 (all bytes), as in bpe:4096")
+        raise DataError(f"tokenizer {spec!r}: the size must be a number above 256 (all bytes), for example bpe:4096")
     return size
 
 
@@ -174,15 +188,20 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
 
 
 def check_round_trip(tokenizer: Tokenizer, text: str, place: str) -> None:
-    """DataError: the text does not survive encoding and decoding, or an id is outside the vocabulary."""
+    """Check that a text survives encoding and decoding.
+
+    Raises:
+        DataError: it does not, or an id is outside the vocabulary.
+    """
     if loss := lost_text(tokenizer, text, place):
-        raise DataError(f"{loss}; --lossy allow accepts that, bytes and bpe:SIZE lose nothing")
+        raise DataError(f"{loss}; accept that with --lossy allow, or use bytes or bpe:SIZE, which are lossless")
 
 
 def lost_text(tokenizer: Tokenizer, text: str, place: str) -> str | None:
-    """Where the text first comes back another, in words; none: it survives encoding and decoding.
+    """Where a text first changes in encoding and decoding, in words; None if it survives.
 
-    DataError: an id is outside the vocabulary.
+    Raises:
+        DataError: an id is outside the vocabulary.
     """
     ids = tokenizer.encode(text)
     if ids.size and int(ids.max()) >= tokenizer.vocab_size:
@@ -192,6 +211,6 @@ def lost_text(tokenizer: Tokenizer, text: str, place: str) -> str | None:
         return None
     at = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
     return (
-        f"{place}: the tokenizer does not give this text back: {text[at : at + 20]!r} became {back[at : at + 20]!r} "
+        f"{place}: the tokenizer does not preserve this text: {text[at : at + 20]!r} became {back[at : at + 20]!r} "
         f"at character {at}"
     )

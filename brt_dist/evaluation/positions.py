@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from brt_dist.data.epoch_order import Int64Array
-from brt_dist.data.stream_schedule import StepPlan
+from brt_dist.data.stream_schedule import StepReads
 from brt_dist.events import PositionLoss
 from brt_dist.model.model import token_losses
 
@@ -37,11 +37,11 @@ class PositionBins:
     def edges(self) -> tuple[int, ...]:
         return doubling(self.window, int(self.lengths.max(initial=1)))
 
-    def of(self, plan: StepPlan) -> Int64Array:
+    def of(self, plan: StepReads) -> Int64Array:
         """The bin of each block of a step, (B, N/W); that of a block without tokens means nothing."""
         return (np.searchsorted(self.edges, plan.offset, side="right") - 1).astype(np.int64)
 
-    def targets(self, plan: StepPlan) -> Int64Array:
+    def targets(self, plan: StepReads) -> Int64Array:
         """Tokens with a target in each block, (B, N/W): all of a document but its last."""
         left = np.asarray(self.lengths)[plan.document] - 1 - plan.offset
         return np.clip(left, 0, plan.length).astype(np.int64)

@@ -3,7 +3,7 @@
 import torch
 
 from brt_dist.data.reader import Segments
-from brt_dist.data.stream_schedule import StepPlan
+from brt_dist.data.stream_schedule import StepReads
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import StepInput
 from brt_dist.parallel.layout import Layout
@@ -15,7 +15,7 @@ def streams_to_read(layout: Layout) -> range:
 
 
 def step_input(
-    number: int, plan: StepPlan, segments: Segments, layout: Layout, device: Device, clear_memory: bool = False
+    number: int, plan: StepReads, segments: Segments, layout: Layout, device: Device, clear_memory: bool = False
 ) -> StepInput:
     """The engine's view of step `number` (from 1).
 

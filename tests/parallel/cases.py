@@ -14,7 +14,7 @@ from torch import Tensor
 from brt_dist.config.schema import Config
 from brt_dist.data.in_memory import InMemoryDataset
 from brt_dist.data.reader import Segments
-from brt_dist.data.stream_schedule import Cursor, StepPlan, StreamSchedule
+from brt_dist.data.stream_schedule import Cursor, StepReads, StreamSchedule
 from brt_dist.optim.learning_rate import learning_rate
 from brt_dist.parallel.stream_memory import StreamMemory
 
@@ -72,7 +72,7 @@ class Outcome:
         return {name: values[:-1] - values[1:] for name, values in self.history.items()}
 
 
-def read_steps(given: Config, start: Cursor | None = None, steps: int = STEPS) -> list[tuple[StepPlan, Segments]]:
+def read_steps(given: Config, start: Cursor | None = None, steps: int = STEPS) -> list[tuple[StepReads, Segments]]:
     """The first steps of all streams."""
     from brt_dist.data.reader import SegmentReader
 

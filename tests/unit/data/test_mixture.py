@@ -207,5 +207,7 @@ def test_a_mixture_of_datasets_reads_the_texts_of_its_documents(tmp_path: Path) 
 def test_a_mixture_has_one_tokenizer(tmp_path: Path) -> None:
     one = make_dataset(tmp_path / "1", ["some text"]).folder
     other = make_dataset(tmp_path / "2", ["some text"], tokenizer="bpe:260").folder
-    with pytest.raises(DataError, match=r"data.mixture: .*2/dataset was built with another tokenizer .*--tokenizer"):
+    with pytest.raises(
+        DataError, match=r"data.mixture: .*2/dataset was built with a different tokenizer .*--tokenizer"
+    ):
         open_weighted([(one, 1), (other, 1)])

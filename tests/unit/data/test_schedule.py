@@ -226,7 +226,7 @@ def test_a_foreign_cursor_is_refused() -> None:
         schedule.step(Cursor.fresh(2, parts=2))
     good = schedule.step(schedule.start())[1].to_json()
     assert same(Cursor.from_json(good), schedule.step(schedule.start())[1])
-    with pytest.raises(DataError, match="version 9; this program knows version 1"):
+    with pytest.raises(DataError, match="version 9; this version reads 1"):
         Cursor.from_json(good | {"version": 9})
     broken: list[dict[str, object]] = [
         {"ordinal": [1]}, {"ordinal": ["x", 1]}, {"offset": [-4, 0]}, {"part": [1, 0]}, {"next": []}, {"tokens": [-1]},

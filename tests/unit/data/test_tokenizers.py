@@ -106,7 +106,7 @@ def test_a_tokenizer_that_loses_text_is_refused_and_shown() -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no tokenizer there"):
+    with pytest.raises(DataError, match="cannot read the tokenizer"):
         load_tokenizer(tmp_path / "nowhere.json")
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(DataError, match="it is not JSON"):
@@ -153,5 +153,5 @@ def test_files_that_are_no_sentencepiece_model(tmp_path: Path) -> None:
     (tmp_path / "x.model").write_bytes(b"\xff\xfe no model")
     with pytest.raises(DataError, match="not a SentencePiece model"):
         load_tokenizer(tmp_path / "x.model")
-    with pytest.raises(DataError, match="holds no SentencePiece model"):
+    with pytest.raises(DataError, match="contains no SentencePiece model"):
         parse_tokenizer(b'{"kind": "sentencepiece", "model": 3}', "x")

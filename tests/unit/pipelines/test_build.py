@@ -241,7 +241,7 @@ def test_a_lossy_tokenizer_needs_leave(tmp_path: Path, made: BuildReport) -> Non
     (tmp_path / "lossy.json").write_text(json.dumps(content))
     (tmp_path / "x.txt").write_text("Some CAPITALS")
     settings = BuildSettings((str(tmp_path / "x.txt"),), tokenizer=str(tmp_path / "lossy.json"))
-    with pytest.raises(DataError, match=r"x\.txt: the tokenizer does not give this text back"):
+    with pytest.raises(DataError, match=r"x\.txt: the tokenizer does not preserve this text"):
         build(settings, tmp_path / "out", workers=0)
     report = build(BuildSettings(settings.sources, settings.tokenizer, lossy="allow"), tmp_path / "out", workers=0)
     assert report.dataset.documents == 1
@@ -307,7 +307,7 @@ def test_a_sentencepiece_model_builds_a_dataset_and_its_loss_is_reported(tmp_pat
 
     model = sentence_piece(tmp_path)
     text = "import json\nfrom pathlib import Path\n" * 20
-    with pytest.raises(DataError, match=r"00000\.txt: the tokenizer does not give this text back.*--lossy allow"):
+    with pytest.raises(DataError, match=r"00000\.txt: the tokenizer does not preserve this text.*--lossy allow"):
         make_dataset(tmp_path / "strict", [text], tokenizer=str(model))
     notes: list[str] = []
 
