@@ -1,4 +1,4 @@
-"""Loss on a dataset: every document once, in order, with a memory of the evaluation's own."""
+"""Loss on a dataset: every document once, in order, with memory separate from training's."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,13 @@ from brt_dist.parallel.step_input import step_input, streams_to_read
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Mean loss in nats per token, over `tokens` unmasked tokens, and the same by position in the document."""
+    """Result of an evaluation.
+
+    Attributes:
+        loss: mean loss, in nats per token.
+        tokens: tokens with a target that it was measured on.
+        positions: the same by position in the document.
+    """
 
     loss: float
     tokens: int
@@ -29,11 +35,14 @@ class EvaluationResult:
 
 
 def evaluate(engine: Engine, dataset: Documents, max_steps: int, clear_memory: bool) -> EvaluationResult:
-    """Read `dataset` from the beginning, at most `max_steps` segments per stream.  Collective.
+    """Evaluate the model on a dataset, from its beginning.  Collective.
 
     Args:
-        clear_memory: forget state and cache at the start of every segment instead of carrying them; what the
-            difference is, memory is worth.
+        engine: the model.
+        dataset: to read.
+        max_steps: most segments to read per stream.
+        clear_memory: clear memory at the start of every segment instead of carrying it; the difference in loss is the
+            benefit of memory.
     """
     config, layout = engine.config, engine.layout
     schedule = OnePassSchedule(
@@ -58,6 +67,6 @@ def evaluate(engine: Engine, dataset: Documents, max_steps: int, clear_memory: b
         watched = PositionTally(local.split(layout.micro_batch), tally)
         nats += engine.evaluate_step(step, memory, watched) * plan.loss_tokens
         tokens += plan.loss_tokens
-    dist.all_reduce(tally)  # the last stages have all of it, each on all of its tensor parallel ranks
+    dist.all_reduce(tally)  # only last stages have values, the same on all their tensor parallel ranks
     positions = by_position(bins.edges, (tally / layout.tensor).tolist(), counts.tolist())
     return EvaluationResult(nats / max(tokens, 1), tokens, positions)

@@ -1,7 +1,7 @@
-"""Loss by position in the document: how much better a model predicts what it has read much of.
+"""Loss by position in the document, which shows how much a model gains from what it has read so far.
 
-Positions are told apart by bins that double in width, [0, W), [W, 2W), [2W, 4W), ... with the window W.  Documents
-begin on a block boundary, so a block of W tokens lies in one bin, and every rank knows which from the schedule alone.
+The bins of positions double in width: [0, W), [W, 2W), [2W, 4W), ... with the window W.  Documents start on a block
+boundary, so each block of W tokens is in one bin, and every rank knows which from the stream schedule.
 """
 
 from collections.abc import Sequence
@@ -49,9 +49,11 @@ class PositionBins:
 
 @dataclass(frozen=True)
 class PositionTally:
-    """Observer of an evaluation step (see `Engine`): adds up nats by bins of blocks.
+    """Observer of an evaluation step (see `Engine`) that sums nats by bin.
 
-    bins: for each micro-batch (b, N/W) int64 in [0, P), the bin of each block.  nats: (P,) float64, added to.
+    Attributes:
+        bins: for each micro-batch, (b, N/W) int64 in [0, P), the bin of each block.
+        nats: (P,) float64, the sums; updated in place.
     """
 
     bins: Sequence[Tensor]
@@ -61,13 +63,13 @@ class PositionTally:
         bins = self.bins[micro_batch]
         losses = token_losses(logits, target).masked_fill(~mask, 0.0)
         blocks = losses.unflatten(1, (bins.shape[1], -1)).sum(2, dtype=torch.float64)
-        # a product, as adding at indices is in no certain order on a GPU
+        # a product, because index_add is not deterministic on a GPU
         self.nats.add_(blocks.flatten() @ one_hot(bins.flatten(), len(self.nats)).double())
         return losses.sum()
 
 
 def by_position(edges: tuple[int, ...], nats: list[float], tokens: list[int]) -> tuple[PositionLoss, ...]:
-    """From sums of each bin; bins without a token are left out."""
+    """Mean loss of each bin from its sums, without bins that have no tokens."""
     ends = (*edges[1:], None)
     return tuple(
         PositionLoss(begin, end, total / count, count)

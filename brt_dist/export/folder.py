@@ -60,7 +60,7 @@ def write_folder(weights: Weights, out: Path, texts: Mapping[str, str], shard_by
     draft = out.with_name(f".{out.name}.draft-{os.getpid()}")
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise PlatformError(f"{out} holds other files; nearest: --out {out.with_name(out.name + '_2')}")
+            raise PlatformError(f"{out} is not empty; nearest: --out {out.with_name(out.name + '_2')}")
         draft.mkdir(parents=True)
         try:
             _write(weights, draft, texts, shard_bytes)
@@ -72,7 +72,7 @@ def write_folder(weights: Weights, out: Path, texts: Mapping[str, str], shard_by
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
-        raise PlatformError(f"{out} cannot be written: {error.strerror or error}") from error
+        raise PlatformError(f"cannot write {out}: {error.strerror or error}") from error
     return sorted(path.name for path in out.iterdir())
 
 
@@ -182,7 +182,7 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
         values = json.loads(path.read_text())
         about = values[_SECTION]
         if about["format"] != _FORMAT:
-            raise CheckpointError(f"{path}: format {about['format']} is not read; this version reads {_FORMAT}")
+            raise CheckpointError(f"{path}: unsupported format {about['format']}; this version reads {_FORMAT}")
         known = ModelConfig.model_fields.keys() | MODEL_KEYS.keys()
         model = {key: value for key, value in values.items() if key in known}
         return about, ModelConfig.model_validate_json(json.dumps(model), strict=True)
@@ -194,8 +194,8 @@ def _verify(path: Path, entry: FileEntry, tensors: dict[str, TensorEntry], *, wh
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     if path.stat().st_size != entry.bytes:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, {CONFIG} says {entry.bytes}")
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, but {CONFIG} says {entry.bytes}")
     if whole and sha256_of(path) != entry.sha256:
-        raise CheckpointError(f"{path} was altered: its sha256 is not the one in {CONFIG}")
+        raise CheckpointError(f"{path} was altered: its sha256 does not match {CONFIG}")
     if tensors_in(path) != {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}:
-        raise CheckpointError(f"{path} holds other tensors than {CONFIG} lists")
+        raise CheckpointError(f"{path} does not contain the tensors that {CONFIG} lists")

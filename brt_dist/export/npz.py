@@ -28,16 +28,20 @@ _ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.err
 
 
 def open_npz(path: Path, model: ModelConfig | None) -> Weights:
-    """The weights in `path`, all read.
+    """Read all weights in an .npz file.
+
+    Args:
+        path: of the file.
+        model: its model; None: as described by the .json file next to it.
 
     Raises:
-        CheckpointError: not such a file, or not the weights of the network that the .json beside it describes.
+        CheckpointError: the file cannot be read, or its weights do not fit the model.
     """
     settings = _settings(path)
     try:
         model = model or _model(settings)
     except (KeyError, TypeError, ValueError, SyntaxError) as error:
-        raise CheckpointError(f"{path.with_suffix('.json')}: does not describe a network ({error})") from None
+        raise CheckpointError(f"{path.with_suffix('.json')}: does not describe a model ({error})") from None
     shapes = logical_shapes(model)
     blank = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in to_reference(blank, model).items()}
@@ -55,7 +59,7 @@ def write_npz(weights: Weights, out: Path) -> list[str]:
     """
     path = out if out.suffix == ".npz" else out / "model.npz"
     if path.exists():
-        raise PlatformError(f"{path} is there already; nearest: --out {out.with_name(out.stem + '_2' + out.suffix)}")
+        raise PlatformError(f"{path} already exists; nearest: --out {out.with_name(out.stem + '_2' + out.suffix)}")
     settings = to_settings(weights.model)
     tensors = to_reference({name: weights.read(name) for name in weights.shapes}, weights.model)
     about = {"config": settings, "model": weights.model.model_dump(mode="json"), "facts": weights.facts}
@@ -64,7 +68,7 @@ def write_npz(weights: Weights, out: Path) -> list[str]:
             np.savez(file, **{_PREFIX + name: tensor.numpy() for name, tensor in tensors.items()})  # type: ignore[arg-type]
         write_atomic(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
     except OSError as error:
-        raise PlatformError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise PlatformError(f"cannot write {path}: {error.strerror or error}") from error
     return [path.name, path.with_suffix(".json").name]
 
 
@@ -73,7 +77,7 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(about.read_text()) if about.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{about}: not readable ({error})") from None
+        raise CheckpointError(f"cannot read {about} ({error})") from None
     return found if isinstance(found, dict) else {}
 
 
@@ -84,7 +88,7 @@ def _model(settings: dict[str, Any]) -> ModelConfig:
         except ValidationError as error:
             raise ValueError(f"model: {error.errors()[0]['msg']}") from None
     if "config" not in settings:
-        raise KeyError('a "config" or "model" section is needed beside an .npz file')
+        raise KeyError('an .npz file needs a .json file with a "config" or "model" section')
     return from_settings(settings["config"])
 
 
@@ -97,7 +101,7 @@ def _read(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]
             tensors = {}
             for name, shape in expected.items():
                 if prefix + name not in members:
-                    raise CheckpointError(f"{path} has no {prefix}{name}, which the network has")
+                    raise CheckpointError(f"{path} has no {prefix}{name}, which the model needs")
                 with archive.open(members[prefix + name]) as file:
                     _check_header(file, shape, f"{path}: {prefix}{name}")
                 with archive.open(members[prefix + name]) as file:
@@ -106,7 +110,7 @@ def _read(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]
     except _ERRORS as error:
         raise CheckpointError(f"{path}: not a readable .npz file ({type(error).__name__}: {error})") from None
     if unknown:
-        raise CheckpointError(f"{path} has {min(unknown)}, which the network does not have")
+        raise CheckpointError(f"{path} has {min(unknown)}, which the model does not have")
     return tensors
 
 
@@ -117,4 +121,4 @@ def _check_header(file: IO[bytes], shape: tuple[int, ...], where: str) -> None:
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     found, _, dtype = read(file)
     if tuple(found) != shape or dtype != np.dtype("float32"):
-        raise CheckpointError(f"{where} is {dtype} {tuple(found)}, the network has float32 {shape}")
+        raise CheckpointError(f"{where} is {dtype} {tuple(found)}, but the model needs float32 {shape}")

@@ -1,7 +1,6 @@
-"""Weights of whatever kind a place holds: opened by what is there.
+"""Opens weights in any supported form.
 
-Whatever it is, it is verified before anything is given out, nothing in it is run, and a tensor is read when it is
-asked for.
+They are verified before use, nothing in them is executed, and a tensor is read when it is requested.
 """
 
 from collections.abc import Iterator
@@ -25,18 +24,17 @@ _KIND = "weights/"
 def open_weights(
     source: str, step: int | None = None, model: ModelConfig | None = None, *, verify: bool = True
 ) -> Iterator[Weights]:
-    """Open the weights of `source`.
+    """Open the weights at `source`.
 
     Args:
-        source: a run directory, a checkpoint or a place of some (folder or URL), or a file or folder in one of the
-            formats of weights.
-        step: of which checkpoint; none: of the newest.
-        model: the network of an .npz file that has no .json beside it.
-        verify: compare the files with their digests, which reads them whole.  Not needed to look at what they are.
+        source: a run directory, a checkpoint, a folder or URL of checkpoints, or a file or folder in a weight format.
+        step: of the checkpoint; None: the newest.
+        model: the model of an .npz file without a .json file.
+        verify: compare the files with their digests, which reads all of them; not needed for metadata alone.
 
     Raises:
-        CheckpointError: there are none, or they are damaged.
-        PlatformError: the storage does not answer.
+        CheckpointError: there are no weights, or they are damaged.
+        PlatformError: the storage does not respond.
     """
     found = None if is_url(source) else next((f for f in WEIGHT_FORMATS.values() if f.recognizes(Path(source))), None)
     opened = _open_checkpoint(source, step, verify) if found is None else found.open(Path(source), model, verify=verify)
@@ -55,7 +53,7 @@ def _open_checkpoint(source: str, step: int | None, verify: bool) -> Iterator[We
         try:
             config = recorded(manifest.config)
         except ValueError as error:
-            raise CheckpointError(f"{place.storage}/{name}: its config is of another version ({error})") from None
+            raise CheckpointError(f"{place.storage}/{name}: this version cannot read its config ({error})") from None
         yield Weights(
             where=f"{place.storage}/{name}",
             model=config.model,
@@ -78,13 +76,13 @@ def _open_checkpoint(source: str, step: int | None, verify: bool) -> Iterator[We
 
 
 def _public(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without what is nobody's business: tracking may hold a password, launch names machines."""
+    """A config without private settings: tracking may contain a password, launch names machines."""
     run = {key: value for key, value in config["run"].items() if key != "tracking"}
     return {key: value for key, value in config.items() if key != "launch"} | {"run": run}
 
 
 def _tokenizer_of(config: Config, digest: str) -> bytes | None:
-    """That of the run's data, if that is still there; data at URLs is not asked."""
+    """The tokenizer of the run's data, if the data is still there; datasets at URLs are not opened."""
     from brt_dist.data.mixture import open_weighted
 
     try:

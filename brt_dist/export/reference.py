@@ -24,7 +24,7 @@ def from_reference(reference: Mapping[str, Tensor], config: ModelConfig) -> dict
     missing, unknown = sorted(expected - reference.keys()), sorted(reference.keys() - expected)
     if missing or unknown:
         raise CheckpointError(
-            f"these are not the weights of this network: {len(missing)} tensors are missing{_some(missing)}, "
+            f"the weights do not fit this model: {len(missing)} tensors are missing{_some(missing)}, "
             f"{len(unknown)} are unknown{_some(unknown)}"
         )
     ours = {}

@@ -68,8 +68,12 @@ def logical_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """CheckpointError: other tensors than expected; names the first that is missing, unknown or of another shape."""
+    """Check the names and shapes of tensors.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown or of a different shape; the message names the first.
+    """
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
             now, needed = found.get(name, "missing"), expected.get(name, "none")
-            raise CheckpointError(f"{where}: tensor {name} is {now}, the network has {needed}")
+            raise CheckpointError(f"{where}: tensor {name} is {now}, but the model needs {needed}")

@@ -1,4 +1,4 @@
-"""The beginnings of documents that samples go on from, and samples as text."""
+"""Text samples from prompts, the beginnings of documents."""
 
 from pathlib import Path
 
@@ -12,13 +12,20 @@ from brt_dist.events import Sample
 from brt_dist.generation.sample import sample
 from brt_dist.parallel.engine import Engine
 
-SHOWN = 4  # streams whose text is looked at
+SHOWN = 4  # streams whose text is returned
 
 
 def samples(engine: Engine, dataset: Dataset | Mixture, count: int, seed: int) -> list[Sample]:
-    """What the model makes up after the first window of some documents, or after less where that is all.
+    """Continue some documents after their first window, or after less if they are shorter.  Collective.
 
-    Collective; rank 0 alone gets the text.
+    Args:
+        engine: the model.
+        dataset: where the documents are from.
+        count: tokens to generate.
+        seed: of the sampling.
+
+    Returns:
+        The samples on rank 0; nothing on other ranks.
     """
     data, window = engine.config.data, engine.config.model.window
     length = min(window, data.segment - count)
@@ -36,7 +43,7 @@ def samples(engine: Engine, dataset: Dataset | Mixture, count: int, seed: int) -
 
 
 def _long_enough(lengths: npt.NDArray[np.int64], wanted: int, streams: int) -> list[int]:
-    """Documents, one for each stream, spread over those with `wanted` tokens, or over all where there are none."""
+    """A document for each stream, spread over those with at least `wanted` tokens, or over all if there are none."""
     known = np.flatnonzero(lengths >= wanted)
     known = known if known.size else np.arange(lengths.size)
     return [int(known[number * known.size // streams]) for number in range(streams)]

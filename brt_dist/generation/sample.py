@@ -1,7 +1,7 @@
-"""Text that a model makes up, in the middle of training and in any layout.
+"""Generates text during training, in any layout.
 
-Meant to be looked at now and then: for every token the whole segment is read again, so that the pipeline and its shapes
-stay those of training.  All of it lies in one segment, from a blank memory.
+It is slow, and meant for occasional samples: every token runs the whole segment again, so that the pipeline and its
+shapes stay those of training.  All text is in one segment, from blank memory.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ Int64Array = npt.NDArray[np.int64]
 
 
 class NextLogits:
-    """Observer of an evaluation step (see `Engine`): keeps the logits after one position."""
+    """Observer of an evaluation step (see `Engine`) that keeps the logits at one position."""
 
     def __init__(self, position: int, vocab_size: int) -> None:
         self._position, self._vocab_size = position, vocab_size
@@ -33,18 +33,29 @@ class NextLogits:
 
 
 def sample(engine: Engine, prompts: Int64Array, count: int, *, temperature: float = 1.0, seed: int = 0) -> Int64Array:
-    """Go on after `prompts` (B, P), the same on all ranks, with `count` tokens -> (B, P + count).  Collective.
+    """Generate tokens after prompts.  Collective.
 
-    temperature: 0 takes the likeliest token.  seed: with the same weights and seed the same text comes, in any layout,
-    but for two tokens that are so near each other that rounding decides.
+    Args:
+        engine: the model.
+        prompts: (B, P) int64, the same on all ranks.
+        count: tokens to generate.
+        temperature: of the sampling; 0: take the most likely token.
+        seed: the same weights and seed give the same text in any layout, except where rounding decides between tokens
+            of nearly equal probability.
 
-    ValueError: more than a segment, or not one prompt for each stream.
+    Returns:
+        Prompts and generated tokens, (B, P + count).
+
+    Raises:
+        ValueError: there is not one prompt for each stream, or prompt and tokens exceed a segment.
     """
     config, layout = engine.config, engine.layout
     streams, segment, window = config.data.streams, config.data.segment, config.model.window
     begun = prompts.shape[1]
     if len(prompts) != streams or not 0 < begun <= begun + count <= segment:
-        raise ValueError(f"prompts of shape {prompts.shape} and {count} tokens: need {streams} and {segment} in all")
+        raise ValueError(
+            f"prompts of shape {prompts.shape} and {count} tokens: need {streams} prompts and at most {segment} tokens"
+        )
     rows = list(layout.local_streams)
     tokens = np.zeros((streams, segment), np.int64)
     tokens[:, :begun] = prompts

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from brt_dist.optim.base import MatrixPart, OptimizerKind, Sharding, StateField
+from brt_dist.optim.base import LocalMatrix, OptimizerKind, Sharding, StateField
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ class Adafactor(OptimizerKind):
 
     refused_zero_stages: ClassVar[Mapping[int, str]] = {2: _WHOLE, 3: _WHOLE}
 
-    def state_fields(self, part: MatrixPart) -> tuple[StateField, ...]:
+    def state_fields(self, part: LocalMatrix) -> tuple[StateField, ...]:
         """The first moment, and the second moment or its means over rows and over columns."""
         first = StateField("first_moment")
         if part.smallest_side < FACTOR_FROM:
@@ -48,7 +48,7 @@ class Adafactor(OptimizerKind):
 
         return AdafactorUpdate(
             [parameter.local for parameter in parameters],
-            [MatrixPart.of(parameter, sharding.tensor) for parameter in parameters],
+            [LocalMatrix.of(parameter, sharding.tensor) for parameter in parameters],
             sharding,
             lr=self.learning_rate,
             momentum=self.momentum,

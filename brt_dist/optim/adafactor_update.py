@@ -19,14 +19,14 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
-from brt_dist.optim.base import MatrixPart, Sharding
+from brt_dist.optim.base import LocalMatrix, Sharding
 
 SQUARE_EPS = 1e-30  # added to squared gradients
 SMALLEST_SCALE = 1e-3  # of the parameter's RMS: a parameter near zero still moves
 CLIP_RMS = 1.0
 
 
-def matrix_of_row(part: MatrixPart, device: torch.device) -> torch.Tensor:
+def matrix_of_row(part: LocalMatrix, device: torch.device) -> torch.Tensor:
     """Number of the stacked matrix that each local row belongs to, (rows,)."""
     count, run = part.stacked
     return torch.arange(part.rows, device=device) // run % count
@@ -59,7 +59,7 @@ class AdafactorUpdate(torch.optim.Optimizer):
     def __init__(
         self,
         parameters: Iterable[torch.Tensor],
-        parts: Sequence[MatrixPart],
+        parts: Sequence[LocalMatrix],
         sharding: Sharding,
         *,
         lr: float,
@@ -159,7 +159,7 @@ class AdafactorUpdate(torch.optim.Optimizer):
 class _Rows:
     """A flat range of a matrix, seen as the rows that it touches (the first and last may be cut)."""
 
-    def __init__(self, part: MatrixPart, start: int, count: int, device: torch.device) -> None:
+    def __init__(self, part: LocalMatrix, start: int, count: int, device: torch.device) -> None:
         self.part = part
         self._count = count
         self._head = start % part.columns

@@ -25,7 +25,7 @@ _ITEMSIZE = 4  # state is float32
 
 
 @dataclass(frozen=True)
-class MatrixPart:
+class LocalMatrix:
     """What a rank of the tensor parallel axis holds of a parameter, before ZeRO.
 
     Attributes:
@@ -44,7 +44,7 @@ class MatrixPart:
     stacked: tuple[int, int] = (1, 1)
 
     @classmethod
-    def of(cls, parameter: "LogicalParameter", tensor_parallel: int) -> "MatrixPart":
+    def of(cls, parameter: "LogicalParameter", tensor_parallel: int) -> "LocalMatrix":
         """That of a model's parameter, on any of `tensor_parallel` ranks."""
         shape, dim = list(parameter.shape), parameter.partition_dim
         if dim is not None:
@@ -145,11 +145,11 @@ class OptimizerKind(Section):
         """What is wrong with its values taken together, each with the nearest that works."""
         yield from ()
 
-    def state_fields(self, part: MatrixPart) -> tuple[StateField, ...]:
+    def state_fields(self, part: LocalMatrix) -> tuple[StateField, ...]:
         """What it remembers of a parameter, besides the number of updates."""
         raise NotImplementedError
 
-    def state_bytes(self, parts: Sequence[MatrixPart], shards: int) -> int:
+    def state_bytes(self, parts: Sequence[LocalMatrix], shards: int) -> int:
         """Bytes of its state on a rank that holds `parts`, where ZeRO cuts each in `shards`; the plan counts them."""
         cut = whole = 0
         for part in parts:

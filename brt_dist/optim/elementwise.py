@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, NonNegativeFloat
 
-from brt_dist.optim.base import MatrixPart, OptimizerKind, Sharding, StateField
+from brt_dist.optim.base import LocalMatrix, OptimizerKind, Sharding, StateField
 from brt_dist.optim.groups import decay_groups
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Elementwise(OptimizerKind):
     state_names: ClassVar[tuple[str, ...]] = ()
     """what it remembers of each element, zero at first"""
 
-    def state_fields(self, part: MatrixPart) -> tuple[StateField, ...]:
+    def state_fields(self, part: LocalMatrix) -> tuple[StateField, ...]:
         """Those of `state_names`, all laid out as the parameter."""
         return tuple(StateField(name) for name in self.state_names)
 

@@ -1,6 +1,6 @@
-"""The one place that knows on which kind of device we run.  Everything else asks here.
+"""The only module that distinguishes kinds of devices.
 
-CPU runs use gloo and DeepSpeed's CPU accelerator, GPU runs NCCL and the CUDA one; the code above is the same.
+CPU runs use gloo and DeepSpeed's CPU accelerator, GPU runs NCCL and the CUDA one; all other code is the same.
 """
 
 import os
@@ -16,7 +16,12 @@ from brt_dist.parallel.deepspeed_internals import skip_compiled_kernels
 
 @dataclass(frozen=True)
 class Device:
-    """Device of this rank: `kind` is "cpu" or "cuda", `index` the local rank's number on its node."""
+    """The device of a rank.
+
+    Attributes:
+        kind: "cpu" or "cuda".
+        index: local rank on its node.
+    """
 
     kind: str
     index: int
@@ -41,7 +46,7 @@ class Device:
             torch.cuda.synchronize(self.index)
 
     def mark(self) -> Any:
-        """This moment in the work of this rank; costs nothing and waits for nothing."""
+        """Record a point in time in this rank's work, without waiting for queued work."""
         if self.kind == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -49,7 +54,7 @@ class Device:
         return time.perf_counter()
 
     def seconds_between(self, begin: Any, end: Any) -> float:
-        """Between two marks; after `synchronize`."""
+        """Seconds between two marks; call `synchronize` first."""
         return begin.elapsed_time(end) / 1000 if self.kind == "cuda" else end - begin
 
     def peak_memory_bytes(self) -> int:
@@ -62,26 +67,30 @@ class Device:
 
 
 def choose(kind: str, local_rank: int) -> Device:
-    """The device of the rank with number `local_rank` on its node; prepares torch and DeepSpeed for it.
+    """Choose the device of a rank, and prepare torch and DeepSpeed for it.
 
-    Must be called before DeepSpeed is imported: it picks its accelerator at import.
+    Call it before DeepSpeed is imported, which picks its accelerator at import.
+
+    Args:
+        kind: "auto", "cpu" or "cuda".
+        local_rank: number of the rank on its node.
 
     Raises:
-        PlatformError: `kind` is "cuda" and there is no such GPU.
+        PlatformError: `kind` is "cuda" and there is no GPU for this rank.
     """
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise PlatformError(
-                f"rank {local_rank} of this node has no GPU: torch sees {torch.cuda.device_count()}. "
+                f"no GPU for local rank {local_rank}: this node has {torch.cuda.device_count()} visible GPUs. "
                 "Start at most one rank per GPU, or set run.device=cpu."
             )
         torch.cuda.set_device(local_rank)
         # one queue: the reduction of a gradient starts before the product that it overlaps with
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     os.environ["DS_ACCELERATOR"] = kind
-    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed insists on it
+    os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed requires it
     if kind == "cpu":
         skip_compiled_kernels()
     return Device(kind, local_rank)

@@ -1,7 +1,7 @@
-"""One training step on one rank, in any layout: the model, DeepSpeed and the memory of the streams put together.
+"""One training step on one rank, in any layout: combines the model, DeepSpeed and the stream memory.
 
-What decides the numbers is the same in every layout: a step's loss is the sum of nats over all unmasked tokens of the
-global batch divided by their number, which every rank knows from the schedule before it starts.
+The loss of a step is the same in every layout: the sum of nats over all tokens with a target in the global batch,
+divided by their number, which every rank knows from the stream schedule in advance.
 """
 
 import math
@@ -35,13 +35,15 @@ from brt_dist.parallel.stream_memory import StreamMemory
 
 @dataclass(frozen=True)
 class StepInput:
-    """What one step reads, for the streams of this rank (b of them, all micro-batches), on its device.
+    """What one step reads, for the b streams of this rank (all micro-batches), on its device.
 
     Attributes:
-        number: of the step, from 1; the dropout masks depend on it.  Of no meaning in an evaluation.
-        starts: (b, N/W) bool, blocks that begin a document.
-        tokens, target: (b, N) int64; mask: (b, N) bool.  None on stages that read no data.
-        loss_tokens: unmasked tokens of the whole global batch.
+        number: of the step, from 1; dropout masks depend on it.  Ignored in an evaluation.
+        starts: (b, N/W) bool, blocks that start a document.
+        tokens: (b, N) int64; None on stages that read no data.
+        target: (b, N) int64, the next tokens; None on stages that read no data.
+        mask: (b, N) bool, positions with a target; None on stages that read no data.
+        loss_tokens: tokens with a target in the whole global batch.
     """
 
     number: int
@@ -59,9 +61,11 @@ Observer: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class StepResult:
-    """Mean loss of the global batch in nats per unmasked token, and the norm of its gradient before clipping.
+    """Result of a step.  If the gradient norm is not finite, the update was skipped and the memory is unchanged.
 
-    The norm is known before the update.  If it is not finite the update is left out, and the memory stays as it was.
+    Attributes:
+        loss: mean loss of the global batch, in nats per token with a target.
+        grad_norm: norm of its gradient before clipping.
     """
 
     loss: float
@@ -77,7 +81,7 @@ class StepResult:
 
 
 class Engine(ABC):
-    """Model, optimizer and stream memory of one rank.  Make one with :func:`build_engine`.
+    """Model, optimizer and stream memory of one rank.  :func:`build_engine` makes one.
 
     Args:
         groups: given to DeepSpeed; None where it makes its own.
@@ -112,7 +116,7 @@ class Engine(ABC):
         self.memory = self.new_memory()
 
     def new_memory(self) -> StreamMemory:
-        """Blank memory for all streams of this rank, as before the first step (evaluation has its own)."""
+        """Blank memory for all streams of this rank, as before the first step; evaluation uses its own."""
         blank = {layer.index: layer.blank_memory(self.layout.micro_batch) for layer in layers_of(self.stage)}
         return StreamMemory(blank, self.layout.micro_batches)
 
@@ -131,7 +135,7 @@ class Engine(ABC):
         return result
 
     def evaluate_step(self, step: StepInput, memory: StreamMemory, observer: Observer | None = None) -> float:
-        """Loss of a segment in nats per unmasked token, without a gradient; `memory` moves on.  Collective."""
+        """Loss of a segment in nats per token with a target, without a gradient; advances `memory`.  Collective."""
         if step.loss_tokens == 0:
             return 0.0
         self._observer, self._observed = observer, 0
@@ -146,24 +150,28 @@ class Engine(ABC):
         return self._state.updates
 
     def pieces(self) -> list[Piece]:
-        """Everything that changes in training and lives on this rank, as views."""
+        """Everything on this rank that training changes, as views."""
         return self._state.pieces(self.memory)
 
     def load(self, read: Read, updates: int) -> None:
-        """Take over the state that any layout saved.  Collective.
+        """Load a state that any layout saved.  Collective.
+
+        Args:
+            read: reads a region of a logical tensor.
+            updates: optimizer updates so far.
 
         Raises:
-            CheckpointError: from `read`: a tensor is missing or has another shape.
+            CheckpointError: raised by `read`; a tensor is missing or has a different shape.
         """
         self._state.load(self.memory, read, updates)
 
     def weights(self) -> dict[str, Tensor]:
-        """Copies of this rank's parts of the weights, by logical name.  Collective under ZeRO-3, which spreads them."""
+        """Copies of this rank's slices of the weights, by logical name.  Collective under ZeRO-3."""
         with deepspeed.zero.GatheredParameters([p.local for p in self.parameters]):
             return {p.name: p.local.detach().clone() for p in self.parameters}
 
     def close(self) -> None:
-        """Take all hooks off the weights; without this the engine and its process groups outlive their use."""
+        """Remove all hooks from the weights; otherwise the engine and its process groups are never freed."""
         self._finite.close()
         self._deepspeed.destroy()
 

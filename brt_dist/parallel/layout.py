@@ -23,13 +23,22 @@ from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.optim.base import Sharding
 from brt_dist.parallel.deepspeed_internals import groups_on_axis, pipeline_topology
 from brt_dist.parallel.device import Device, choose
-from brt_dist.parallel.rendezvous import meeting_store
+from brt_dist.parallel.rendezvous import rendezvous_store
 from brt_dist.parallel.torch_internals import set_timeout_of_all_groups
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes of the three axes and the place of one rank on them."""
+    """The sizes of the three axes, and the position of one rank on them.
+
+    Attributes:
+        tensor: tensor parallel size.
+        pipeline: number of pipeline stages.
+        data: data parallel size.
+        micro_batch: streams per micro-batch on each data parallel rank.
+        streams: rows of the global batch [B].
+        rank: global rank.
+    """
 
     tensor: int
     pipeline: int
@@ -74,7 +83,7 @@ class Layout:
 
     @property
     def local_streams(self) -> range:
-        """Global numbers of the streams of this rank's data parallel row, micro-batch after micro-batch.
+        """Global numbers of this data parallel rank's streams, micro-batch after micro-batch.
 
         Micro-batch i of every step is `local_streams[i*micro_batch : (i+1)*micro_batch]`.
         """
@@ -83,7 +92,7 @@ class Layout:
 
 
 class MegatronGroups:
-    """Megatron's groups under the names that DeepSpeed asks an `mpu` for (used without a pipeline)."""
+    """Megatron's groups under the names that DeepSpeed expects of an `mpu` (used without a pipeline)."""
 
     get_tensor_model_parallel_rank = staticmethod(parallel_state.get_tensor_model_parallel_rank)
     get_tensor_model_parallel_world_size = staticmethod(parallel_state.get_tensor_model_parallel_world_size)
@@ -97,12 +106,16 @@ class MegatronGroups:
 
 
 def initialize(layout: Layout, device: Device, timeout_seconds: float = 600.0, store: Any = None) -> None:
-    """Join the other ranks and make the process groups of Megatron; check them against DeepSpeed's numbering.
+    """Join the other ranks and create Megatron's process groups; check them against DeepSpeed's numbering.
 
-    Reads MASTER_ADDR and MASTER_PORT from the environment unless a `store` is given.
+    Args:
+        layout: of this rank.
+        device: of this rank.
+        timeout_seconds: of the rendezvous, and of collectives until `limit_waiting`.
+        store: for the rendezvous; None: use MASTER_ADDR and MASTER_PORT from the environment.
 
     Raises:
-        ConfigError: the number of ranks started is not that of the layout.
+        ConfigError: the number of started ranks differs from the layout's.
         PlatformError: Megatron and DeepSpeed would form different groups.
     """
     world = int(os.environ["WORLD_SIZE"]) if store is None else layout.world_size
@@ -112,7 +125,7 @@ def initialize(layout: Layout, device: Device, timeout_seconds: float = 600.0, s
             f"parallel.data={layout.data} needs {layout.world_size}."
         )
     if store is None:
-        store = meeting_store(layout.rank, world, timeout_seconds)
+        store = rendezvous_store(layout.rank, world, timeout_seconds)
     dist.init_process_group(
         device.backend,
         store=store,
@@ -122,7 +135,7 @@ def initialize(layout: Layout, device: Device, timeout_seconds: float = 600.0, s
     )
     import deepspeed
 
-    deepspeed.init_distributed(device.backend)  # it takes over the group that exists
+    deepspeed.init_distributed(device.backend)  # uses the existing group
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline
     )
@@ -162,12 +175,12 @@ def _check_groups(layout: Layout) -> None:
         if megatron_ranks != expected:
             raise PlatformError(
                 f"rank {layout.rank}: Megatron's group on the {axis} axis is {megatron_ranks}, DeepSpeed's {expected}. "
-                "The installed versions number ranks differently; use those of requirements.lock."
+                "The installed versions number ranks differently; use those in requirements.lock."
             )
 
 
 def finalize() -> None:
-    """Leave the process groups (so that the interpreter ends without warnings)."""
+    """Destroy the process groups, so that the interpreter exits without warnings."""
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     if dist.is_initialized():
@@ -176,7 +189,7 @@ def finalize() -> None:
 
 @contextmanager
 def single_process(kind: str = "cpu") -> Iterator[Device]:
-    """A world of one: Megatron's layers work, nothing is communicated.  For tools, export and tests."""
+    """Context manager: a world of one process, so that Megatron's layers work.  For tools, export and tests."""
     with tempfile.TemporaryDirectory() as folder:
         device = choose(kind, 0)
         layout = Layout(tensor=1, pipeline=1, data=1, micro_batch=1, streams=1, rank=0)
@@ -188,16 +201,16 @@ def single_process(kind: str = "cpu") -> Iterator[Device]:
 
 
 def agree(values: Sequence[float], device: Device) -> tuple[float, ...]:
-    """The largest of what the ranks say, for each of `values`; the same on all ranks.  Collective."""
+    """The maximum over all ranks, for each of `values`; the same on all ranks.  Collective."""
     tensor = torch.tensor([float(value) for value in values], dtype=torch.float64, device=device.torch)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tuple(tensor.tolist())
 
 
 def limit_waiting(seconds: float) -> None:
-    """From now on a collective of any group fails when the others have not come after `seconds`.
+    """Set the timeout of collectives in all groups.
 
-    Start-up needs a longer limit (kernels are compiled, checkpoints are read); in training a rank that waits so long
-    waits for one that will not come.
+    Startup needs a longer one, because kernels are compiled and checkpoints are read; in training, a rank that waits
+    this long is waiting for one that is gone.
     """
     set_timeout_of_all_groups(seconds)

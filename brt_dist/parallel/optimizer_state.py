@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from brt_dist.model.parameters import LogicalParameter
-from brt_dist.optim.base import MatrixPart, OptimizerKind, StateField
+from brt_dist.optim.base import LocalMatrix, OptimizerKind, StateField
 from brt_dist.parallel.layout import Layout
 from brt_dist.parallel.pieces import LogicalTensor, Piece, Region
 
@@ -94,7 +94,7 @@ class OptimizerState:
                 yield Piece(LogicalTensor(name, shape, torch.float32), region, held)
 
     def _fields(self, fragment: Fragment) -> tuple[StateField, ...]:
-        return self._kind.state_fields(MatrixPart.of(fragment.parameter, self._layout.tensor))
+        return self._kind.state_fields(LocalMatrix.of(fragment.parameter, self._layout.tensor))
 
     def _region(self, field: StateField) -> Region:
         """What this tensor parallel rank holds of a field with a shape of its own."""

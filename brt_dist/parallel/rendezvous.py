@@ -1,4 +1,4 @@
-"""Where ranks meet: torch's store, on the address of rank 0 alone."""
+"""Rendezvous of the ranks: torch's store, which listens on the address of rank 0 only."""
 
 import ipaddress
 import os
@@ -9,12 +9,12 @@ from typing import Any
 import torch.distributed as dist
 
 
-def meeting_store(rank: int, world_size: int, timeout_seconds: float) -> Any:
-    """The store at MASTER_ADDR and MASTER_PORT; none where torch has to find it by itself.
+def rendezvous_store(rank: int, world_size: int, timeout_seconds: float) -> Any:
+    """The store at MASTER_ADDR and MASTER_PORT; None if torch should create it itself.
 
-    Torch lets its store listen on all interfaces.  Here rank 0 opens the port on MASTER_ADDR and hands it over.  That
-    needs an address: a host name may mean another one on its own machine than elsewhere.  Under torchrun the store is
-    that of torchrun.
+    Torch's store listens on all interfaces.  Here rank 0 opens the port on MASTER_ADDR and passes it on.  That
+    needs an IP address: a host name may resolve to a different one on its own machine than elsewhere.  Under torchrun,
+    the store is torchrun's.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or not _is_address(host):
@@ -42,7 +42,7 @@ def _is_address(host: str) -> bool:
 
 
 def _listen(host: str, port: int) -> int | None:
-    """A descriptor that listens there; none where the address is not one of this machine (behind a NAT, say)."""
+    """A descriptor that listens there; None if the address is not one of this machine (behind a NAT, for example)."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     probe = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -1,8 +1,7 @@
-"""How long this rank waits for the others in a step, and so how long it works itself.
+"""Measures how long this rank works in a step, as opposed to waiting for other ranks.
 
-All ranks of a step end together, however slow one of them is: the others wait for it in collectives.  What tells a
-slow rank is the time that it does *not* wait.  Measured around the functions of torch.distributed, in the steps that
-are looked at and in no other.
+All ranks finish a step together, however slow one of them is, because the others wait for it in collectives.  A slow
+rank is the one that does *not* wait.  The functions of torch.distributed are timed, in the compared steps only.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,8 +26,12 @@ _COLLECTIVES = (
 )
 
 
-class Work:
-    """The time of one step: `seconds` of work are known when it is over."""
+class WorkTimer:
+    """Times the work of one step.
+
+    Args:
+        device: of this rank.
+    """
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -37,13 +40,13 @@ class Work:
 
     @property
     def seconds(self) -> float:
-        """From begin to end, without the waiting."""
+        """Duration of the step without the waiting, once the step is done."""
         self._device.synchronize()
         between = self._device.seconds_between
         return between(self._begin, self._end) - sum(between(begin, end) for begin, end in self._waits)
 
     def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, with the time in it taken as waiting."""
+        """Wrap `function` so that time spent in it counts as waiting."""
 
         def call(*arguments: Any, **options: Any) -> Any:
             begin = self._device.mark()
@@ -58,9 +61,9 @@ class Work:
 
 
 class _TimedHandle:
-    """A handle of a collective that runs on; the wait for it counts."""
+    """Handle of an asynchronous collective; waiting on it counts."""
 
-    def __init__(self, handle: Any, work: Work) -> None:
+    def __init__(self, handle: Any, work: WorkTimer) -> None:
         self._handle = handle
         self.wait = work.timed(handle.wait)
 
@@ -69,9 +72,9 @@ class _TimedHandle:
 
 
 @contextmanager
-def work_of_step(device: Device) -> Iterator[Work]:
-    """Everything in the block is timed.  Not to be nested."""
-    work = Work(device)
+def time_work(device: Device) -> Iterator[WorkTimer]:
+    """Context manager that times the work in its block.  Do not nest it."""
+    work = WorkTimer(device)
     before = [(owner, name, getattr(owner, name)) for owner, name in _places()]
     try:
         for owner, name, function in before:
@@ -84,6 +87,6 @@ def work_of_step(device: Device) -> Iterator[Work]:
 
 
 def _places() -> list[tuple[Any, str]]:
-    """Where the functions are looked up; DeepSpeed and Megatron have copies of two."""
+    """Where the functions are looked up; DeepSpeed and Megatron have their own references to some."""
     ours = [(dist, name) for name in _COLLECTIVES]
     return [*ours, *deepspeed_internals.collectives(), *megatron_internals.collectives()]

@@ -10,7 +10,7 @@ from brt_dist.config.halves import Matrix
 from brt_dist.config.schema import Config
 from brt_dist.events import Plan, RankSizes
 from brt_dist.model.shapes import padded_vocab
-from brt_dist.optim.base import MatrixPart
+from brt_dist.optim.base import LocalMatrix
 from brt_dist.planning.flops import TRAINING, forward_flops
 from brt_dist.planning.parameters import stage_layers, stage_parameters
 
@@ -61,10 +61,10 @@ def held_by(config: Config, stage: int) -> Held:
     return Held(count, weights, masters + state, _carried(config, stage, itemsize))
 
 
-def _part(matrix: Matrix, tensor: int) -> MatrixPart:
+def _part(matrix: Matrix, tensor: int) -> LocalMatrix:
     rows = matrix.rows // tensor if matrix.split else matrix.rows
     shape = (rows,) if matrix.columns == 1 else (rows, matrix.columns)
-    return MatrixPart(shape, 0 if matrix.split else None, tensor, matrix.rows, (matrix.matrices, 1))
+    return LocalMatrix(shape, 0 if matrix.split else None, tensor, matrix.rows, (matrix.matrices, 1))
 
 
 def _carried(config: Config, stage: int, itemsize: int) -> int:

@@ -149,7 +149,7 @@ def test_a_damaged_folder_is_refused(imported: Path, tmp_path: Path, capsys: pyt
         assert says in refused(capsys, path.parent, out)
     path = changed("wider") / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"width": 1 << 40}))
-    assert "the network has" in refused(capsys, path.parent, out)
+    assert "the model needs" in refused(capsys, path.parent, out)
 
 
 def with_array(path: Path, content: bytes) -> Path:
@@ -173,11 +173,11 @@ def test_an_npz_with_code_or_false_claims_is_refused(tmp_path: Path, capsys: pyt
     np.save(code, np.array([Bomb()], dtype=object), allow_pickle=True)
     np.lib.format.write_array_header_1_0(huge, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 48)})
     out = tmp_path / "out"
-    assert "is object (1,), the network has float32" in refused(
+    assert "is object (1,), but the model needs float32" in refused(
         capsys, with_array(tmp_path / "a.npz", code.getvalue()), out
     )
     assert not mark.exists()
-    assert "(1099511627776, 48), the network has" in refused(
+    assert "(1099511627776, 48), but the model needs" in refused(
         capsys, with_array(tmp_path / "b.npz", huge.getvalue()), out
     )
     assert "not a readable .npz" in refused(capsys, with_array(tmp_path / "c.npz", b"\x93NUMPY"), out)
@@ -188,7 +188,7 @@ def test_mistakes_are_one_message(imported: Path, tmp_path: Path, capsys: pytest
     assert "beside an .npz file" in refused(capsys, tmp_path / "alone.npz", tmp_path / "out")
     assert "does not exist" in refused(capsys, tmp_path / "none", tmp_path / "out")
     assert run("export", imported, "--to", "hf", "--out", imported) == 18
-    assert "holds other files; nearest: --out" in capsys.readouterr().err
+    assert "is not empty; nearest: --out" in capsys.readouterr().err
     rotary = tmp_path / "rotary"
     with open_weights(str(imported)) as weights:
         from dataclasses import replace

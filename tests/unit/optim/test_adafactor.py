@@ -8,7 +8,7 @@ import torch
 
 from brt_dist.optim.adafactor import FACTOR_FROM
 from brt_dist.optim.adafactor_update import AdafactorUpdate
-from brt_dist.optim.base import MatrixPart, Sharding
+from brt_dist.optim.base import LocalMatrix, Sharding
 from brt_dist.parallel.layout import MegatronGroups, single_process
 
 STEPS, LR = 5, 0.03
@@ -39,7 +39,7 @@ class Plain:
         self.value -= self.momentum
 
 
-def optimizer(parameters: list[torch.Tensor], parts: list[MatrixPart], flat: bool) -> AdafactorUpdate:
+def optimizer(parameters: list[torch.Tensor], parts: list[LocalMatrix], flat: bool) -> AdafactorUpdate:
     sharding = Sharding(
         tensor=1, is_flat=flat, shards=1, shard=0,
         data_group=MegatronGroups.get_data_parallel_group(),
@@ -56,7 +56,7 @@ def test_equals_the_published_rule(flat: bool) -> None:
     random = np.random.default_rng(0)
     values = [random.normal(0, 0.1, shape).astype(np.float32) for shape in SHAPES]
     plain = [Plain(value) for value in values]
-    parts = [MatrixPart(shape, None, 1, shape[0]) for shape in SHAPES]
+    parts = [LocalMatrix(shape, None, 1, shape[0]) for shape in SHAPES]
     with single_process():
         padding = 5  # ZeRO pads its flat tensor at the end
         if flat:
@@ -90,7 +90,7 @@ def test_stacked_matrices_are_separate_parameters() -> None:
     plain = [Plain(values[:, kind].reshape(-1, columns)) for kind in range(kinds)]
     with single_process():
         held = torch.from_numpy(values.reshape(-1, columns).copy())
-        part = MatrixPart(tuple(held.shape), None, 1, held.shape[0], stacked=(kinds, run))
+        part = LocalMatrix(tuple(held.shape), None, 1, held.shape[0], stacked=(kinds, run))
         rule = optimizer([held], [part], flat=False)
         for number in range(1, STEPS + 1):
             gradient = random.normal(0, 1, values.shape).astype(np.float32)

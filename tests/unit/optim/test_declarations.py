@@ -9,13 +9,13 @@ from brt_dist.config.schema import Config
 from brt_dist.kinds import OPTIMIZERS
 from brt_dist.model.model import BlockRecurrentModel
 from brt_dist.model.parameters import logical_parameters
-from brt_dist.optim.base import MatrixPart
+from brt_dist.optim.base import LocalMatrix
 from brt_dist.parallel.layout import single_process
 
-WIDE = MatrixPart((128, 512), 0, 2, 256)  # one of two tensor parallel ranks has half of the rows
-STACKED = MatrixPart((384, 256), None, 1, 384, stacked=(3, 16))
-VECTOR = MatrixPart((512,), None, 1, 512)
-NARROW = MatrixPart((64, 512), 1, 4, 64)  # a quarter of the columns
+WIDE = LocalMatrix((128, 512), 0, 2, 256)  # one of two tensor parallel ranks has half of the rows
+STACKED = LocalMatrix((384, 256), None, 1, 384, stacked=(3, 16))
+VECTOR = LocalMatrix((512,), None, 1, 512)
+NARROW = LocalMatrix((64, 512), 1, 4, 64)  # a quarter of the columns
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -41,7 +41,7 @@ FACTORED = [
 
 
 @pytest.mark.parametrize(("part", "fields"), FACTORED, ids=["wide", "stacked", "vector", "narrow"])
-def test_adafactor_has_moments_of_rows_and_columns_of_large_matrices(part: MatrixPart, fields: list[object]) -> None:
+def test_adafactor_has_moments_of_rows_and_columns_of_large_matrices(part: LocalMatrix, fields: list[object]) -> None:
     found = OPTIMIZERS["adafactor"]().state_fields(part)
     assert [(field.name, field.shape, field.local) for field in found] == fields
 
@@ -78,20 +78,20 @@ def test_parts_are_those_that_a_rank_holds() -> None:
     )
     with single_process():
         for parameter in logical_parameters(BlockRecurrentModel(given.model, 0)):
-            assert MatrixPart.of(parameter, 1).shape == tuple(parameter.local.shape), parameter.name
-            halved = MatrixPart.of(parameter, 2)
-            assert halved.logical_columns == MatrixPart.of(parameter, 1).columns
+            assert LocalMatrix.of(parameter, 1).shape == tuple(parameter.local.shape), parameter.name
+            halved = LocalMatrix.of(parameter, 2)
+            assert halved.logical_columns == LocalMatrix.of(parameter, 1).columns
 
 
 def test_the_launcher_reads_them_without_torch() -> None:
     code = """
 import sys
 from brt_dist.kinds import OPTIMIZERS
-from brt_dist.optim.base import MatrixPart
+from brt_dist.optim.base import LocalMatrix
 from brt_dist.config.loading import load
 from brt_dist.config.rules import check
 for name, kind in OPTIMIZERS.items():
-    kind().state_bytes([MatrixPart((8, 8), None, 1, 8)], 1)
+    kind().state_bytes([LocalMatrix((8, 8), None, 1, 8)], 1)
     check(load("data: {dataset: d}\\nrun: {directory: r, steps: 2000}\\n", [f"optimizer.name={name}"]).config)
 assert "torch" not in sys.modules, "torch was imported"
 """

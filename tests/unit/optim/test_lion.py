@@ -9,7 +9,7 @@ import torch
 from brt_dist.config.loading import load
 from brt_dist.config.rules import check
 from brt_dist.errors import ConfigError
-from brt_dist.optim.base import MatrixPart
+from brt_dist.optim.base import LocalMatrix
 from brt_dist.optim.elementwise_update import ElementwiseUpdate
 from brt_dist.optim.lion import Lion
 
@@ -69,7 +69,7 @@ def test_equals_the_published_rule(flat: bool) -> None:
 
 
 def test_it_remembers_half_as_much_as_adamw() -> None:
-    part = MatrixPart((64, 512), 1, 4, 64)
+    part = LocalMatrix((64, 512), 1, 4, 64)
     assert [field.name for field in Lion().state_fields(part)] == ["momentum"]
     assert Lion().state_bytes([part], 1) == 4 * 64 * 512 and Lion().state_bytes([part], 4) == 64 * 512
 
