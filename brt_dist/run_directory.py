@@ -1,4 +1,4 @@
-"""Where everything of a run lies: nobody else joins a name onto the folder of a run."""
+"""The paths in a run directory.  No other code joins a name to the folder of a run."""
 
 import re
 from dataclasses import dataclass
@@ -19,20 +19,20 @@ class AttemptDirectory:
 
     @property
     def record(self) -> Path:
-        """Where it ran, and how it ended; written by the supervisor."""
+        """Where the attempt ran and how it ended; written by the supervisor."""
         return self.path / "attempt.json"
 
     @property
     def heartbeat(self) -> Path:
-        """Sign of life of rank 0."""
+        """Heartbeat of rank 0."""
         return self.path / "heartbeat.json"
 
     def log(self, rank: int) -> Path:
-        """What a rank printed."""
+        """Output of a rank."""
         return self.path / f"rank_{rank:03d}.log"
 
     def logs(self) -> list[Path]:
-        """Those that are there, by rank."""
+        """The existing logs, by rank."""
         return sorted(self.path.glob("rank_*.log"))
 
     def failure(self, rank: int) -> Path:
@@ -42,7 +42,7 @@ class AttemptDirectory:
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """RUN and the files in it.  To make this object touches nothing.
+    """RUN and the files in it.  Creating this object touches no file.
 
     Args:
         path: the folder, `run.directory` of the config.
@@ -52,7 +52,7 @@ class RunDirectory:
 
     @classmethod
     def existing(cls, path: Path) -> "RunDirectory":
-        """That of a run that was begun.
+        """The directory of an existing run.
 
         Raises:
             ConfigError: there is no run in `path`.
@@ -87,7 +87,7 @@ class RunDirectory:
 
     @property
     def adjustments(self) -> Path:
-        """What was changed about the run after it diverged."""
+        """Adjustments of the run after it diverged."""
         return self.path / "adjustments.json"
 
     @property
@@ -100,7 +100,7 @@ class RunDirectory:
 
     @property
     def lock(self) -> Path:
-        """Held by the launcher of the run while it lives."""
+        """Lock of the run's launcher."""
         return self.path / ".lock"
 
     # attempts
@@ -125,16 +125,16 @@ class RunDirectory:
         return self.path / "submission.json"
 
     def submission_folder(self, number: int) -> Path:
-        """What belongs to one submission alone: its log, and token and address of its cluster."""
+        """Files of one submission: its log, and its cluster's token and address."""
         return self.path / "submissions" / f"{number:03d}"
 
     def submission_log(self, number: int) -> Path:
-        """What the launcher of a submission printed."""
+        """Output of a submission's launcher."""
         return self.submission_folder(number) / "log"
 
     @property
     def stop_request(self) -> Path:
-        """There from `brt stop` until the next submission: the job was not preempted and is not queued again."""
+        """Exists from `brt stop` until the next submission: the job was not preempted, so it is not requeued."""
         return self.path / ".stop"
 
     # tracking
@@ -150,12 +150,12 @@ class RunDirectory:
 
     @property
     def sync_state(self) -> Path:
-        """How far the run has been sent to the tracking server."""
+        """How much of the run was sent to the tracking server."""
         return self.tracking / "state.json"
 
     @property
     def tracking_health(self) -> Path:
-        """Whether the tracking server takes what it is sent."""
+        """Whether the tracking server accepts the data."""
         return self.tracking / "health.json"
 
     @property
@@ -169,9 +169,9 @@ class RunDirectory:
     # system metrics of the nodes
 
     def system_metrics(self, host: str) -> Path:
-        """Events with what a node's processors, memory, disk, network and GPUs did."""
+        """System metrics of a node (CPU, memory, disk, network, GPUs), as events."""
         return self.path / "system" / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', host)}.jsonl"
 
     def all_system_metrics(self) -> list[Path]:
-        """Those of all nodes that have sampled."""
+        """The system metrics of all nodes."""
         return sorted((self.path / "system").glob("*.jsonl"))

@@ -1,8 +1,8 @@
-"""What an optimizer declares: its keys in the config, what it remembers of a parameter, and where it works.
+"""What an optimizer declares: its config keys, its state for a parameter, and the ZeRO stages that it supports.
 
-An optimizer is a section of the config with these declarations.  Rules, plan, checkpoints and the engine read them, so
-none of those knows an optimizer by name, and one file with one line in `kinds.py` adds one.  The file imports no torch,
-as the launcher and the plan read it in processes that have no use for it.
+An optimizer is a section of the config with these declarations.  Rules, plan, checkpoints and the engine read them
+instead of knowing optimizers by name, so one file and one line in `kinds.py` add an optimizer.  The file does not
+import torch, because the launcher and the plan read it without torch.
 """
 
 import math
@@ -26,15 +26,15 @@ _ITEMSIZE = 4  # state is float32
 
 @dataclass(frozen=True)
 class LocalMatrix:
-    """What a rank of the tensor parallel axis holds of a parameter, before ZeRO.
+    """What a tensor parallel rank holds of a parameter, before ZeRO.
 
     Attributes:
-        shape: of the local tensor, (rows, columns) or (n,), padding included.
-        split: dimension that the tensor parallel ranks share; None: each has all of it.
-        tensor_parallel: number of those ranks.
-        logical_rows: rows of the whole parameter without padding.
-        stacked: (P, E): along the rows, P logical matrices alternate in runs of E rows; they have statistics of their
-            own, as if they were separate parameters.
+        shape: of the local tensor, (rows, columns) or (n,), including padding.
+        split: dimension that tensor parallelism splits; None: every rank has the whole parameter.
+        tensor_parallel: tensor parallel size.
+        logical_rows: rows of the whole parameter, without padding.
+        stacked: (P, E): along the rows, P logical matrices alternate in runs of E rows.  Each has its own statistics,
+            as if it were a separate parameter.
     """
 
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class LocalMatrix:
 
     @classmethod
     def of(cls, parameter: "LogicalParameter", tensor_parallel: int) -> "LocalMatrix":
-        """That of a model's parameter, on any of `tensor_parallel` ranks."""
+        """The local matrix of a model's parameter, on any of `tensor_parallel` ranks."""
         shape, dim = list(parameter.shape), parameter.partition_dim
         if dim is not None:
             shape[dim] = padded(shape[dim], tensor_parallel, parameter.multiple) // tensor_parallel
@@ -73,25 +73,25 @@ class LocalMatrix:
 
     @property
     def smallest_side(self) -> int:
-        """Of each logical matrix; 1 for a vector."""
+        """The shorter side of each logical matrix; 1 for a vector."""
         return min(self.rows_per_matrix, self.logical_columns)
 
 
 @dataclass(frozen=True)
 class StateField:
-    """One thing that an optimizer remembers of a parameter, in float32.
+    """One field of an optimizer's state for a parameter, in float32.
 
-    Without a `shape` it is laid out as the parameter: tensor parallelism and ZeRO cut it where they cut the parameter.
-    With one, only tensor parallelism cuts it, and all data parallel ranks hold the same.
+    Without a `shape`, it is laid out like the parameter: tensor parallelism and ZeRO split it in the same places.  With
+    one, only tensor parallelism splits it, and all data parallel ranks hold the same values.
 
     Attributes:
-        name: checkpoints have it as `optimizer/PARAMETER/NAME`.
+        name: in checkpoints it is `optimizer/PARAMETER/NAME`.
         shape: of the whole field; None: that of the parameter.
-        local: what a tensor parallel rank holds of `shape`, padding included.
-        split: dimension of `shape` that the tensor parallel ranks share; None: each has all of it.
-        is_apart: held in a tensor of its own for each parameter (always so with a `shape`), under the key `NAME.I` of
-            the optimizer's state, I being the parameter's number on this rank.  Otherwise under the key `NAME`, one
-            tensor beside each that the optimizer steps, of the same shape.
+        local: shape of what a tensor parallel rank holds of `shape`, including padding.
+        split: dimension of `shape` that tensor parallelism splits; None: every rank has all of it.
+        is_apart: whether each parameter has its own tensor (always so with a `shape`), under the key `NAME.I` of the
+            optimizer's state, where I is the parameter's index on this rank.  Otherwise there is one tensor under the
+            key `NAME` for each tensor that the optimizer steps, with the same shape.
     """
 
     name: str
@@ -103,13 +103,15 @@ class StateField:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How the parameters of this rank are cut and who has the other parts; what `build` is told of the layout.
+    """How the parameters of this rank are split, and which ranks hold the rest.
 
     Attributes:
-        tensor: number of tensor parallel ranks, and `tensor_group`, their process group.
-        is_flat: ZeRO lays the parameters end to end in one flat tensor and cuts it in equal ranges.
-        shards: number of those ranges, 1 without ZeRO; `shard`, which of them is here; `data_group`, the process group
-            of the ranks that hold them.
+        tensor: tensor parallel size.
+        tensor_group: process group of the tensor parallel ranks.
+        is_flat: whether ZeRO concatenates the parameters into one flat tensor and splits it into equal ranges.
+        shards: number of those ranges; 1 without ZeRO.
+        shard: index of this rank's range.
+        data_group: process group of the ranks that hold the ranges.
     """
 
     tensor: int
@@ -123,8 +125,8 @@ class Sharding:
 class OptimizerKind(Section):
     """A kind of optimizer.  These keys are common to all; a kind adds its own as fields.
 
-    What `build` returns is stepped by DeepSpeed and keeps its state by two conventions: `state[tensor]["step"]` is the
-    number of updates done, as a float32 tensor on the host, and the other keys are those of `state_fields`.
+    DeepSpeed steps what `build` returns.  Its state follows two conventions: `state[tensor]["step"]` is the number of
+    updates so far, a float32 tensor on the host, and the other keys are those of `state_fields`.
     """
 
     name: str
@@ -139,18 +141,18 @@ class OptimizerKind(Section):
     clip_norm: PositiveFloat | None = Field(1.0, description="clip gradients to this global norm; unset: no clipping")
 
     refused_zero_stages: ClassVar[Mapping[int, str]] = {}
-    """ZeRO stages that it cannot work with, each with the reason, as the end of a sentence"""
+    """ZeRO stages that it does not support, each with the reason, as the end of a sentence"""
 
     def broken_rules(self) -> Iterator[str]:
-        """What is wrong with its values taken together, each with the nearest that works."""
+        """A message for each rule that its values break together, with the nearest values that work."""
         yield from ()
 
     def state_fields(self, part: LocalMatrix) -> tuple[StateField, ...]:
-        """What it remembers of a parameter, besides the number of updates."""
+        """Its state for a parameter, besides the number of updates."""
         raise NotImplementedError
 
     def state_bytes(self, parts: Sequence[LocalMatrix], shards: int) -> int:
-        """Bytes of its state on a rank that holds `parts`, where ZeRO cuts each in `shards`; the plan counts them."""
+        """Bytes of its state on a rank that holds `parts`, if ZeRO splits each into `shards`; for the plan."""
         cut = whole = 0
         for part in parts:
             for field in self.state_fields(part):
@@ -161,9 +163,10 @@ class OptimizerKind(Section):
         return _ITEMSIZE * (cut // shards + whole)
 
     def build(self, parameters: "Sequence[LogicalParameter]", sharding: Sharding) -> "torch.optim.Optimizer":
-        """The optimizer of this rank, to be wrapped by DeepSpeed.  The learning rate is set before each step.
+        """Build the optimizer of this rank, which DeepSpeed wraps.  The learning rate is set before each step.
 
         Args:
-            parameters: those of this rank, in the same order on all ranks that share a pipeline stage.
+            parameters: those of this rank, in the same order on all ranks of a pipeline stage.
+            sharding: how they are split.
         """
         raise NotImplementedError

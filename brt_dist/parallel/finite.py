@@ -1,4 +1,4 @@
-"""No update is made of a gradient that is not finite, on whichever rank it appeared.
+"""Skips the update on all ranks if a gradient is not finite on any of them.
 
 DeepSpeed judges by the norm of the gradient.  That is blind on one side: of a weight that every tensor parallel rank
 has (a norm's scale, say), only the first rank's gradient goes into the norm, and a rank with a faulty one would update

@@ -1,8 +1,8 @@
-"""What a rank holds of the run's state, in words that no layout is part of.
+"""What a rank holds of the run's state, described independently of the layout.
 
-The state of a run is a set of logical tensors: weights, optimizer state, memory of the streams.  A rank holds pieces
-of them, whatever cut them: tensor, data or pipeline parallel, ZeRO, or the number of streams.  Every such cut is a box
-of the tensor (a range in each dimension) and a run of consecutive elements of that box, so one form serves them all.
+The state of a run is a set of logical tensors: weights, optimizer state, stream memory.  A rank holds pieces of them,
+whether tensor, data or pipeline parallelism, ZeRO or the number of streams splits them.  Every piece is a range of
+consecutive elements in a box of the tensor (a range in each dimension), so one representation serves all splits.
 """
 
 import math
@@ -17,7 +17,13 @@ Box = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class LogicalTensor:
-    """A tensor of the run: name as `KIND/OWNER...` (`weights/layers.3.mlp.up.weight`), shape without padding, type."""
+    """A tensor of the run.
+
+    Attributes:
+        name: `KIND/OWNER...`, for example `weights/layers.3.mlp.up.weight`.
+        shape: without padding.
+        dtype: its type.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -34,7 +40,13 @@ class LogicalTensor:
 
 @dataclass(frozen=True)
 class Region:
-    """Elements `begin` to `end`, counted row by row, of the box `box` of a logical tensor."""
+    """Consecutive elements of a box in a logical tensor.
+
+    Attributes:
+        box: (start, stop) in each dimension.
+        begin: first element, in row-major order of the box.
+        end: end of the elements, exclusive.
+    """
 
     box: Box
     begin: int
@@ -53,12 +65,12 @@ class Region:
         return self.end - self.begin
 
     def part(self, begin: int, end: int) -> "Region":
-        """Elements `begin` to `end` of this region, as far as it reaches."""
+        """Elements `begin` to `end` of this region, clipped to its size."""
         begin, end = min(begin, self.size), min(end, self.size)
         return Region(self.box, self.begin + begin, self.begin + end)
 
     def take(self, read: Callable[[tuple[slice, ...]], Tensor]) -> Tensor:
-        """The region's elements (size,), of a tensor of which `read` gives boxes; only the rows in touch are read."""
+        """The region's elements, (size,).  `read` returns a box of the tensor; only rows of the region are read."""
         slices, begin = self._touched()
         return read(slices).reshape(-1)[begin : begin + self.size]
 
@@ -84,9 +96,12 @@ class Region:
 
 @dataclass(frozen=True)
 class Piece:
-    """A region of a logical tensor and its values here, (region.size,): a view of what the rank works with.
+    """A region of a logical tensor, with its values on this rank.  If several ranks hold it, their values are equal.
 
-    Several ranks may hold the same piece; then all of them hold the same values.
+    Attributes:
+        tensor: the logical tensor.
+        region: where the values are in it.
+        values: (region.size,), a view of the rank's own tensor.
     """
 
     tensor: LogicalTensor
@@ -95,4 +110,4 @@ class Piece:
 
 
 Read = Callable[[LogicalTensor, Region], Tensor]
-"""Gives the saved values of a region, (region.size,), on the host.  CheckpointError: missing, or of another shape."""
+"""Returns the saved values of a region, (region.size,), on the host.  Raises CheckpointError if they do not exist."""

@@ -1,4 +1,4 @@
-"""From what the streams read in a step to what one rank's engine takes."""
+"""Converts what the streams read in a step into the input of this rank's engine."""
 
 import torch
 

@@ -33,14 +33,14 @@ class StreamMemory:
         self._pending[layer, micro_batch] = memory
 
     def commit(self) -> None:
-        """The step is done: what was pending holds from now on."""
+        """Make the pending memory the committed one, after the update."""
         missing = self._committed.keys() - self._pending.keys()
         if missing:
             raise RuntimeError(f"commit of a step in which no forward ran for (layer, micro-batch) {sorted(missing)}")
         self._committed, self._pending = self._pending, {}
 
     def discard(self) -> None:
-        """Forget a step that was begun and is not taken."""
+        """Drop the pending memory, if the update was skipped."""
         self._pending = {}
 
     def tensors(self) -> Iterator[tuple[int, int, str, torch.Tensor]]:

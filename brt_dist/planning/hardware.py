@@ -24,6 +24,6 @@ _PEAK: dict[str, dict[str, float]] = {
 
 
 def peak_flops(device: str, precision: Literal["bf16", "fp32"]) -> float | None:
-    """Of one device by its name; none where it is not known."""
+    """Peak FLOP/s of a device by its name; None if unknown."""
     found = [name for name in _PEAK if device == name or device.startswith((f"{name} ", f"{name}-"))]
     return _PEAK[max(found, key=len)].get(precision) if found else None

@@ -1,7 +1,7 @@
-"""Bytes that a rank of a layout holds between steps.  Activations, libraries and buffers of the network are not in it.
+"""Bytes that a rank of a layout holds between steps, without activations, libraries and communication buffers.
 
-Counted after how DeepSpeed keeps things: weights in the precision of the run; with ZeRO, or in bf16, float32 masters,
-split over the data parallel ranks as the moments of the optimizer are; under ZeRO-3 the weights too.
+As in DeepSpeed: weights in the precision of the run; with ZeRO or bf16, float32 master weights, which ZeRO splits
+over the data parallel ranks like the optimizer state; under ZeRO-3 the weights are split too.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,7 +17,14 @@ from brt_dist.planning.parameters import stage_layers, stage_parameters
 
 @dataclass(frozen=True)
 class Held:
-    """Of one rank.  parameters: a number, the rest are bytes.  carried: states and window caches of its streams."""
+    """What one rank holds.
+
+    Attributes:
+        parameters: how many parameters.
+        weights: bytes of the weights.
+        optimizer: bytes of master weights and optimizer state.
+        carried: bytes of the memory of its streams.
+    """
 
     parameters: int
     weights: int
@@ -33,7 +40,7 @@ class Held:
 
 
 def plan_of(config: Config) -> Plan:
-    """What is known of a run before it starts; `model.vocab_size` must be set.  Sizes are of the fullest rank."""
+    """The plan of a run; `model.vocab_size` must be set.  Sizes are those of the rank that holds the most."""
     parallel, data, model = config.parallel, config.data, config.model
     whole = config.model_copy(update={"parallel": type(parallel)()})
     padding = (padded_vocab(model.vocab_size or 0, 1) - (model.vocab_size or 0)) * model.width
@@ -48,7 +55,7 @@ def plan_of(config: Config) -> Plan:
 
 
 def held_by(config: Config, stage: int) -> Held:
-    """By the ranks of a pipeline stage."""
+    """What each rank of a pipeline stage holds."""
     parallel = config.parallel
     tensor, shards = parallel.tensor, parallel.data if parallel.zero_stage else 1
     local = [_part(matrix, tensor) for matrix in stage_parameters(config, stage)]

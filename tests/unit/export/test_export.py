@@ -185,7 +185,7 @@ def test_an_npz_with_code_or_false_claims_is_refused(tmp_path: Path, capsys: pyt
 
 def test_mistakes_are_one_message(imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "alone.npz").write_bytes((GOLDEN / "fixed_skip.npz").read_bytes())
-    assert "beside an .npz file" in refused(capsys, tmp_path / "alone.npz", tmp_path / "out")
+    assert "an .npz file needs a .json file" in refused(capsys, tmp_path / "alone.npz", tmp_path / "out")
     assert "does not exist" in refused(capsys, tmp_path / "none", tmp_path / "out")
     assert run("export", imported, "--to", "hf", "--out", imported) == 18
     assert "is not empty; nearest: --out" in capsys.readouterr().err
