@@ -218,11 +218,11 @@ def test_refusals_say_what_would_fit() -> None:
 
 def test_a_foreign_cursor_is_refused() -> None:
     schedule = StreamSchedule(np.array([5, 6, 7]), streams=2, segment=8, window=4, seed=0)
-    with pytest.raises(DataError, match=r"cursor is of 3 streams, this schedule has 2: `cursor.resized\(2\)`"):
+    with pytest.raises(DataError, match=r"cursor has 3 streams, but this schedule has 2: use `cursor.resized\(2\)`"):
         schedule.step(Cursor.fresh(3))
     with pytest.raises(DataError, match="does not fit a window of 4"):
         schedule.step(replace(Cursor.fresh(2), offset=np.array([0, 6])))
-    with pytest.raises(DataError, match="cursor is of 2 datasets, this schedule of 1"):
+    with pytest.raises(DataError, match="cursor has 2 datasets, but this schedule has 1"):
         schedule.step(Cursor.fresh(2, parts=2))
     good = schedule.step(schedule.start())[1].to_json()
     assert same(Cursor.from_json(good), schedule.step(schedule.start())[1])
