@@ -235,7 +235,7 @@ def test_a_file_that_changed_since_it_was_listed_is_refused(tmp_path: Path) -> N
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="unknown source"):
+    with pytest.raises(DataError, match="no source"):
         open_sources([])
     with pytest.raises(DataError, match="nowhere: no such file"):
         open_sources([str(tmp_path / "nowhere")])
