@@ -55,7 +55,7 @@ TRAINING_CHARACTERS = 256 << 20  # a BPE is trained on about as much; merges har
 CHECKED_CHARACTERS = 1 << 20  # of the corpus that must survive the tokenizer
 CHECKED_PER_DOCUMENT = 1 << 16
 LOCK_FILE = ".build.lock"
-_LOSSY_HINT = "; --lossy allow accepts that, bytes and bpe:SIZE lose nothing"
+_LOSSY_HINT = "; --lossy allow accepts this; bytes and bpe:SIZE lose nothing"
 # What may change when a build is taken on: a finished shard is the same for either value, or is written again.
 _NOT_PART_OF_THE_BUILD = ("on_bad", "lossy")
 _LARGEST_READ = 32  # shards' worth of text for one shard of a split
@@ -63,10 +63,13 @@ _LARGEST_READ = 32  # shards' worth of text for one shard of a split
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What is built.
+    """What to build.
 
-    tokenizer: "bytes", "bpe:SIZE" or the path of a tokenizer.json.  shard_size: bytes of text.  deduplicate: of equal
-    documents only the first.  split: only one side of the corpus.
+    Attributes:
+        tokenizer: "bytes", "bpe:SIZE" or the path of a tokenizer.json.
+        shard_size: bytes of text per shard.
+        deduplicate: keep only the first of equal documents.
+        split: keep only one side of the corpus.
     """
 
     sources: tuple[str, ...]
@@ -88,7 +91,7 @@ class BuildSettings:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did.  tokens_per_second: of the shards that it wrote, by the clock; 0 if it wrote none."""
+    """What a build did; `tokens_per_second` counts only the shards it wrote, and is 0 if it wrote none."""
 
     folder: Path
     dataset: DatasetRecord
@@ -99,13 +102,13 @@ class BuildReport:
 
 
 class BuildProgress:
-    """Told how a build comes along; this one does nothing with it."""
+    """Receives the progress of a build; the base class ignores it."""
 
     def stage(self, text: str) -> None:
-        """A new part of the work begins."""
+        """A new stage of the build starts."""
 
     def note(self, text: str) -> None:
-        """Something that was found and that people should know."""
+        """Something that the user should know."""
 
     def shards(self, done: int, total: int, tokens: int) -> None:
         """Shards that are there, of all; tokens that this build wrote so far."""
@@ -120,12 +123,18 @@ def build(
     overwrite: bool = False,
     progress: BuildProgress | None = None,
 ) -> BuildReport:
-    """Build the dataset `folder`, or take on a build that was interrupted.
+    """Build the dataset `folder`, or resume an interrupted build.
 
-    workers: tasks at once, by default one per core; 0: no Ray, this process does the work.  ray_address: a cluster
-    that does the work instead of this machine; sources and folder must then be on storage that all its nodes share.
-    overwrite: replace another build in `folder`.
-    DataError: sources, tokenizer or documents that cannot be used; another build in the folder.
+    Args:
+        settings: what to build.
+        folder: of the dataset.
+        workers: parallel tasks, by default one per core; 0: no Ray, this process does the work.
+        ray_address: cluster to use instead of this machine; sources and folder must be on its shared storage.
+        overwrite: replace a different build in `folder`.
+        progress: receives the progress.
+
+    Raises:
+        DataError: sources, tokenizer or documents cannot be used, or the folder holds a different build.
     """
     began, progress = time.perf_counter(), progress or BuildProgress()
     folder = folder.absolute()
@@ -149,7 +158,7 @@ def build(
                 "give a larger --validation-share"
             )
         if list_sources(sources, settings.text_per_shard) != listing:
-            raise DataError("the files of the sources changed while they were read; start the build again")
+            raise DataError("the source files changed during the build; start it again")
         records = [shards.records[number] for number in range(listing.shards)]
         names = [source.name for source in sources]
         dataset = finish_dataset(folder, names, tokenizer, records, token_type(tokenizer.vocab_size))
@@ -263,7 +272,7 @@ def _claim(folder: Path, settings: BuildSettings, listing: Listing, overwrite: b
         differs = [key for key in told if before.get(key) != told[key]] if before else ["everything"]
         differs = ["names, sizes or times of the files" if key == "files" else key for key in differs]
         raise DataError(
-            f"{folder} holds another build; it differs in: {', '.join(differs)}. "
+            f"{folder} holds a different build; it differs in: {', '.join(differs)}. "
             "Give another --out, or --overwrite to replace it"
         )
     (folder / DATASET_FILE).unlink(missing_ok=True)  # first: without it the folder is no dataset
@@ -292,7 +301,7 @@ def _tokenizer(
             if state.get("lossy") and settings.lossy == "error":
                 raise DataError(f"{state['lossy']}{_LOSSY_HINT}")
             return tokenizer
-        raise DataError(f"{path} was changed since the build began; --overwrite begins it anew")
+        raise DataError(f"{path} has changed since the build started; --overwrite starts it from scratch")
 
     takes = settings.split.takes if settings.split else lambda text: True
 
@@ -308,7 +317,7 @@ def _tokenizer(
         progress.stage("training the tokenizer")
         tokenizer = parse_tokenizer(train_bpe((text for text, _ in texts(TRAINING_CHARACTERS)), size), "trained BPE")
         if tokenizer.vocab_size < size:
-            progress.note(f"the text has no more to merge after {tokenizer.vocab_size} tokens; {size} were asked for")
+            progress.note(f"the text is too small for {size} tokens; the tokenizer has {tokenizer.vocab_size}")
     elif settings.tokenizer == "bytes":
         tokenizer = parse_tokenizer(BYTES_FILE, "bytes")
     else:
@@ -322,7 +331,7 @@ def _tokenizer(
     if losses and settings.lossy == "error":
         raise DataError(f"{losses[0]}{_LOSSY_HINT}")
     if losses:
-        progress.note(f"{len(losses)} documents of the sample lose text, as in {losses[0]}")
+        progress.note(f"{len(losses)} sampled documents lose text, for example {losses[0]}")
     state["lossy"] = losses[0] if losses else None
     write_atomic(path, tokenizer.file)
     state["tokenizer_sha256"] = digest(tokenizer)

@@ -1,6 +1,6 @@
-"""The card of a dataset: README.md for people, card.json for programs, lengths.png.
+"""The dataset card: README.md for people, card.json for programs, lengths.png.
 
-All of it but `built` (when a build wrote shards last, and how fast) follows from the dataset.
+All of it follows from the dataset, except `built` (the duration and speed of the last build that wrote shards).
 """
 
 import json
@@ -17,7 +17,7 @@ _MARK = "<!-- written by brt data build -->"
 
 
 def write_card(report: BuildReport) -> dict[str, Any]:
-    """Write the card of what was built, and return card.json.  A README.md of somebody else is left alone."""
+    """Write the card of a dataset and return card.json.  A README.md not written by a build is left alone."""
     folder = report.folder
     found = statistics(folder)
     before = _read(folder / CARD_FILE)
@@ -48,7 +48,7 @@ def _text(name: str, card: dict[str, Any]) -> str:
         f"# Dataset {name}",
         "",
         f"{card['documents']:,} documents, {card['tokens']:,} tokens ({card['bytes_per_token']:.2f} bytes of text "
-        f"each), {card['shards']} shards.",
+        f"per token), {card['shards']} shards.",
         "",
         f"* digest `{card['digest']}`",
         f"* tokenizer `{card['tokenizer']['kind']}`, {card['vocab_size']:,} tokens, "
@@ -64,9 +64,9 @@ def _text(name: str, card: dict[str, Any]) -> str:
             for source in card["sources"]
         ),
         "",
-        "Tokens of a document: " + ", ".join(f"{key} {value:,.0f}" for key, value in lengths.items()) + ".",
+        "Tokens per document: " + ", ".join(f"{key} {value:,.0f}" for key, value in lengths.items()) + ".",
         "",
-        f"![lengths of documents]({LENGTHS_FILE})",
+        f"![document lengths]({LENGTHS_FILE})",
     ]
     return "\n".join(lines) + "\n"
 

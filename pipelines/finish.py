@@ -31,7 +31,7 @@ def finish_dataset(
     """Write documents.npy and dataset.json from the indexes.  sources: their names.  DataError: no document at all."""
     documents = sum(shard.documents for shard in shards)
     if documents == 0:
-        raise DataError("not one document of the sources can be used; every one was left out")
+        raise DataError("none of the documents in the sources can be used")
     dataset = DatasetRecord(
         digest=dataset_digest(digest(tokenizer), shards),
         documents=documents,

@@ -71,7 +71,7 @@ def _index(tar: Path, number: int, tokenizer: Tokenizer, extension: str, dtype: 
                 data = content.read() if content else b""
                 where = f"{tar}, {member.name}"
                 if not data or len(data) % kind.itemsize:
-                    raise DataError(f"{where}: {len(data)} bytes are no row of {dtype} ids")
+                    raise DataError(f"{where}: {len(data)} bytes are not a sequence of {dtype} ids")
                 ids = np.frombuffer(data, dtype=kind)
                 if int(ids.max()) >= tokenizer.vocab_size:
                     raise DataError(
@@ -86,7 +86,7 @@ def _index(tar: Path, number: int, tokenizer: Tokenizer, extension: str, dtype: 
             sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
         size = tar.stat().st_size
     except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{tar}: not an uncompressed tar that can be read: {error}") from None
+        raise DataError(f"{tar}: not a readable uncompressed tar: {error}") from None
     if not entries:
         raise DataError(f"{tar}: no member ends in .{extension}; --extension chooses others")
     return ShardIndex(

@@ -107,7 +107,7 @@ def print_build(report: BuildReport, console: Console) -> None:
         for place in places[:_SKIPPED_SHOWN]:
             console.print(f"  {place}", markup=False, highlight=False, soft_wrap=True)
         if sum(skipped.values()) > _SKIPPED_SHOWN:
-            console.print(f"  all of them are in {report.folder}/shard-*.index.json, under skipped", soft_wrap=True)
+            console.print(f"  see {report.folder}/shard-*.index.json, under skipped, for all of them", soft_wrap=True)
 
 
 def print_statistics(folder: str, found: dict[str, Any]) -> None:
@@ -124,7 +124,7 @@ def print_statistics(folder: str, found: dict[str, Any]) -> None:
         )
         for entry in found["length_histogram"]
     ]
-    show(table(("tokens of a document", "documents", "tokens", ""), lengths, right=("documents", "tokens")))
+    show(table(("tokens per document", "documents", "tokens", ""), lengths, right=("documents", "tokens")))
     sources = [
         (
             source["name"],

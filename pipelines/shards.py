@@ -173,7 +173,7 @@ def _tokenized(
 
 def bad_document_error(item: BadDocument) -> DataError:
     """The error for a document that cannot be used, under the policy `error`."""
-    return DataError(f"{item.place}: {item.reason}; --on-bad skip leaves such documents out and counts them")
+    return DataError(f"{item.place}: {item.reason}; --on-bad skip skips and counts such documents")
 
 
 def _tar_writer(file: _HashedFile) -> Any:

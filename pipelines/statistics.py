@@ -58,7 +58,7 @@ def plot_lengths(found: dict[str, Any], path: Path) -> None:
     """Draw how many documents there are of each length."""
     bins = found["length_histogram"]
     names = [f"{entry['from']:,}" for entry in bins]
-    _bars(names, [entry["documents"] for entry in bins], "tokens of a document, from", "documents", path)
+    _bars(names, [entry["documents"] for entry in bins], "tokens per document, from", "documents", path)
 
 
 def plot_sources(found: dict[str, Any], path: Path) -> None:

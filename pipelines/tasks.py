@@ -50,7 +50,7 @@ def run_tasks(
             except ray.exceptions.RayError as error:
                 raise LaunchError(
                     f"{shard_name(number)}: its worker was lost {TASK_RETRIES + 1} times ({type(error).__name__}). "
-                    "If memory ran out, use fewer --workers; build again, finished shards are kept"
+                    "If it ran out of memory, use fewer --workers; run the build again to resume"
                 ) from None
             if isinstance(result, str):
                 raise DataError(result)
