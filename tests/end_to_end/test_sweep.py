@@ -56,7 +56,7 @@ def test_combinations_that_cannot_run_are_refused_before_any_is_started(config: 
     assert (code, found["would_train"]) == (0, ["learning_rate=0.003", "learning_rate=0.001"])
     assert not (config.parent / "sweep").exists()
     code, found, _ = finish(brt_sweep(config, *GRID, "--submit"))
-    assert code == 10 and "leave out --submit" in found["error"]
+    assert code == 10 and "without --submit" in found["error"]
 
 
 def test_a_sweep_is_stopped_and_gone_on_with(config: Path) -> None:
