@@ -85,7 +85,7 @@ def run_kind(kind: str, seed: int, options: argparse.Namespace, folders: tuple[P
     from benchmarks.models import mlp_width, parameter_count, trained_model, with_parameters
     from brt_dist.config.loading import dump, load
     from brt_dist.config.rules import check
-    from brt_dist.events import EventLog
+    from brt_dist.event_log import EventLog
     from brt_dist.parallel.layout import Layout
     from brt_dist.training.build import build_trainer
     from brt_dist.training.stopping import StopFlag

@@ -31,7 +31,8 @@ from typing import Any
 
 import psutil
 
-from brt_dist.events import StepEvent, events_of
+from brt_dist.event_log import events_of
+from brt_dist.events import StepEvent
 from tests.mlflow_server import free_port, mlflow_server
 
 KINDS = ("off", "server", "alternating", "silent", "none there")

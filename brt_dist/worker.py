@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brt_dist.errors import BrtError, ExitCode, PlatformError
-from brt_dist.events import EndEvent, EventLog
+from brt_dist.event_log import EventLog
+from brt_dist.events import EndEvent
 from brt_dist.failure import Failure, exit_code_of
 from brt_dist.run_directory import RunDirectory
 

@@ -9,7 +9,8 @@ from brt_dist.config.schema import Config
 from brt_dist.data.dataset import Dataset
 from brt_dist.data.mixture import Mixture
 from brt_dist.data.stream_schedule import StreamSchedule
-from brt_dist.events import EventLog, MessageEvent
+from brt_dist.event_log import EventLog
+from brt_dist.events import MessageEvent
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import Engine, build_engine
 from brt_dist.parallel.layout import Layout

@@ -13,7 +13,8 @@ from brt_dist.data.mixture import Mixture
 from brt_dist.data.reader import Prefetcher, SegmentReader
 from brt_dist.data.stream_schedule import StreamSchedule
 from brt_dist.errors import ExitCode
-from brt_dist.events import EventLog, SkipEvent
+from brt_dist.event_log import EventLog
+from brt_dist.events import SkipEvent
 from brt_dist.optim.learning_rate import learning_rate
 from brt_dist.parallel.engine import Engine, StepInput, StepResult
 from brt_dist.parallel.step_input import step_input, streams_to_read

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from brt_dist.config.loading import flatten, load
-from brt_dist.events import AttemptEvent, Event, read_events
+from brt_dist.event_log import read_events
+from brt_dist.events import AttemptEvent, Event
 from brt_dist.run_directory import RunDirectory
 from launch.run.attempt_record import read_attempts
 from launch.run.history import History

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from brt_dist.events import AttemptEvent, CheckpointEvent, EndEvent, EvaluationEvent, Event, StepEvent, read_events
+from brt_dist.event_log import read_events
+from brt_dist.events import AttemptEvent, CheckpointEvent, EndEvent, EvaluationEvent, Event, StepEvent
 
 
 @dataclass

@@ -13,7 +13,8 @@ from brt_dist.data.mixture import Mixture
 from brt_dist.data.open import open_training
 from brt_dist.data.stream_schedule import StreamSchedule
 from brt_dist.errors import BrtError, CheckpointError, DataError
-from brt_dist.events import AttemptEvent, events_of
+from brt_dist.event_log import events_of
+from brt_dist.events import AttemptEvent
 from brt_dist.run_directory import RunDirectory
 
 

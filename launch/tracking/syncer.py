@@ -18,7 +18,8 @@ from typing import IO, TextIO, cast
 
 from brt_dist.config.loading import dump, flatten, load
 from brt_dist.errors import BrtError, ExitCode
-from brt_dist.events import AttemptEvent, CheckpointEvent, EndEvent, Event, EventReader, SystemEvent
+from brt_dist.event_log import EventReader
+from brt_dist.events import AttemptEvent, CheckpointEvent, EndEvent, Event, SystemEvent
 from brt_dist.run_directory import RunDirectory
 from launch.run.attempt_record import read_last_attempt
 from launch.run.redact import redact

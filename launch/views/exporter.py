@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, Metric, start_http_server
 from prometheus_client.registry import Collector
 
 from brt_dist.errors import PlatformError
-from brt_dist.events import EventReader, StepEvent
+from brt_dist.event_log import EventReader
+from brt_dist.events import StepEvent
 from launch.run.history import History
 
 # metric: (its value, help)

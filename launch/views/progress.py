@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brt_dist.events import AttemptEvent, CheckpointEvent, EvaluationEvent, Event, EventReader, LayoutSizes, StepEvent
+from brt_dist.event_log import EventReader
+from brt_dist.events import AttemptEvent, CheckpointEvent, EvaluationEvent, Event, LayoutSizes, StepEvent
 from launch.run.history import History
 
 if TYPE_CHECKING:

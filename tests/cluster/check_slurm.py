@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from brt_dist.events import AttemptEvent, StepEvent, events_of
+from brt_dist.event_log import events_of
+from brt_dist.events import AttemptEvent, StepEvent
 from tests.cluster.slurm import idle_nodes, slurm
 from tests.end_to_end.conftest import ROOT, dataset  # noqa: F401 - a fixture
 

@@ -20,7 +20,8 @@ import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from brt_dist.events import EventReader, to_json
+from brt_dist.event_log import EventReader
+from brt_dist.events import to_json
 from launch.cli import brt
 from tests.data.runs_of_0_1_0.make import ENVIRONMENT, MORE_STEPS, STEPS
 

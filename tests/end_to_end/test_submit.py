@@ -10,7 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
-from brt_dist.events import StepEvent, events_of
+from brt_dist.event_log import events_of
+from brt_dist.events import StepEvent
 from tests.end_to_end.conftest import ROOT, alive, wait_for
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import psutil
 
-from brt_dist.events import AttemptEvent, Event, StepEvent, events_of
+from brt_dist.event_log import events_of
+from brt_dist.events import AttemptEvent, Event, StepEvent
 from launch.run.attempt_record import read_attempts
 
 ROOT = Path(__file__).parent.parent.parent

@@ -113,7 +113,7 @@ def rank_main(rank: int, store: str, given: Config, kill: Kill | None) -> None:
     import torch.distributed as dist
 
     from brt_dist.data.dataset import Dataset
-    from brt_dist.events import EventLog
+    from brt_dist.event_log import EventLog
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.build import build_trainer

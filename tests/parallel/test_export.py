@@ -41,7 +41,7 @@ def train(rank: int, store: str, given: Config) -> dict[str, Any]:
     """A whole run on one rank; its losses, evaluation and the parts of the weights that it works with."""
     import torch.distributed as dist
 
-    from brt_dist.events import EventLog
+    from brt_dist.event_log import EventLog
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.build import build_trainer

@@ -43,7 +43,7 @@ def rank_main(
     import torch.distributed as dist
 
     from brt_dist.data.dataset import Dataset
-    from brt_dist.events import EventLog
+    from brt_dist.event_log import EventLog
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.build import build_trainer
@@ -137,7 +137,7 @@ def rank_waits(rank: int, store: str, given: Config, found: str) -> int:
     import torch.distributed as dist
 
     from brt_dist.data.dataset import Dataset
-    from brt_dist.events import EventLog
+    from brt_dist.event_log import EventLog
     from brt_dist.failure import exit_code_of
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, initialize

@@ -68,7 +68,7 @@ def train(rank: int, store: str, given: Config, attempt: int, stop_after: int) -
     import torch.distributed as dist
 
     from brt_dist.data.dataset import Dataset
-    from brt_dist.events import EventLog
+    from brt_dist.event_log import EventLog
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
     from brt_dist.training.stopping import StopFlag

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brt_dist import events
+from brt_dist.event_log import EventLog, EventReader, events_of, read_events
 from brt_dist.events import (
     AttemptEvent,
     CheckpointEvent,
@@ -17,8 +18,6 @@ from brt_dist.events import (
     EndEvent,
     EvaluationEvent,
     Event,
-    EventLog,
-    EventReader,
     HeldEvent,
     LayerStatistics,
     LayoutSizes,
@@ -34,11 +33,9 @@ from brt_dist.events import (
     StepEvent,
     StragglerEvent,
     SystemEvent,
-    events_of,
     from_json,
     line_of,
     parse,
-    read_events,
 )
 
 OLD = Path(__file__).parents[1] / "data" / "metrics_0_1_0.jsonl"

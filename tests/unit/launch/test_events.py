@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from brt_dist.events import EvaluationEvent, Event, EventReader, StepEvent, from_json, read_events
+from brt_dist.event_log import EventReader, read_events
+from brt_dist.events import EvaluationEvent, Event, StepEvent, from_json
 from launch.run.history import History
 from launch.views.plots import plot_loss
 from launch.views.progress import ProgressLine, duration

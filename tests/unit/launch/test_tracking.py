@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brt_dist.config.schema import TrackingConfig
-from brt_dist.events import Event, EventReader, SystemEvent, from_json
+from brt_dist.event_log import EventReader
+from brt_dist.events import Event, SystemEvent, from_json
 from brt_dist.run_directory import RunDirectory
 from launch.nodes.system_metrics import SystemSampler
 from launch.run.redact import redact

@@ -11,7 +11,8 @@ import pytest
 from brt_dist.config.schema import Config
 from brt_dist.data.stream_schedule import StreamSchedule
 from brt_dist.errors import DivergedError, ExitCode
-from brt_dist.events import EventLog, SkipEvent, read_events
+from brt_dist.event_log import EventLog, read_events
+from brt_dist.events import SkipEvent
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import StepInput, StepResult
 from brt_dist.parallel.layout import Layout, single_process
