@@ -1,7 +1,7 @@
 """Building a dataset: sources -> tokenizer -> shards (one Ray task each) -> dataset.json.
 
 What makes it exact:
-  * the plan assigns documents to shards without looking at workers, so any number of workers writes the same bytes;
+  * documents are assigned to shards without looking at workers, so any number of workers writes the same bytes;
   * a shard is renamed into place whole and counts only with its index, so a killed task leaves nothing, its second
     run leaves one shard, and two runs at once leave the same one;
   * build.json names what is being built (settings and files); shards are kept when the same build is started again,
@@ -45,8 +45,8 @@ from brt_dist.errors import DataError
 from brt_dist.files import write_atomic
 from pipelines.cluster import running_ray
 from pipelines.finish import finish_dataset
-from pipelines.plan import Listing, ShardPlan, list_sources, plan_shards, sample
 from pipelines.selection import Duplicates, Split, has_hashes, remove_hashes
+from pipelines.shard_contents import Listing, ShardContents, divide_into_shards, list_sources, sample
 from pipelines.shards import OnBad, ShardSettings, bad_document_error, finished_shard, write_shard
 from pipelines.sources import BY_RULE, BadDocument, Source, open_sources
 from pipelines.tasks import Work, hash_documents, run_tasks, write
@@ -206,13 +206,13 @@ class _Shards:
             return
         settings = ShardSettings(self.settings.text_field, self.settings.on_bad, self.settings.split)
 
-        def here(work: Work, plans: Iterator[ShardPlan], finished: Callable[[int, Any], None]) -> None:
-            for plan in plans:
-                finished(plan.number, work(self.folder, plan, settings))
+        def here(work: Work, all_contents: Iterator[ShardContents], finished: Callable[[int, Any], None]) -> None:
+            for contents in all_contents:
+                finished(contents.number, work(self.folder, contents, settings))
 
         if workers == 0:
             began = time.perf_counter()
-            self._do(here, lambda folder, plan, settings: write_shard(folder, plan, tokenizer, settings))
+            self._do(here, lambda folder, contents, settings: write_shard(folder, contents, tokenizer, settings))
         else:
             with running_ray(workers, ray_address) as at_once:
                 began = time.perf_counter()  # the start of Ray is no measure of the pipeline
@@ -222,16 +222,20 @@ class _Shards:
     def _do(self, run: Callable[..., None], write_one: Work) -> None:
         """Write the shards that are not there; before that, where they are to be left out, find the duplicates.
 
-        run: does some work for plans and tells of each result, here or in tasks.
+        run: does some work for each shard and reports each result, here or in tasks.
         """
-        plans = partial(plan_shards, self.sources, self.settings.text_per_shard)
-        missing = (plan for plan in plans() if plan.number not in self.kept_numbers)
+        all_contents = partial(divide_into_shards, self.sources, self.settings.text_per_shard)
+        missing = (contents for contents in all_contents() if contents.number not in self.kept_numbers)
         if self.settings.deduplicate:
             self.progress.stage("looking for duplicates")
-            run(hash_documents, (plan for plan in plans() if not has_hashes(self.folder, plan.number)), lambda *_: None)
+            run(
+                hash_documents,
+                (contents for contents in all_contents() if not has_hashes(self.folder, contents.number)),
+                lambda *_: None,
+            )
             duplicates = Duplicates(self.folder, self.total)
             self.progress.stage("building shards")
-            missing = (replace(plan, duplicates=duplicates.of(plan.number)) for plan in missing)
+            missing = (replace(contents, duplicates=duplicates.of(contents.number)) for contents in missing)
         run(write_one, missing, self._add)
 
     def _add(self, number: int, record: ShardRecord) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brt_dist.files import atomic_file
-from pipelines.plan import ShardPlan
+from pipelines.shard_contents import ShardContents
 from pipelines.sources import Document, read_units
 
 _HASH_BYTES = 16  # of the digest: two different texts that share them are not to be expected in any corpus
@@ -40,14 +40,14 @@ class Split:
         return (number < self.share * 2**64) == (self.side == "validation")
 
 
-def hash_shard(folder: Path, plan: ShardPlan, text_field: str) -> int:
+def hash_shard(folder: Path, contents: ShardContents, text_field: str) -> int:
     """Leave the hashes of the documents of a shard in the folder, in order; their number.  DataError as for reading."""
     found = [
         hashlib.sha256(item.text.encode()).digest()[:_HASH_BYTES]
-        for item in read_units(plan.units, text_field)
+        for item in read_units(contents.units, text_field)
         if isinstance(item, Document)
     ]
-    with atomic_file(folder / _NAME.format(plan.number)) as file:
+    with atomic_file(folder / _NAME.format(contents.number)) as file:
         np.save(file, np.frombuffer(b"".join(found), dtype=f"V{_HASH_BYTES}"))
     return len(found)
 

@@ -30,8 +30,8 @@ from brt_dist.data.format import (
 from brt_dist.data.tokenizers import Ids, Tokenizer
 from brt_dist.errors import DataError
 from brt_dist.files import atomic_file, write_atomic
-from pipelines.plan import ShardPlan
 from pipelines.selection import Split, selected
+from pipelines.shard_contents import ShardContents
 from pipelines.sources import DUPLICATE, BadDocument, Document, read_units
 
 _TAR_BLOCK = 512
@@ -62,32 +62,32 @@ class _HashedFile:
         return self._file.write(data)
 
 
-def write_shard(folder: Path, plan: ShardPlan, tokenizer: Tokenizer, settings: ShardSettings) -> ShardRecord:
-    """Read, tokenize and write the shard of a plan.  Memory: one document at a time, and the index.
+def write_shard(folder: Path, contents: ShardContents, tokenizer: Tokenizer, settings: ShardSettings) -> ShardRecord:
+    """Read, tokenize and write a shard with these contents.  Memory: one document at a time, and the index.
 
     DataError: a bad document, if the settings say so; a file that changed since it was listed; no room on the disk.
     """
     try:
-        return _write_shard(folder, plan, tokenizer, settings)
+        return _write_shard(folder, contents, tokenizer, settings)
     except OSError as error:
-        raise DataError(f"{folder / shard_name(plan.number)}: cannot be written: {error}") from None
+        raise DataError(f"{folder / shard_name(contents.number)}: cannot be written: {error}") from None
 
 
-def _write_shard(folder: Path, plan: ShardPlan, tokenizer: Tokenizer, settings: ShardSettings) -> ShardRecord:
-    name, dtype = shard_name(plan.number), token_type(tokenizer.vocab_size)
+def _write_shard(folder: Path, contents: ShardContents, tokenizer: Tokenizer, settings: ShardSettings) -> ShardRecord:
+    name, dtype = shard_name(contents.number), token_type(tokenizer.vocab_size)
     entries: list[IndexEntry] = []
     skipped: list[SkippedRecord] = []
     text_bytes = 0
     with atomic_file(folder / name) as file:
         hashed = _HashedFile(file)
         with _tar_writer(hashed) as writer:
-            for item in _tokenized(plan, tokenizer, settings):
+            for item in _tokenized(contents, tokenizer, settings):
                 if isinstance(item, BadDocument):
                     skipped.append(SkippedRecord(place=item.place, reason=item.reason))
                     continue
                 document, ids = item
                 text = document.text.encode()
-                key, data = f"{plan.number:06d}-{len(entries):08d}", ids.astype(storage_type(dtype)).tobytes()
+                key, data = f"{contents.number:06d}-{len(entries):08d}", ids.astype(storage_type(dtype)).tobytes()
                 meta = {
                     "length": ids.size,
                     "source": document.place,
@@ -104,7 +104,7 @@ def _write_shard(folder: Path, plan: ShardPlan, tokenizer: Tokenizer, settings: 
         bytes=hashed.bytes,
         sha256=hashed.sha256.hexdigest(),
         dtype=dtype,
-        source=plan.source,
+        source=contents.source,
         tokens=sum(entry.tokens for entry in entries),
         text_bytes=text_bytes,
         skipped=tuple(skipped),
@@ -152,11 +152,11 @@ def verify_shard(folder: Path, record: ShardRecord, dtype: str, vocab_size: int)
 
 
 def _tokenized(
-    plan: ShardPlan, tokenizer: Tokenizer, settings: ShardSettings
+    contents: ShardContents, tokenizer: Tokenizer, settings: ShardSettings
 ) -> Iterator[tuple[Document, Ids] | BadDocument]:
-    """The documents of a plan with their ids, and those that cannot be used; or an error, by the policy."""
-    found = read_units(plan.units, settings.text_field)
-    for item, is_duplicate in selected(found, plan.duplicates, settings.split):
+    """The documents of a shard with their ids, and those that cannot be used; or an error, by the policy."""
+    found = read_units(contents.units, settings.text_field)
+    for item, is_duplicate in selected(found, contents.duplicates, settings.split):
         if is_duplicate:
             yield BadDocument(item.place, DUPLICATE)
             continue

@@ -8,14 +8,14 @@ from typing import Any, TypeAlias
 from brt_dist.data.format import TOKENIZER_FILE, ShardRecord, shard_name
 from brt_dist.data.tokenizers import load_tokenizer
 from brt_dist.errors import DataError, LaunchError
-from pipelines.plan import ShardPlan
 from pipelines.selection import hash_shard
+from pipelines.shard_contents import ShardContents
 from pipelines.shards import ShardSettings, write_shard
 
 TASK_RETRIES = 10  # times that a task may lose its worker
 
 
-Work: TypeAlias = Callable[[Path, ShardPlan, ShardSettings], Any]
+Work: TypeAlias = Callable[[Path, ShardContents, ShardSettings], Any]
 
 
 def run_tasks(
@@ -23,13 +23,20 @@ def run_tasks(
     settings: ShardSettings,
     at_once: int,
     work: Work,
-    plans: Iterator[ShardPlan],
+    all_contents: Iterator[ShardContents],
     finished: Callable[[int, Any], None],
 ) -> None:
-    """Do `work` (`write` or `hash_documents`) for all plans; `finished` is told of each result, in any order.
+    """Do `work` (`write` or `hash_documents`) for each shard.
 
-    At most `at_once` are handed out at a time: the plan is never in memory whole.  A task whose worker is killed runs
-    again.  DataError: what a task says is wrong.  LaunchError: a task that loses every worker it gets.
+    At most `at_once` are under way at a time, so the list of shards is never in memory whole.  A task whose worker is
+    killed runs again.
+
+    Args:
+        finished: called with the number of a shard and its result, in any order.
+
+    Raises:
+        DataError: what a task says is wrong.
+        LaunchError: a task loses every worker that it gets.
     """
     import ray
 
@@ -37,8 +44,8 @@ def run_tasks(
     running: dict[Any, int] = {}
     try:
         while True:
-            while len(running) < at_once and (plan := next(plans, None)) is not None:
-                running[task.remote(work, folder, plan, settings)] = plan.number
+            while len(running) < at_once and (contents := next(all_contents, None)) is not None:
+                running[task.remote(work, folder, contents, settings)] = contents.number
             if not running:
                 return
             done, _ = ray.wait(list(running), num_returns=1)
@@ -60,20 +67,20 @@ def run_tasks(
             ray.cancel(reference, force=True)
 
 
-def write(folder: Path, plan: ShardPlan, settings: ShardSettings) -> ShardRecord:
+def write(folder: Path, contents: ShardContents, settings: ShardSettings) -> ShardRecord:
     """Write a shard with the tokenizer of the folder."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per task
-    return write_shard(folder, plan, load_tokenizer(folder / TOKENIZER_FILE), settings)
+    return write_shard(folder, contents, load_tokenizer(folder / TOKENIZER_FILE), settings)
 
 
-def hash_documents(folder: Path, plan: ShardPlan, settings: ShardSettings) -> int:
+def hash_documents(folder: Path, contents: ShardContents, settings: ShardSettings) -> int:
     """Hash the documents of a shard."""
-    return hash_shard(folder, plan, settings.text_field)
+    return hash_shard(folder, contents, settings.text_field)
 
 
-def _answered(work: Work, folder: Path, plan: ShardPlan, settings: ShardSettings) -> Any:
+def _answered(work: Work, folder: Path, contents: ShardContents, settings: ShardSettings) -> Any:
     """What a Ray worker runs.  Foreseen errors come back as their message: they are not to be retried."""
     try:
-        return work(folder, plan, settings)
+        return work(folder, contents, settings)
     except DataError as error:
         return str(error)

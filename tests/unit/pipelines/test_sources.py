@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from brt_dist.errors import DataError
-from pipelines.plan import list_sources, plan_shards, sample
+from pipelines.shard_contents import divide_into_shards, list_sources, sample
 from pipelines.sources import BadDocument, Document, open_sources, read_units
 from pipelines.sources.packed import damage, parquet_column, unpacked
 
@@ -256,15 +256,15 @@ def test_the_plan_keeps_order_sizes_and_sources_apart(tmp_path: Path) -> None:
         for number, size in enumerate(sizes):
             (tmp_path / source / f"{number}.txt").write_text("x" * size)
     sources = open_sources([str(tmp_path / "a"), str(tmp_path / "b")])
-    plans = list(plan_shards(sources, 100))
-    assert [[unit.name for unit in plan.units] for plan in plans] == [
+    shards = list(divide_into_shards(sources, 100))
+    assert [[unit.name for unit in shard.units] for shard in shards] == [
         ["a/0.txt", "a/1.txt"],
         ["a/2.txt"],
         ["a/3.txt"],  # larger than a shard: alone, and whole
         ["a/4.txt"],
         ["b/0.txt"],
     ]
-    assert [plan.number for plan in plans] == [0, 1, 2, 3, 4]
+    assert [shard.number for shard in shards] == [0, 1, 2, 3, 4]
     listing = list_sources(sources, 100)
     assert (listing.shards, listing.text_bytes) == (5, 410)
     (tmp_path / "a/0.txt").write_text("y" * 41)

@@ -1,8 +1,8 @@
 """Which documents go into which shard: decided from the listing of the sources alone.
 
-Units are taken in order until a shard holds its share of text, and no shard holds two sources.  The plan does not
-depend on workers, on what was built before, or on the content of the files, so it can be made again at any time; it
-is never held in memory whole.
+Units are taken in order until a shard holds its share of text, and no shard holds two sources.  The division does not
+depend on workers, on what was built before, or on the text itself, so it can be repeated at any time.  The list of all
+shards is never in memory whole.
 """
 
 import hashlib
@@ -14,8 +14,15 @@ from pipelines.sources import BadDocument, Document, Source, Unit, read_units
 
 
 @dataclass(frozen=True)
-class ShardPlan:
-    """What one shard is made of: units of one source, in order; duplicates: positions of documents to be left out."""
+class ShardContents:
+    """What one shard is made of.
+
+    Attributes:
+        number: of the shard, from 0.
+        source: name of the source that all its units come from.
+        units: in order.
+        duplicates: positions of documents to leave out.
+    """
 
     number: int
     source: str
@@ -32,32 +39,41 @@ class Listing:
     digest: str
 
 
-def plan_shards(sources: Sequence[Source], shard_size: int) -> Iterator[ShardPlan]:
-    """The shards in order.  shard_size: bytes of text per shard; one document may be larger, and is not cut."""
+def divide_into_shards(sources: Sequence[Source], shard_size: int) -> Iterator[ShardContents]:
+    """Yield the contents of each shard, in order.
+
+    Args:
+        sources: what to divide.
+        shard_size: bytes of text per shard; a document that is larger is not cut.
+    """
     number = 0
     for source in sources:
         units: list[Unit] = []
         size = 0
         for unit in source.units(shard_size):
             if units and size + unit.end - unit.start > shard_size:
-                yield ShardPlan(number, source.name, tuple(units))
+                yield ShardContents(number, source.name, tuple(units))
                 number, units, size = number + 1, [], 0
             units.append(unit)
             size += unit.end - unit.start
         if units:
-            yield ShardPlan(number, source.name, tuple(units))
+            yield ShardContents(number, source.name, tuple(units))
             number += 1
 
 
 def list_sources(sources: Sequence[Source], shard_size: int) -> Listing:
-    """Go through the whole plan once.  DataError: a source with nothing in it."""
+    """Go through all shards once and count.
+
+    Raises:
+        DataError: a source has nothing in it.
+    """
     shards, size, digest = 0, 0, hashlib.sha256()
-    for plan in plan_shards(sources, shard_size):
+    for contents in divide_into_shards(sources, shard_size):
         shards += 1
-        for unit in plan.units:
+        for unit in contents.units:
             size += unit.end - unit.start
             # Not the URL: a corpus that was moved, times and all, is the same corpus.
-            facts = {**asdict(unit), "url": None, "shard": plan.number}
+            facts = {**asdict(unit), "url": None, "shard": contents.number}
             digest.update(json.dumps(facts, sort_keys=True).encode() + b"\n")
     return Listing(shards, size, digest.hexdigest())
 
@@ -72,8 +88,8 @@ def sample(
 ) -> Iterator[Document | BadDocument]:
     """About `budget` characters of the documents that are taken, spread evenly; all of it where it is smaller."""
     seen = taken = 0
-    for plan in plan_shards(sources, shard_size):
-        for unit in plan.units:
+    for contents in divide_into_shards(sources, shard_size):
+        for unit in contents.units:
             seen += unit.end - unit.start
             owed = budget * seen / max(listing.text_bytes, 1)
             if taken >= owed and budget < listing.text_bytes:
