@@ -13,17 +13,21 @@ class GuardsConfig(Section):
     nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="on a non-finite gradient: stop the run as diverged, or skip this update and continue"
     )
-    most_skips: PositiveInt = Field(10, description="most updates skipped in a row before the run counts as diverged")
-    spike_window: NonNegativeInt = Field(100, description="steps that spikes are judged against; 0: no spike detection")
+    most_skips: PositiveInt = Field(10, description="more skips in a row than this end the run as diverged")
+    spike_window: NonNegativeInt = Field(
+        100, description="number of recent steps that give the median for spikes; 0: no spike detection"
+    )
     spike_deviations: PositiveFloat = Field(
-        20.0, description="how far above the window's median a spike is, in median absolute deviations"
+        20.0, description="a spike is more than this many median absolute deviations above the median"
     )
     on_spike: Literal["report", "stop"] = Field(
         "report", description="on a spike of the loss: report it, or stop the run as diverged"
     )
     straggler_every: NonNegativeInt = Field(50, description="steps between checks for slow ranks; 0: never")
     straggler_ratio: PositiveFloat = Field(
-        1.5, gt=1.0, description="a straggler's time for a step, relative to the median rank"
+        1.5,
+        gt=1.0,
+        description="a rank is a straggler if a step takes it more than this many times the median rank's time",
     )
     collective_seconds: PositiveFloat = Field(
         600.0, description="timeout of collectives after the first step, in seconds"
@@ -38,10 +42,10 @@ class RecoveryConfig(Section):
     )
     pause_seconds: NonNegativeFloat = Field(5.0, description="pause before a retry; doubles each time, up to 60")
     min_nodes: PositiveInt | None = Field(
-        None, description="continue on fewer nodes, down to this many; unset: wait until there are launch.nodes"
+        None, description="continue on fewer nodes, down to this many; unset: wait for all launch.nodes"
     )
     node_wait_seconds: NonNegativeFloat = Field(
-        120.0, description="how long to wait for lost nodes before continuing on fewer"
+        120.0, description="how long to wait for lost nodes before continuing on fewer nodes"
     )
     diverged: Literal["stop", "skip", "lower"] = Field(
         "stop",

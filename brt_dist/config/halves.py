@@ -48,7 +48,8 @@ class Half(Section):
 
     kind: str
     layers: tuple[int, ...] | None = Field(
-        None, description="layers that use it; negative indices count from the end; unset: all that no other one names"
+        None,
+        description="layers that use it; negative indices count from the end; unset: all that no other entry names",
     )
 
     changeable: ClassVar[tuple[str, ...]] = ()

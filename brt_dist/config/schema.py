@@ -224,7 +224,9 @@ class RunConfig(Section):
     keep_every: NonNegativeInt = Field(
         0, description="keep the checkpoints at multiples of this step for good; 0: none"
     )
-    keep_best: NonNegativeInt = Field(1, description="how many checkpoints with the lowest held-out loss to keep")
+    keep_best: NonNegativeInt = Field(
+        1, description="how many of the best checkpoints to keep, by held-out loss, or else by training loss"
+    )
     init_from: str | None = Field(
         None, description="initial weights: output of `brt import` or `brt export`, a run directory or a checkpoint"
     )

@@ -58,7 +58,9 @@ class SlurmConfig(Section):
     container: tuple[str, ...] = Field(
         (), description="prefix of each command on a node, for example [apptainer, exec, --nv, image.sif]"
     )
-    interface: str | None = Field(None, description="network interface between the nodes; unset: that of the host name")
+    interface: str | None = Field(
+        None, description="network interface between the nodes; unset: the one that the host name resolves to"
+    )
     listen: Literal["address", "all"] = Field(
         "address", description="what Ray listens on: the node's address (needs a C compiler there), or all interfaces"
     )

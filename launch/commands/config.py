@@ -52,7 +52,9 @@ def show(settings: tuple[str, ...], everything: bool, as_json: bool) -> int:
 def schema(as_json: bool, output: Path | None) -> None:
     """Print the JSON schema of the config, for editors.
 
-    To use it, put this line into a YAML file: `# yaml-language-server: $schema=brt.schema.json`
+    Save it with --output brt.schema.json, and put this line at the top of a YAML file beside it:
+
+      # yaml-language-server: $schema=brt.schema.json
     """
     content = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
     text = json.dumps(content, indent=None if as_json else 2)

@@ -79,7 +79,7 @@ class _Build(click.Command):
     help="On a document that cannot be used: stop, or skip and report it.",
 )
 @click.option("--text-field", default="text", show_default=True, help="Field of a record that holds the text.")
-@click.option("--suffix", multiple=True, help="Read the files of a folder with this suffix; may be repeated.")
+@click.option("--suffix", multiple=True, help="In a folder, read only files with this suffix; may be repeated.")
 @click.option(
     "--lossy",
     type=click.Choice(["error", "allow"]),
@@ -235,7 +235,13 @@ def stats(folder: Path, plots: Path | None, as_json: bool) -> None:
 )
 @click.option("--document", type=click.IntRange(0), help="Show the text of this document.")
 @click.option("--stream", type=click.IntRange(0), help="Show what this stream reads; needs --run or the options below.")
-@click.option("--step", type=click.IntRange(0), default=0, show_default=True, help="Step at which to show it.")
+@click.option(
+    "--step",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Steps done before the one to show; 0 shows step 1.",
+)
 @click.option("--streams", type=click.IntRange(1), help="Streams of the run (data.streams).")
 @click.option("--segment", type=click.IntRange(1), help="Tokens per step of a stream (data.segment).")
 @click.option("--window", type=click.IntRange(1), help="Tokens per block (model.window).")
@@ -259,10 +265,10 @@ def inspect(
 ) -> None:
     """Show a dataset, a document or a stream.
 
-    Prints the totals of a dataset, the text of a document, or what a stream reads at a step.
+    Prints the totals of a dataset, the text of a document, or what a stream reads in one step.
 
-    With --run, --step and --stream it shows what that stream of the run reads at the step, even if the number of
-    streams has changed or the data is a mixture.
+    With --run, --step and --stream it shows what that stream of the run reads after STEP steps, even if the number
+    of streams has changed or the data is a mixture.
     """
     if (folder is None) == (run is None):
         raise click.UsageError("give either a dataset folder or --run with a run directory")

@@ -25,10 +25,10 @@ def doctor(settings: tuple[str, ...], ray_address: str | None, as_json: bool) ->
       brt doctor my.yaml --ray-address 10.0.0.1:6379      the nodes and the layout of my.yaml
       brt doctor --ray-address auto launch.nodes=2 parallel.data=2
 
-    It checks that versions match, devices and their free memory, that all nodes reach the address of rank 0, shared
-    storage, disk space and clocks, and measures the bandwidth of an all-reduce over all ranks.  `brt train` makes all
-    of these checks but the all-reduce before it starts ranks (launch.preflight).  The exit code is 18 if a check
-    failed.
+    It checks that all nodes have the same versions, agree on the time, can reach the address of rank 0 and share
+    storage; it checks devices, their free memory and disk space; and it measures the bandwidth of an all-reduce over
+    all ranks.  `brt train` makes all of these checks but the all-reduce before it starts ranks (launch.preflight).
+    The exit code is 18 if a check failed.
     """
     from brt_dist.config.loading import load
     from brt_dist.config.rules import check

@@ -11,7 +11,9 @@ from launch.commands.arguments import json_option
 from launch.commands.data import Size
 
 _out = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to create.")
-_shard_size = click.option("--shard-size", type=Size(), default="5GB", show_default=True, help="Weights per file.")
+_shard_size = click.option(
+    "--shard-size", type=Size(), default="5GB", show_default=True, help="Most bytes of weights per file."
+)
 
 
 class _Export(click.Command):

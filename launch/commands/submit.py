@@ -48,7 +48,7 @@ def submit(settings: tuple[str, ...], dry_run: bool, as_json: bool, **options: A
       brt submit my.yaml --backend slurm --nodes 4 --time 24:00:00 --partition gpu
       brt submit my.yaml --backend kubernetes --dry-run
 
-    The options are short for keys of launch and override them.  Pass the run directory to brt status, brt logs,
+    Each option sets a key of launch and overrides the config.  Pass the run directory to brt status, brt logs,
     brt stop and brt resume.
     """
     from launch.backends.submission import submit as give

@@ -20,7 +20,7 @@ def train(settings: tuple[str, ...], ray_address: str | None, as_json: bool) -> 
       brt train my.yaml run.steps=2000 parallel.data=2
 
     Everything is written to run.directory.  Run the same command again to resume from the last checkpoint; you may
-    then change run.steps, the intervals in run, run.tracking and launch.
+    then change the layout (parallel), run.steps, the intervals in run, run.tracking and launch.
 
     Ctrl-C saves and stops; a second one stops at once.  The exit code says why training ended: 0 finished, 10 bad
     config, 11 bad data, 12 bad checkpoint, 13 out of memory, 14 diverged, 15 hung, 16 a process or node was lost,

@@ -86,7 +86,7 @@ class AttentionMixer(Mixer):
 
 
 class WindowMixer(AttentionMixer):
-    """Attention within a sliding window, and nothing else: with a window as long as the segment Transformer-XL."""
+    """Attention within a sliding window only.  With a window as long as the segment, this is Transformer-XL."""
 
     kind: Literal["window"] = Field("window", description="attention within a sliding window of tokens")
 
