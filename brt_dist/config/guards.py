@@ -49,7 +49,7 @@ class RecoveryConfig(Section):
     )
     diverged: Literal["stop", "skip", "lower"] = Field(
         "stop",
-        description="after a divergence: stop, or resume from the last checkpoint and skip steps or lower the rate",
+        description="after a divergence: stop, or roll back to a checkpoint and skip steps or lower the learning rate",
     )
     rollbacks: NonNegativeInt = Field(3, description="most times that a run may roll back after a divergence")
     skip_steps: PositiveInt = Field(
@@ -59,7 +59,7 @@ class RecoveryConfig(Section):
         0.5, lt=1.0, description="diverged=lower: factor for the learning rate from there on"
     )
     hang_factor: PositiveFloat = Field(
-        20.0, gt=1.0, description="a run counts as hung after this many usual step times without a step"
+        20.0, gt=1.0, description="a run counts as hung after this many times the usual step time without a step"
     )
     hang_seconds: PositiveFloat = Field(120.0, description="shortest time without a step before a run counts as hung")
     slow_seconds: PositiveFloat = Field(

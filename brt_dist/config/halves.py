@@ -49,7 +49,7 @@ class Half(Section):
     kind: str
     layers: tuple[int, ...] | None = Field(
         None,
-        description="layers that use it; negative indices count from the end; unset: all that no other entry names",
+        description="layers that use it; negative indices count from the end; unset: all that no other section names",
     )
 
     changeable: ClassVar[tuple[str, ...]] = ()

@@ -26,8 +26,8 @@ def sweep(settings: tuple[str, ...], grid: tuple[str, ...], submit: bool, dry_ru
     folder per run, named after its values, plus sweep.json and report.html, which compares all runs.  In MLflow the
     runs are children of one parent run.
 
-    Run the same command again to resume the sweep: finished runs are skipped, the others resume from their last
-    checkpoint, and you may add values.  If a run fails, the sweep continues with the next one; Ctrl-C saves the
+    Run the same command again to resume the sweep: finished runs are left alone, the others resume from their
+    last checkpoint, and you may add values.  If a run fails, the sweep continues with the next one; Ctrl-C saves the
     current run and stops the sweep.
 
     The exit code is 0 if all runs finished, else that of the first run that did not.

@@ -33,7 +33,7 @@ _BINARY_BYTES = 8000
 
 
 class Checkouts(TreeKind):
-    about = "a git checkout, the folder itself or below it"
+    about = "a git checkout: the folder itself, or each checkout below it"
     wanted = "no git checkout there or below (a folder that holds .git)"
     only_here = "git sources are checkouts on this machine; clone it first"
 
