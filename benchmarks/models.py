@@ -9,7 +9,7 @@ from brt_dist.parallel.engine import Engine
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Parameters of the whole model, token table included; nothing is allocated.  Needs process groups of one."""
+    """Parameters of the whole model, token embedding included; nothing is allocated.  Needs process groups of one."""
     with torch.device("meta"):
         return sum(p.numel() for p in BlockRecurrentModel(config).parameters())
 

@@ -28,7 +28,7 @@ FINAL_NORM = "final_norm"
 
 
 class TokenEmbedding(megatron.VocabParallelEmbedding):
-    """The token table (V, D), tied: it embeds the tokens and, at the other end, scores them.
+    """The token embedding (V, D), tied: it embeds the tokens and, at the other end, scores them.
 
     Rows are split over the tensor parallel ranks and padded to equal parts.  Padding is not part of the model: its
     rows are zeros and its logits minus infinity.

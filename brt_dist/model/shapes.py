@@ -1,7 +1,7 @@
 """Sizes that follow from the config.  No torch in here: the config, its rules and the plan use it too."""
 
 POSITION_BUCKETS = 32  # of T5's relative bias
-VOCAB_MULTIPLE = 8  # rows of the token table per tensor parallel rank come in multiples of this, for fast products
+VOCAB_MULTIPLE = 8  # rows of the token embedding per tensor parallel rank come in multiples of this, for fast products
 
 
 def padded(size: int, ranks: int, multiple: int = 1) -> int:
@@ -11,5 +11,5 @@ def padded(size: int, ranks: int, multiple: int = 1) -> int:
 
 
 def padded_vocab(vocab_size: int, tensor_parallel: int) -> int:
-    """Rows of the token table over all tensor parallel ranks, padding included."""
+    """Rows of the token embedding over all tensor parallel ranks, padding included."""
     return padded(vocab_size, tensor_parallel, VOCAB_MULTIPLE)

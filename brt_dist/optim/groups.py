@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def decay_groups(parameters: "Sequence[LogicalParameter]", weight_decay: float) -> list[dict[str, Any]]:
-    """The weights of linear maps decay.  Tables (tokens, positions, states), norms, scales and gate biases do not."""
+    """Weights of linear maps decay.  Embeddings (tokens, positions, states), norms, scales, gate biases do not."""
     decayed = [p.local for p in parameters if p.initializer.kind == "fan_in"]
     others = [p.local for p in parameters if p.initializer.kind != "fan_in"]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

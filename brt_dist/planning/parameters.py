@@ -15,7 +15,7 @@ def layer_parameters(model: ModelConfig, layer: int) -> Iterator[Matrix]:
 
 
 def stage_parameters(config: Config, stage: int) -> Iterator[Matrix]:
-    """Of a pipeline stage; the first and the last hold the token table, a copy each."""
+    """Of a pipeline stage; the first and the last hold the token embedding, a copy each."""
     model, stages = config.model, config.parallel.pipeline
     table = Matrix(padded_vocab(model.vocab_size or 0, config.parallel.tensor), model.width, True)
     for layer in stage_layers(model.layers, stages)[stage]:

@@ -22,7 +22,7 @@ _OPTIONS = {
 
 
 def placement(command: Any) -> Any:
-    """Add the options that are short for keys of `launch`."""
+    """Add the options that set keys of `launch`."""
     choices = click.Choice(list(BACKENDS))
     for option in (
         click.option("--dry-run", is_flag=True, help="Print exactly what would be submitted, and do nothing."),

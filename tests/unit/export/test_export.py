@@ -153,7 +153,7 @@ def test_a_damaged_folder_is_refused(imported: Path, tmp_path: Path, capsys: pyt
 
 
 def with_array(path: Path, content: bytes) -> Path:
-    """The golden file with `content` in the place of the token table."""
+    """The golden file with `content` in the place of the token embedding."""
     target = "param/embed/embedding.npy"
     with zipfile.ZipFile(GOLDEN / "fixed_skip.npz") as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():

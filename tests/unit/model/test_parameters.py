@@ -15,7 +15,7 @@ from tests.unit.model.networks import ALL_CELLS, built, small
 
 SIZES = Path(__file__).parents[3] / "examples" / "sizes"
 XL: dict[str, object] = {"mixers.recurrent.layers": ()}
-BODIES = [  # millions of parameters without the token table, from the reference implementation
+BODIES = [  # millions of parameters without the token embedding, from the reference implementation
     *(
         row
         for size, xl, more, recurrent in [
