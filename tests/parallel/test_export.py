@@ -12,6 +12,7 @@ from brt_dist.data.dataset import Dataset
 from brt_dist.data.one_pass import OnePassSchedule
 from brt_dist.data.reader import SegmentReader
 from brt_dist.data.stream_schedule import StreamSchedule
+from brt_dist.events import EvaluationEvent, Event, StepEvent
 from brt_dist.export.load import load_model
 from brt_dist.export.open import open_weights
 from brt_dist.kinds import WEIGHT_FORMATS
@@ -70,11 +71,11 @@ class Recorder:
         self.losses: list[float] = []
         self.evaluation: dict[str, float] = {}
 
-    def write(self, event: str, **fields: Any) -> None:
-        if event == "step":
-            self.losses.append(fields["loss"])
-        elif event == "evaluation":
-            self.evaluation[fields["memory"]] = fields["loss"]
+    def write(self, event: Event) -> None:
+        if isinstance(event, StepEvent) and event.loss is not None:
+            self.losses.append(event.loss)
+        elif isinstance(event, EvaluationEvent) and event.loss is not None:
+            self.evaluation[event.memory] = event.loss
 
 
 def given_config(dataset: Path, run: Path, parallel: dict[str, Any], **changes: Any) -> Config:
