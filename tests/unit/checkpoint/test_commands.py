@@ -117,7 +117,7 @@ def test_prune_as_the_run_would(run: Path, capsys: pytest.CaptureFixture[str]) -
     code, out, _ = brt(capsys, "prune", run)
     assert code == 0 and steps_left(run) == [2, 4, 5]
     assert out.splitlines()[0].split() == [folder_name(1), "removed"]
-    assert out.splitlines()[-1].startswith("2 removed, 3 stay")
+    assert out.splitlines()[-1].startswith("2 removed, 3 kept")
 
 
 def test_prune_as_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
