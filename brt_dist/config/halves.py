@@ -5,6 +5,7 @@ parameters, FLOPs, what tensor parallelism divides, which layouts it supports.  
 file itself does not import torch, because the launcher, the rules and the plan read these declarations without it.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -57,10 +58,11 @@ class Half(Section):
     beside_weights: ClassVar[tuple[str, ...]] = ()
     """keys that may differ from those that initial weights were trained with"""
 
+    @abstractmethod
     def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
         """Every parameter of this half of a layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def flops(self, model: "ModelConfig", executed: bool) -> float:
         """Forward FLOPs per token; a multiply-add of a matrix product counts as two.
 
@@ -68,11 +70,10 @@ class Half(Section):
             model: the model that the layer belongs to.
             executed: also count those whose result is masked.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self, model: "ModelConfig", index: int, parallel: "ModelParallelConfig") -> "nn.Module":
         """The torch module of layer `index` (from 0) on this rank, with uninitialised parameters."""
-        raise NotImplementedError
 
     def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
         """Sizes that must be divisible by the tensor parallel size, by config key.
