@@ -90,7 +90,7 @@ def test_a_sweep_is_stopped_and_gone_on_with(config: Path) -> None:
     assert {child.info.run_name for child in children} == {f"a 'tiny' sweep {run.name}" for run in (first, second)}
 
     _, found, errors = finish(brt_sweep(config, *GRID))  # nothing is left to do
-    assert errors.count("finished before") == 2 and not (first / "attempts" / "003").exists()
+    assert errors.count("finished already") == 2 and not (first / "attempts" / "003").exists()
 
 
 def parent_of(client: Any) -> tuple[Any, list[Any]]:
