@@ -82,6 +82,7 @@ class Worker:
 
         device = choose(config.run.device, local_rank)  # before the imports below: DeepSpeed asks at its import
 
+        _import_deepspeed_without_mlflow()
         from brt_dist.data.facts import facts_of
         from brt_dist.data.open import open_training, open_validation
         from brt_dist.parallel.layout import Layout, finalize, initialize
@@ -125,6 +126,18 @@ class Worker:
         except OSError as problem:
             print(f"cannot record the failure: {problem}", file=sys.stderr)
         return failure
+
+
+def _import_deepspeed_without_mlflow() -> None:
+    """Import DeepSpeed, whose autotuner (not used here) imports MLflow if it can: a second of each rank's start."""
+    absent = "mlflow" not in sys.modules
+    if absent:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # an import of it fails, as if not installed
+    try:
+        import deepspeed  # noqa: F401
+    finally:
+        if absent:
+            del sys.modules["mlflow"]
 
 
 def _tell(message: str) -> None:

@@ -6,6 +6,7 @@ import torch, because the launcher and the plan read it without torch.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -122,7 +123,7 @@ class Sharding:
     data_group: "dist.ProcessGroup"
 
 
-class OptimizerKind(Section):
+class OptimizerKind(Section, ABC):
     """A kind of optimizer.  These keys are common to all; a kind adds its own as fields.
 
     DeepSpeed steps what `build` returns.  Its state follows two conventions: `state[tensor]["step"]` is the number of
@@ -147,9 +148,9 @@ class OptimizerKind(Section):
         """A message for each rule that its values break together, with the nearest values that work."""
         yield from ()
 
+    @abstractmethod
     def state_fields(self, part: LocalMatrix) -> tuple[StateField, ...]:
         """Its state for a parameter, besides the number of updates."""
-        raise NotImplementedError
 
     def state_bytes(self, parts: Sequence[LocalMatrix], shards: int) -> int:
         """Bytes of its state on a rank that holds `parts`, if ZeRO splits each into `shards`; for the plan."""
@@ -162,6 +163,7 @@ class OptimizerKind(Section):
                     whole += math.prod(field.local)
         return _ITEMSIZE * (cut // shards + whole)
 
+    @abstractmethod
     def build(self, parameters: "Sequence[LogicalParameter]", sharding: Sharding) -> "torch.optim.Optimizer":
         """Build the optimizer of this rank, which DeepSpeed wraps.  The learning rate is set before each step.
 
@@ -169,4 +171,3 @@ class OptimizerKind(Section):
             parameters: those of this rank, in the same order on all ranks of a pipeline stage.
             sharding: how they are split.
         """
-        raise NotImplementedError

@@ -27,12 +27,12 @@ run: {{name: "a 'tiny' run", directory: {run}, steps: 6, precision: fp32, device
 """
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
+def wait_for(condition: Callable[[], object], what: str, pause_seconds: float = 0.05) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         if time.monotonic() > deadline:
             pytest.fail(f"waited {PATIENCE_SECONDS} s for {what}")
-        time.sleep(0.05)
+        time.sleep(pause_seconds)
 
 
 def alive(pid: int) -> bool:

@@ -39,6 +39,11 @@ def state(run: Path) -> str:
     return str(brt("status", str(run))["submission"]["state"])
 
 
+def wait_for_end(run: Path) -> None:
+    """Asks a `brt status` each second; more often would take the cores from the run."""
+    wait_for(lambda: state(run) == "ended", f"the end of {run}", pause_seconds=1.0)
+
+
 def run_folder(config: Path) -> Path:
     return config.parent / "run with 'quotes'"
 
@@ -49,14 +54,14 @@ def through_its_life(config: Path, *settings: str) -> None:
     made = brt("submit", str(config), *ENDLESS, *settings)
     assert made["run"] == str(run)
     try:
-        wait_for(lambda: len(steps(run)) > 2 or state(run) == "ended", "the first steps")
+        wait_for(lambda: len(steps(run)) > 2 or state(run) == "ended", "the first steps", pause_seconds=1.0)
         assert state(run) == "running", brt("logs", str(run))["log"]
         again = call("submit", str(config), *ENDLESS, *settings)
         assert again.returncode == 18 and "in use by another" in again.stderr
     finally:
         done = call("stop", str(run))
     assert "was told to save and stop" in done.stdout, done.stderr
-    wait_for(lambda: state(run) == "ended", "the end")
+    wait_for_end(run)
     found = brt("status", str(run))
     assert found["verdict"] == "preempted", brt("logs", str(run))["log"]
     saved = max(steps(run))
@@ -66,7 +71,7 @@ def through_its_life(config: Path, *settings: str) -> None:
 
     record = brt("resume", str(run), f"run.steps={saved + 3}")["submission"]
     assert record["number"] == 2
-    wait_for(lambda: state(run) == "ended", "the end of the resumed run")
+    wait_for_end(run)
     found = brt("status", str(run))
     assert (found["verdict"], found["step"]) == ("finished", saved + 3), brt("logs", str(run))["log"]
     assert f"step_{saved + 3:08d}" in call("logs", str(run)).stdout
