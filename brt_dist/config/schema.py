@@ -185,6 +185,10 @@ class ParallelConfig(Section):
     recompute: bool = Field(
         False, description="recompute the layers' activations in the backward pass instead of storing them"
     )
+    stream_memory: Literal["device", "host"] = Field(
+        "device",
+        description="where streams' memory is kept; host: in host memory, and on the device for a few micro-batches",
+    )
 
     @property
     def world_size(self) -> int:

@@ -49,24 +49,24 @@ def evaluate(engine: Engine, dataset: Documents, max_steps: int, clear_memory: b
         dataset.lengths, streams=config.data.streams, segment=config.data.segment, window=config.model.window
     )
     reader = SegmentReader(dataset, schedule)
-    memory = engine.new_memory()
     cursor = schedule.start()
     bins = PositionBins(np.asarray(dataset.lengths), config.model.window)
     nats, tokens = 0.0, 0
     counts = np.zeros(len(bins.edges), np.int64)
     tally = torch.zeros(len(bins.edges), dtype=torch.float64, device=engine.device.torch)
-    for number in range(1, max_steps + 1):
-        if schedule.is_finished(cursor):
-            break
-        plan, cursor = schedule.step(cursor)
-        segments = reader.read(plan, streams_to_read(layout))
-        step = step_input(number, plan, segments, layout, engine.device, clear_memory)
-        bin_of = bins.of(plan)
-        np.add.at(counts, bin_of, bins.targets(plan))
-        local = torch.from_numpy(bin_of[list(layout.local_streams)]).to(engine.device.torch)
-        watched = PositionTally(local.split(layout.micro_batch), tally)
-        nats += engine.evaluate_step(step, memory, watched) * plan.loss_tokens
-        tokens += plan.loss_tokens
+    with engine.evaluation_memory() as memory:
+        for number in range(1, max_steps + 1):
+            if schedule.is_finished(cursor):
+                break
+            plan, cursor = schedule.step(cursor)
+            segments = reader.read(plan, streams_to_read(layout))
+            step = step_input(number, plan, segments, layout, engine.device, clear_memory)
+            bin_of = bins.of(plan)
+            np.add.at(counts, bin_of, bins.targets(plan))
+            local = torch.from_numpy(bin_of[list(layout.local_streams)]).to(engine.device.torch)
+            watched = PositionTally(local.split(layout.micro_batch), tally)
+            nats += engine.evaluate_step(step, memory, watched) * plan.loss_tokens
+            tokens += plan.loss_tokens
     dist.all_reduce(tally)  # only last stages have values, the same on all their tensor parallel ranks
     positions = by_position(bins.edges, (tally / layout.tensor).tolist(), counts.tolist())
     return EvaluationResult(nats / max(tokens, 1), tokens, positions)

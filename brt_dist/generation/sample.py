@@ -63,7 +63,8 @@ def sample(engine: Engine, prompts: Int64Array, count: int, *, temperature: floa
     starts[:, 0] = True
     for end in range(begun, begun + count):
         watched = NextLogits(end - 1, config.model.vocab_size or 0)
-        engine.evaluate_step(_step(engine, tokens[rows], starts), engine.new_memory(), watched)
+        with engine.evaluation_memory() as memory:
+            engine.evaluate_step(_step(engine, tokens[rows], starts), memory, watched)
         chosen = torch.zeros(streams, dtype=torch.int64)
         if watched.found:  # on the last stage
             uniform = torch.rand(streams, generator=seeded_generator(f"sample/{seed}/{end}"), dtype=torch.float64)

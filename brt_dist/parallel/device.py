@@ -5,10 +5,13 @@ CPU runs use gloo and DeepSpeed's CPU accelerator, GPU runs NCCL and the CUDA on
 
 import os
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from brt_dist.errors import PlatformError
 from brt_dist.parallel.deepspeed_internals import skip_compiled_kernels
@@ -64,6 +67,69 @@ class Device:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def transfers(self) -> "Transfers":
+        """Copies to and from host memory, in a queue of their own."""
+        return Transfers(self)
+
+
+class Transfers:
+    """Copies between device and host, in order, beside the work of the device.  On a CPU they are made at once.
+
+    A copy begins when the work that was queued before it is done.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device.torch) if device.kind == "cuda" else None
+
+    def host_buffer(self, like: Tensor) -> Tensor:
+        """Uninitialised host memory of the shape and type of `like`, page-locked where there is a GPU."""
+        if self._stream is None:
+            return torch.empty_like(like)
+        return torch.empty_like(like, device="cpu", pin_memory=True)
+
+    def to_host(self, sources: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+        """Copy each tensor to the buffer of the same name."""
+        with self._beside():
+            for name, source in sources.items():
+                buffers[name].copy_(source, non_blocking=True)
+                self._keep(source)
+
+    def to_device(self, sources: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
+        """Copies on the device, and what to give to :meth:`await_arrival` before they are used."""
+        if self._stream is None:
+            return {name: source.clone() for name, source in sources.items()}, None
+        copies = {name: torch.empty_like(source, device=self._device.torch) for name, source in sources.items()}
+        with self._beside():
+            for name, copy in copies.items():
+                copy.copy_(sources[name], non_blocking=True)
+                self._keep(copy)
+            return copies, self._stream.record_event()
+
+    def await_arrival(self, arrival: Any) -> None:
+        """Let the work that the device is given from now on wait for a copy."""
+        if arrival is not None:
+            torch.cuda.current_stream(self._device.torch).wait_event(arrival)
+
+    def finish(self) -> None:
+        """Wait until all copies are done."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def _keep(self, tensor: Tensor) -> None:
+        """Do not let the memory of a tensor be used again before the copies queued so far are done."""
+        if self._stream is not None and tensor.is_cuda:
+            tensor.record_stream(self._stream)
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device.torch))
+        with torch.cuda.stream(self._stream):
+            yield
 
 
 def choose(kind: str, local_rank: int) -> Device:

@@ -7,6 +7,7 @@ divided by their number, which every rank knows from the stream schedule in adva
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -19,6 +20,7 @@ from brt_dist.config.deepspeed import deepspeed_config
 from brt_dist.config.schema import Config
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.linear import megatron_config
+from brt_dist.model.memory import Memory
 from brt_dist.model.model import loss_sum
 from brt_dist.model.parameters import initialize, logical_parameters
 from brt_dist.optim.groups import set_learning_rate
@@ -26,11 +28,12 @@ from brt_dist.parallel.deepspeed_internals import clip_gradients, quiet, release
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.finite import FiniteGradients
 from brt_dist.parallel.layout import Layout, MegatronGroups, sharding
+from brt_dist.parallel.memory_place import OnDevice, OnHost
 from brt_dist.parallel.pieces import Piece, Read
 from brt_dist.parallel.pipeline import PipelineStage, WholeModel, layers_of
 from brt_dist.parallel.stage import MicroBatch, StageContext
 from brt_dist.parallel.state import RankState
-from brt_dist.parallel.stream_memory import StreamMemory
+from brt_dist.parallel.stream_memory import ForwardMemory, StreamMemory
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,18 @@ class Engine(ABC):
         self._finite = FiniteGradients([p.local for p in self.parameters], self._deepspeed, device)
         self._state = RankState(config, layout, self.parameters, self.optimizer, self._deepspeed)
         # DeepSpeed has cast the module: memory takes its types from it
-        self.memory = self.new_memory()
+        on_host = config.parallel.stream_memory == "host"
+        self._place = OnHost(device.transfers()) if on_host else OnDevice()
+        self.memory = StreamMemory(self._blank_memory(), layout.micro_batches, self._place)
 
-    def new_memory(self) -> StreamMemory:
-        """Blank memory for all streams of this rank, as before the first step; evaluation uses its own."""
-        blank = {layer.index: layer.blank_memory(self.layout.micro_batch) for layer in layers_of(self.stage)}
-        return StreamMemory(blank, self.layout.micro_batches)
+    @contextmanager
+    def evaluation_memory(self) -> Iterator[StreamMemory]:
+        """Blank memory for all streams of this rank, for evaluation steps until the next training step."""
+        with closing(ForwardMemory(self._blank_memory(), self.layout.micro_batches, self._place)) as memory:
+            yield memory
+
+    def _blank_memory(self) -> dict[int, Memory]:
+        return {layer.index: layer.blank_memory(self.layout.micro_batch) for layer in layers_of(self.stage)}
 
     def train_step(self, step: StepInput, learning_rate: float) -> StepResult:
         """Forward and backward of all micro-batches, one update, and the commit of the memory.  Collective."""

@@ -48,10 +48,12 @@ class StageContext:
         self.memory = memory
         self._micro_batches = micro_batches
         self._position = -1
+        memory.prefetch(0)
 
     def advance(self) -> None:
         """The forward of the next micro-batch begins."""
         self._position += 1
+        self.memory.prefetch(self._position + 1)
 
     @property
     def micro_batch(self) -> MicroBatch:

@@ -28,8 +28,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "adafactor", "learning_rate": 0.03},
     },
     "one-zero0": {"parallel": {"zero_stage": 0}},
-    "tp2-pp2-sequence-dropout": {
-        "parallel": {"tensor": 2, "pipeline": 2, "sequence_parallel": True},
+    "tp2-pp2-sequence-dropout-host": {
+        "parallel": {"tensor": 2, "pipeline": 2, "sequence_parallel": True, "stream_memory": "host"},
         "model": {"dropout": 0.1},
         "run": {"precision": "bf16"},
     },
