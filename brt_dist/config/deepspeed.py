@@ -21,9 +21,10 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "steps_per_print": _NEVER,  # we print our own progress
         "wall_clock_breakdown": False,
     }
-    if config.parallel.sequence_parallel:
-        # By default each tensor parallel rank sends a slice of the activations and the receiver puts the slices
-        # together, which assumes that all ranks have the same ones.  Here each rank has its own tokens.
+    if config.parallel.tensor > 1:
+        # By default each tensor parallel rank sends a slice of the activations, and the receivers put the slices
+        # together.  That costs two gathers and two copies to the host per micro-batch, and is wrong with sequence
+        # parallel, where each rank has its own tokens.
         settings["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
     if bf16:
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
