@@ -3,7 +3,7 @@
 import torch
 
 from brt_dist.export.open import open_weights
-from brt_dist.export.weights import check_shapes
+from brt_dist.export.weights import Weights, check_shapes
 from brt_dist.model.model import BlockRecurrentModel
 from brt_dist.model.parameters import logical_parameters
 
@@ -18,10 +18,15 @@ def load_model(source: str, step: int | None = None) -> BlockRecurrentModel:
         CheckpointError: there are no weights, or they are damaged or not those of their network.
     """
     with open_weights(source, step) as weights:
-        model = BlockRecurrentModel(weights.model)
-        parameters = list(logical_parameters(model))
-        check_shapes(weights.shapes, {parameter.name: parameter.shape for parameter in parameters}, weights.where)
-        with torch.no_grad():
-            for parameter in parameters:
-                parameter.local.copy_(parameter.part(weights.read(parameter.name), 0, 1))
+        return load_weights(weights)
+
+
+def load_weights(weights: Weights) -> BlockRecurrentModel:
+    """The same from weights that are open."""
+    model = BlockRecurrentModel(weights.model)
+    parameters = list(logical_parameters(model))
+    check_shapes(weights.shapes, {parameter.name: parameter.shape for parameter in parameters}, weights.where)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.local.copy_(parameter.part(weights.read(parameter.name), 0, 1))
     return model.eval()

@@ -187,6 +187,11 @@ def finalize() -> None:
         dist.destroy_process_group()
 
 
+def is_joined() -> bool:
+    """Whether this process belongs to process groups already."""
+    return bool(parallel_state.model_parallel_is_initialized())
+
+
 @contextmanager
 def single_process(kind: str = "cpu") -> Iterator[Device]:
     """Context manager: a world of one process, so that Megatron's layers work.  For tools, export and tests."""

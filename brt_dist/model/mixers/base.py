@@ -21,7 +21,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from brt_dist.config.halves import Half
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from brt_dist.config.schema import ModelConfig
+    from brt_dist.model.decoding import BlockDecoder
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,12 @@ class Mixer(Half):
     def memory(self, model: "ModelConfig") -> Sequence[MemoryField]:
         """What the layer carries of a stream; nothing in a mixer without memory."""
         return ()
+
+    def decoder(self, module: "nn.Module", model: "ModelConfig") -> "BlockDecoder":
+        """What reads a block token by token with the module that `build` made; this one suits any causal mixer."""
+        from brt_dist.model.decoding import Rereading
+
+        return Rereading(module, model.window)
 
     def states_fed_back(self) -> int:
         """State vectors that all layers can attend to (`model.feedback`); 0 in a mixer that cannot feed back."""

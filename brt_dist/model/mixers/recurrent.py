@@ -1,7 +1,7 @@
 """The Block-Recurrent layer (arXiv 2203.07852): window attention beside a recurrent state that tokens attend to."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from pydantic import Field, PositiveInt
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from brt_dist.config.schema import ModelConfig
+    from brt_dist.model.decoding import BlockDecoder
     from brt_dist.model.reference_names import Permutation
 
 
@@ -114,6 +115,12 @@ class RecurrentMixer(AttentionMixer):
         from brt_dist.model.recurrent_attention import RecurrentAttention
 
         return RecurrentAttention(self, model, index, parallel)
+
+    def decoder(self, module: "nn.Module", model: "ModelConfig") -> "BlockDecoder":
+        from brt_dist.model.recurrent_attention import RecurrentAttention
+        from brt_dist.model.window_decoding import RecurrentDecoder
+
+        return RecurrentDecoder(cast(RecurrentAttention, module))
 
     def _update_parameters(self, width: int, inputs: int) -> Iterator[Matrix]:
         yield Matrix(width, inputs, True)

@@ -1,7 +1,7 @@
 """Attention within a sliding window of tokens, and what it shares with the recurrent mixer (arXiv 2203.07852)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from brt_dist.config.schema import Config, ModelConfig
+    from brt_dist.model.decoding import BlockDecoder
     from brt_dist.model.reference_names import Permutation
 
 
@@ -94,3 +95,9 @@ class WindowMixer(AttentionMixer):
         from brt_dist.model.window_attention import WindowAttention
 
         return WindowAttention(self, model, index, parallel)
+
+    def decoder(self, module: "nn.Module", model: "ModelConfig") -> "BlockDecoder":
+        from brt_dist.model.window_attention import WindowAttention
+        from brt_dist.model.window_decoding import WindowDecoder
+
+        return WindowDecoder(cast(WindowAttention, module))
