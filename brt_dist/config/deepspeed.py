@@ -9,13 +9,14 @@ _NEVER = 2**31 - 1
 
 def deepspeed_config(config: Config) -> dict[str, Any]:
     """The dict for `deepspeed.initialize`.  The optimizer is passed in as an object, so it has no section here."""
-    bf16 = config.run.precision == "bf16"
+    bf16, zero = config.run.precision == "bf16", config.parallel.zero
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.parallel.micro_batch,
         "gradient_accumulation_steps": config.micro_batches,
         "zero_optimization": {"stage": config.parallel.zero_stage},
         "zero_allow_untested_optimizer": True,  # ours is
         "bf16": {"enabled": bf16},
+        "communication_data_type": zero.reduce_dtype,  # DeepSpeed's default is that of the weights
         # 0: no clipping.  Without ZeRO the engine clips, because DeepSpeed would not report the norm.
         "gradient_clipping": (config.optimizer.clip_norm or 0.0) if config.parallel.zero_stage else 0.0,
         "steps_per_print": _NEVER,  # we print our own progress

@@ -11,6 +11,7 @@ from pathlib import Path
 from brt_dist.config.halves import wrong_assignments
 from brt_dist.config.launch_rules import broken_launch_rules
 from brt_dist.config.schema import Config, ParallelConfig
+from brt_dist.config.zero_rules import broken_zero_rules
 from brt_dist.errors import ConfigError
 from brt_dist.kinds import MIXERS, OPTIMIZERS
 
@@ -325,6 +326,7 @@ _OTHER_RULES: tuple[_Rule, ...] = (
     _halves,
     _optimizer,
     _folders,
+    broken_zero_rules,
     broken_launch_rules,
 )
 

@@ -24,6 +24,7 @@ from brt_dist.config.halves import Half, assigned
 from brt_dist.config.launch import LaunchConfig
 from brt_dist.config.older import DEFAULT_FFNS, DEFAULT_MIXERS, respelled_model
 from brt_dist.config.section import Section, one_of, some_of
+from brt_dist.config.zero import ZeroConfig
 from brt_dist.errors import ConfigError
 from brt_dist.kinds import FFNS, MIXERS, OPTIMIZERS
 
@@ -178,6 +179,7 @@ class ParallelConfig(Section):
     pipeline: PositiveInt = Field(1, description="pipeline stages [pp]")
     data: PositiveInt = Field(1, description="data parallel size [dp]: splits the streams")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    zero: ZeroConfig = Field(default_factory=ZeroConfig, description="how ZeRO reduces, splits and keeps")
     micro_batch: PositiveInt = Field(1, description="streams per micro-batch, on each data parallel rank")
     sequence_parallel: bool = Field(
         False, description="also split activations over the sequence, between tensor parallel regions"

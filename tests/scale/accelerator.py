@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
+import torch
 
 
 class Event:
@@ -20,6 +21,11 @@ class Event:
 
     def synchronize(self) -> None:
         self.waited()
+
+    def query(self) -> bool:
+        return True
+
+    def wait(self, stream: Any = None) -> None: ...
 
     def elapsed_time(self, other: "Event") -> float:
         return 0.0
@@ -60,6 +66,7 @@ def like_a_gpu(waited: Callable[[], None]) -> Iterator[type[Event]]:
         patch.setattr(kind, "stream", lambda self, stream: nullcontext())
         patch.setattr(kind, "Stream", property(lambda self: Stream))
         patch.setattr(kind, "Event", property(lambda self: Event))
+        patch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
         patch.setattr(Event, "made", 0)
         patch.setattr(Event, "waited", staticmethod(waited))
         yield Event

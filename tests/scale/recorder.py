@@ -210,8 +210,6 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if name == "record_stream":
-            return None  # the streams of `accelerator` are not torch's
         if name not in _READS or not args or not isinstance(args[0], Tensor) or self._recorder._in_read:
             return func(*args, **(kwargs or {}))
         self._recorder._read(name, args[0])

@@ -56,6 +56,10 @@ def test_accepted(overrides: tuple[str, ...]) -> None:
         (("parallel.micro_batch=64",), ("nearest: data.streams=64", "micro_batch=32")),
         (("parallel.pipeline=13",), ("every stage needs a layer", "nearest: parallel.pipeline=12")),
         (("parallel={pipeline: 2, zero_stage: 3}",), ("ZeRO 2 and 3 do not work", "nearest: parallel.zero_stage=1")),
+        (
+            ("parallel.zero.reduce_dtype=bf16", "run.precision=fp32"),
+            ("would round fp32 gradients", "nearest: parallel.zero.reduce_dtype=fp32, or run.precision=bf16"),
+        ),
         (("parallel={pipeline: 2, zero_stage: 0}",), ("drift apart", "nearest: parallel.zero_stage=1")),
         (("parallel.zero_stage=0", "run.precision=bf16"), ("fp32", "nearest: parallel.zero_stage=1")),
         (("optimizer.name=adafactor", "parallel.zero_stage=2"), ("whole matrices", "parallel.zero_stage=1")),
