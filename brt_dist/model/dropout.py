@@ -19,7 +19,7 @@ TILE = 128
 
 @dataclass(frozen=True)
 class Dropout:
-    """Masks of one micro-batch in one step.  A rate of 0 draws nothing.
+    """Masks of one micro-batch in one training step, and the other draws that layers make.  A rate of 0 drops nothing.
 
     Args:
         rate: probability that an element is dropped, in [0, 1).
@@ -63,8 +63,25 @@ class Dropout:
         drawn = [self._factors(shape, like, layer, "attention", stream).chunk(ranks)[rank] for stream in self.streams]
         return torch.stack(drawn).unsqueeze(1)
 
+    def uniform(self, like: Tensor, layer: int, site: str) -> Tensor:
+        """Float32 in [0, 1) for each element of `like` (N, b, F/tp): all tokens, this rank's part of F features.
+
+        Drawn for a tile of 128 tokens and all features, so that it depends neither on the layout nor on the rate.
+        """
+        group = parallel_state.get_tensor_model_parallel_group()
+        shape = (TILE, like.shape[-1] * group.size())
+        tile = torch.stack([self._draw(shape, like.device, layer, site, stream) for stream in self.streams], 1)
+        first = self.offset + torch.arange(len(like), device=like.device)
+        return tile.chunk(group.size(), -1)[group.rank()][first % TILE]
+
+    def uniform_by_stream(self, device: torch.device, layer: int, site: str) -> Tensor:
+        """One number in [0, 1) for each stream, float32 (b,)."""
+        return torch.cat([self._draw((1,), device, layer, site, stream) for stream in self.streams])
+
     def _factors(self, shape: tuple[int, ...], like: Tensor, layer: int, site: str, stream: int) -> Tensor:
-        key = f"dropout/{self.seed}/{self.step}/{layer}/{site}/{int(stream)}"
-        generator = seeded_generator(key, like.device)
-        kept = torch.rand(shape, generator=generator, device=like.device) >= self.rate
+        kept = self._draw(shape, like.device, layer, site, stream) >= self.rate
         return kept.to(like.dtype) / (1 - self.rate)
+
+    def _draw(self, shape: tuple[int, ...], device: torch.device, layer: int, site: str, stream: int) -> Tensor:
+        key = f"dropout/{self.seed}/{self.step}/{layer}/{site}/{int(stream)}"
+        return torch.rand(shape, generator=seeded_generator(key, device), device=device)

@@ -185,14 +185,14 @@ class Engine(ABC):
         self._deepspeed.destroy()
 
     def _micro_batches(self, step: StepInput, training: bool) -> list[MicroBatch]:
-        rate = self.config.model.dropout if training else 0.0
+        rate = self.config.model.dropout
         size = self.layout.micro_batch
         streams, seed = self.layout.local_streams, self.config.run.seed
         is_split = self.config.parallel.sequence_parallel and self.layout.tensor > 1
 
         def dropout(i: int) -> Dropout | None:
-            if not rate:
-                return None
+            if not training:
+                return None  # at rate 0 it drops nothing, but tells layers that they train, and keys what they draw
             # the keys of the masks count steps from 0
             return Dropout(rate, seed, step.number - 1, streams[i * size : (i + 1) * size], is_split)
 

@@ -187,6 +187,7 @@ def _join_memory(parts: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 def train_plainly(given: Config, steps: int = STEPS) -> Outcome:
     """The same run without DeepSpeed, micro-batches or stream memory: a whole batch, autograd, torch's AdamW."""
+    from brt_dist.model.dropout import Dropout
     from brt_dist.model.model import BlockRecurrentModel, loss_sum
     from brt_dist.parallel.layout import single_process
 
@@ -206,7 +207,8 @@ def train_plainly(given: Config, steps: int = STEPS) -> Outcome:
         for number, (plan, segments) in enumerate(read_steps(given, steps=steps), 1):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(number, given.run.steps, settings)
-            logits, memory = model(torch.from_numpy(segments.input), memory, torch.from_numpy(segments.starts))
+            draws = Dropout(given.model.dropout, given.run.seed, number - 1, range(given.data.streams))
+            logits, memory = model(torch.from_numpy(segments.input), memory, torch.from_numpy(segments.starts), draws)
             nats = loss_sum(logits, torch.from_numpy(segments.target), torch.from_numpy(segments.mask))
             loss = nats / plan.loss_tokens
             optimizer.zero_grad()
