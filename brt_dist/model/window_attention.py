@@ -10,6 +10,7 @@ from brt_dist.model.attention import Window, attend, merge_heads, split_heads, w
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.linear import ColumnLinear, RowLinear
 from brt_dist.model.memory import Memory
+from brt_dist.model.multiplicative import MultiplicativeLinear
 from brt_dist.model.norms import RMSNorm, unit_length
 from brt_dist.model.positions import RelativeBias, banded, rotated
 from brt_dist.model.scales import HeadScale
@@ -95,9 +96,13 @@ class TokenAttention(nn.Module):
         self.model, self.settings, self.index = model, settings, index
         size, crosses = model.heads * model.head_dim, settings.crosses(model)
         self.norm = RMSNorm(model.width)
-        self.projections = ColumnLinear(
-            model.width, (3 + crosses) * size, parallel, stacked=(3 + crosses, model.head_dim)
-        )
+        kinds = 3 + crosses
+        if settings.qkv == "multiplicative":
+            self.projections: nn.Module = MultiplicativeLinear(
+                model.width, model.heads, kinds, model.head_dim, parallel
+            )
+        else:
+            self.projections = ColumnLinear(model.width, kinds * size, parallel, stacked=(kinds, model.head_dim))
         self.scale = HeadScale(model, settings.attention_scale)
         self.state_scale = HeadScale(model, settings.attention_scale) if crosses else None
         self.positions = RelativeBias(model) if settings.positions == "t5" else None

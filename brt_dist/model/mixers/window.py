@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 from pydantic import Field
 
 from brt_dist.config.halves import Matrix
+from brt_dist.errors import ConfigError
 from brt_dist.model.mixers.base import MemoryField, Mixer
 from brt_dist.model.shapes import POSITION_BUCKETS
 
@@ -28,6 +29,10 @@ class AttentionMixer(Mixer):
         "absolute", description="how the learned scale per head is used; 'raw': as in the paper's 2022 code"
     )
 
+    qkv: Literal["dense", "multiplicative"] = Field(
+        "dense", description="how tokens are projected to heads; multiplicative: from two small matrices (2111.12763)"
+    )
+
     changeable: ClassVar[tuple[str, ...]] = ("attention_scale",)
 
     def crosses(self, model: "ModelConfig") -> bool:
@@ -41,7 +46,11 @@ class AttentionMixer(Mixer):
     def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
         attended, kinds = model.heads * model.head_dim, 1 + self.crosses(model)
         yield Matrix(model.width)
-        yield Matrix((2 + kinds) * attended, model.width, True, 2 + kinds)
+        if self.qkv == "multiplicative":
+            yield Matrix((2 + kinds) * model.heads, model.width, True, 2 + kinds)
+            yield Matrix((2 + kinds) * model.head_dim, model.width, False, 2 + kinds)
+        else:
+            yield Matrix((2 + kinds) * attended, model.width, True, 2 + kinds)
         yield from (Matrix(model.heads, split=True) for _ in range(kinds))
         if self.positions == "t5":
             yield Matrix(model.heads, POSITION_BUCKETS, True)
@@ -73,6 +82,11 @@ class AttentionMixer(Mixer):
 
     def reference_names(self, model: "ModelConfig", layer: int) -> "Iterator[tuple[str, Permutation]]":
         from brt_dist.model.reference_names import FromHeads, Same, projections
+
+        if self.qkv == "multiplicative":
+            raise ConfigError(
+                "the reference implementation does not have qkv=multiplicative; nearest: `brt export --to safetensors`"
+            )
 
         base, crosses = f"transformer{layer}/tbase", self.crosses(model)
         yield "tokens.norm.weight", Same((f"{base}/_kvq/pre_attn_layernorm/scale",))

@@ -1,0 +1,50 @@
+"""The multiplicative layer of Scaling Transformers (arXiv 2111.12763): a matrix from two small ones.
+
+Output m of module s is sum_i x_i D[s, i] E[m, i].  The modules are the heads here, and each kind of projection has its
+own D and E, so the weights are kinds*(H + E) vectors instead of kinds*H*E.  It can represent any permutation of its
+inputs: D selects the module, E the place in it.
+"""
+
+import torch
+from megatron.core import ModelParallelConfig
+from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
+from torch import Tensor, nn
+
+from brt_dist.model.parameters import declare, fan_in, normal
+from brt_dist.model.sequence import linear_of_parts
+
+MODULE_STD = 0.5  # as in trax
+
+
+class MultiplicativeLinear(nn.Module):
+    """Several projections to heads of one input, in place of a `ColumnLinear` with rows (head, kind, E).
+
+    The whole matrix is made of D and E at each call, so it costs as much as a dense one beyond a few tokens.
+
+    Args:
+        inputs: width of the input.
+        heads: of all ranks.
+        kinds: projections for each head.
+        head_dim: outputs of each.
+    """
+
+    def __init__(self, inputs: int, heads: int, kinds: int, head_dim: int, parallel: ModelParallelConfig) -> None:
+        super().__init__()
+        self._parallel = parallel
+        self.modules_of_heads = nn.Parameter(torch.empty(heads // parallel.tensor_model_parallel_size * kinds, inputs))
+        declare(self.modules_of_heads, normal(MODULE_STD), 0, stacked=(kinds, 1))
+        self.places = nn.Parameter(torch.empty(kinds * head_dim, inputs))
+        # of variance 4/inputs: the product with D has the variance of a dense layer
+        declare(self.places, fan_in(1 / MODULE_STD**2), stacked=(kinds, head_dim))
+        self._kinds = kinds
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `ColumnLinear`."""
+        places = self.places
+        if not self._parallel.sequence_parallel:  # there the hook of `share_gradients` adds up the ranks' gradients
+            places = copy_to_tensor_model_parallel_region(places)
+        heads = self.modules_of_heads.unflatten(0, (-1, self._kinds, 1))
+        weight = (heads * places.unflatten(0, (self._kinds, -1))).flatten(0, 2)
+        if self._parallel.sequence_parallel:
+            return linear_of_parts(x, weight)
+        return nn.functional.linear(copy_to_tensor_model_parallel_region(x), weight)
