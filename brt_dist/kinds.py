@@ -60,4 +60,10 @@ MIXERS: "Registry[Mixer]" = Registry(
         "linear": "brt_dist.model.mixers.linear:LinearMixer",
     },
 )
-FFNS: "Registry[FFN]" = Registry("FFN", {"relu": "brt_dist.model.ffn.relu:ReluFFN"})
+FFNS: "Registry[FFN]" = Registry(
+    "FFN",
+    {
+        "relu": "brt_dist.model.ffn.relu:ReluFFN",
+        "sparse": "brt_dist.model.ffn.sparse:SparseFFN",
+    },
+)

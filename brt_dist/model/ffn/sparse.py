@@ -1,0 +1,68 @@
+"""The sparse FFN of Scaling Transformers (arXiv 2111.12763): of each block of N hidden units exactly one is alive.
+
+A small controller chooses: logits = norm(x) C1 C2 + c, and the unit of each block with the largest logit is alive.  The
+result is relu(norm(x) W1 * mask) W2 + b with a mask of ones and zeros.
+
+In training the mask is, for a share of the streams, the choice after Gumbel noise, with the gradient of the softmax
+(straight through); for the others it is the softmax itself.  Training multiplies whole matrices, so it is no faster
+than dense.  Without a gradient, and for fewer tokens than a block has units, only the weights of the chosen units are
+read: that is the fast decoding of one stream.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from brt_dist.config.halves import Matrix
+from brt_dist.model.ffn.base import FFN
+
+if TYPE_CHECKING:
+    from megatron.core import ModelParallelConfig
+    from torch import nn
+
+    from brt_dist.config.schema import ModelConfig
+
+
+class SparseFFN(FFN):
+    """One unit of each block is alive, chosen by a controller."""
+
+    kind: Literal["sparse"] = Field("sparse", description="one hidden unit of each block is alive, for each token")
+    blocks: PositiveInt = Field(64, description="number of blocks; the hidden width [F] is blocks*block_size")
+    block_size: PositiveInt = Field(64, description="hidden units in a block [N]")
+    rank: PositiveInt = Field(64, description="width between the two matrices of the controller")
+    hard_share: NonNegativeFloat = Field(
+        0.3, le=1.0, description="training: share of the streams, drawn at each step, that use the choice itself; the "
+        "others use its softmax"
+    )  # fmt: skip
+    noise: NonNegativeFloat = Field(0.1, description="training: factor on the Gumbel noise of the choice; 0: none")
+
+    @property
+    def width(self) -> int:
+        """Hidden width."""
+        return self.blocks * self.block_size
+
+    def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
+        yield Matrix(model.width)
+        yield Matrix(self.rank, model.width)
+        yield from (Matrix(self.width, self.rank, True), Matrix(self.width, split=True))
+        yield from (Matrix(self.width, model.width, True), Matrix(self.width, model.width, True))
+        yield Matrix(model.width)
+
+    def flops(self, model: "ModelConfig", executed: bool) -> float:
+        return self._controller_flops(model) + 4.0 * model.width * self.width
+
+    def decode_flops(self, model: "ModelConfig") -> float:
+        """Forward FLOPs of a token that is decoded alone."""
+        return self._controller_flops(model) + 4.0 * model.width * self.blocks
+
+    def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
+        return {f"{key}.blocks": self.blocks}
+
+    def build(self, model: "ModelConfig", index: int, parallel: "ModelParallelConfig") -> "nn.Module":
+        from brt_dist.model.sparse_units import SparseUnits
+
+        return SparseUnits(self, model, index, parallel)
+
+    def _controller_flops(self, model: "ModelConfig") -> float:
+        return 2.0 * self.rank * (model.width + self.width)
