@@ -1,6 +1,8 @@
 """`python -m tests.golden FILE.npz [FILE.npz ...]`: compare the model with golden files, one line each.
 
-Exit code 0: all within the tolerances; 1: one is not, or cannot be read; 2: the model does not have a kind.
+Each is described by the .json of its name beside it, or by its entry in the index.json there.
+
+Exit code 0: all within the tolerances; 1: one is not, or cannot be read; 2: a kind does not exist here.
 """
 
 import sys
@@ -9,7 +11,8 @@ from pathlib import Path
 
 from brt_dist.errors import DataError
 from brt_dist.parallel.layout import single_process
-from tests.golden.check import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, UnsupportedKind, compare
+from tests.golden.check import compare
+from tests.golden.differences import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, UnknownKind
 
 
 def main(arguments: list[str]) -> int:
@@ -24,7 +27,7 @@ def report(paths: Sequence[Path]) -> int:
     """Print the table and return the exit code.  Megatron's groups must exist."""
     width = max(len(path.stem) for path in paths)
     print(
-        f"{'name':{width}}  forward   state     gradient  (at most {FORWARD_TOLERANCE:g} absolute; the gradient "
+        f"{'name':{width}}  forward   state     gradient  (at most {FORWARD_TOLERANCE:g}; the gradient "
         f"{GRADIENT_TOLERANCE:g} of the largest value of its tensor)"
     )
     failed = unsupported = False
@@ -34,13 +37,15 @@ def report(paths: Sequence[Path]) -> int:
         except DataError as error:
             failed = True
             print(f"{path.stem:{width}}  not ok: {error}")
-        except UnsupportedKind as kind:
+        except UnknownKind as kind:
             unsupported = True
-            print(f"{path.stem:{width}}  the model does not have this kind: {kind}")
+            print(f"{path.stem:{width}}  no such kind here: {kind}")
         else:
             failed |= not found.ok
             verdict = "ok" if found.ok else "not ok"
-            print(f"{path.stem:{width}}  {found.forward:.1e}   {found.state:.1e}   {found.gradient:.1e}   {verdict}")
+            numbers = (found.forward, found.state, found.gradient)
+            cells = "".join(f"{'-' if number is None else f'{number:.1e}':10}" for number in numbers)
+            print(f"{path.stem:{width}}  {cells}{verdict}")
     return 1 if failed else 2 if unsupported else 0
 
 

@@ -1,132 +1,105 @@
-"""Compare the model with what the reference implementation computed from the same weights.
+"""Compare ours with the numbers in a golden file of any kind.
 
-A golden file NAME.npz holds weights, three consecutive segments, and for each the outputs, the memory afterwards and
-(for the first two) the gradients; NAME.json beside it says which network it is.
+A file NAME.npz is described either by NAME.json beside it, which holds the config of a Block-Recurrent Transformer
+(`block_recurrent.py`), or by the entry NAME of an index.json beside it.  The kind of the latter is the module of
+`tests/golden/kinds/` whose name begins NAME, or else the one whose arrays it has.  A module has
+
+* `ARRAYS`: names of the arrays that every file of the kind has;
+* `check(arrays, entry) -> Differences`: ours against the file's, for any shapes, whatever dtype the arrays have.
+
+A new kind is one new file in that folder.
 """
 
 import json
+import pkgutil
 import zipfile
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from brt_dist.config.schema import ModelConfig
-from brt_dist.errors import CheckpointError, DataError
-from brt_dist.export.reference import from_reference, to_reference
-from brt_dist.export.reference_config import UnsupportedKind, from_settings
-from brt_dist.model.model import BlockRecurrentModel, full_logits, loss_sum, token_losses
-from brt_dist.model.parameters import load, logical_parameters
-
-FORWARD_TOLERANCE = 1e-5  # largest absolute difference
-GRADIENT_TOLERANCE = 5e-5  # per tensor: largest absolute difference / largest absolute value
-SEGMENTS = 3
-NAMES = {"state": "recurrent_state", "keys": "xl_cache_keys", "values": "xl_cache_values"}
-LEFTOVER = 7.0  # in all memory before the first segment; the starts of documents must hide it
-
-
-@dataclass(frozen=True)
-class Differences:
-    """Largest differences over all segments: absolute, but for gradients (see GRADIENT_TOLERANCE)."""
-
-    forward: float  # logits, token losses, mean loss
-    state: float  # recurrent states, keys and values of the caches
-    gradient: float
-
-    @property
-    def ok(self) -> bool:
-        within = self.forward <= FORWARD_TOLERANCE, self.state <= FORWARD_TOLERANCE, self.gradient <= GRADIENT_TOLERANCE
-        return all(within)  # false for nan
-
-
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The "config" of the .json beside `path`, and all arrays of the .npz.
-
-    Raises:
-        DataError: one of the two cannot be read.
-    """
-    try:
-        config = json.loads(path.with_suffix(".json").read_text())["config"]
-        with np.load(path) as arrays:
-            return config, {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: not a golden file with its .json beside it ({error})") from None
+from brt_dist.errors import DataError
+from brt_dist.export.reference_config import UnsupportedKind
+from tests.golden import block_recurrent, kinds
+from tests.golden.differences import Differences, UnknownKind, WrongShape
 
 
 def compare(path: Path) -> Differences:
-    """Run the golden file `path` through the model.  Megatron's groups must exist.
+    """Run the golden file `path`.  Megatron's groups must exist.
 
     Raises:
-        DataError: the file cannot be read, or lacks arrays.
-        UnsupportedKind: the model does not have this kind.
+        DataError: the file cannot be read, lacks arrays, or has arrays of the wrong shape.
+        UnknownKind: nothing here computes what the file holds.
     """
-    golden, arrays = read(path)
+    entry = described(path)
+    if entry is None:
+        try:
+            return block_recurrent.compare(path)
+        except UnsupportedKind as kind:
+            raise UnknownKind(str(kind)) from None
+    arrays = read(path)
+    kind = kind_of(path.stem, arrays)
+    missing = sorted(set(kind.ARRAYS) - set(arrays))
+    if missing:
+        raise DataError(f"{path}: no array {', '.join(missing)}")
     try:
-        config = from_settings(golden)
-        weights = {name.removeprefix("param/"): value for name, value in arrays.items() if name.startswith("param/")}
-        model = BlockRecurrentModel(config)
-        load(model, from_reference(weights, config))
-        return _run(model, config, arrays)
-    except UnsupportedKind:
-        raise
-    except (KeyError, CheckpointError) as error:
-        raise DataError(f"{path}: incomplete or inconsistent ({error})") from None
+        found: Differences = kind.check(arrays, entry)
+    except (WrongShape, KeyError, RuntimeError, ValueError) as error:  # torch raises the latter two for shapes
+        raise DataError(f"{path}: inconsistent ({error})") from None
+    return found
 
 
-def _run(model: BlockRecurrentModel, config: ModelConfig, arrays: Mapping[str, Tensor]) -> Differences:
-    forward, state, gradient = [], [], []
-    streams = arrays["seg0/input_tokens"].shape[0]
-    memory = [
-        {name: torch.full_like(field, LEFTOVER) for name, field in blank.items()}
-        for blank in model.blank_memory(streams)
-    ]
-    for segment in range(SEGMENTS):
-        expected = {name.split("/", 1)[1]: value for name, value in arrays.items() if name.startswith(f"seg{segment}/")}
-        tokens, mask = expected["input_tokens"].long() % config.vocab_size, expected["loss_mask"].bool()
-        target = expected["target_tokens"].long()
-        starts = torch.zeros(streams, tokens.shape[1] // config.window, dtype=torch.bool)
-        starts[:, 0] = expected["start_of_sequence"]
+def described(path: Path) -> dict[str, Any] | None:
+    """The entry of `path` in the index.json beside it; None if NAME.json describes the file.
 
-        logits, memory = model(tokens, memory, starts)
-        mean_loss = loss_sum(logits, target, mask) / mask.sum()
-        forward += [
-            _absolute(full_logits(logits, config.vocab_size), expected["logits"]),
-            _absolute(token_losses(logits, target) * mask, expected["token_losses"]),
-            _absolute(mean_loss, expected["mean_loss"]),
-        ]
-        for layer, carried in enumerate(memory):
-            state += [_absolute(ours, expected[f"{NAMES[name]}/layer{layer}"]) for name, ours in carried.items()]
-        if any(name.startswith("grad/") for name in expected):
-            gradient += _gradients(model, mean_loss, config, expected)
-    return Differences(*(max(differences, key=_worst) for differences in (forward, state, gradient)))
+    Raises:
+        DataError: the index cannot be read, or the file is described nowhere.
+        UnknownKind: it is in neither of the two.
+    """
+    index = path.with_name("index.json")
+    if path.with_suffix(".json").exists() or not index.exists():
+        return None
+    try:
+        entry = json.loads(index.read_text()).get(path.stem)
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{index}: not an index of golden files ({error})") from None
+    if isinstance(entry, dict):
+        return entry
+    if not path.exists():
+        raise DataError(f"{path}: not a golden file with its .json beside it (no such file)")
+    raise UnknownKind(f"{path.stem}, of which {index} says nothing")
 
 
-def _gradients(
-    model: BlockRecurrentModel, loss: Tensor, config: ModelConfig, expected: Mapping[str, Tensor]
-) -> list[float]:
-    """Relative difference of each gradient tensor of the reference."""
-    parameters = list(logical_parameters(model))
-    found = torch.autograd.grad(loss, [parameter.local for parameter in parameters], materialize_grads=True)
-    ours = {parameter.name: parameter.whole([gradient]) for parameter, gradient in zip(parameters, found, strict=True)}
-    return [_relative(gradient, expected[f"grad/{name}"]) for name, gradient in to_reference(ours, config).items()]
+def read(path: Path) -> dict[str, Tensor]:
+    """All arrays of the .npz.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with np.load(path) as arrays:
+            return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: not a golden file ({error})") from None
 
 
-def _absolute(ours: Tensor, theirs: Tensor) -> float:
-    if ours.shape != theirs.shape:
-        raise KeyError(f"shape {tuple(theirs.shape)} where the model has {tuple(ours.shape)}")
-    return float((ours - theirs).abs().max())
+def kind_of(name: str, arrays: dict[str, Tensor]) -> ModuleType:
+    """The module that computes a file.
 
-
-def _relative(ours: Tensor, theirs: Tensor) -> float:
-    """Against the largest value of the tensor; a tensor that is zero (a path that was not taken) must be zero."""
-    difference, size = _absolute(ours, theirs), float(theirs.abs().max())
-    return difference / size if size > 0 else difference
-
-
-def _worst(difference: float) -> tuple[bool, float]:
-    return difference != difference, difference  # nan is worse than any number  # noqa: PLR0124
+    Raises:
+        UnknownKind: none does.
+    """
+    names = [module.name for module in pkgutil.iter_modules(kinds.__path__)]
+    for kind in sorted(names, key=len, reverse=True):
+        if name.startswith(kind):
+            return import_module(f"{kinds.__name__}.{kind}")
+    modules = [import_module(f"{kinds.__name__}.{kind}") for kind in names]
+    fitting = [module for module in modules if set(module.ARRAYS) <= set(arrays)]
+    if not fitting:
+        raise UnknownKind(name)
+    return max(fitting, key=lambda module: len(module.ARRAYS))

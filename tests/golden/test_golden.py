@@ -1,4 +1,4 @@
-"""The model computes what the reference implementation computes."""
+"""The model computes what the reference implementations compute."""
 
 import json
 import subprocess
@@ -14,7 +14,8 @@ from tests.golden.__main__ import report
 from tests.golden.check import compare
 
 DATA = Path(__file__).parent / "data"
-FILES = sorted(DATA.glob("*.npz"))
+KINDS = DATA / "kinds"
+FILES = [*sorted(DATA.glob("*.npz")), *sorted(KINDS.glob("*.npz"))]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,8 @@ def test_golden(path: Path) -> None:
 
 
 def test_the_data_is_there() -> None:
-    assert len(FILES) >= 7
+    assert len(list(DATA.glob("*.npz"))) >= 7
+    assert {path.stem for path in KINDS.glob("*.npz")} == set(json.loads((KINDS / "index.json").read_text()))
 
 
 @pytest.mark.usefixtures("world_of_one")
@@ -66,11 +68,36 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report([good]) == 0
     assert capsys.readouterr().out.rstrip().endswith(" ok")
     assert report([good, other]) == 2
-    assert "does not have this kind: gate full" in capsys.readouterr().out
+    assert "no such kind here: gate full" in capsys.readouterr().out
     assert report([broken, other, absent]) == 1
     lines = capsys.readouterr().out.splitlines()[1:]
     assert f"{broken}: not a golden file" in lines[0]
     assert f"{absent}: not a golden file" in lines[2]
+
+
+@pytest.mark.parametrize("path", sorted(KINDS.glob("*.npz")), ids=lambda path: path.stem)
+def test_every_array_of_a_kind_is_compared_and_its_name_does_not_matter(tmp_path: Path, path: Path) -> None:
+    """A file under another name is known by its arrays; a wrong number in any of them is found."""
+    entry = json.loads((KINDS / "index.json").read_text())[path.stem]
+    (tmp_path / "index.json").write_text(json.dumps({"other": entry}))
+    with np.load(path) as arrays:
+        golden = {key: np.array(arrays[key]) for key in arrays.files}
+    for name, array in golden.items():
+        changed = array.copy()
+        changed.flat[changed.size * 2 // 3] += 1e-2 * max(1.0, np.abs(array).max())
+        np.savez(tmp_path / "other.npz", **golden | {name: changed})
+        assert not compare(tmp_path / "other.npz").ok, name
+
+
+def test_kinds_that_do_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "index.json").write_text(json.dumps({"alien": {"what": "nothing known"}, "linear_attention": {}}))
+    for name in ("alien", "unmentioned", "linear_attention"):
+        np.savez(tmp_path / f"{name}.npz", Q=np.zeros(3))
+    assert report([tmp_path / "alien.npz"]) == 2
+    assert "no such kind here: alien" in capsys.readouterr().out
+    assert report([tmp_path / "unmentioned.npz"]) == 2
+    assert report([tmp_path / "linear_attention.npz"]) == 1
+    assert "no array K, V, y" in capsys.readouterr().out
 
 
 def test_command_line() -> None:
