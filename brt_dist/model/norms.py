@@ -25,9 +25,14 @@ class RMSNorm(nn.Module):
         declare(self.weight, ones())
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = widened(x)
-        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON) * widened(self.weight)
-        return scaled.to(self.weight.dtype)
+        return rms_normed(x, self.weight)
+
+
+def rms_normed(x: Tensor, weight: Tensor) -> Tensor:
+    """What :class:`RMSNorm` computes with this weight."""
+    wide = widened(x)
+    scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON) * widened(weight)
+    return scaled.to(weight.dtype)
 
 
 def unit_length(x: Tensor) -> Tensor:

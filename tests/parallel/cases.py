@@ -194,7 +194,9 @@ def train_plainly(given: Config, steps: int = STEPS) -> Outcome:
     with single_process():
         model = BlockRecurrentModel(given.model, given.run.seed)
         settings = given.optimizer
-        tables = ("embedding.weight", "positions.weight", "cell.initial_state", "cell.identities")
+        tables = (
+            "embedding.weight", "positions.weight", "cell.initial_state", "cell.identities", "convolution.weight",
+        )  # fmt: skip
         named = dict(model.named_parameters())
         decayed = [p for name, p in named.items() if p.dim() > 1 and not name.endswith(tables)]
         others = [p for name, p in named.items() if p.dim() == 1 or name.endswith(tables)]

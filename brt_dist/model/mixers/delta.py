@@ -1,0 +1,110 @@
+"""DeltaNet (arXiv 2406.06484): a matrix for each head, corrected where the present key points.
+
+Queries, keys and values are maps of the token, then a convolution over the last 4 tokens of each channel by itself,
+then SiLU; queries and keys are scaled to unit length.  With beta_t = sigmoid(x_t w) for each head,
+
+    S_t = S_{t-1} + k_t (beta_t (v_t - S_{t-1}^T k_t))^T,    o_t = S_t^T q_t / sqrt(E)
+
+so what S says about k_t is replaced by v_t (beta = 1), where linear attention would add to it.  o goes through an
+RMSNorm of each head, then the output map.  S and the last 3 inputs of the convolutions are carried; both start at zero
+with a document.
+
+From the authors' code: sizes, gate and convolution; initial values are those of the other mixers, but the convolutions
+have the authors' 0.02; the epsilon of the head norm is 1e-6 (1e-5 there).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import gcd
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from brt_dist.config.halves import Matrix
+from brt_dist.model.mixers.base import STATE_MAX, STATE_RMS, MemoryField, Mixer, Statistic
+
+if TYPE_CHECKING:
+    from megatron.core import ModelParallelConfig
+    from torch import nn
+
+    from brt_dist.config.schema import Config, ModelConfig
+
+
+class DeltaMixer(Mixer):
+    """The delta rule over all tokens of the document so far, without positions."""
+
+    kind: Literal["delta"] = Field("delta", description="DeltaNet: a matrix carried for each head, corrected by keys")
+    value_dim: PositiveInt | None = Field(None, description="size of the values of a head; unset: model.head_dim")
+    convolution: PositiveInt = Field(
+        4, ge=2, description="tokens that the short convolutions see; model.window must be at least one less"
+    )
+    gate: bool = Field(False, description="multiply what a head reads by SiLU of a map of the token")
+    negative_eigenvalues: bool = Field(
+        False, description="double beta, so that a token can also flip what the state says (arXiv 2411.12537)"
+    )
+    chunk: PositiveInt = Field(
+        64, description="tokens that are read at once, a matter of speed; the common divisor with model.window is taken"
+    )
+
+    changeable: ClassVar[tuple[str, ...]] = ("chunk",)
+    beside_weights: ClassVar[tuple[str, ...]] = ("chunk",)
+    statistics: ClassVar[dict[str, Statistic]] = {"state_rms": STATE_RMS, "state_max": STATE_MAX}
+    rates: ClassVar[int] = 1
+    """numbers that a map gives for each head and token: beta"""
+
+    def value_size(self, model: "ModelConfig") -> int:
+        """Size of the values of a head."""
+        return self.value_dim or model.head_dim
+
+    def memory(self, model: "ModelConfig") -> Sequence[MemoryField]:
+        heads, size, values = model.heads, model.head_dim, self.value_size(model)
+        return (
+            MemoryField("state", (heads, size, values), dtype="float32", split=0),
+            MemoryField("tail", (self.convolution - 1, heads, 2 * size + values), split=1),
+        )
+
+    def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
+        width, heads, size, values = model.width, model.heads, model.head_dim, self.value_size(model)
+        yield Matrix(width)
+        yield Matrix(2 * heads * size, width, True, 2)
+        yield Matrix(heads * values, width, True)
+        yield Matrix(self.rates * heads, width, True, self.rates)
+        if self.gate:
+            yield Matrix(heads * values, width, True)
+        yield Matrix(heads * (2 * size + values), self.convolution, True)
+        yield Matrix(values)
+        yield Matrix(width, heads * values, True)
+
+    def flops(self, model: "ModelConfig", executed: bool) -> float:
+        """Those of the triangular system are counted in what is executed, although torch's counter leaves them out."""
+        size, values = model.head_dim, self.value_size(model)
+        mapped = 2 * size + values + self.rates + (values if self.gate else 0) + values  # the last: output
+        total = 2.0 * model.width * model.heads * mapped
+        total += 3 * 2 * model.heads * size * values  # the state is asked about the key, corrected, and read
+        if executed:  # products of pairs of a chunk: of keys, of queries and keys, with the writes; and the system
+            chunk = gcd(model.window, self.chunk)
+            total += model.heads * chunk * (2 * 2 * size + 2 * values + size + values)
+        return total
+
+    def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
+        return {"model.heads": model.heads}
+
+    def broken_rules(self, config: "Config", key: str) -> Iterable[str]:
+        if config.model.feedback:
+            yield (
+                f"model.feedback=true with {key}: the delta rule attends to no state of another layer; "
+                "nearest: model.feedback=false"
+            )
+        if config.model.window < self.convolution - 1:
+            yield (
+                f"{key}.convolution={self.convolution} with model.window={config.model.window}: the tokens before a "
+                f"block must lie in one block; nearest: {key}.convolution={config.model.window + 1}"
+            )
+
+    def build(self, model: "ModelConfig", index: int, parallel: "ModelParallelConfig") -> "nn.Module":
+        from brt_dist.model.delta_attention import DeltaAttention
+
+        return DeltaAttention(self, model, index, parallel)
+
+    def build_decay(self, heads: int) -> "nn.Module | None":
+        """What makes the decays of this rank's heads from a map of the token: nothing."""
+        return None
