@@ -4,6 +4,7 @@ import brt_dist
 
 with brt_dist.load("runs/books") as model:
     print(model.generate("It was a dark", tokens=50).text)
+    print(model.evaluate([text]).bits_per_token)
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +17,11 @@ import torch
 from torch import Tensor
 
 from brt_dist.config.schema import ModelConfig
+from brt_dist.data.in_memory import InMemoryDataset
+from brt_dist.data.reader import Documents
 from brt_dist.data.tokenizers import Tokenizer, parse_tokenizer
 from brt_dist.errors import CheckpointError, DataError
+from brt_dist.evaluation.score import Score, score
 from brt_dist.export.load import load_weights
 from brt_dist.export.open import open_weights
 from brt_dist.generation.choose import Sampling
@@ -66,6 +70,11 @@ class TrainedModel:
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the tokenizer is known."""
+        return self._tokenizer is not None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -143,6 +152,25 @@ class TrainedModel:
         encoded = [self.encode(one) for one in prompts]
         found = generate(self.decoder(len(prompts)), encoded, tokens, self.tokenizer, sampling, stops, on_text)
         return found[0] if isinstance(prompt, str) else found
+
+    def evaluate(
+        self, documents: Documents | Sequence[str], *, segment: int | None = None, clear_memory: bool = False
+    ) -> Score:
+        """Loss on whole documents, every token of them predicted but the first.
+
+        Args:
+            documents: texts, or tokens to read like those of a `Dataset`.
+            segment: tokens read at a time; None: 8 blocks.  The result does not depend on it, unless memory is cleared.
+            clear_memory: clear memory at the start of every segment.
+
+        Raises:
+            DataError: there is nothing to predict.
+        """
+        data = documents
+        if isinstance(data, Sequence):
+            data = InMemoryDataset.of_texts(data, self.tokenizer)
+        size = segment or 8 * self.config.window
+        return score(self.network, data, segment=size, streams=8, clear_memory=clear_memory)
 
     def encode(self, prompt: str) -> list[int]:
         """Tokens of a prompt.

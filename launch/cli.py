@@ -22,6 +22,8 @@ _COMMANDS = {
     "logs": ("launch.commands.submit:logs", "Print the log of a submitted run or of one of its ranks."),
     "status": ("launch.commands.status:status", "Show the state of a run."),
     "report": ("launch.commands.report:report", "Write a self-contained HTML report of a run."),
+    "eval": ("launch.commands.eval:evaluate", "Measure a trained model on whole documents."),
+    "generate": ("launch.commands.generate:generate", "Continue a text with a trained model."),
     "doctor": ("launch.commands.doctor:doctor", "Check the nodes: versions, devices, network, storage, clocks."),
     "checkpoint": ("launch.commands.checkpoint:checkpoint", "List, show, verify and prune the checkpoints of a run."),
     "export": ("launch.commands.export:export", f"Export the weights of a run: {', '.join(WEIGHT_FORMATS)}."),

@@ -5,6 +5,12 @@ from pathlib import Path
 import click
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
+)
+tokenizer_option = click.option(
+    "--tokenizer", metavar="FILE", help="tokenizer.json of the model, if it is not with the weights."
+)
 config_argument = click.argument("settings", nargs=-1, metavar="[CONFIG ...] [key=value ...]")
 
 
@@ -17,3 +23,13 @@ def split(settings: tuple[str, ...]) -> tuple[list[Path], list[str]]:
         else:
             files.append(Path(setting))
     return files, overrides
+
+
+def quiet_libraries() -> None:
+    """Before the model's libraries are imported: what they warn about is no concern of who uses a trained model."""
+    import logging
+    import warnings
+
+    warnings.simplefilter("ignore")
+    for library in ("DeepSpeed", "megatron.core"):
+        logging.getLogger(library).setLevel(logging.ERROR)

@@ -1,0 +1,113 @@
+"""What `brt eval` found: as JSON, as events, as tables."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from brt_dist.events import EvaluationEvent
+from pipelines.tables import show, table
+
+if TYPE_CHECKING:
+    from brt_dist.evaluation.score import Score
+    from brt_dist.evaluation.texts import TextSize
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was found on one source of data."""
+
+    name: str
+    size: "TextSize | None"
+    scores: "dict[str, Score]"
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        carried = self.scores["carried"]
+        found: dict[str, Any] = {
+            "data": self.name,
+            "documents": len(carried.document_nats),
+            "tokens": carried.tokens,
+            "seconds": round(self.seconds, 3),
+        }
+        if self.size is not None:
+            found |= {"text_bytes": self.size.text_bytes, "words": self.size.words}
+        for memory, score in self.scores.items():
+            found[memory] = {
+                "nats": score.nats,
+                "bits_per_token": score.bits_per_token,
+                "standard_error": score.standard_error,
+                **self.of_text(score),
+                "positions": [asdict(position) for position in score.positions],
+                "documents": [
+                    {"nats": float(nats), "tokens": int(tokens)}
+                    for nats, tokens in zip(score.document_nats, score.document_tokens, strict=True)
+                ],
+            }
+        return found
+
+    def of_text(self, score: "Score") -> dict[str, float]:
+        """The measures that do not depend on the tokenizer, if the text is known."""
+        if self.size is None or not self.size.text_bytes or not self.size.words:
+            return {}
+        return {
+            "bits_per_byte": score.bits_per_byte(self.size.text_bytes),
+            "word_perplexity": score.word_perplexity(self.size.words),
+        }
+
+
+def events_of(found: Sequence[Evaluated], step: int) -> list[EvaluationEvent]:
+    """The results as training tells its own."""
+    return [
+        EvaluationEvent(
+            step=step,
+            dataset=one.name,
+            memory=memory,
+            loss=score.nats / score.tokens,
+            bits_per_token=score.bits_per_token,
+            tokens=score.tokens,
+            positions=score.positions,
+            seconds=one.seconds,
+        )
+        for one in found
+        for memory, score in one.scores.items()
+    ]
+
+
+def show_evaluated(facts: Mapping[str, Any], found: Sequence[Evaluated]) -> None:
+    """Print the results on standard output."""
+    click.echo(f"{facts['source']}  window {facts['window']}  segment {facts['segment']}")
+    for one in found:
+        carried, cleared = one.scores["carried"], one.scores.get("cleared")
+        click.echo(f"\n{one.name}: {len(carried.document_nats):,} documents, {carried.tokens:,} predicted tokens")
+        rows = []
+        for label, values in _rows(one):
+            numbers = [*values, values[1] - values[0]] if cleared else values
+            rows.append((label, *(f"{value:.4f}" if value < 1e4 else f"{value:.4g}" for value in numbers)))
+        if carried.standard_error is not None:
+            rows.append(("± standard error", f"{carried.standard_error:.4f}", *([""] * (2 if cleared else 0))))
+        head = ("", "memory carried", *(("memory cleared", "gain") if cleared else ()))
+        show(table(head, rows, right=head[1:]))
+        click.echo("")
+        others = {p.begin: p for p in cleared.positions} if cleared else {}
+        position_rows = []
+        for position in carried.positions:
+            end = "" if position.end is None else f"{position.end - 1:,}"
+            cells = [f"{position.loss / math.log(2):.4f}"]
+            if cleared:
+                other = others[position.begin].loss
+                cells += [f"{other / math.log(2):.4f}", f"{(other - position.loss) / math.log(2):.4f}"]
+            position_rows.append((f"{position.begin:,} to {end}".rstrip(), f"{position.tokens:,}", *cells))
+        head = ("position in the document", "tokens", "carried", *(("cleared", "gain") if cleared else ()))
+        show(table(head, position_rows, right=head[1:]))
+
+
+def _rows(one: Evaluated) -> Iterator[tuple[str, list[float]]]:
+    scores = list(one.scores.values())
+    yield "bits/token", [score.bits_per_token for score in scores]
+    of_text = [one.of_text(score) for score in scores]
+    if all(of_text):
+        yield "bits/byte", [values["bits_per_byte"] for values in of_text]
+        yield "word perplexity", [values["word_perplexity"] for values in of_text]

@@ -1,0 +1,51 @@
+"""Plot of bits per token by position in the document: what memory is worth as a document goes on."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from brt_dist.errors import PlatformError
+from brt_dist.events import PositionLoss
+from brt_dist.files import atomic_file
+
+_COLOURS = ("#1f5fa8", "#c2571a", "#2c7a4b", "#7a3fa0", "#8a6d00")
+
+
+def plot_positions(path: Path, found: Mapping[str, Mapping[str, Sequence[PositionLoss]]]) -> None:
+    """Draw a PNG.
+
+    Args:
+        path: of the file.
+        found: by name of the data, then by memory (`carried`, `cleared`): mean loss by position.
+
+    Raises:
+        PlatformError: it cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
+    for number, (name, by_memory) in enumerate(found.items()):
+        for memory, positions in by_memory.items():
+            edges = [position.begin for position in positions]
+            ends = [position.end or 2 * max(position.begin, 1) for position in positions]
+            bits = [position.loss / math.log(2) for position in positions]
+            colour = _COLOURS[number % len(_COLOURS)]
+            style = "-" if memory == "carried" else ":"
+            axes.stairs(bits, [*edges, ends[-1]], baseline=None, color=colour, linestyle=style, linewidth=1.8)
+            axes.plot([], [], color=colour, linestyle=style, label=f"{name}, memory {memory}")
+    axes.set_xscale("symlog", linthresh=max(next(iter(next(iter(found.values())).values()))[0].end or 1, 1))
+    axes.set_xlabel("position in the document (tokens)")
+    axes.set_ylabel("bits per token")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    try:
+        with atomic_file(path) as file:
+            figure.savefig(file, format="png")
+    except OSError as error:
+        raise PlatformError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        pyplot.close(figure)
