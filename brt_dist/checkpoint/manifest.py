@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -77,6 +77,8 @@ class Manifest:
         tensors: the logical tensors by name.
         time: when it was saved, in unix seconds; for display only.  0: unknown.
         tokenizer: sha256 of the tokenizer of model and data; empty: unknown.
+        mask_version: how the run draws the masks of attention dropout (`model/dropout.py`); checkpoints of 0.1.0 lack
+            it, and mean 1.
         format: version of the checkpoint format.
     """
 
@@ -93,6 +95,7 @@ class Manifest:
     tensors: dict[str, TensorEntry] = field(repr=False)
     time: float = 0.0
     tokenizer: str = ""
+    mask_version: Literal[1, 2] = 1
     format: int = FORMAT
 
     @property

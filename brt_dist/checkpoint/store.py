@@ -87,6 +87,7 @@ class CheckpointStore:
             tensors={},
             time=time.time(),
             tokenizer=self._tokenizer,
+            mask_version=engine.mask_version,
         )
         return self._saver.save(manifest, engine.pieces())
 

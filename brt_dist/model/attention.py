@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from brt_dist.model.dropout import Mask
 from brt_dist.model.norms import widened
 
 
@@ -21,7 +22,7 @@ class Window(NamedTuple):
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None, dropout: Tensor | None = None
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None, dropout: Mask | None = None
 ) -> Tensor:
     """softmax(q·k + bias) v, with the softmax in float32.  The one place to put a fused kernel.
 
@@ -31,7 +32,7 @@ def attend(
         queries: (..., h, n, E), of any type.
         keys, values: (..., h, m, E).
         bias: (h, n, m), shared by all streams and blocks, -inf where a key is not visible.
-        dropout: factors on the probabilities, broadcast against (..., h, n, m).
+        dropout: of the probabilities, broadcast against (..., h, n, m).
 
     Returns:
         (..., h, n, E), of the type of `values`.
@@ -41,7 +42,7 @@ def attend(
         logits = logits + bias
     probabilities = logits.softmax(-1)
     if dropout is not None:
-        probabilities = probabilities * dropout
+        probabilities = dropout(probabilities)
     return probabilities.to(values.dtype) @ values
 
 

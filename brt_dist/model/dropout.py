@@ -7,14 +7,47 @@ along the segment, and that of the attention matrix is one block, shared by all 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
+from brt_dist.model.norms import widened
 from brt_dist.model.parameters import seeded_generator
 
 TILE = 128
+
+MaskVersion: TypeAlias = Literal[1, 2]
+"""How attention masks are drawn; a run keeps the version that it began with.
+
+2: each head by itself, so that a rank draws only its own; 1: all heads of a stream together, as version 0.1.0 did.
+"""
+MASK_VERSION: MaskVersion = 2  # of new runs
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Called with a tensor, sets the dropped elements to 0 and multiplies the others by 1/(1 - rate).
+
+    The product is taken in float32: in bf16 the factor itself would be rounded, 1/0.95 to 1.0547, and training would
+    see activations that are 0.2 % larger than those of an evaluation.
+
+    Args:
+        dropped: bool, broadcast against the tensor.
+        rate: probability of being dropped, in [0, 1).
+    """
+
+    dropped: Tensor
+    rate: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (widened(x.masked_fill(self.dropped, 0.0)) * self._factor).to(x.dtype)
+
+    @property
+    def _factor(self) -> float:
+        return float(np.float32(1.0) / np.float32(1.0 - self.rate))
 
 
 @dataclass(frozen=True)
@@ -28,6 +61,7 @@ class Dropout:
         streams: global number of each stream of the micro-batch (b,).
         is_split: whether activations hold this rank's part of the segment (sequence parallel).
         offset: position in the segment of the first token that is given.
+        mask_version: how attention masks are drawn.
     """
 
     rate: float
@@ -36,6 +70,7 @@ class Dropout:
     streams: Sequence[int]
     is_split: bool = False
     offset: int = 0
+    mask_version: MaskVersion = MASK_VERSION
 
     def at(self, offset: int) -> "Dropout":
         """The same masks, for activations that begin at this position of the segment."""
@@ -46,22 +81,28 @@ class Dropout:
         if self.rate == 0:
             return x
         length, _, width = x.shape
-        tile = torch.stack([self._factors((TILE, width), x, layer, site, stream) for stream in self.streams], 1)
+        tile = torch.stack([self._dropped((TILE, width), x.device, layer, site, stream) for stream in self.streams], 1)
         first = self.offset + (length * parallel_state.get_tensor_model_parallel_rank() if self.is_split else 0)
-        return x * tile[torch.arange(first, first + length, device=x.device) % TILE]
+        return Mask(tile[torch.arange(first, first + length, device=x.device) % TILE], self.rate)(x)
 
-    def attention(self, like: Tensor, heads: int, window: int, layer: int) -> Tensor | None:
-        """Factors on attention probabilities (b, 1, h, W, 2W) for this rank's part of `heads`; none at rate 0.
-
-        Drawn for all heads, so that the masks don't depend on how the heads are split.
-        """
+    def attention(self, device: torch.device, heads: int, window: int, layer: int) -> Mask | None:
+        """Mask of attention probabilities (b, 1, h, W, 2W), for this rank's part of `heads`; none at rate 0."""
         if self.rate == 0:
             return None
         rank = parallel_state.get_tensor_model_parallel_rank()
-        ranks = parallel_state.get_tensor_model_parallel_world_size()
-        shape = (heads, window, 2 * window)
-        drawn = [self._factors(shape, like, layer, "attention", stream).chunk(ranks)[rank] for stream in self.streams]
-        return torch.stack(drawn).unsqueeze(1)
+        local = heads // parallel_state.get_tensor_model_parallel_world_size()
+        mine, size = range(rank * local, (rank + 1) * local), (window, 2 * window)
+        if self.mask_version == 1:
+            drawn = [
+                self._dropped((heads, *size), device, layer, "attention", stream)[mine.start : mine.stop]
+                for stream in self.streams
+            ]
+        else:
+            drawn = [
+                torch.stack([self._dropped(size, device, layer, f"attention/{head}", stream) for head in mine])
+                for stream in self.streams
+            ]
+        return Mask(torch.stack(drawn).unsqueeze(1), self.rate)
 
     def uniform(self, like: Tensor, layer: int, site: str) -> Tensor:
         """Float32 in [0, 1) for each element of `like` (N, b, F/tp): all tokens, this rank's part of F features.
@@ -78,9 +119,8 @@ class Dropout:
         """One number in [0, 1) for each stream, float32 (b,)."""
         return torch.cat([self._draw((1,), device, layer, site, stream) for stream in self.streams])
 
-    def _factors(self, shape: tuple[int, ...], like: Tensor, layer: int, site: str, stream: int) -> Tensor:
-        kept = self._draw(shape, like.device, layer, site, stream) >= self.rate
-        return kept.to(like.dtype) / (1 - self.rate)
+    def _dropped(self, shape: tuple[int, ...], device: torch.device, layer: int, site: str, stream: int) -> Tensor:
+        return self._draw(shape, device, layer, site, stream) < self.rate
 
     def _draw(self, shape: tuple[int, ...], device: torch.device, layer: int, site: str, stream: int) -> Tensor:
         key = f"dropout/{self.seed}/{self.step}/{layer}/{site}/{int(stream)}"

@@ -121,16 +121,16 @@ class TokenAttention(nn.Module):
 
     def to_tokens(self, heads: TokenHeads, window: Window, dropout: Dropout | None) -> Tensor:
         """Attention to the W tokens before each token -> (b, t, h, W, E)."""
-        factors = None
+        mask = None
         if dropout is not None:
-            factors = dropout.attention(heads.values, self.model.heads, self.model.window, self.index)
+            mask = dropout.attention(heads.values.device, self.model.heads, self.model.window, self.index)
         queries, keys, visible = heads.queries, window.keys, heads.queries.new_zeros(1, 1, self.model.window)
         if self.settings.positions == "rotary":
             # here and not before, so that the cache and what the states see know nothing of positions
             queries, keys = rotated(queries, self.model.window), rotated(keys)
         if self.positions is not None:
             visible = self.scale(self.positions())
-        return attend(queries, keys, window.values, banded(visible), factors)
+        return attend(queries, keys, window.values, banded(visible), mask)
 
     def to_states(self, heads: TokenHeads, keys: Tensor, values: Tensor) -> Tensor:
         """Attention to all states (b, t, h, S, E) that entered the token's block -> (b, t, h, W, E)."""

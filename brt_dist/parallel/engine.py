@@ -18,7 +18,7 @@ from torch import Tensor
 
 from brt_dist.config.deepspeed import deepspeed_config
 from brt_dist.config.schema import Config
-from brt_dist.model.dropout import Dropout
+from brt_dist.model.dropout import MASK_VERSION, Dropout, MaskVersion
 from brt_dist.model.linear import megatron_config
 from brt_dist.model.memory import Memory
 from brt_dist.model.model import loss_sum
@@ -105,6 +105,7 @@ class Engine(ABC):
         self.layout = layout
         self.device = device
         self.stage = stage
+        self.mask_version: MaskVersion = MASK_VERSION
         self._context = context
         self._observer: Observer | None = None  # of the evaluation step under way
         self._observed = 0  # micro-batches of it
@@ -194,7 +195,8 @@ class Engine(ABC):
             if not training:
                 return None  # at rate 0 it drops nothing, but tells layers that they train, and keys what they draw
             # the keys of the masks count steps from 0
-            return Dropout(rate, seed, step.number - 1, streams[i * size : (i + 1) * size], is_split)
+            mine = streams[i * size : (i + 1) * size]
+            return Dropout(rate, seed, step.number - 1, mine, is_split, mask_version=self.mask_version)
 
         return [MicroBatch(starts, dropout(i)) for i, starts in enumerate(step.starts.split(size))]
 

@@ -36,6 +36,7 @@ def resume(
     with checkpoint:
         manifest = checkpoint.manifest
         engine.load(checkpoint.read, manifest.updates)
+        engine.mask_version = manifest.mask_version
     if store.is_new_dataset(manifest):
         report("the training data changed: all streams start over")
         cursor = start

@@ -1,10 +1,16 @@
 """Dropout: keyed masks, vertical direction only."""
 
+from itertools import combinations
+from typing import Any
+
 import pytest
 import torch
+from megatron.core import parallel_state
 
-from brt_dist.model.dropout import TILE, Dropout
+from brt_dist.model.dropout import TILE, Dropout, MaskVersion
 from tests.unit.model.networks import built, fields, small, some_memory, starts_of, tokens_of
+
+OLD_MASK = "10010000000000001000000000011001"
 
 
 def test_masks_depend_on_seed_step_layer_site_and_stream_and_on_nothing_else() -> None:
@@ -38,16 +44,81 @@ def test_rate_tile_and_scale() -> None:
         part = Dropout(0.25, 0, 0, (0,)).at(offset).activations(x[offset:], 0, "site")
         assert torch.equal(part, y[offset:])
 
-    factors = Dropout(0.25, 0, 0, (0, 1)).attention(x, 4, 16, 0)
-    assert factors.shape == (2, 1, 4, 16, 32)
-    assert not torch.equal(factors[0], factors[1])
+    mask = Dropout(0.25, 0, 0, (0, 1)).attention(x.device, 4, 16, 0)
+    assert mask is not None
+    assert mask.dropped.shape == (2, 1, 4, 16, 32)
+    heads = mask.dropped.flatten(0, 2)
+    assert all(not torch.equal(one, other) for one, other in combinations(heads, 2))
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.15])
+def test_the_mean_stays_the_same_in_bf16(rate: float) -> None:
+    """1/0.95 rounded to bf16 would make all that is kept 0.2 % too large."""
+    factor = 1 / (1 - rate)
+    x = torch.linspace(1, 2, 1 << 18).to(torch.bfloat16).view(-1, 1, 512)  # all bf16 between 1 and 2
+    y = Dropout(rate, 0, 0, (0,)).activations(x, 0, "site")
+    assert torch.equal(y, torch.where(y == 0, 0, x.double() * factor).to(x.dtype)), "not the nearest to the product"
+    kept = y != 0
+    assert abs((y[kept].double() / x[kept].double()).mean().item() / factor - 1) < 2e-4
+
+    probabilities = torch.ones(1, 1, 2, 64, 128)  # float32 under bf16 too
+    mask = Dropout(rate, 0, 0, (0,)).attention(x.device, 2, 64, 0)
+    assert mask is not None
+    dropped = mask(probabilities)
+    assert dropped[dropped != 0].unique().tolist() == pytest.approx([factor], rel=2**-23)
+
+
+def test_gradients_have_the_same_factor_in_bf16() -> None:
+    x = torch.full((TILE, 1, 256), 3.0, dtype=torch.bfloat16, requires_grad=True)
+    gradient = torch.linspace(1, 2, TILE * 256).to(x.dtype).view_as(x)
+    y = Dropout(0.05, 0, 0, (0,)).activations(x, 0, "site")
+    y.backward(gradient)
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.where(y == 0, 0, gradient.float() / 0.95).to(x.dtype))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_rank_draws_the_attention_masks_of_its_own_heads(
+    monkeypatch: pytest.MonkeyPatch, ranks: int, version: MaskVersion
+) -> None:
+    dropout = Dropout(0.3, 1, 2, (3, 8), mask_version=version)
+    drawn, draw = [], torch.rand
+
+    def counted(shape: tuple[int, ...], **named: Any) -> torch.Tensor:
+        drawn.append(torch.Size(shape).numel())
+        return draw(shape, **named)
+
+    monkeypatch.setattr(torch, "rand", counted)
+
+    def part(rank: int, of: int) -> torch.Tensor:
+        monkeypatch.setattr(parallel_state, "get_tensor_model_parallel_rank", lambda: rank)
+        monkeypatch.setattr(parallel_state, "get_tensor_model_parallel_world_size", lambda: of)
+        drawn.clear()
+        mask = dropout.attention(torch.device("cpu"), 8, 4, 5)
+        assert mask is not None
+        return mask.dropped
+
+    whole = part(0, 1)
+    parts = []
+    for rank in range(ranks):
+        parts.append(part(rank, ranks))
+        assert sum(drawn) == (parts[-1].numel() if version == 2 else whole.numel())
+    assert torch.equal(torch.cat(parts, 2), whole)
+
+
+def test_version_1_draws_what_0_1_0_drew() -> None:
+    """The first values of its masks, computed with it."""
+    mask = Dropout(0.25, 0, 0, (0, 1), mask_version=1).attention(torch.device("cpu"), 2, 2, 0)
+    assert mask is not None
+    assert "".join(map(str, mask.dropped.int().flatten().tolist())) == OLD_MASK
 
 
 def test_rate_zero_draws_nothing() -> None:
     x = torch.ones(2, 1, 3)
     dropout = Dropout(0.0, 0, 0, (0,))
     assert dropout.activations(x, 0, "site") is x
-    assert dropout.attention(x, 1, 2, 0) is None
+    assert dropout.attention(x.device, 1, 2, 0) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
