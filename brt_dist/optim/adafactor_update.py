@@ -4,43 +4,92 @@ The rule is that of the reference training code: factored second moment with dec
 of 1, rate multiplied by the parameter's RMS, first moment (0.9) of the scaled update, no bias correction.
 
 Row and column statistics and the RMS values belong to the whole matrix, but a rank holds only a part of it: a slice by
-tensor parallelism, and of that a contiguous flat range by ZeRO.  So each rank adds up what it has and the small sums
-are reduced over the groups that share the matrix.
+tensor parallelism, and of that a contiguous flat range by ZeRO.  So each rank adds up what it has, and the sums of all
+parameters are reduced together: two all-reduces for an update, one of the statistics of gradients and weights, one of
+the RMS of the updates, which depend on the former.
 
 All parameters are one group, laid end to end by ZeRO and cut into equal ranges.  (Not one group each: DeepSpeed reduces
 a gradient norm per group over all pipeline stages, and stages with different numbers of groups would wait forever.)
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch.nn import functional
+from torch import Tensor
 
 from brt_dist.optim.base import LocalMatrix, Sharding
+from brt_dist.optim.matrix_range import MatrixRange
 
 SQUARE_EPS = 1e-30  # added to squared gradients
 SMALLEST_SCALE = 1e-3  # of the parameter's RMS: a parameter near zero still moves
 CLIP_RMS = 1.0
 
 
-def matrix_of_row(part: LocalMatrix, device: torch.device) -> torch.Tensor:
-    """Number of the stacked matrix that each local row belongs to, (rows,)."""
-    count, run = part.stacked
-    return torch.arange(part.rows, device=device) // run % count
-
-
 @dataclass(frozen=True)
 class _Piece:
-    """The range of one parameter that is on this rank (perhaps empty), as views."""
+    """What this rank steps of one parameter (perhaps nothing), as views.
+
+    Attributes:
+        index: number of the parameter on this rank.
+        range: where the piece lies in the parameter.
+        here: where it lies in the tensor that holds it.
+        tensor: that tensor.
+        state: of the tensor.
+    """
 
     index: int
-    rows: "_Rows"
-    weight: torch.Tensor
-    gradient: torch.Tensor
-    first_moment: torch.Tensor
+    range: MatrixRange
+    here: slice
+    tensor: Tensor
+    state: dict[str, Any]
+
+    @property
+    def weight(self) -> Tensor:
+        return self.tensor.view(-1)[self.here]
+
+    @property
+    def gradient(self) -> Tensor:
+        """In float32."""
+        if self.tensor.grad is None:
+            return torch.zeros_like(self.weight, dtype=torch.float32)
+        return self.tensor.grad.reshape(-1)[self.here].float()
+
+    @property
+    def square(self) -> Tensor:
+        """Of the gradient."""
+        return self.gradient.square() + SQUARE_EPS
+
+    @property
+    def first_moment(self) -> Tensor:
+        moment: Tensor = self.state["first_moment"]
+        return moment.view(-1)[self.here]
+
+    def moment(self, name: str) -> Tensor:
+        """A second moment of this parameter: by "row", by "column", or the whole "second" one."""
+        moment: Tensor = self.state[f"{name}_moment.{self.index}"]
+        return moment
+
+    def remember(self, name: str, mean: Tensor, decay: float) -> None:
+        """Update a second moment, which is zero at first."""
+        self.state.setdefault(f"{name}_moment.{self.index}", torch.zeros_like(mean))
+        self.moment(name).mul_(decay).add_(mean, alpha=1.0 - decay)
+
+
+class _Sums(NamedTuple):
+    """Sums over a whole parameter; rows and columns are those of which this rank has a part.
+
+    Attributes:
+        rows: of its squared gradients, (rows,); (0,) if it is not factored.
+        columns: of its squared gradients, (P, columns); (P, 0) if it is not factored.
+        weights: of its squared weights, (P,).
+    """
+
+    rows: Tensor
+    columns: Tensor
+    weights: Tensor
 
 
 class AdafactorUpdate(torch.optim.Optimizer):
@@ -49,7 +98,7 @@ class AdafactorUpdate(torch.optim.Optimizer):
     Args:
         parameters: those of this rank.
         parts: what each of them is, in the same order.
-        sharding: how they are cut, and the process groups over which their parts are spread.
+        sharding: how they are cut, and the process group over which their parts are spread.
         lr: relative step size; set `group["lr"]` before each step.
         momentum: decay of the first moment, 0 for none.
         decay_rate: exponent of the second moment's decay.
@@ -58,7 +107,7 @@ class AdafactorUpdate(torch.optim.Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[torch.Tensor],
+        parameters: Iterable[Tensor],
         parts: Sequence[LocalMatrix],
         sharding: Sharding,
         *,
@@ -72,133 +121,129 @@ class AdafactorUpdate(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every parameter.  Collective: all ranks that share parameters step together."""
-        (group,) = self.param_groups
-        for piece, state in self._pieces(group["params"]):
-            self._update(piece, state, group)
+        """One update of every parameter.  Collective: all ranks that share parameters step together.
 
-    def _pieces(self, held: list[torch.Tensor]) -> Iterator[tuple[_Piece, dict[str, Any]]]:
+        The directions are computed twice, because keeping them would take the memory of all gradients again.
+        """
+        (group,) = self.param_groups
+        pieces = self._pieces(group["params"])
+        buffer, sums = self._blank_sums(pieces[0].tensor.device)
+        for piece, one in zip(pieces, sums, strict=True):
+            self._measure(piece, one)
+        self._reduce(buffer)
+        squares = buffer.new_zeros(sum(len(one.weights) for one in sums))
+        of_directions = squares.split([len(one.weights) for one in sums])
+        for piece, one, square in zip(pieces, sums, of_directions, strict=True):
+            self._remember(piece, one, group["decay_rate"])
+            if self._contributes(piece):
+                square.copy_(piece.range.sum_matrices(self._direction(piece).square()))
+        self._reduce(squares)
+        for piece, one, square in zip(pieces, sums, of_directions, strict=True):
+            self._move(piece, one.weights, square, group)
+
+    def _pieces(self, held: list[Tensor]) -> list[_Piece]:
         """Every parameter of the group, whole (each tensor is one) or as a range of the one flat tensor."""
         flat = self._sharding.is_flat
+        for tensor in held:
+            state = self.state[tensor]
+            if not state:
+                state["first_moment"] = torch.zeros_like(tensor, dtype=torch.float32)
+                state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] += 1
         begin = self._sharding.shard * held[0].numel() if flat else 0
         end = begin + held[0].numel()
-        offset = 0
+        offset, pieces = 0, []
         for index, part in enumerate(self._parts):
             tensor = held[0] if flat else held[index]
+            start, stop, here = 0, part.numel, slice(0, part.numel)
             if flat:
                 start, stop = max(begin - offset, 0), max(0, min(end - offset, part.numel))
                 start = min(start, stop)
                 here = slice(offset + start - begin, offset + stop - begin) if stop > start else slice(0, 0)
                 offset += part.numel
-            else:
-                start, stop, here = 0, part.numel, slice(0, part.numel)
-            state = self.state[tensor]
-            if not state:
-                state["first_moment"] = torch.zeros_like(tensor, dtype=torch.float32)
-                state["step"] = torch.zeros((), dtype=torch.float32)
-            if index == 0 or not flat:
-                state["step"] += 1
-            gradient = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-            yield (
-                _Piece(
-                    index=index,
-                    rows=_Rows(part, start, stop - start, tensor.device),
-                    weight=tensor.view(-1)[here],
-                    gradient=gradient.reshape(-1)[here].float(),
-                    first_moment=state["first_moment"].view(-1)[here],
-                ),
-                state,
-            )
+            where = MatrixRange(part, start, stop - start, tensor.device)
+            pieces.append(_Piece(index, where, here, tensor, self.state[tensor]))
+        return pieces
 
-    def _update(self, piece: _Piece, state: dict[str, Any], group: dict[str, Any]) -> None:
-        decay = 1.0 - float(state["step"]) ** -group["decay_rate"]
-        rows, gradient = piece.rows, piece.gradient
-        square = gradient.square() + SQUARE_EPS
-        if rows.part.smallest_side >= self._factor_from:
-            update = self._factored(piece, square, state, decay)
+    def _blank_sums(self, device: torch.device) -> tuple[Tensor, list[_Sums]]:
+        """One buffer with room for the sums of all parameters, and this rank's part of each as views of it.
+
+        What tensor parallelism splits has a place for every rank's part, so that adding up the buffers of all ranks
+        puts the parts side by side and sums the rest.
+        """
+        ranks, rank = self._sharding.tensor, self._sharding.tensor_rank
+        sizes: list[int] = []
+        for part in self._parts:
+            rows, columns = (part.rows, part.columns) if self._is_factored(part) else (0, 0)
+            count = part.stacked[0]
+            sizes += [rows * (ranks if part.split == 0 else 1), count * columns * (ranks if part.split == 1 else 1)]
+            sizes += [count]
+        buffer = torch.zeros(sum(sizes), device=device)
+        views = iter(buffer.split(sizes))
+        sums = []
+        for part, all_rows, all_columns, weights in zip(self._parts, views, views, views, strict=True):
+            by_matrix = all_columns.view(part.stacked[0], -1)
+            sums.append(
+                _Sums(
+                    all_rows.chunk(ranks)[rank] if part.split == 0 else all_rows,
+                    by_matrix.chunk(ranks, 1)[rank] if part.split == 1 else by_matrix,
+                    weights,
+                )
+            )
+        return buffer, sums
+
+    def _measure(self, piece: _Piece, sums: _Sums) -> None:
+        """Add what this rank has of a parameter to its sums."""
+        if not self._contributes(piece):
+            return
+        sums.weights.copy_(piece.range.sum_matrices(piece.weight.float().square()))
+        if self._is_factored(piece.range.part):
+            square = piece.square
+            sums.rows.copy_(piece.range.sum_rows(square))
+            sums.columns.copy_(piece.range.sum_columns(square))
+
+    def _remember(self, piece: _Piece, sums: _Sums, decay_rate: float) -> None:
+        """Update the second moments, now that the sums are those of the whole parameter."""
+        part = piece.range.part
+        decay = 1.0 - float(piece.state["step"]) ** -decay_rate
+        if self._is_factored(part):
+            piece.remember("row", sums.rows / part.logical_columns, decay)
+            piece.remember("column", sums.columns / part.rows_per_matrix, decay)
         else:
-            second = state.setdefault(f"second_moment.{piece.index}", torch.zeros_like(gradient))
-            second.mul_(decay).add_(square, alpha=1.0 - decay)
-            update = gradient * second.rsqrt()
-        clip = (self._rms(update, rows) / CLIP_RMS).clamp(min=1.0)
-        scale = group["lr"] * self._rms(piece.weight.float(), rows).clamp(min=SMALLEST_SCALE) / clip
-        update = update * rows.per_element(scale)
+            piece.remember("second", piece.square, decay)
+
+    def _direction(self, piece: _Piece) -> Tensor:
+        """The gradient divided by the root of its second moment."""
+        part = piece.range.part
+        if not self._is_factored(part):
+            return piece.gradient * piece.moment("second").rsqrt()
+        row, column = piece.moment("row"), piece.moment("column")
+        # the mean of the row moments is that of the column moments; tensor parallelism leaves one of them whole
+        if part.columns < part.logical_columns:
+            mean = row.view(-1, *part.stacked).sum((0, 2)) / part.rows_per_matrix
+        else:
+            mean = column.sum(1) / part.logical_columns
+        row_factor = (row / piece.range.of_rows(mean)).rsqrt()
+        return piece.gradient * piece.range.outer(row_factor, column.rsqrt())
+
+    def _move(self, piece: _Piece, weights: Tensor, directions: Tensor, group: dict[str, Any]) -> None:
+        """Update the weights; given the sums of the squared weights and directions of the whole parameter."""
+        part = piece.range.part
+        size = part.rows_per_matrix * part.logical_columns
+        clip = ((directions / size).sqrt() / CLIP_RMS).clamp(min=1.0)
+        scale = group["lr"] * (weights / size).sqrt().clamp(min=SMALLEST_SCALE) / clip
+        update = self._direction(piece) * piece.range.per_element(scale)
         if group["momentum"]:
             update = piece.first_moment.mul_(group["momentum"]).add_(update, alpha=1.0 - group["momentum"])
         piece.weight.sub_(update.to(piece.weight.dtype))
 
-    def _factored(self, piece: _Piece, square: torch.Tensor, state: dict[str, Any], decay: float) -> torch.Tensor:
-        part, device = piece.rows.part, square.device
-        row_mean = self._sum(piece.rows.sum_rows(square), part.split == 1) / part.logical_columns
-        column_mean = self._sum(piece.rows.sum_columns(square), part.split == 0) / part.rows_per_matrix
-        row = state.setdefault(f"row_moment.{piece.index}", torch.zeros_like(row_mean))
-        column = state.setdefault(f"column_moment.{piece.index}", torch.zeros_like(column_mean))
-        row.mul_(decay).add_(row_mean, alpha=1.0 - decay)
-        column.mul_(decay).add_(column_mean, alpha=1.0 - decay)
-        # the mean over columns of the column moments is the mean over rows of the row moments
-        total = column.sum(1)
-        if part.split == 1:
-            dist.all_reduce(total, group=self._sharding.tensor_group)
-        mean = total / part.logical_columns
-        row_factor = (row / mean[matrix_of_row(part, device)]).rsqrt()
-        return piece.gradient * piece.rows.outer(row_factor, column.rsqrt())
+    def _is_factored(self, part: LocalMatrix) -> bool:
+        return part.smallest_side >= self._factor_from
 
-    def _rms(self, values: torch.Tensor, rows: "_Rows") -> torch.Tensor:
-        """Root mean square of each stacked matrix, (P,)."""
-        total = self._sum(rows.sum_matrices(values.square()), rows.part.split is not None)
-        return (total / (rows.part.rows_per_matrix * rows.part.logical_columns)).sqrt()
+    def _contributes(self, piece: _Piece) -> bool:
+        """Of what every tensor parallel rank holds whole, only the first adds its sums."""
+        return piece.range.part.split is not None or self._sharding.tensor_rank == 0
 
-    def _sum(self, values: torch.Tensor, over_tensor_parallel: bool) -> torch.Tensor:
-        if self._sharding.shards > 1:
-            dist.all_reduce(values, group=self._sharding.data_group)
-        if over_tensor_parallel:
-            dist.all_reduce(values, group=self._sharding.tensor_group)
-        return values
-
-
-class _Rows:
-    """A flat range of a matrix, seen as the rows that it touches (the first and last may be cut)."""
-
-    def __init__(self, part: LocalMatrix, start: int, count: int, device: torch.device) -> None:
-        self.part = part
-        self._count = count
-        self._head = start % part.columns
-        self._first = start // part.columns
-        self._number = -(-(self._head + count) // part.columns) if count else 0
-        self._matrix = matrix_of_row(part, device)
-
-    @property
-    def _touched(self) -> slice:
-        return slice(self._first, self._first + self._number)
-
-    def _whole(self, flat: torch.Tensor) -> torch.Tensor:
-        """Range as (touched rows, columns), zero where the range does not reach."""
-        tail = self._number * self.part.columns - self._head - self._count
-        return functional.pad(flat, (self._head, tail)).view(self._number, self.part.columns)
-
-    def sum_rows(self, flat: torch.Tensor) -> torch.Tensor:
-        """(rows,)"""
-        sums = flat.new_zeros(self.part.rows)
-        sums[self._touched] = self._whole(flat).sum(1)
-        return sums
-
-    def sum_columns(self, flat: torch.Tensor) -> torch.Tensor:
-        """(P, columns)"""
-        sums = flat.new_zeros(self.part.stacked[0], self.part.columns)
-        return sums.index_add_(0, self._matrix[self._touched], self._whole(flat))
-
-    def sum_matrices(self, flat: torch.Tensor) -> torch.Tensor:
-        """(P,)"""
-        return self.sum_columns(flat).sum(1)
-
-    def outer(self, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-        """row (rows,) times column (P, columns), at the elements of the range."""
-        matrix = row[self._touched, None] * column[self._matrix[self._touched]]
-        return matrix.view(-1)[self._head : self._head + self._count]
-
-    def per_element(self, value: torch.Tensor) -> torch.Tensor:
-        """value (P,), at the elements of the range."""
-        if self.part.stacked[0] == 1:
-            return value
-        rows = value[self._matrix[self._touched]]
-        return rows.repeat_interleave(self.part.columns)[self._head : self._head + self._count]
+    def _reduce(self, sums: Tensor) -> None:
+        if self._sharding.group.size() > 1:
+            dist.all_reduce(sums, group=self._sharding.group)

@@ -108,19 +108,19 @@ class Sharding:
 
     Attributes:
         tensor: tensor parallel size.
-        tensor_group: process group of the tensor parallel ranks.
+        tensor_rank: of this rank.
         is_flat: whether ZeRO concatenates the parameters into one flat tensor and splits it into equal ranges.
         shards: number of those ranges; 1 without ZeRO.
         shard: index of this rank's range.
-        data_group: process group of the ranks that hold the ranges.
+        group: process group of all ranks that hold them: the tensor parallel ranks, with ZeRO of all ranges.
     """
 
     tensor: int
-    tensor_group: "dist.ProcessGroup"
+    tensor_rank: int
     is_flat: bool
     shards: int
     shard: int
-    data_group: "dist.ProcessGroup"
+    group: "dist.ProcessGroup"
 
 
 class OptimizerKind(Section, ABC):

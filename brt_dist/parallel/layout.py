@@ -145,13 +145,17 @@ def initialize(layout: Layout, device: Device, timeout_seconds: float = 600.0, s
 def sharding(config: Config, layout: Layout) -> Sharding:
     """How tensor parallelism and ZeRO cut the parameters of this rank."""
     is_flat = config.parallel.zero_stage > 0
+    if is_flat:
+        group = parallel_state.get_tensor_and_data_parallel_group()
+    else:
+        group = parallel_state.get_tensor_model_parallel_group()
     return Sharding(
         tensor=layout.tensor,
-        tensor_group=parallel_state.get_tensor_model_parallel_group(),
+        tensor_rank=layout.tensor_rank,
         is_flat=is_flat,
         shards=layout.data if is_flat else 1,
         shard=layout.data_rank if is_flat else 0,
-        data_group=parallel_state.get_data_parallel_group(),
+        group=group,
     )
 
 

@@ -41,9 +41,8 @@ class Plain:
 
 def optimizer(parameters: list[torch.Tensor], parts: list[LocalMatrix], flat: bool) -> AdafactorUpdate:
     sharding = Sharding(
-        tensor=1, is_flat=flat, shards=1, shard=0,
-        data_group=MegatronGroups.get_data_parallel_group(),
-        tensor_group=MegatronGroups.get_tensor_model_parallel_group(),
+        tensor=1, tensor_rank=0, is_flat=flat, shards=1, shard=0,
+        group=MegatronGroups.get_tensor_model_parallel_group(),
     )  # fmt: skip
     return AdafactorUpdate(parameters, parts, sharding, lr=LR, momentum=0.9, decay_rate=0.8, factor_from=FACTOR_FROM)
 

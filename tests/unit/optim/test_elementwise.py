@@ -32,9 +32,8 @@ def test_it_steps_every_parameter_and_the_weights_of_linear_maps_decay() -> None
     small = ModelConfig(layers=2, width=32, heads=2, head_dim=16, mlp_width=64, window=16, states=8, vocab_size=101)
     with single_process():
         sharding = Sharding(
-            tensor=1, is_flat=False, shards=1, shard=0,
-            data_group=MegatronGroups.get_data_parallel_group(),
-            tensor_group=MegatronGroups.get_tensor_model_parallel_group(),
+            tensor=1, tensor_rank=0, is_flat=False, shards=1, shard=0,
+            group=MegatronGroups.get_tensor_model_parallel_group(),
         )  # fmt: skip
         held = list(logical_parameters(BlockRecurrentModel(small, 0)))
         found = Momentum(learning_rate=1.0, weight_decay=0.1).build(held, sharding)
