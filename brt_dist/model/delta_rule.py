@@ -45,7 +45,8 @@ def delta_rule(
     state, similar, read = widened(state), keys @ keys.transpose(-1, -2), (queries @ keys.transpose(-1, -2)).tril()
     into, left, whole = keys, keys, None
     if decays is not None:
-        total = widened(decays).cumsum(-1)
+        # the sums up to each token; cumsum counts as not deterministic on CUDA
+        total = (widened(decays).unsqueeze(-2) * decays.new_ones(decays.shape[-1:] * 2).tril()).sum(-1)
         # masked before exp: above the diagonal exponents are positive and may overflow
         apart = total.unsqueeze(-1) - total.unsqueeze(-2)
         later = torch.ones_like(apart, dtype=torch.bool).triu(1)
