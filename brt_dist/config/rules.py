@@ -10,7 +10,8 @@ from pathlib import Path
 
 from brt_dist.config.halves import wrong_assignments
 from brt_dist.config.launch_rules import broken_launch_rules
-from brt_dist.config.schema import Config, ParallelConfig
+from brt_dist.config.schema import Config, ModelConfig, ParallelConfig
+from brt_dist.config.stages import stage_layers
 from brt_dist.config.zero_rules import broken_zero_rules
 from brt_dist.errors import ConfigError
 from brt_dist.kinds import MIXERS, OPTIMIZERS
@@ -79,6 +80,7 @@ def _candidates(config: Config) -> Iterator[ParallelConfig]:
                     "pipeline": pipeline,
                     "data": data,
                     "micro_batch": max(divisors(streams // data, given.micro_batch)),
+                    "stage_layers": given.stage_layers if _stages_fit(model, pipeline, given.stage_layers) else (),
                 }
                 for stage in {given.zero_stage, 0, 1}:
                     for sequence_parallel in {given.sequence_parallel, False}:
@@ -148,6 +150,23 @@ def _pipeline(config: Config) -> Iterator[str]:
             "the next one could start; "
             "nearest: parallel.pipeline=1, or model.feedback=false"
         )
+
+
+def _stage_layers(config: Config) -> Iterator[str]:
+    counts, stages = config.parallel.stage_layers, config.parallel.pipeline
+    if not counts or _stages_fit(config.model, stages, counts) or stages > config.model.layers:
+        return
+    unset = config.parallel.model_copy(update={"stage_layers": ()})
+    nearest = [len(layers) for layers in stage_layers(config.model_copy(update={"parallel": unset}))]
+    yield (
+        f"parallel.stage_layers={list(counts)} is {len(counts)} stages with {sum(counts)} layers, but "
+        f"parallel.pipeline={stages} and model.layers={config.model.layers}; nearest: parallel.stage_layers={nearest}, "
+        "which is what a run without it has"
+    )
+
+
+def _stages_fit(model: ModelConfig, stages: int, counts: tuple[int, ...]) -> bool:
+    return len(counts) == stages and sum(counts) == model.layers
 
 
 def _optimizer_layout(config: Config) -> Iterator[str]:
@@ -312,6 +331,7 @@ _LAYOUT_RULES: tuple[_Rule, ...] = (
     _divisibility,
     _streams,
     _pipeline,
+    _stage_layers,
     _zero,
     _optimizer_layout,
     _sequence_parallel,

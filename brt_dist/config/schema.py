@@ -177,6 +177,9 @@ class ParallelConfig(Section):
 
     tensor: PositiveInt = Field(1, description="tensor parallel size [tp]: splits heads, MLPs and the vocabulary")
     pipeline: PositiveInt = Field(1, description="pipeline stages [pp]")
+    stage_layers: tuple[PositiveInt, ...] = Field(
+        (), description="layers of each pipeline stage, in order; unset: as equal as possible in FLOPs, logits included"
+    )
     data: PositiveInt = Field(1, description="data parallel size [dp]: splits the streams")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
     zero: ZeroConfig = Field(default_factory=ZeroConfig, description="how ZeRO reduces, splits and keeps")

@@ -55,6 +55,21 @@ def pipeline_topology(pipeline: int, tensor: int, data: int) -> Any:
     return PipeModelDataParallelTopology(num_pp=pipeline, num_mp=tensor, num_dp=data)
 
 
+def cut_layers(module: Any, bounds: Sequence[int]) -> None:
+    """Have a `PipelineModule`, before its `__init__`, cut its list of layers there.
+
+    Args:
+        bounds: where each stage begins in the list, and the length of the list.
+    """
+
+    def cut(method: str = "") -> None:
+        module.parts = list(bounds)
+        stage = module._topo.get_coord(module.global_rank).pipe
+        module._set_bounds(start=bounds[stage], stop=bounds[stage + 1])
+
+    vars(module)["_partition_layers"] = cut
+
+
 def groups_on_axis(topology: Any, axis: str) -> list[list[int]]:
     """The ranks of each group on an axis ("pipe", "data" or "model"); none on an axis of size one."""
     found: list[list[int]] = topology.get_axis_comm_lists(axis)

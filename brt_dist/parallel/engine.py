@@ -18,6 +18,7 @@ from torch import Tensor
 
 from brt_dist.config.deepspeed import deepspeed_config
 from brt_dist.config.schema import Config
+from brt_dist.config.stages import stage_layers
 from brt_dist.model.dropout import MASK_VERSION, Dropout, MaskVersion
 from brt_dist.model.linear import megatron_config
 from brt_dist.model.memory import Memory
@@ -276,7 +277,8 @@ class PipelinedEngine(Engine):
 
     def __init__(self, config: Config, layout: Layout, device: Device) -> None:
         context, parallel = StageContext(StreamMemory({}, 0)), megatron_config(config.parallel.sequence_parallel)
-        stage = PipelineStage(config.model, layout, context, parallel, config.parallel.recompute, self._loss)
+        layers, recompute = stage_layers(config), config.parallel.recompute
+        stage = PipelineStage(config.model, layout, layers, context, parallel, recompute, self._loss)
         super().__init__(config, layout, device, context, stage, None)
 
     def _train(self, step: StepInput) -> StepResult:

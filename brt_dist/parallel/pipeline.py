@@ -1,6 +1,6 @@
 """The model as a sequence of modules: whole on one rank, or cut into stages by DeepSpeed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from megatron.core import ModelParallelConfig
@@ -16,6 +16,7 @@ from brt_dist.model.model import (
     module_specs,
     share_gradients,
 )
+from brt_dist.parallel.deepspeed_internals import cut_layers
 from brt_dist.parallel.layout import Layout, topology
 from brt_dist.parallel.stage import StageContext, StreamLayer, StreamNorm
 
@@ -53,20 +54,26 @@ class WholeModel(nn.Module):
 class PipelineStage(PipelineModule):
     """The layers of this rank's stage.  First stage: tokens (b, N) in; last stage: logits (N, b, V/tp) out.
 
-    Stages are cut so that each has the same number of layers, as nearly as possible.  The first and the last hold a
-    copy each of the token embedding, which is tied to the output; DeepSpeed adds up their gradients.
+    The first and the last stage hold a copy each of the token embedding, which is tied to the output; DeepSpeed adds up
+    their gradients.
+
+    Args:
+        stages: the layers of each stage.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         layout: Layout,
+        stages: Sequence[range],
         context: StageContext,
         parallel: ModelParallelConfig,
         recompute: bool,
         loss: Loss,
     ) -> None:
         table, *layers, norm = module_specs(config, parallel)
+        # in the list below, the embedding is before the layers; norm and logits follow
+        cut_layers(self, [0, *(1 + held.start for held in stages[1:]), len(layers) + 3])
         super().__init__(
             layers=[
                 TiedLayerSpec(EMBEDDING, table.kind, *table.arguments, tied_weight_attr="weight"),
@@ -76,7 +83,6 @@ class PipelineStage(PipelineModule):
             ],
             topology=topology(layout),
             loss_fn=loss,
-            partition_method=f"type:{StreamLayer.__name__}",
         )
         self._context = context
         if parallel.sequence_parallel:

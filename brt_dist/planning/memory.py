@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 
 from brt_dist.config.halves import Matrix
 from brt_dist.config.schema import Config
+from brt_dist.config.stages import stage_layers
 from brt_dist.events import Plan, RankSizes
 from brt_dist.model.shapes import padded_vocab
 from brt_dist.optim.base import LocalMatrix
 from brt_dist.planning.flops import TRAINING, forward_flops
-from brt_dist.planning.parameters import stage_layers, stage_parameters
+from brt_dist.planning.parameters import stage_parameters
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def _part(matrix: Matrix, tensor: int) -> LocalMatrix:
 
 def _carried(config: Config, stage: int, itemsize: int) -> int:
     model, parallel = config.model, config.parallel
-    layers = stage_layers(model.layers, parallel.pipeline)[stage]
+    layers = stage_layers(config)[stage]
     fields = [field for layer in layers for field in model.mixer_of(layer).memory(model)]
     of_stream = sum(field.local_bytes(parallel.tensor, parallel.sequence_parallel, itemsize) for field in fields)
     return config.data.streams // parallel.data * of_stream

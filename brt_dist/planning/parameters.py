@@ -1,10 +1,10 @@
 """The parameters of a model by kind, from its config alone; what a stage of a layout holds of them."""
 
 from collections.abc import Iterator
-from itertools import pairwise
 
 from brt_dist.config.halves import Matrix
 from brt_dist.config.schema import Config, ModelConfig
+from brt_dist.config.stages import stage_layers
 from brt_dist.model.shapes import padded_vocab
 
 
@@ -18,15 +18,9 @@ def stage_parameters(config: Config, stage: int) -> Iterator[Matrix]:
     """Of a pipeline stage; the first and the last hold the token embedding, a copy each."""
     model, stages = config.model, config.parallel.pipeline
     table = Matrix(padded_vocab(model.vocab_size or 0, config.parallel.tensor), model.width, True)
-    for layer in stage_layers(model.layers, stages)[stage]:
+    for layer in stage_layers(config)[stage]:
         yield from layer_parameters(model, layer)
     if stage in (0, stages - 1):
         yield table
     if stage == stages - 1:
         yield Matrix(model.width)
-
-
-def stage_layers(layers: int, stages: int) -> list[range]:
-    """The layers of each stage: as many each, the first ones one more where they do not divide."""
-    bounds = [stage * (layers // stages) + min(stage, layers % stages) for stage in range(stages + 1)]
-    return [range(begin, end) for begin, end in pairwise(bounds)]

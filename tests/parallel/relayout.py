@@ -24,7 +24,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tensor": 2},
     "pp2": {"pipeline": 2},
     "dp2": {"data": 2},
-    "tp2-pp2": {"tensor": 2, "pipeline": 2},
+    "tp2-pp2": {"tensor": 2, "pipeline": 2, "stage_layers": (1, 2)},  # 2 and 1 on the others
     "dp2-zero3": {"data": 2, "zero_stage": 3},
     "tp2-pp2-dp2": {"tensor": 2, "pipeline": 2, "data": 2},
 }

@@ -39,6 +39,8 @@ MODULES = [
     ("deepspeed.comm.comm", "cdb.all_gather_function"),
     ("deepspeed.comm.comm", "cdb.reduce_scatter_function"),
     ("deepspeed.runtime.utils", "clip_grad_norm_"),
+    ("deepspeed.runtime.pipe.module", "PipelineModule._partition_layers"),
+    ("deepspeed.runtime.pipe.module", "PipelineModule._set_bounds"),
     ("deepspeed.runtime.pipe.topology", "PipeModelDataParallelTopology.get_axis_comm_lists"),
     ("megatron.core.tensor_parallel.layers", "dist_all_gather_func"),
     ("megatron.core.tensor_parallel.layers", "dist_reduce_scatter_func"),
@@ -70,6 +72,9 @@ _AVERAGED = tuple(name for name in CASES if name not in (*_SUMS_OF_BF16, "zero0-
 ATTRIBUTES = [
     ("engine", "_take_model_step", tuple(CASES)),
     ("engine", "loss", _PIPELINES),
+    ("engine", "module._topo.get_coord", _PIPELINES),
+    ("engine", "module.global_rank", _PIPELINES),
+    ("engine", "module.parts", _PIPELINES),
     ("engine", "pipe_buffers", _PIPELINES),
     ("optimizer", "averaged_gradients", _AVERAGED),
     ("parameter", "_hp_grad", _SUMS_OF_BF16),
@@ -84,7 +89,7 @@ ATTRIBUTES = [
     ("optimizer", "fp32_partitioned_groups_flat", _SHARDED),
     ("optimizer", "persistent_parameters", _SHARDED),
 ]
-_EVERYDAY = {"loss", "logger", "start", "numel"}  # names that others use for things of their own
+_EVERYDAY = {"loss", "module", "parts", "PipelineModule", "logger", "start", "numel"}  # names that others use for things of their own
 
 
 @dataclass
