@@ -7,6 +7,7 @@ from brt_dist.registry import Registry
 if TYPE_CHECKING:
     from brt_dist.export.formats.base import WeightFormat
     from brt_dist.model.ffn.base import FFN
+    from brt_dist.model.kernels.base import AttentionKernel
     from brt_dist.model.mixers.base import Mixer
     from brt_dist.optim.base import OptimizerKind
     from launch.backends.base import Backend
@@ -66,5 +67,14 @@ FFNS: "Registry[FFN]" = Registry(
     {
         "relu": "brt_dist.model.ffn.relu:ReluFFN",
         "sparse": "brt_dist.model.ffn.sparse:SparseFFN",
+    },
+)
+
+ATTENTION_KERNELS: "Registry[AttentionKernel]" = Registry(
+    "attention kernel",
+    {
+        "plain": "brt_dist.model.kernels.plain:Plain",
+        "blocked": "brt_dist.model.kernels.blocked:Blocked",
+        "flex": "brt_dist.model.kernels.flex:Flex",
     },
 )

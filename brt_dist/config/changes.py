@@ -9,6 +9,7 @@ from brt_dist.kinds import FFNS, MIXERS
 
 # No result depends on these: every layout gives the same losses, and the rest is about how the run is executed and
 # monitored.  Guards only stop a run or skip updates, and report it.
+# model.attention_kernel: only rounding depends on it.
 # run.steps: to train for longer (a cosine schedule then ends later).
 FREE = (
     "run.name",
@@ -24,6 +25,7 @@ FREE = (
     "run.memory_every",
     "run.sample_tokens",
     "run.device",
+    "model.attention_kernel",
     "parallel.",
     "launch.",
     "data.validation",

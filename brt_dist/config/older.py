@@ -68,6 +68,8 @@ def move_model_keys(
     if not older:
         return model
     moved = {key: value for key, value in model.items() if key not in MODEL_KEYS}
+    if len(older) == len(MODEL_KEYS):  # 0.1.0 wrote it, for a run that is to go on to the bit
+        moved.setdefault("attention_kernel", leaf("plain"))
     for root, implied in (("mixers", DEFAULT_MIXERS), ("ffns", DEFAULT_FFNS)):
         places = [(key, place.split(".")[1:]) for key in older for place in MODEL_KEYS[key] if place.startswith(root)]
         if not places:

@@ -26,7 +26,7 @@ from brt_dist.config.older import DEFAULT_FFNS, DEFAULT_MIXERS, respelled_model
 from brt_dist.config.section import Section, one_of, some_of
 from brt_dist.config.zero import ZeroConfig
 from brt_dist.errors import ConfigError
-from brt_dist.kinds import FFNS, MIXERS, OPTIMIZERS
+from brt_dist.kinds import ATTENTION_KERNELS, FFNS, MIXERS, OPTIMIZERS
 
 if TYPE_CHECKING:
     from brt_dist.model.ffn.base import FFN
@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 
     Mixers = Mapping[str, Mixer]
     FFNs = Mapping[str, FFN]
+    Kernel = str
 else:
     Mixers, FFNs = some_of(MIXERS, "kind"), some_of(FFNS, "kind")
     Optimizer = one_of(OPTIMIZERS, "name", "adamw")
+    Kernel = Literal[("auto", *ATTENTION_KERNELS)]
 
 __all__ = ["Config", "LaunchConfig", "Section"]
 
@@ -65,6 +67,11 @@ class ModelConfig(Section):
     )
     ffns: FFNs = Field(DEFAULT_FFNS, description="FFNs by name; every layer uses one of them", validate_default=True)
     feedback: bool = Field(False, description="let every layer attend to the state of the last recurrent layer")
+    attention_kernel: Kernel = Field(
+        "auto",
+        description="how window attention is computed, which changes rounding only: flex (CUDA), blocked (sub-blocks, "
+        "for CPUs), plain (as in 0.1.0), or auto: the fastest for the device",
+    )
     logit_scale: Literal["width", "vocab"] = Field(
         "width", description="divide the logits by the square root of this; 'vocab': as in the paper's 2022 code"
     )

@@ -1,11 +1,11 @@
-"""Attention within a window of tokens, and over states.
+"""Attention to all given keys, and how heads are laid out.
 
 Shapes: b streams, t blocks, h heads of this rank, W tokens of a block, E head size; heads before positions, so that
 everything but the last two dimensions is a batch of matrix products.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -22,9 +22,9 @@ class Window(NamedTuple):
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None, dropout: Mask | None = None
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None, mask: Mask | None = None
 ) -> Tensor:
-    """softmax(q·k + bias) v, with the softmax in float32.  The one place to put a fused kernel.
+    """softmax(q·k + bias) v, with the softmax in float32.  Backward makes the probabilities again.
 
     There is no 1/sqrt(E): keys have unit length and queries the length of their head's learned scale.
 
@@ -32,18 +32,61 @@ def attend(
         queries: (..., h, n, E), of any type.
         keys, values: (..., h, m, E).
         bias: (h, n, m), shared by all streams and blocks, -inf where a key is not visible.
-        dropout: of the probabilities, broadcast against (..., h, n, m).
+        mask: dropout of the probabilities, broadcast against (..., h, n, m).
 
     Returns:
         (..., h, n, E), of the type of `values`.
     """
-    logits = widened(queries.to(keys.dtype) @ keys.transpose(-1, -2))
-    if bias is not None:
-        logits = logits + bias
-    probabilities = logits.softmax(-1)
-    if dropout is not None:
-        probabilities = dropout(probabilities)
-    return probabilities.to(values.dtype) @ values
+    return cast(Tensor, _Attend.apply(queries.to(keys.dtype), keys, values, bias, mask))
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, mask: Mask | None
+    ) -> Tensor:
+        ctx.save_for_backward(queries, keys, values, bias)
+        ctx.mask = mask
+        return read(probabilities(queries, keys, bias), values, mask)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, values, bias = ctx.saved_tensors
+        of_queries, of_keys, of_values, of_logits = gradients(queries, keys, values, bias, ctx.mask, gradient)
+        of_bias = of_logits.sum_to_size(bias.shape) if bias is not None else None
+        return of_queries, of_keys, of_values, of_bias, None
+
+
+def probabilities(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(q·k + bias) (..., h, n, m), float32 or wider."""
+    return _logits(queries, keys, bias).softmax(-1)
+
+
+def read(weights: Tensor, values: Tensor, mask: Mask | None) -> Tensor:
+    """What probabilities (..., h, n, m) read of values (..., h, m, E) -> (..., h, n, E)."""
+    return (weights if mask is None else mask(weights)).to(values.dtype) @ values
+
+
+def gradients(
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, mask: Mask | None, gradient: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys, values and logits, from that of the result (..., h, n, E)."""
+    logits = _logits(queries, keys, bias).requires_grad_()
+    with torch.enable_grad():
+        weights = logits.softmax(-1)
+    used = weights.detach() if mask is None else mask(weights.detach())
+    of_values = used.to(values.dtype).transpose(-1, -2) @ gradient
+    of_weights = widened(gradient @ values.transpose(-1, -2))
+    if mask is not None:
+        of_weights = mask(of_weights)
+    (of_logits,) = torch.autograd.grad(weights, logits, of_weights)
+    rounded = of_logits.to(queries.dtype)
+    return rounded @ keys, rounded.transpose(-1, -2) @ queries, of_values, of_logits
+
+
+def _logits(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
+    logits = widened(queries @ keys.transpose(-1, -2))
+    return logits if bias is None else logits.add_(bias)
 
 
 def with_previous_block(blocks: Tensor, cache: Tensor, starts: Tensor) -> Tensor:
@@ -76,7 +119,7 @@ def split_heads(projected: Tensor, count: int, head_dim: int) -> tuple[Tensor, .
 
 def merge_heads(attended: Sequence[Tensor]) -> Tensor:
     """Attention results (b, ..., h, n, E) of several kinds -> (..., n, b, h*kinds*E), head slowest."""
-    kinds = torch.stack(list(attended), -2)  # (b, ..., h, n, kinds, E)
-    blocks = range(1, kinds.dim() - 4)
-    merged = kinds.permute(*blocks, -3, 0, -4, -2, -1)
-    return merged.reshape(*merged.shape[:-3], -1)
+    blocks = range(1, attended[0].dim() - 3)
+    # in the order of the result before they are put together, so that they are copied once
+    ordered = [kind.permute(*blocks, -2, 0, -3, -1) for kind in attended]
+    return torch.stack(ordered, -2).flatten(-3)

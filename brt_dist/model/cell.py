@@ -98,9 +98,12 @@ class RecurrentCell(nn.Module):
         state = torch.where(starts[:, None], initial, state)
         normed = self.norm(state) + identities
         keys, values, queries, token_queries = split_heads(self.projections(normed), 4, self.head_dim)
-        keys = unit_length(keys).to(values.dtype)
         return ProjectedState(
-            state, keys, values, self.scale(unit_length(queries)), self.token_scale(unit_length(token_queries))
+            state,
+            unit_length(keys, dtype=keys.dtype),
+            values,
+            self.scale.queries(queries),
+            self.token_scale.queries(token_queries),
         )
 
     def _update(self, projected: ProjectedState, token_keys: Tensor, token_values: Tensor) -> Tensor:

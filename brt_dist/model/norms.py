@@ -1,5 +1,7 @@
 """Normalisations.  Statistics are taken in float32 (or wider) whatever the type of the activations."""
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -30,12 +32,46 @@ class RMSNorm(nn.Module):
 
 def rms_normed(x: Tensor, weight: Tensor) -> Tensor:
     """What :class:`RMSNorm` computes with this weight."""
-    wide = widened(x)
-    scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON) * widened(weight)
-    return scaled.to(weight.dtype)
+    return cast(Tensor, _Normalised.apply(x, x, weight, x.shape[-1], weight.dtype))
 
 
-def unit_length(x: Tensor) -> Tensor:
-    """Keys and queries of a head (..., E) on the unit sphere, in float32: x / sqrt(sum(x²) + 1e-6)."""
-    wide = widened(x)
-    return wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + EPSILON)
+def unit_length(x: Tensor, scale: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """Keys or queries of a head (..., E) on the unit sphere, times `scale`: x / sqrt(sum(x²) + 1e-6) * scale.
+
+    dtype: of the result; float32 if not given.
+    """
+    return cast(Tensor, _Normalised.apply(x, x, scale, 1, dtype or torch.promote_types(x.dtype, torch.float32)))
+
+
+class _Normalised(torch.autograd.Function):
+    """x / sqrt(sum(x²)/count + 1e-6) * weight; keeps `x` and one number for each vector.
+
+    `x` is given twice, as the vector and as what its length is taken of.  Autograd then adds the two gradients to
+    others of `x` one by one, as it would for plain operations, which keeps runs of 0.1.0 what they were to the bit.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, measured: Tensor, weight: Tensor | None, count: int, dtype: torch.dtype
+    ) -> Tensor:
+        wide = widened(x)
+        squares = wide.square()
+        mean = squares.mean(-1, True) if count > 1 else squares.sum(-1, True)
+        inverse = torch.rsqrt(mean + EPSILON)
+        ctx.save_for_backward(x, weight, inverse)
+        ctx.count = count
+        out = torch.mul(wide, inverse, out=squares)
+        return (out if weight is None else out.mul_(widened(weight))).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, inverse = ctx.saved_tensors
+        wide, of_unit, of_weight = widened(x), widened(gradient), None
+        if weight is not None:
+            of_weight = (of_unit * (wide * inverse)).sum_to_size(weight.shape).to(weight.dtype)
+            of_unit = of_unit * widened(weight)
+        of_inverse = (of_unit * wide).sum(-1, True)
+        slope = -of_inverse * inverse.pow(3) / ctx.count
+        if x.dtype == wide.dtype:
+            return of_unit * inverse, wide * slope, of_weight, None, None
+        return (of_unit * inverse).addcmul_(wide, slope).to(x.dtype), None, of_weight, None, None

@@ -42,16 +42,20 @@ class RelativeBias(nn.Module):
         return widened(self.weight)[:, None, self.buckets]
 
 
-def banded(visible: Tensor) -> Tensor:
-    """From (h, 1, W), the keys that a query sees, to (h, W, 2W): query i of a block against [previous block; block].
+def banded(visible: Tensor, rows: int | None = None) -> Tensor:
+    """From (h, 1, W), the keys that a query sees, to (h, n, W + n): n queries in a row against the keys they see.
 
-    A query sees the W keys before it, and not its own; the others are -inf.  The bias depends on key minus query
-    alone, so each row is the row above shifted by one: rows are windows of one vector, and the gradient needs no
-    scatter over W*2W entries.
+    Of a whole block (n = W, the default) these are [previous block; block].  A query sees the W keys before it, and
+    not its own; the others are -inf.  The bias depends on key minus query alone, so each row is the row above shifted
+    by one: rows are windows of one vector, and the gradient needs no scatter over n*(W + n) entries.
+
+    Args:
+        rows: n.
     """
     window = visible.shape[-1]
-    row = F.pad(visible.squeeze(1), (window - 1, window), value=-math.inf)
-    return row.unfold(-1, 2 * window, 1).flip(-2)
+    rows = window if rows is None else rows
+    row = F.pad(visible.squeeze(1), (rows - 1, rows), value=-math.inf)
+    return row.unfold(-1, window + rows, 1).flip(-2)
 
 
 def rotated(x: Tensor, first: int = 0) -> Tensor:

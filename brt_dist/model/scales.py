@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.linear import local_heads
-from brt_dist.model.norms import widened
+from brt_dist.model.norms import unit_length, widened
 from brt_dist.model.parameters import declare, ones
 
 
@@ -20,7 +20,19 @@ class HeadScale(nn.Module):
         self.weight = nn.Parameter(torch.empty(local_heads(model)))
         declare(self.weight, ones(), partition_dim=0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised queries (..., h, n, E), or the position bias (h, n, m), times the scale of the head; float32."""
+    @property
+    def factor(self) -> Tensor:
+        """(h, 1, 1), float32, for (..., h, n, E) or (h, n, m)."""
         weight = widened(self.weight)[:, None, None]
-        return x * (weight.abs() if self.absolute else weight)
+        return weight.abs() if self.absolute else weight
+
+    def forward(self, bias: Tensor) -> Tensor:
+        """The position bias (h, n, m) times the scale of the head; float32."""
+        return bias * self.factor
+
+    def queries(self, x: Tensor, is_wide: bool = False) -> Tensor:
+        """Queries (..., h, n, E), of any length, with the length of their head's scale.
+
+        is_wide: in float32; else in the type of `x`.
+        """
+        return unit_length(x, self.factor, None if is_wide else x.dtype)

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.attention import Window, attend, merge_heads, split_heads, with_previous_block
 from brt_dist.model.dropout import Dropout
+from brt_dist.model.kernels.base import kernel
 from brt_dist.model.linear import ColumnLinear, RowLinear
 from brt_dist.model.memory import Memory
 from brt_dist.model.multiplicative import MultiplicativeLinear
-from brt_dist.model.norms import RMSNorm, unit_length
-from brt_dist.model.positions import RelativeBias, banded, rotated
+from brt_dist.model.norms import RMSNorm, unit_length, widened
+from brt_dist.model.positions import RelativeBias, rotated
 from brt_dist.model.scales import HeadScale
 
 if TYPE_CHECKING:
@@ -116,21 +117,23 @@ class TokenAttention(nn.Module):
         blocks = self.projections(x).unflatten(0, (-1, self.model.window))
         count = 3 if self.state_scale is None else 4
         keys, values, queries, *others = split_heads(blocks, count, self.model.head_dim)
-        state_queries = self.state_scale(unit_length(others[0])) if self.state_scale is not None else None
-        return TokenHeads(unit_length(keys).to(values.dtype), values, self.scale(unit_length(queries)), state_queries)
+        state_queries = self.state_scale.queries(others[0]) if self.state_scale is not None else None
+        is_wide = self.settings.positions == "rotary"  # they are rounded after the rotation
+        return TokenHeads(unit_length(keys, dtype=keys.dtype), values, self.scale.queries(queries, is_wide), state_queries)
 
     def to_tokens(self, heads: TokenHeads, window: Window, dropout: Dropout | None) -> Tensor:
         """Attention to the W tokens before each token -> (b, t, h, W, E)."""
         mask = None
         if dropout is not None:
             mask = dropout.attention(heads.values.device, self.model.heads, self.model.window, self.index)
-        queries, keys, visible = heads.queries, window.keys, heads.queries.new_zeros(1, 1, self.model.window)
+        queries, keys, visible = heads.queries, window.keys, widened(heads.queries.new_zeros(1, 1, self.model.window))
         if self.settings.positions == "rotary":
             # here and not before, so that the cache and what the states see know nothing of positions
             queries, keys = rotated(queries, self.model.window), rotated(keys)
         if self.positions is not None:
             visible = self.scale(self.positions())
-        return attend(queries, keys, window.values, banded(visible), mask)
+        compute = kernel(self.model.attention_kernel, queries.device)
+        return compute(queries, Window(keys, window.values), visible, mask)
 
     def to_states(self, heads: TokenHeads, keys: Tensor, values: Tensor) -> Tensor:
         """Attention to all states (b, t, h, S, E) that entered the token's block -> (b, t, h, W, E)."""

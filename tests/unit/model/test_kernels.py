@@ -1,0 +1,137 @@
+"""Attention kernels: each against the oracle and against whole blocks, forward and backward."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from brt_dist.config.loading import recorded
+from brt_dist.config.schema import ModelConfig
+from brt_dist.kinds import ATTENTION_KERNELS
+from brt_dist.model.attention import Window
+from brt_dist.model.dropout import Dropout, Mask
+from brt_dist.model.kernels import blocked
+from brt_dist.model.kernels.base import kernel
+from brt_dist.model.kernels.blocked import Blocked, sub_block
+from brt_dist.model.kernels.flex import Flex, is_possible, with_bias, within
+from brt_dist.model.positions import banded
+from tests.unit.model.networks import small, starts_of
+from tests.unit.model.test_oracle import compare
+
+KERNELS = pytest.mark.parametrize("name", list(ATTENTION_KERNELS))
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sub-blocks and pieces in networks as small as those of the tests."""
+    monkeypatch.setattr(blocked, "SMALLEST", 1)
+    monkeypatch.setattr(blocked, "LOGITS", 100)
+
+
+@KERNELS
+@pytest.mark.parametrize("positions", ["t5", "rotary", "none"])
+@pytest.mark.parametrize("window", [4, 5, 8])
+@pytest.mark.usefixtures("small_pieces")
+def test_every_kernel_equals_the_oracle(name: str, positions: str, window: int) -> None:
+    config = small(window=window, positions=positions, attention_kernel=name)
+    compare(config, starts_of([1, 0, 0], [0, 1, 0]), 1)
+
+
+@KERNELS
+@pytest.mark.usefixtures("small_pieces")
+def test_every_kernel_equals_the_oracle_with_feedback(name: str) -> None:
+    """Gradients then run through the cache, from block to block."""
+    compare(small(window=8, feedback=True, attention_kernel=name), starts_of([1, 0, 0], [0, 1, 0]), 1)
+
+
+@KERNELS
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.usefixtures("small_pieces")
+def test_every_kernel_takes_dropout(name: str, rate: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    queries, keys, values = numbers(2, 3, 2, 8, 6), numbers(2, 3, 2, 16, 6), numbers(2, 3, 2, 16, 6)
+    visible = numbers(2, 1, 8)
+    mask = Dropout(rate, 0, 0, (3, 4)).attention(queries.device, 2, 8, 0)
+    direction = numbers(2, 3, 2, 8, 6).detach()
+
+    def found(name: str) -> list[torch.Tensor]:
+        out = kernel(name, queries.device)(queries, Window(keys, values), visible, mask)
+        return [out, *torch.autograd.grad((out * direction).sum(), [queries, keys, values, visible])]
+
+    for ours, theirs in zip(found(name), found("plain"), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@KERNELS
+def test_bf16_is_near_float32(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    exact = [torch.randn(1, 2, 2, rows, 16, generator=generator) for rows in (128, 256, 256)]
+    visible = torch.randn(2, 1, 128, generator=generator)
+
+    def found(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        queries, keys, values = (x.to(dtype).requires_grad_() for x in exact)
+        out = kernel(name, queries.device)(queries, Window(keys, values), visible, None)
+        assert out.dtype == dtype
+        return [out, *torch.autograd.grad(out.float().square().sum(), [queries, keys, values])]
+
+    for ours, theirs in zip(found(name, torch.bfloat16), found("plain", torch.float32), strict=True):
+        assert (ours.float() - theirs).abs().max() < 0.05 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("size", [8, 130])  # more than one part of the block mask
+def test_flex_computes_what_plain_does(size: int) -> None:
+    """It runs eagerly here, and without gradients."""
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, values = (torch.randn(2, 3, 2, rows, 8, generator=generator) for rows in (size, 2 * size, 2 * size))
+    for visible in (torch.randn(2, 1, size, generator=generator), torch.zeros(1, 1, size)):
+        assert is_possible(queries, None)
+        found = Flex()(queries, Window(keys, values), visible, None)
+        expected = kernel("plain", queries.device)(queries, Window(keys, values), visible, None)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_functions_that_flex_compiles_give_the_band_and_the_gradient_of_the_bias() -> None:
+    bias = torch.randn(3, 6, dtype=torch.float64).requires_grad_()
+    zero, heads, rows, columns = torch.tensor(0), torch.arange(3), torch.arange(6), torch.arange(12)
+    grid = heads[:, None, None], rows[:, None], columns
+    scores = with_bias(bias)(torch.zeros(3, 6, 12, dtype=torch.float64), zero, *grid)
+    found = scores.masked_fill(~within(6)(zero, *grid), -torch.inf)
+    expected = banded(bias.unsqueeze(1))
+    assert torch.equal(found, expected)
+    (ours,), (theirs,) = (torch.autograd.grad(x.softmax(-1).square().sum(), bias) for x in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_flex_leaves_to_plain_what_it_cannot() -> None:
+    queries = torch.zeros(1, 1, 1, 8, 16)
+    assert is_possible(queries, None)
+    assert not is_possible(queries, Mask(torch.ones((), dtype=torch.bool), 0.1))
+    assert not is_possible(queries.requires_grad_(), None)
+    with FakeTensorMode():
+        on_gpu = {size: torch.empty(1, 1, 1, 8, size, device="cuda") for size in (8, 16, 24, 128)}
+    assert [is_possible(fake, None) for fake in on_gpu.values()] == [False, True, False, True]
+
+
+def test_a_sub_block_divides_the_window_and_is_not_too_small() -> None:
+    assert [sub_block(window) for window in (512, 2048, 256, 128, 96, 32, 30)] == [128, 512, 64, 64, 96, 32, 30]
+
+
+def test_auto_takes_the_device_into_account() -> None:
+    assert isinstance(kernel("auto", torch.device("cpu")), Blocked)
+    assert isinstance(kernel("auto", torch.device("cuda")), Flex)
+    assert ModelConfig().attention_kernel == "auto"
+
+
+def test_what_0_1_0_wrote_is_computed_as_in_0_1_0() -> None:
+    """It wrote every key, so its configs can be told from those of users who give some older keys."""
+    written = {
+        "mlp_width": 8, "recurrent_layers": [1], "states": 4, "cell": "skip", "gate": "fixed", "clear_state": False,
+        "state_dtype": "float32", "positions": "t5", "attention_scale": "absolute",
+    }  # fmt: skip
+    rest = {"data": {"dataset": "x"}, "run": {"directory": "y", "steps": 1}}
+    assert recorded({"model": {"layers": 3, **written}, **rest}).model.attention_kernel == "plain"
+    written.pop("gate")
+    assert recorded({"model": {"layers": 3, **written}, **rest}).model.attention_kernel == "auto"
