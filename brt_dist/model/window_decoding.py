@@ -10,6 +10,7 @@ from brt_dist.model.decoding import OpenBlock
 from brt_dist.model.memory import Memory
 from brt_dist.model.norms import unit_length
 from brt_dist.model.positions import rotated
+from brt_dist.model.scales import HeadScale
 from brt_dist.model.window_attention import ProjectedState
 
 if TYPE_CHECKING:
@@ -53,20 +54,20 @@ class WindowDecoder:
         count = 3 if tokens.state_scale is None else 4
         keys, values, queries, *others = split_heads(tokens.projections(tokens.norm(x)), count, tokens.model.head_dim)
         streams = torch.arange(len(position), device=x.device)
-        block["keys"][streams, :, window + position] = unit_length(keys).to(values.dtype)[:, :, 0]
+        block["keys"][streams, :, window + position] = unit_length(keys)[:, :, 0]
         block["values"][streams, :, window + position] = values[:, :, 0]
 
         # a token sees the W before it, and not itself
         visible = position[:, None] + torch.arange(window, device=x.device)
         seen = {name: block[name][streams[:, None], :, visible].transpose(1, 2) for name in ("keys", "values")}
-        queries, bias = tokens.scale(unit_length(queries)), None
+        queries, bias = tokens.scale.queries(queries, is_wide=True), None
         if tokens.settings.positions == "rotary":  # a product depends on the distance alone
             queries, seen["keys"] = rotated(queries, window), rotated(seen["keys"])
         if tokens.positions is not None:
             bias = tokens.scale(tokens.positions())
         attended = [attend(queries, seen["keys"], seen["values"], bias)]
         if "state_keys" in block:
-            to_states = cast(torch.nn.Module, tokens.state_scale)(unit_length(others[0]))
+            to_states = cast(HeadScale, tokens.state_scale).queries(others[0])
             attended.append(attend(to_states, block["state_keys"], block["state_values"]))
         return cast(Tensor, tokens.merge(merge_heads(attended)))
 

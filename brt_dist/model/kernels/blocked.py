@@ -1,7 +1,7 @@
 """Sub-blocks: the queries of a quarter of a block meet the 1.25 W keys that one of them sees, instead of 2 W.
 
-Works through a few blocks at a time, so that the probabilities of a sub-block stay in the cache of a CPU; keeps queries,
-keys and values, and makes the probabilities again in backward, as flash attention does (arXiv 2205.14135).
+It works through a few blocks at a time, so that probabilities stay in the cache of a CPU.  Backward keeps queries, keys
+and values only, and makes the probabilities again, as flash attention does (arXiv 2205.14135).
 """
 
 from collections.abc import Iterator

@@ -70,7 +70,8 @@ def within(window: int) -> Mask:
 
 @cache
 def _compute(is_compiled: bool) -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=False) if is_compiled else flex_attention
+    compute: Callable[..., Any] = flex_attention
+    return torch.compile(compute, dynamic=False) if is_compiled else compute
 
 
 @cache
