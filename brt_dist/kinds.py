@@ -1,4 +1,4 @@
-"""Every table of kinds, in one place: a new mixer, kernel, optimizer, source, backend or weight format is one line here."""
+"""Every table of kinds, in one place: a new mixer, optimizer, source, backend, ... is one line here."""
 
 from typing import TYPE_CHECKING
 
