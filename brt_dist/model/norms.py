@@ -51,9 +51,7 @@ class _Normalised(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, measured: Tensor, weight: Tensor | None, count: int, dtype: torch.dtype
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, measured: Tensor, weight: Tensor | None, count: int, dtype: torch.dtype) -> Tensor:
         wide = widened(x)
         squares = wide.square()
         mean = squares.mean(-1, True) if count > 1 else squares.sum(-1, True)

@@ -119,7 +119,9 @@ class TokenAttention(nn.Module):
         keys, values, queries, *others = split_heads(blocks, count, self.model.head_dim)
         state_queries = self.state_scale.queries(others[0]) if self.state_scale is not None else None
         is_wide = self.settings.positions == "rotary"  # they are rounded after the rotation
-        return TokenHeads(unit_length(keys, dtype=keys.dtype), values, self.scale.queries(queries, is_wide), state_queries)
+        return TokenHeads(
+            unit_length(keys, dtype=keys.dtype), values, self.scale.queries(queries, is_wide), state_queries
+        )
 
     def to_tokens(self, heads: TokenHeads, window: Window, dropout: Dropout | None) -> Tensor:
         """Attention to the W tokens before each token -> (b, t, h, W, E)."""

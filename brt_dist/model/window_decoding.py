@@ -54,7 +54,7 @@ class WindowDecoder:
         count = 3 if tokens.state_scale is None else 4
         keys, values, queries, *others = split_heads(tokens.projections(tokens.norm(x)), count, tokens.model.head_dim)
         streams = torch.arange(len(position), device=x.device)
-        block["keys"][streams, :, window + position] = unit_length(keys)[:, :, 0]
+        block["keys"][streams, :, window + position] = unit_length(keys, dtype=values.dtype)[:, :, 0]
         block["values"][streams, :, window + position] = values[:, :, 0]
 
         # a token sees the W before it, and not itself

@@ -28,7 +28,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "dual": {"mixers": {"window": {}, "recurrent": RECURRENT | {"cell": "dual"}}},
     "feedback": {"mixers": {"window": {}, "recurrent": RECURRENT}, "feedback": True},
     "linear": {"mixers": {"linear": {}}},
-    "sparse": {"mixers": {"window": {"qkv": "multiplicative"}}, "ffns": {"sparse": {"blocks": 8, "block_size": 8, "rank": 8}}},
+    "sparse": {
+        "mixers": {"window": {"qkv": "multiplicative"}},
+        "ffns": {"sparse": {"blocks": 8, "block_size": 8, "rank": 8}},
+    },
     "hybrid": {"mixers": {"linear": {}, "window": {"layers": [0]}, "recurrent": RECURRENT}},
 }
 
