@@ -38,9 +38,7 @@ def sub_block(window: int) -> int:
 
 class _Blocked(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, mask: Mask | None
-    ) -> Tensor:
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
         queries, keys, values = queries.contiguous(), keys.contiguous(), values.contiguous()
         ctx.save_for_backward(queries, keys, values, bias)
         ctx.mask = mask
@@ -57,9 +55,7 @@ class _Blocked(torch.autograd.Function):
         wide = torch.promote_types(keys.dtype, torch.float32)  # a key is seen from several sub-blocks
         of_keys, of_values = (torch.zeros_like(x, dtype=wide) for x in (keys, values))
         for here, seen, part in _pieces(queries, bias, ctx.mask):
-            of_q, of_k, of_v, of_logits = gradients(
-                queries[here], keys[seen], values[seen], bias, part, gradient[here]
-            )
+            of_q, of_k, of_v, of_logits = gradients(queries[here], keys[seen], values[seen], bias, part, gradient[here])
             of_queries[here] = of_q
             of_keys[seen] += of_k
             of_values[seen] += of_v

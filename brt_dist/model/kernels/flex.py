@@ -18,8 +18,8 @@ from brt_dist.model.kernels.plain import Plain
 
 _SMALLEST_HEAD = 16  # of the compiled kernel, whose head sizes are powers of two
 
-Score = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Change = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+Visible = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Flex(AttentionKernel):
@@ -48,7 +48,7 @@ def is_possible(queries: Tensor, mask: Mask | None) -> bool:
     return mask is None and (not queries.is_cuda or (size >= _SMALLEST_HEAD and size & (size - 1) == 0))
 
 
-def with_bias(bias: Tensor) -> Score:
+def with_bias(bias: Tensor) -> Change:
     """Adds to a logit what `bias` (h, W) has for the distance, the farthest of the visible keys first."""
     last = bias.shape[1] - 1
 
@@ -59,7 +59,7 @@ def with_bias(bias: Tensor) -> Score:
     return score
 
 
-def within(window: int) -> Mask:
+def within(window: int) -> Visible:
     """The W keys before a query: those of [previous block; block] at its own place and the W - 1 after that."""
 
     def is_visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
