@@ -7,11 +7,10 @@ inputs: D selects the module, E the place in it.
 
 import torch
 from megatron.core import ModelParallelConfig
-from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
 from torch import Tensor, nn
 
 from brt_dist.model.parameters import declare, fan_in, normal
-from brt_dist.model.sequence import linear_of_parts
+from brt_dist.model.regions import enter, shared
 
 MODULE_STD = 0.5  # as in trax
 
@@ -40,11 +39,7 @@ class MultiplicativeLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """As `ColumnLinear`."""
-        places = self.places
-        if not self._parallel.sequence_parallel:  # there the hook of `share_gradients` adds up the ranks' gradients
-            places = copy_to_tensor_model_parallel_region(places)
+        places = shared(self.places, self._parallel)
         heads = self.modules_of_heads.unflatten(0, (-1, self._kinds, 1))
         weight = (heads * places.unflatten(0, (self._kinds, -1))).flatten(0, 2)
-        if self._parallel.sequence_parallel:
-            return linear_of_parts(x, weight)
-        return nn.functional.linear(copy_to_tensor_model_parallel_region(x), weight)
+        return nn.functional.linear(enter(x, self._parallel), weight)

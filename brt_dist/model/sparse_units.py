@@ -1,7 +1,8 @@
 """The module of the sparse FFN; see `ffn/sparse.py`.
 
 W1 and W2 are both kept with one row for each hidden unit, block by block, so that the weights of a unit are contiguous:
-decoding reads rows, and a tensor parallel rank holds whole blocks.
+decoding reads rows, and a tensor parallel rank holds whole blocks.  All weights are the module's own, so that ZeRO-3
+gathers them for either path.
 """
 
 from typing import TYPE_CHECKING
@@ -14,9 +15,9 @@ from torch.nn import functional
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.dropout import Dropout
-from brt_dist.model.linear import ColumnLinear
 from brt_dist.model.norms import RMSNorm, widened
 from brt_dist.model.parameters import declare, fan_in, normal
+from brt_dist.model.regions import enter, shared
 from brt_dist.model.sequence import sum_to_parts
 
 if TYPE_CHECKING:
@@ -33,32 +34,35 @@ class SparseUnits(nn.Module):
         width, hidden = model.width, settings.width
         local = hidden // parallel.tensor_model_parallel_size
         self.settings, self.index = settings, index
-        self._splits_sequence = parallel.sequence_parallel
+        self._parallel = parallel
         self.norm = RMSNorm(width)
         self.compress = nn.Parameter(torch.empty(settings.rank, width))
         declare(self.compress, fan_in())
-        self.expand = ColumnLinear(settings.rank, hidden, parallel)
+        self.expand = nn.Parameter(torch.empty(local, settings.rank))
+        declare(self.expand, fan_in(), 0)
         self.preference = nn.Parameter(torch.empty(local))
         declare(self.preference, normal(BIAS_STD), 0)
-        self.hidden = ColumnLinear(width, hidden, parallel)
+        self.hidden = nn.Parameter(torch.empty(local, width))
+        declare(self.hidden, fan_in(), 0)
         self.output = nn.Parameter(torch.empty(local, width))
         declare(self.output, fan_in(width / hidden), 0)  # the inputs are the rows here: variance 1/hidden
         self.bias = nn.Parameter(torch.empty(width))
         declare(self.bias, normal(BIAS_STD))
 
     def forward(self, x: Tensor, dropout: Dropout | None) -> Tensor:
-        x = self.norm(x)
+        x = enter(self.norm(x), self._parallel)
         logits = self.controlled(x)
         tokens = logits.shape[:-2].numel()
-        if not torch.is_grad_enabled() and tokens < self.settings.block_size and not self._splits_sequence:
+        if not torch.is_grad_enabled() and tokens < self.settings.block_size:
             y = self.gathered(x, logits.argmax(-1))
         else:
             y = self.masked(x, self.mask(logits, dropout))
         return y if dropout is None else dropout.activations(y, self.index, "mlp output")
 
     def controlled(self, x: Tensor) -> Tensor:
-        """The controller's logits (N, b, blocks of this rank, block size) for normalised x; in float32."""
-        logits = self.expand(functional.linear(x, self.compress)) + self.preference
+        """The controller's logits (N, b, blocks of this rank, block size) in float32, for all tokens, normalised."""
+        compressed = functional.linear(x, shared(self.compress, self._parallel))
+        logits = functional.linear(compressed, self.expand) + self.preference
         return widened(logits).unflatten(-1, (-1, self.settings.block_size))
 
     def mask(self, logits: Tensor, dropout: Dropout | None) -> Tensor:
@@ -74,20 +78,21 @@ class SparseUnits(nn.Module):
 
     def masked(self, x: Tensor, mask: Tensor) -> Tensor:
         """Whole products, with `mask` (N, b, blocks, block size) on the hidden units."""
-        hidden = torch.relu(self.hidden(x)) * mask.flatten(-2).to(x.dtype)
-        return self._reduced(hidden @ self.output)
+        hidden = torch.relu(functional.linear(x, self.hidden)) * mask.flatten(-2).to(x.dtype)
+        return self._left(hidden @ self.output)
 
     def gathered(self, x: Tensor, choice: Tensor) -> Tensor:
         """Products with the weights of the units in `choice` (N, b, blocks) only."""
         blocks, size = choice.shape[-1], self.settings.block_size
         rows = (choice + torch.arange(blocks, device=choice.device) * size).flatten(0, -2)  # (tokens, blocks)
-        hidden = torch.relu(self.hidden.weight[rows] @ x.flatten(0, -2).unsqueeze(-1))
+        hidden = torch.relu(self.hidden[rows] @ x.flatten(0, -2).unsqueeze(-1))
         read = hidden.transpose(-1, -2) @ self.output[rows]
-        return self._reduced(read.view(*choice.shape[:-1], -1))
+        return self._left(read.view(*choice.shape[:-1], -1))
 
-    def _reduced(self, part: Tensor) -> Tensor:
-        whole = sum_to_parts(part) if self._splits_sequence else reduce_from_tensor_model_parallel_region(part)
-        return whole + self.bias
+    def _left(self, part: Tensor) -> Tensor:
+        """The sum of what all ranks' units give, of this rank's tokens."""
+        splits = self._parallel.sequence_parallel
+        return (sum_to_parts(part) if splits else reduce_from_tensor_model_parallel_region(part)) + self.bias
 
 
 def straight_through(logits: Tensor, soft: Tensor) -> Tensor:

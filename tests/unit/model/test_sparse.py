@@ -54,12 +54,12 @@ def loop(ffn: SparseUnits, x: Tensor) -> Tensor:
     for position in range(x.shape[0]):
         for stream in range(x.shape[1]):
             token = ffn.norm(x[position, stream])
-            logits = ffn.expand.weight @ (ffn.compress @ token) + ffn.preference
+            logits = ffn.expand @ (ffn.compress @ token) + ffn.preference
             total = ffn.bias.clone()
             for block in range(settings.blocks):
                 first = block * settings.block_size
                 unit = first + int(logits[first : first + settings.block_size].argmax())
-                total = total + torch.relu(ffn.hidden.weight[unit] @ token) * ffn.output[unit]
+                total = total + torch.relu(ffn.hidden[unit] @ token) * ffn.output[unit]
             out[position, stream] = total
     return out
 
