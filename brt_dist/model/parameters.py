@@ -28,8 +28,10 @@ _TRUNCATED_STD = 0.87962566103423978  # of a standard normal cut off at two
 class Initializer:
     """Distribution of the initial values of a parameter, given its logical shape."""
 
-    kind: Literal["ones", "normal", "fan_in"]
+    kind: Literal["ones", "normal", "fan_in", "uniform"]
     scale: float = 1.0
+    first: float = 0.0
+    """uniform: the low end; `scale` is the distance to the high end"""
 
     def __call__(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """A float32 tensor on the CPU."""
@@ -38,6 +40,8 @@ class Initializer:
             return values.fill_(1.0)
         if self.kind == "normal":
             return values.normal_(0.0, self.scale, generator=generator)
+        if self.kind == "uniform":
+            return self.first + self.scale * values.uniform_(generator=generator)
         std = math.sqrt(self.scale / shape[1]) / _TRUNCATED_STD
         return nn.init.trunc_normal_(values, 0.0, std, -2 * std, 2 * std, generator=generator)
 
@@ -48,6 +52,14 @@ def ones() -> Initializer:
 
 def normal(std: float) -> Initializer:
     return Initializer("normal", std)
+
+
+def uniform(low: float, high: float) -> Initializer:
+    return Initializer("uniform", high - low, low)
+
+
+def constant(value: float) -> Initializer:
+    return Initializer("uniform", 0.0, value)
 
 
 def fan_in(variance: float = 1.0) -> Initializer:
