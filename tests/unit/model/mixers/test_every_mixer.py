@@ -21,6 +21,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "window": {},
     "recurrent": {"states": 5, "layers": None},
     "linear": {},
+    "bst": {"contexts": "multi_filter", "context_filters": 5, "filter_states": 6},
     "delta": {"chunk": 2, "gate": True, "value_dim": 5, "negative_eigenvalues": True},
 }
 BLOCKS, WINDOW = 6, 4
