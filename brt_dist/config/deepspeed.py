@@ -21,6 +21,8 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "gradient_clipping": (config.optimizer.clip_norm or 0.0) if config.parallel.zero_stage else 0.0,
         "steps_per_print": _NEVER,  # we print our own progress
         "wall_clock_breakdown": False,
+        # it would wait for the device twice per micro-batch
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},
     }
     if config.parallel.tensor > 1:
         # By default each tensor parallel rank sends a slice of the activations, and the receivers put the slices

@@ -11,7 +11,8 @@ class GuardsConfig(Section):
     """Checks that every rank makes at every step."""
 
     nonfinite: Literal["stop", "skip"] = Field(
-        "stop", description="on a non-finite gradient: stop the run as diverged, or skip this update and continue"
+        "stop",
+        description="on a non-finite loss or gradient: stop the run as diverged, or skip this update and continue",
     )
     most_skips: PositiveInt = Field(10, description="more skips in a row than this end the run as diverged")
     spike_window: NonNegativeInt = Field(

@@ -6,7 +6,7 @@ attribute, so it is the test to run first after an upgrade, and this is the file
 DeepSpeed is imported in the functions: it picks its accelerator at import, so `device.choose` must come before.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,17 +83,6 @@ def collectives() -> Iterator[tuple[Any, str]]:
     return ((comm.cdb, name) for name in ("all_gather_function", "reduce_scatter_function"))
 
 
-def clip_gradients(parameters: Iterable[Tensor], limit: float, groups: Any) -> float:
-    """Clip whole gradients to a norm of `limit`; returns the norm before.  Collective.
-
-    Args:
-        groups: the model parallel groups over which parameters are spread (an `mpu`).
-    """
-    from deepspeed.runtime.utils import clip_grad_norm_
-
-    return float(clip_grad_norm_(parameters, limit, mpu=groups))
-
-
 def before_update(engine: Any, action: Callable[[], None]) -> Callable[[], None]:
     """Have `action` called before each optimizer update of an engine, when gradients are reduced.
 
@@ -113,16 +102,22 @@ def before_update(engine: Any, action: Callable[[], None]) -> Callable[[], None]
     return undo
 
 
-def reduced_gradients(engine: Any, parameters: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Where the gradients of the whole batch are kept before an update: by ZeRO, or as the fp32 sums of bf16.
+def silence_timers(engine: Any) -> None:
+    """Keep an engine from timing itself: its pipeline would keep two events of each step for ever."""
+    from deepspeed.utils.timer import NoopTimer
 
-    Nothing without either; then the gradients are those of the parameters.
-    """
-    for gradients in getattr(engine.optimizer, "averaged_gradients", {}).values():
-        yield from (gradient for gradient in gradients or () if gradient is not None)
-    for parameter in parameters:
-        if (gradient := getattr(parameter, "_hp_grad", None)) is not None:
-            yield gradient
+    engine.timers = NoopTimer()
+
+
+def loss_of_batch(engine: Any) -> Tensor:
+    """On the last stage of a pipeline, before the update: the mean loss over the micro-batches of this rank."""
+    total: Tensor = engine.total_loss
+    return total / engine.gradient_accumulation_steps()
+
+
+def skip_loss(engine: Any) -> None:
+    """Keep a pipeline from sending the loss of a batch to all ranks; they have agreed on it before the update."""
+    engine._aggregate_total_loss = lambda: None
 
 
 def shard(parameter: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import deepspeed
@@ -25,9 +25,16 @@ from brt_dist.model.memory import Memory
 from brt_dist.model.model import loss_sum
 from brt_dist.model.parameters import initialize, logical_parameters
 from brt_dist.optim.groups import set_learning_rate
-from brt_dist.parallel.deepspeed_internals import clip_gradients, quiet, release_graph
+from brt_dist.parallel.control import Control, StepResult
+from brt_dist.parallel.deepspeed_internals import (
+    before_update,
+    loss_of_batch,
+    quiet,
+    release_graph,
+    silence_timers,
+    skip_loss,
+)
 from brt_dist.parallel.device import Device
-from brt_dist.parallel.finite import FiniteGradients
 from brt_dist.parallel.layout import Layout, MegatronGroups, sharding
 from brt_dist.parallel.memory_place import OnDevice, OnHost
 from brt_dist.parallel.pieces import Piece, Read
@@ -35,6 +42,7 @@ from brt_dist.parallel.pipeline import PipelineStage, WholeModel, layers_of
 from brt_dist.parallel.stage import MicroBatch, StageContext
 from brt_dist.parallel.state import RankState
 from brt_dist.parallel.stream_memory import ForwardMemory, StreamMemory
+from brt_dist.parallel.update_internals import update_of
 
 
 @dataclass(frozen=True)
@@ -63,25 +71,12 @@ class StepInput:
 Observer: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """Result of a step.  If the gradient norm is not finite, the update was skipped and the memory is unchanged.
+Asked: TypeAlias = Callable[[], bool]
 
-    Attributes:
-        loss: mean loss of the global batch, in nats per token with a target.
-        grad_norm: norm of its gradient before clipping.
-    """
 
-    loss: float
-    grad_norm: float
-
-    @property
-    def is_updated(self) -> bool:
-        return math.isfinite(self.grad_norm)
-
-    @property
-    def is_finite(self) -> bool:
-        return self.is_updated and math.isfinite(self.loss)
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
 
 
 class Engine(ABC):
@@ -115,7 +110,12 @@ class Engine(ABC):
         self.parameters = [p for name, module in stage.logical_modules() for p in logical_parameters(module, name)]
         self.optimizer = config.optimizer.build(self.parameters, sharding(config, layout))
         self._deepspeed = _initialize(stage, self.optimizer, config, groups)
-        self._finite = FiniteGradients([p.local for p in self.parameters], self._deepspeed, device)
+        self._control = Control([p.local for p in self.parameters], device)
+        stage_of_zero, limit = config.parallel.zero_stage, config.optimizer.clip_norm
+        self._update = update_of(self._deepspeed, self.parameters, stage_of_zero, limit, MegatronGroups())
+        self._unguard = before_update(self._deepspeed, self._agree)
+        self._asked: Asked = never
+        self._result = StepResult(0.0, 0.0)  # of the step under way, once all ranks have agreed
         self._state = RankState(config, layout, self.parameters, self.optimizer, self._deepspeed)
         # DeepSpeed has cast the module: memory takes its types from it
         on_host = config.parallel.stream_memory == "host"
@@ -131,19 +131,29 @@ class Engine(ABC):
     def _blank_memory(self) -> dict[int, Memory]:
         return {layer.index: layer.blank_memory(self.layout.micro_batch) for layer in layers_of(self.stage)}
 
-    def train_step(self, step: StepInput, learning_rate: float) -> StepResult:
-        """Forward and backward of all micro-batches, one update, and the commit of the memory.  Collective."""
+    def train_step(self, step: StepInput, learning_rate: float, asked: Asked = never) -> StepResult:
+        """Forward and backward of all micro-batches, one update, and the commit of the memory.  Collective.
+
+        Before the update all ranks agree on the result.  If loss or gradient are not finite on any of them, all leave
+        the update out and discard the memory.
+
+        Args:
+            asked: whether this rank was asked to stop; looked at when the ranks agree.
+        """
         set_learning_rate(self.optimizer, learning_rate)
-        self._observer = None
+        self._observer, self._asked = None, asked
         self._context.begin(self._micro_batches(step, training=True), self.memory)
-        result = self._train(step)
-        if self._finite.left_out:
-            result = replace(result, grad_norm=math.inf)
-        if result.is_finite:
+        self._train(step)
+        if self._result.is_finite:
             self.memory.commit()
         else:
             self.memory.discard()
-        return result
+        return self._result
+
+    def _agree(self) -> None:
+        """Called between backward and update."""
+        self._result = self._control.agree(self._batch_loss(), self._update.norm(), self._asked())
+        self._update.decide(self._result.grad_norm if self._result.is_finite else math.inf)
 
     def evaluate_step(self, step: StepInput, memory: StreamMemory, observer: Observer | None = None) -> float:
         """Loss of a segment in nats per token with a target, without a gradient; advances `memory`.  Collective."""
@@ -183,7 +193,8 @@ class Engine(ABC):
 
     def close(self) -> None:
         """Remove all hooks from the weights; otherwise the engine and its process groups are never freed."""
-        self._finite.close()
+        self._unguard()
+        self._control.close()
         self._deepspeed.destroy()
 
     def _micro_batches(self, step: StepInput, training: bool) -> list[MicroBatch]:
@@ -221,7 +232,11 @@ class Engine(ABC):
         return self._observer(self._observed - 1, logits, target, mask) * weight
 
     @abstractmethod
-    def _train(self, step: StepInput) -> StepResult: ...
+    def _train(self, step: StepInput) -> None: ...
+
+    @abstractmethod
+    def _batch_loss(self) -> Tensor | None:
+        """Mean loss of the global batch after its backward, on the device; None on ranks that do not know it."""
 
     @abstractmethod
     def _evaluate(self, step: StepInput) -> float: ...
@@ -236,18 +251,17 @@ class WholeEngine(Engine):
             stage = WholeModel(config.model, context, parallel, config.parallel.recompute)
         super().__init__(config, layout, device, context, stage, MegatronGroups())
 
-    def _train(self, step: StepInput) -> StepResult:
+    def _train(self, step: StepInput) -> None:
         self.stage.train()
-        total = torch.zeros((), device=self.device.torch)
+        self._total = torch.zeros((), device=self.device.torch)
         for tokens, labels in self._portions(step):
             loss = self._loss(self._deepspeed(tokens), labels)  # type: ignore[arg-type]
+            self._total += loss.detach()
             self._deepspeed.backward(loss)
-            norm = self._clip_without_zero()
-            self._deepspeed.step()
-            total += loss.detach()
-        if norm is None:
-            norm = self._deepspeed.get_global_grad_norm()
-        return StepResult(self._mean(total), float(norm))
+            self._deepspeed.step()  # updates after the last micro-batch
+
+    def _batch_loss(self) -> Tensor:
+        return self._mean(self._total)
 
     def _evaluate(self, step: StepInput) -> float:
         self.stage.eval()
@@ -255,21 +269,11 @@ class WholeEngine(Engine):
         with torch.no_grad():
             for tokens, labels in self._portions(step):
                 total += self._loss(self.stage(tokens), labels)  # type: ignore[arg-type]
-        return self._mean(total)
+        return float(self._mean(total))
 
-    def _mean(self, total: Tensor) -> float:
+    def _mean(self, total: Tensor) -> Tensor:
         dist.all_reduce(total, group=MegatronGroups.get_data_parallel_group())
-        return float(total) / (self.layout.micro_batches * self.layout.data)
-
-    def _clip_without_zero(self) -> float | None:
-        """Clip whole gradients and return their norm; with ZeRO that is done in DeepSpeed's step, and this is None.
-
-        DeepSpeed would clip here too, but keeps the norm to itself.
-        """
-        if self.config.parallel.zero_stage > 0 or not self._deepspeed.is_gradient_accumulation_boundary():
-            return None
-        limit = self.config.optimizer.clip_norm or math.inf
-        return clip_gradients([p.local for p in self.parameters], limit, MegatronGroups())
+        return total.double() / (self.layout.micro_batches * self.layout.data)
 
 
 class PipelinedEngine(Engine):
@@ -280,10 +284,17 @@ class PipelinedEngine(Engine):
         layers, recompute = stage_layers(config), config.parallel.recompute
         stage = PipelineStage(config.model, layout, layers, context, parallel, recompute, self._loss)
         super().__init__(config, layout, device, context, stage, None)
+        skip_loss(self._deepspeed)
 
-    def _train(self, step: StepInput) -> StepResult:
-        loss = self._deepspeed.train_batch(self._portions(step))
-        return StepResult(float(loss), float(self._deepspeed.get_global_grad_norm()))
+    def _train(self, step: StepInput) -> None:
+        self._deepspeed.train_batch(self._portions(step))
+
+    def _batch_loss(self) -> Tensor | None:
+        if not self.layout.is_last_stage:
+            return None
+        loss = loss_of_batch(self._deepspeed)
+        dist.all_reduce(loss, group=MegatronGroups.get_data_parallel_group())
+        return loss / self.layout.data
 
     def _evaluate(self, step: StepInput) -> float:
         return float(self._deepspeed.eval_batch(self._portions(step)))
@@ -303,4 +314,5 @@ def _initialize(stage: Any, optimizer: torch.optim.Optimizer, config: Config, gr
     engine, *_ = deepspeed.initialize(
         model=stage, optimizer=optimizer, config=deepspeed_config(config), mpu=groups, dist_init_required=False
     )
+    silence_timers(engine)
     return engine

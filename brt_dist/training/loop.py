@@ -21,7 +21,7 @@ from brt_dist.parallel.step_input import step_input, streams_to_read
 from brt_dist.training.adjustments import Adjustments
 from brt_dist.training.hooks.base import Hook
 from brt_dist.training.resume import resume
-from brt_dist.training.stopping import StopFlag, agree_on_step, agree_to_stop
+from brt_dist.training.stopping import StopFlag, agree_to_stop
 from brt_dist.training.trainer_state import TrainedStep, TrainerState
 
 
@@ -97,13 +97,12 @@ class Trainer:
         rate = learning_rate(number, self.config.run.steps, self.config.optimizer)
         rate *= self.adjustments.rate_factor(number)
         result = self._update(step_input(number, plan, read, self.layout, self.device), rate)
-        stop = agree_on_step(result, number, self.stop, self.device)
         self.state.advance(cursor, plan.loss_tokens if result.is_finite else 0)
         is_first, self.trained = self.trained == 0, self.trained + 1
         step = TrainedStep(number, result, rate, plan.loss_tokens, self.state.tokens, began, waited, is_first)
         for hook in self.hooks:
             hook.after_step(step)
-        return stop
+        return result.asked_to_stop
 
     def close(self) -> None:
         """Release DeepSpeed's hooks, process groups and threads."""
@@ -114,7 +113,7 @@ class Trainer:
         with ExitStack() as around:
             for hook in self.hooks:
                 around.enter_context(hook.around_step(batch.number))
-            return self.engine.train_step(batch, rate)
+            return self.engine.train_step(batch, rate, lambda: self.stop.asked)
 
     def _read(self) -> Prefetcher:
         """The segments of this rank's streams from here on, read in the background."""

@@ -1,11 +1,9 @@
-"""What the ranks agree on after a step: whether all of them applied the update, and whether to stop."""
+"""Whether to stop: a rank is asked by a signal, and all ranks stop after the same step."""
 
 import signal
 from types import FrameType
 
-from brt_dist.errors import DivergedError
 from brt_dist.parallel.device import Device
-from brt_dist.parallel.engine import StepResult
 from brt_dist.parallel.layout import agree
 
 
@@ -24,20 +22,5 @@ class StopFlag:
 
 
 def agree_to_stop(stop: StopFlag, device: Device) -> bool:
-    """Whether any rank was asked to stop; all ranks get the same answer.  Collective."""
+    """Whether any rank was asked to stop; all get the same answer.  For a step that is not trained.  Collective."""
     return agree((stop.asked,), device)[0] > 0
-
-
-def agree_on_step(result: StepResult, step: int, stop: StopFlag, device: Device) -> bool:
-    """Like `agree_to_stop`, after a trained step.  Collective.
-
-    Raises:
-        DivergedError: some ranks applied the update and others skipped it, so their weights differ from now on.
-    """
-    asked, taken, left_out = agree((stop.asked, result.is_updated, not result.is_updated), device)
-    if taken and left_out:
-        raise DivergedError(
-            f"step {step}: some ranks applied an update that others skipped. The last checkpoint is good.",
-            step,
-        )
-    return asked > 0

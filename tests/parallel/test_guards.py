@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from brt_dist.config.guards import GuardsConfig
 from brt_dist.config.schema import Config
 from brt_dist.errors import DivergedError, ExitCode
 from brt_dist.training.adjustments import Adjustments
@@ -171,6 +172,46 @@ def test_a_rank_that_does_not_come_is_waited_for_only_so_long(ranks: RankPool, t
     first, second = ranks.run(2, rank_waits, given, str(tmp_path / "gave up"))
     assert first == ExitCode.HUNG and second in (ExitCode.HUNG, ExitCode.LOST_NODE)
     assert [event["step"] for event in events(given, "step")] == [1, 2]
+
+
+def rank_decides(rank: int, store: str) -> tuple[bool, bool, float]:
+    """Whether this rank ends the run by its own loss, whether by the one that all agreed on, and the latter.
+
+    Both ranks are at the threshold of a spike, rank 1 by the smallest possible difference above it.
+    """
+    import torch
+    import torch.distributed as dist
+
+    from brt_dist.parallel.control import Control, StepResult
+    from brt_dist.parallel.device import choose
+    from brt_dist.training.hooks.number_guard import NumberGuard
+
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    settings = GuardsConfig(spike_window=10, spike_deviations=20.0, on_spike="stop")
+    threshold = 2.0 + 20.0 * (0.01 * 2.0)
+    mine = StepResult(threshold if rank == 0 else math.nextafter(threshold, math.inf), 1.0)
+    loss = torch.tensor(mine.loss, dtype=torch.float64)
+    agreed = Control([], choose("cpu", rank)).agree(loss, torch.tensor(mine.grad_norm), asked=False)
+
+    def ends(result: StepResult) -> bool:
+        guard = NumberGuard(settings, lambda event: None)
+        for step in range(1, 11):
+            guard.check(StepResult(2.0, 1.0), step)
+        try:
+            guard.check(result, 11)
+        except DivergedError:
+            return True
+        return False
+
+    found = ends(mine), ends(agreed), agreed.loss
+    dist.destroy_process_group()
+    return found
+
+
+def test_one_ulp_between_ranks_at_a_threshold_divides_them_only_without_agreement(ranks: RankPool) -> None:
+    alone, agreed, losses = zip(*ranks.run(2, rank_decides), strict=True)
+    assert alone == (False, True)
+    assert agreed == (True, True) and losses[0] == losses[1]
 
 
 def test_sizes_of_states_and_gates_are_the_same_in_every_layout(ranks: RankPool, tmp_path: Path) -> None:

@@ -91,9 +91,7 @@ class FakeWorld:
         with pytest.MonkeyPatch.context() as patch, recorder.phase("compute"):
             deepspeed = engine._deepspeed
             patch.setattr(deepspeed, "_take_model_step", _in_phase(recorder, "control", deepspeed._take_model_step))
-            patch.setattr(
-                type(deepspeed.optimizer), "step", _in_phase(recorder, "update", type(deepspeed.optimizer).step)
-            )
+            patch.setattr(deepspeed.optimizer, "step", _in_phase(recorder, "update", deepspeed.optimizer.step))
             return engine.train_step(self.inputs(number), 1e-3)
 
     @contextmanager

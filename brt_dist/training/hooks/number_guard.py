@@ -15,7 +15,7 @@ _NOISE = 0.01  # smallest deviation that counts, relative to the median; matters
 
 
 class NumberGuard(Hook):
-    """Checks loss and gradient norm of every step.  All ranks see the same numbers, so they decide alike.
+    """Checks loss and gradient norm of every step.  All ranks have agreed on these numbers, so they decide alike.
 
     Keeps the numbers of the last steps and the count of updates skipped in a row.  A resumed run starts without them:
     it may stop or detect a spike at a different step, but it computes the same numbers.
@@ -57,7 +57,7 @@ class NumberGuard(Hook):
     def _not_finite(self, result: StepResult, step: int) -> None:
         self._skips += 1
         what = f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}"
-        if self._config.nonfinite == "stop" or result.is_updated:
+        if self._config.nonfinite == "stop":
             self._end(what, result, step)
         if self._skips > self._config.most_skips:
             self._end(f"{what}; {self._skips} updates in a row were skipped", result, step)

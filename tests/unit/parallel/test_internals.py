@@ -6,6 +6,7 @@ is brt_dist/parallel/{deepspeed,megatron,torch}_internals.py.
 
 import ast
 import importlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -41,11 +42,14 @@ MODULES = [
     ("deepspeed.runtime.utils", "clip_grad_norm_"),
     ("deepspeed.runtime.pipe.module", "PipelineModule._partition_layers"),
     ("deepspeed.runtime.pipe.module", "PipelineModule._set_bounds"),
+    ("deepspeed.runtime.utils", "combine_grad_norm_groups"),
+    ("deepspeed.utils.timer", "NoopTimer"),
     ("deepspeed.runtime.pipe.topology", "PipeModelDataParallelTopology.get_axis_comm_lists"),
     ("megatron.core.tensor_parallel.layers", "dist_all_gather_func"),
     ("megatron.core.tensor_parallel.layers", "dist_reduce_scatter_func"),
     ("megatron.core.tensor_parallel.mappings", "dist_all_gather_func"),
     ("megatron.core.tensor_parallel.mappings", "dist_reduce_scatter_func"),
+    ("torch", "_foreach_norm"),
     ("torch.distributed.distributed_c10d", "_world.pg_map"),
     ("torch.distributed.distributed_c10d", "_set_pg_timeout"),
 ]
@@ -66,7 +70,7 @@ _PARTITIONED = ("zero1-fp32", "zero1-bf16", "zero2-fp32", "zero2-bf16", "pipelin
 _SUMS_OF_BF16 = ("zero1-bf16", "pipeline-bf16")
 _PIPELINES = ("pipeline-fp32", "pipeline-bf16")
 _SHARDED = ("zero3-fp32", "zero3-bf16")
-_AVERAGED = tuple(name for name in CASES if name not in (*_SUMS_OF_BF16, "zero0-fp32"))
+_GRADIENTS_SPLIT = tuple(name for name in _PARTITIONED if name not in _SUMS_OF_BF16)
 
 # Of an engine, when an update is about to be made: what has it, what it is, and in which cases it is there.
 ATTRIBUTES = [
@@ -76,8 +80,21 @@ ATTRIBUTES = [
     ("engine", "module.global_rank", _PIPELINES),
     ("engine", "module.parts", _PIPELINES),
     ("engine", "pipe_buffers", _PIPELINES),
-    ("optimizer", "averaged_gradients", _AVERAGED),
-    ("parameter", "_hp_grad", _SUMS_OF_BF16),
+    ("engine", "total_loss", _PIPELINES),
+    ("engine class", "_aggregate_total_loss", _PIPELINES),
+    ("engine", "timers", tuple(CASES)),
+    ("optimizer class", "scaled_global_norm", _GRADIENTS_SPLIT),
+    ("optimizer class", "check_overflow", _GRADIENTS_SPLIT),
+    ("optimizer class", "unscale_and_clip_grads", _GRADIENTS_SPLIT),
+    ("optimizer", "check_grad_overflow", _GRADIENTS_SPLIT),
+    ("optimizer", "overflow", _PARTITIONED),
+    ("optimizer class", "_get_norm_groups", _SHARDED),
+    ("optimizer", "bf16_groups", _SUMS_OF_BF16),
+    ("optimizer", "fp32_groups_flat_partition", _SUMS_OF_BF16),
+    ("optimizer", "fp32_groups_gradient_flat_partition", _SUMS_OF_BF16),
+    ("optimizer", "_lazy_init_hp_params_optimizer_state", _SUMS_OF_BF16),
+    ("optimizer", "update_lp_params", _SUMS_OF_BF16),
+    ("optimizer", "clear_hp_grads", _SUMS_OF_BF16),
     ("parameter", "_hp_mapping.hp_fragment", _PARTITIONED),
     ("parameter", "_hp_mapping.hp_fragment_address.start", _PARTITIONED),
     ("parameter", "_hp_mapping.lp_fragment_address.start", _PARTITIONED),
@@ -89,7 +106,8 @@ ATTRIBUTES = [
     ("optimizer", "fp32_partitioned_groups_flat", _SHARDED),
     ("optimizer", "persistent_parameters", _SHARDED),
 ]
-_EVERYDAY = {"loss", "module", "parts", "PipelineModule", "logger", "start", "numel"}  # names that others use for things of their own
+# names that others use for things of their own
+_EVERYDAY = {"loss", "module", "parts", "PipelineModule", "logger", "start", "numel", "timers"}
 
 
 @dataclass
@@ -100,7 +118,6 @@ class Seen:
     stage: int
     missing: list[str]
     updates: int
-    gradients: list[float]
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +143,11 @@ def seen(request: pytest.FixtureRequest, device: Device) -> Iterator[Seen]:
     )  # fmt: skip
     deepspeed_internals.quiet()
     engine = kind(config, Layout.of(config, 0), device)
-    found = Seen(engine, stage, [], 0, [])
+    found = Seen(engine, stage, [], 0)
     parameters = [parameter.local for parameter in engine.parameters]
     owners = {"engine": engine._deepspeed, "optimizer": engine._deepspeed.optimizer, "parameter": parameters[0]}
+    # what we replace in an object is looked for in its class
+    owners |= {f"{name} class": type(owners[name]) for name in ("engine", "optimizer")}
 
     def look() -> None:
         found.updates += 1
@@ -138,8 +157,6 @@ def seen(request: pytest.FixtureRequest, device: Device) -> Iterator[Seen]:
                     attrgetter(name)(owners[owner])
                 except AttributeError:
                     found.missing.append(f"{type(owners[owner]).__name__}.{name}")
-        reduced = deepspeed_internals.reduced_gradients(engine._deepspeed, parameters)
-        found.gradients = [float(gradient.abs().sum()) for gradient in reduced]
 
     undo = deepspeed_internals.before_update(engine._deepspeed, look)
     train(engine)
@@ -148,11 +165,14 @@ def seen(request: pytest.FixtureRequest, device: Device) -> Iterator[Seen]:
     engine.close()
 
 
-def train(engine: Engine) -> None:
+def train(engine: Engine, is_finite: bool = True) -> None:
     tokens = torch.arange(64).view(2, 32)
     starts = torch.tensor([[True, False]] * 2)
     step = StepInput(1, starts, tokens, tokens.roll(-1, 1), torch.ones_like(tokens, dtype=torch.bool), 64)
-    assert engine.train_step(step, 1e-3).is_finite
+    weight = engine.parameters[-1].local
+    fault = weight.register_hook(lambda gradient: gradient if is_finite else gradient * math.nan)
+    assert engine.train_step(step, 1e-3).is_finite == is_finite
+    fault.remove()
 
 
 @pytest.mark.parametrize(("module", "name"), MODULES)
@@ -175,11 +195,15 @@ def test_an_update_is_intercepted_once_and_no_more_when_undone(seen: Seen) -> No
     assert seen.updates == 1 and seen.engine.updates == before + 1
 
 
-def test_gradients_are_found_where_they_are_reduced(seen: Seen) -> None:
-    if seen.stage:
-        assert sum(seen.gradients) > 0
-    else:
-        assert not seen.gradients  # those of the parameters are meant
+def test_an_update_that_is_left_out_changes_nothing_and_the_next_one_is_made(seen: Seen) -> None:
+    engine = seen.engine
+    before = engine.weights(), engine.updates
+    train(engine, is_finite=False)
+    assert engine.updates == before[1]
+    assert all(torch.equal(value, before[0][name]) for name, value in engine.weights().items())
+    train(engine)
+    assert engine.updates == before[1] + 1
+    assert any(not torch.equal(value, before[0][name]) for name, value in engine.weights().items())
 
 
 def test_master_values_are_those_of_the_parameters(seen: Seen) -> None:

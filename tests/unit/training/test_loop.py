@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from brt_dist.errors import DivergedError, ExitCode
 from brt_dist.event_log import EventLog, read_events
 from brt_dist.events import SkipEvent
 from brt_dist.parallel.device import Device
-from brt_dist.parallel.engine import StepInput, StepResult
+from brt_dist.parallel.engine import Asked, StepInput, StepResult
 from brt_dist.parallel.layout import Layout, single_process
 from brt_dist.training.adjustments import Adjustments
 from brt_dist.training.hooks.base import Hook
@@ -50,10 +51,10 @@ class StubEngine:
         self._results, self._log = results, log
         self.rates: list[float] = []
 
-    def train_step(self, step: StepInput, learning_rate: float) -> StepResult:
+    def train_step(self, step: StepInput, learning_rate: float, asked: Asked) -> StepResult:
         self._log.append(f"train {step.number}")
         self.rates.append(learning_rate)
-        return self._results[step.number - 1]
+        return replace(self._results[step.number - 1], asked_to_stop=asked())
 
 
 class StubStore:

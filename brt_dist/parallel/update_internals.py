@@ -1,0 +1,180 @@
+"""DeepSpeed's optimizer update, taken apart: first the norm of the gradient, then the update or none.
+
+DeepSpeed measures, decides and updates in one call, each rank by itself and with several reads by the host.  Here the
+norm stays on the device until all ranks have agreed (`control`), and what they agreed on is given back to DeepSpeed.
+What is used is not documented by DeepSpeed; see deepspeed_internals.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from brt_dist.model.parameters import LogicalParameter
+
+_EPSILON = 1e-6  # DeepSpeed's, in the denominator of the factor that clips
+
+
+class Update(ABC):
+    """The update of one engine.
+
+    Args:
+        engine: DeepSpeed's.
+        parameters: of this rank.
+        limit: clip the gradient to this norm; None: no clipping.
+    """
+
+    def __init__(self, engine: Any, parameters: Sequence[LogicalParameter], limit: float | None) -> None:
+        self.engine, self.optimizer = engine, engine.optimizer
+        self.parameters, self.limit = parameters, limit
+        self.agreed = 0.0  # the norm, of this step
+
+    @abstractmethod
+    def norm(self) -> Tensor:
+        """Norm of the gradient of the global batch, on the device; not finite if the gradient is not.  Collective."""
+
+    def decide(self, norm: float) -> None:
+        """Clip by this norm in the update that follows; if it is not finite, leave the update out."""
+        self.agreed = norm
+
+    @property
+    def is_left_out(self) -> bool:
+        return not math.isfinite(self.agreed)
+
+
+def update_of(
+    engine: Any, parameters: Sequence[LogicalParameter], stage: int, limit: float | None, groups: Any
+) -> Update:
+    """The update of an engine with ZeRO stage `stage`.
+
+    Args:
+        groups: Megatron's (an `mpu`).
+    """
+    if stage == 0:
+        return _WithoutZero(engine, parameters, limit, groups)
+    if stage == 3:
+        return _WeightsSplit(engine, parameters, limit)
+    if hasattr(engine.optimizer, "fp32_groups_gradient_flat_partition"):
+        return _SumsOfBf16(engine, parameters, limit, groups)
+    return _GradientsSplit(engine, parameters, limit)
+
+
+class _WithoutZero(Update):
+    """Whole gradients, and our optimizer called by DeepSpeed as it is."""
+
+    def __init__(self, engine: Any, parameters: Sequence[LogicalParameter], limit: float | None, groups: Any) -> None:
+        super().__init__(engine, parameters, limit)
+        self._groups = groups
+
+    def norm(self) -> Tensor:
+        from deepspeed.runtime.utils import clip_grad_norm_
+
+        # with no limit it only measures
+        measured: Tensor = clip_grad_norm_([p.local for p in self.parameters], math.inf, mpu=self._groups)
+        return measured
+
+    def decide(self, norm: float) -> None:
+        super().decide(norm)
+        for parameter in self.parameters:
+            gradient = parameter.local.grad
+            if self.is_left_out:
+                parameter.local.grad = None
+            elif gradient is not None and self.limit is not None:
+                gradient.mul_(_factor(norm, self.limit, gradient.device))
+
+
+class _GradientsSplit(Update):
+    """ZeRO 1 and 2: what DeepSpeed asks for in its step is answered with what was agreed."""
+
+    def __init__(self, engine: Any, parameters: Sequence[LogicalParameter], limit: float | None) -> None:
+        super().__init__(engine, parameters, limit)
+        zero = self.optimizer
+        self._measure = zero.scaled_global_norm
+        zero.check_grad_overflow = True
+        zero.check_overflow = self._check_overflow
+        zero.scaled_global_norm = lambda *_, **__: self.agreed
+        zero.unscale_and_clip_grads = self._clip
+
+    def norm(self) -> Tensor:
+        measured: Tensor = self._measure()
+        return measured
+
+    def _check_overflow(self, partition_gradients: bool = True) -> None:
+        self.optimizer.overflow = self.is_left_out
+
+    def _clip(self, gradients: Sequence[Tensor], norm: float) -> None:
+        if self.limit is None:
+            return
+        for gradient in gradients:
+            clip = (torch.tensor(norm, dtype=torch.float32) + _EPSILON) / self.limit
+            gradient.mul_((1.0 / clip.clamp(min=1.0)).to(gradient.device, non_blocking=True))
+
+
+class _WeightsSplit(Update):
+    """ZeRO 3: likewise."""
+
+    def __init__(self, engine: Any, parameters: Sequence[LogicalParameter], limit: float | None) -> None:
+        super().__init__(engine, parameters, limit)
+        self._measure = self.optimizer._get_norm_groups
+        self.optimizer._get_norm_groups = lambda: [torch.tensor(self.agreed, dtype=torch.float32)]
+
+    def norm(self) -> Tensor:
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        measured: Tensor = combine_grad_norm_groups(self._measure())
+        return measured
+
+
+class _SumsOfBf16(Update):
+    """ZeRO 1 with bf16 weights and fp32 sums of gradients: of DeepSpeed's step only the last lines are left."""
+
+    def __init__(self, engine: Any, parameters: Sequence[LogicalParameter], limit: float | None, groups: Any) -> None:
+        super().__init__(engine, parameters, limit)
+        self._groups = groups
+        self.optimizer.step = MethodType(self._step, self.optimizer)
+
+    @torch.no_grad()
+    def norm(self) -> Tensor:
+        counted = list(self._counted())
+        total = torch.zeros((), device=self.engine.device)
+        if counted:
+            total = torch.stack(torch._foreach_norm(counted)).square().sum()
+        dist.all_reduce(total, group=self._groups.get_data_parallel_group())
+        dist.all_reduce(total, group=self._groups.get_model_parallel_group())
+        return total.sqrt()
+
+    def _counted(self) -> Any:
+        """What this rank updates of the gradients, without the copies of what another rank counts."""
+        zero, is_first = self.optimizer, self._groups.get_tensor_model_parallel_rank() == 0
+        is_split = {id(parameter.local): parameter.partition_dim is not None for parameter in self.parameters}
+        for weights, gradients in zip(zero.bf16_groups, zero.fp32_groups_gradient_flat_partition, strict=True):
+            for weight in weights:
+                place = weight._hp_mapping and weight._hp_mapping.hp_fragment_address
+                is_copy = getattr(weight, "ds_pipe_replicated", False) or not (is_first or is_split[id(weight)])
+                if place and not is_copy:
+                    yield gradients.narrow(0, place.start, place.numel)
+
+    @torch.no_grad()
+    def _step(self, zero: Any, closure: Any = None) -> None:
+        zero.overflow = self.is_left_out
+        if not self.is_left_out:
+            parts = zip(zero.fp32_groups_flat_partition, zero.fp32_groups_gradient_flat_partition, strict=True)
+            for weights, gradients in parts:
+                if self.limit is not None:
+                    gradients.mul_(_factor(self.agreed, self.limit, gradients.device))
+                weights.grad = gradients
+            zero.optimizer.step()
+            zero._lazy_init_hp_params_optimizer_state()
+            zero.update_lp_params()
+        zero.clear_hp_grads()
+
+
+def _factor(norm: float, limit: float, device: torch.device) -> Tensor:
+    """What clips a gradient of norm `norm` to `limit`, (1,)."""
+    norms = torch.tensor([norm], dtype=torch.float32)
+    return torch.min(torch.ones(1), limit / (norms + _EPSILON)).to(device, non_blocking=True)
