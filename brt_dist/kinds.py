@@ -59,6 +59,7 @@ MIXERS: "Registry[Mixer]" = Registry(
         "window": "brt_dist.model.mixers.window:WindowMixer",
         "recurrent": "brt_dist.model.mixers.recurrent:RecurrentMixer",
         "bst": "brt_dist.model.mixers.bst:BlockStateMixer",
+        "fnet": "brt_dist.model.mixers.fnet:FNetMixer",
         "linear": "brt_dist.model.mixers.linear:LinearMixer",
         "delta": "brt_dist.model.mixers.delta:DeltaMixer",
     },

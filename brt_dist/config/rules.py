@@ -257,8 +257,9 @@ def _causality(config: Config) -> Iterator[str]:
     for name, mixer in config.model.mixers.items():
         if not mixer.is_causal:
             yield (
-                f"model.mixers.{name}: {mixer.kind} is not causal, and a language model must be; "
-                f"nearest: kind: {next(kind for kind in MIXERS if MIXERS[kind].is_causal)}"
+                f"model.mixers.{name}: {mixer.kind} is not causal, because {mixer.reads_ahead}; a language model "
+                "must not know what it predicts; "
+                f"nearest: model.mixers.{name}.kind={next(kind for kind in MIXERS if MIXERS[kind].is_causal)}"
             )
 
 

@@ -88,6 +88,8 @@ class Mixer(Half):
 
     is_causal: ClassVar[bool] = True
     """whether an output depends on no later token; the training objective needs it"""
+    reads_ahead: ClassVar[str] = ""
+    """why a mixer is not causal, as the end of a sentence"""
     statistics: ClassVar[dict[str, Statistic]] = {}
     """what the module's `statistics` gives, by name"""
 

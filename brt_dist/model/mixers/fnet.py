@@ -1,0 +1,50 @@
+"""The mixing of FNet (arXiv 2105.03824): y = Re(F_T F_D norm(x)), the real part of Fourier transforms of a segment."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from brt_dist.config.halves import Matrix
+from brt_dist.model.mixers.base import Mixer
+
+if TYPE_CHECKING:
+    from megatron.core import ModelParallelConfig
+    from torch import Tensor, nn
+
+    from brt_dist.config.schema import ModelConfig
+    from brt_dist.model.dropout import Dropout
+    from brt_dist.model.memory import Memory
+
+
+class FNetMixer(Mixer):
+    """A Fourier transform over tokens and channels, for encoders."""
+
+    kind: Literal["fnet"] = Field("fnet", description="Fourier transform of the segment, for encoders: not causal")
+
+    is_causal: ClassVar[bool] = False
+    reads_ahead: ClassVar[str] = "its Fourier transform mixes each token with all later tokens of the segment"
+
+    def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
+        yield Matrix(model.width)
+
+    def flops(self, model: "ModelConfig", executed: bool) -> float:
+        return 0.0  # no product of matrices
+
+    def build(self, model: "ModelConfig", index: int, parallel: "ModelParallelConfig") -> "nn.Module":
+        from torch import nn
+
+        from brt_dist.model.norms import RMSNorm
+        from brt_dist.model.transforms import fourier_mixed
+
+        class FourierMixing(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.norm = RMSNorm(model.width)
+
+            def forward(
+                self, x: "Tensor", memory: "Memory", starts: "Tensor", dropout: "Dropout | None", fed_back: None = None
+            ) -> "tuple[Tensor, Memory]":
+                return fourier_mixed(self.norm(x).transpose(0, 1)).transpose(0, 1), {}
+
+        return FourierMixing()
