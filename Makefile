@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TRANSFORMERS := $(VENV)/transformers/.installed
 STEPS ?= 600
 
 # make test-faults   injects real faults into real runs; prints the table of docs/faults.md
@@ -31,7 +32,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --editable .
 	@touch $@
 
-test: $(INSTALLED)
+$(TRANSFORMERS): $(INSTALLED) requirements-transformers.lock
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(@D) --requirement requirements-transformers.lock
+	@touch $@
+
+test: $(INSTALLED) $(TRANSFORMERS)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # the long files first
 
 check: $(INSTALLED)

@@ -6,21 +6,24 @@ from brt_dist.config.halves import assigned, listed
 from brt_dist.config.schema import ModelConfig
 from brt_dist.export.weights import Weights
 
-_LOADER = """```python
-import torch
-from brt_dist.export.load import load_model
-from brt_dist.model.model import full_logits
-from brt_dist.parallel.layout import single_process
+_LOADER = """With `transformers`, and nothing of brt_dist:
 
-with single_process():
-    model = load_model("FOLDER")
-    window = model.config.window
-    tokens = torch.zeros(1, window, dtype=torch.long)  # ids of tokenizer.json; a multiple of the window
-    starts = torch.tensor([[True]])                    # (1, blocks): this block begins a document
-    memory = model.blank_memory(1)                     # hand the returned memory to the next segment
-    with torch.no_grad():
-        logits, memory = model(tokens, memory, starts)
-    print(full_logits(logits, model.config.vocab_size).shape)
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)
+prompt = tokenizer("It was a dark", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=50)[0]))
+```
+
+With brt_dist:
+
+```python
+import brt_dist
+
+with brt_dist.load("FOLDER") as model:
+    print(model.generate("It was a dark", tokens=50).text)
 ```"""
 
 
@@ -49,7 +52,7 @@ def model_card(weights: Weights) -> str:
     rows += [(f"bits/token, {name}", f"{value:.4f}") for name, value in facts.get("evaluations", {}).items()]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return (
-        "---\nlibrary_name: brt_dist\npipeline_tag: text-generation\ntags: [block-recurrent-transformer]\n---\n\n"
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [block-recurrent-transformer]\n---\n\n"
         "# Block-Recurrent Transformer\n\n"
         "A [Block-Recurrent Transformer](https://arxiv.org/abs/2203.07852) trained with brt_dist. It reads a document "
         "segment by segment, and carries a recurrent state and a cache of keys and values from one to the next.\n\n"

@@ -28,6 +28,7 @@ from brt_dist.checkpoint.verification import sha256_of, tensors_in
 from brt_dist.config.older import MODEL_KEYS
 from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import CheckpointError, PlatformError
+from brt_dist.export.hf_tokenizer import OURS
 from brt_dist.export.weights import Weights, check_shapes, logical_shapes
 from brt_dist.files import sync_directory, write_atomic
 from brt_dist.parallel.pieces import LogicalTensor, Region
@@ -40,7 +41,9 @@ _FILE_NAME = re.compile(r"model(-\d+-of-\d+)?\.safetensors", re.ASCII)
 _SECTION = "brt_dist"
 
 
-def write_folder(weights: Weights, out: Path, texts: Mapping[str, str], shard_bytes: int) -> list[str]:
+def write_folder(
+    weights: Weights, out: Path, texts: Mapping[str, str], shard_bytes: int, facts: Mapping[str, Any]
+) -> list[str]:
     """Write `weights` as the folder `out`, which appears whole or not at all.
 
     Args:
@@ -48,6 +51,7 @@ def write_folder(weights: Weights, out: Path, texts: Mapping[str, str], shard_by
         out: where; must not exist, or be an empty folder.
         texts: further files, by name.
         shard_bytes: the largest size of a file of weights.
+        facts: what config.json has for other programs.
 
     Returns:
         The names of the files.
@@ -63,7 +67,7 @@ def write_folder(weights: Weights, out: Path, texts: Mapping[str, str], shard_by
             raise PlatformError(f"{out} is not empty; nearest: --out {out.with_name(out.name + '_2')}")
         draft.mkdir(parents=True)
         try:
-            _write(weights, draft, texts, shard_bytes)
+            _write(weights, draft, texts, shard_bytes, facts)
             sync_directory(draft)
             if out.exists():
                 out.rmdir()
@@ -107,7 +111,7 @@ def open_folder(folder: Path, *, verify: bool = True) -> Iterator[Weights]:
         tensor = LogicalTensor(f"weights/{name}", shape, torch.float32)
         return readers[tensors[name].file].read(tensor, Region.whole(shape)).view(shape)
 
-    tokenizer = folder / TOKENIZER
+    tokenizer = next((path for path in (folder / OURS, folder / TOKENIZER) if path.is_file()), folder / TOKENIZER)
     facts, config = about.get("facts", {}), about.get("config")
     try:
         yield Weights(
@@ -118,7 +122,7 @@ def open_folder(folder: Path, *, verify: bool = True) -> Iterator[Weights]:
             reader.close()
 
 
-def _write(weights: Weights, draft: Path, texts: Mapping[str, str], shard_bytes: int) -> None:
+def _write(weights: Weights, draft: Path, texts: Mapping[str, str], shard_bytes: int, facts: Mapping[str, Any]) -> None:
     files, tensors = _write_tensors(weights, draft, shard_bytes)
     about: dict[str, Any] = {
         "format": _FORMAT,
@@ -128,8 +132,12 @@ def _write(weights: Weights, draft: Path, texts: Mapping[str, str], shard_bytes:
         "files": [asdict(entry) for entry in files],
         "tensors": {name: asdict(entry) for name, entry in tensors.items()},
     }
-    usual = {"model_type": "block_recurrent_transformer", "architectures": ["BlockRecurrentModel"], "dtype": "float32"}
-    config = usual | weights.model.model_dump(mode="json") | {_SECTION: about}
+    usual: dict[str, Any] = {
+        "model_type": "block_recurrent_transformer",
+        "architectures": ["BlockRecurrentModel"],
+        "dtype": "float32",
+    }
+    config = usual | dict(facts) | weights.model.model_dump(mode="json") | {_SECTION: about}
     write_atomic(draft / CONFIG, json.dumps(config, indent=1) + "\n")
     if len(files) > 1:
         index = {
@@ -137,7 +145,7 @@ def _write(weights: Weights, draft: Path, texts: Mapping[str, str], shard_bytes:
             "weight_map": {name: entry.file for name, entry in tensors.items()},
         }
         write_atomic(draft / "model.safetensors.index.json", json.dumps(index, indent=1) + "\n")
-    if weights.tokenizer is not None:
+    if weights.tokenizer is not None and OURS not in texts:
         write_atomic(draft / TOKENIZER, weights.tokenizer)
     for name, text in texts.items():
         write_atomic(draft / name, text)

@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from brt_dist.export.formats.base import SHARD_BYTES, WeightFormat
 
@@ -28,7 +28,12 @@ class Safetensors(WeightFormat):
     def write(cls, weights: "Weights", out: Path, shard_bytes: int = SHARD_BYTES) -> list[str]:
         from brt_dist.export.folder import write_folder
 
-        return write_folder(weights, out, cls.texts(weights), shard_bytes)
+        return write_folder(weights, out, cls.texts(weights), shard_bytes, cls.facts())
+
+    @classmethod
+    def facts(cls) -> dict[str, Any]:
+        """What config.json has for other programs."""
+        return {}
 
     @classmethod
     def texts(cls, weights: "Weights") -> dict[str, str]:
