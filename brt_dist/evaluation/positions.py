@@ -6,6 +6,7 @@ boundary, so each block of W tokens is in one bin, and every rank knows which fr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from torch.nn.functional import one_hot
 from brt_dist.data.epoch_order import Int64Array
 from brt_dist.data.stream_schedule import StepReads
 from brt_dist.events import PositionLoss
-from brt_dist.model.model import token_losses
 
 
 def doubling(first: int, longest: int) -> tuple[int, ...]:
@@ -59,9 +59,11 @@ class PositionTally:
     bins: Sequence[Tensor]
     nats: Tensor
 
-    def __call__(self, micro_batch: int, logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    wants_logits: ClassVar[bool] = False
+
+    def __call__(self, micro_batch: int, scores: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         bins = self.bins[micro_batch]
-        losses = token_losses(logits, target).masked_fill(~mask, 0.0)
+        losses = scores.masked_fill(~mask, 0.0)
         blocks = losses.unflatten(1, (bins.shape[1], -1)).sum(2, dtype=torch.float64)
         # a product, because index_add is not deterministic on a GPU
         self.nats.add_(blocks.flatten() @ one_hot(bins.flatten(), len(self.nats)).double())

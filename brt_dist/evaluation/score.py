@@ -19,7 +19,7 @@ from brt_dist.data.reader import Documents, SegmentReader
 from brt_dist.errors import ConfigError, DataError
 from brt_dist.evaluation.positions import PositionBins, by_position
 from brt_dist.events import PositionLoss
-from brt_dist.model.model import BlockRecurrentModel, token_losses
+from brt_dist.model.model import BlockRecurrentModel
 
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
@@ -123,8 +123,8 @@ def score(
         if clear_memory:
             starts[:, 0] = True
         tokens, target, mask = (_tensor(values, device) for values in (read.input, read.target, read.mask))
-        logits, memory = network(tokens, memory, _tensor(starts, device))
-        losses = token_losses(logits, target).double().masked_fill(~mask, 0.0)
+        losses, memory = network(tokens, memory, _tensor(starts, device), None, target)
+        losses = losses.double().masked_fill(~mask, 0.0)
         blocks = losses.unflatten(1, (-1, window)).sum(2).cpu().numpy()
         targets = bins.targets(plan)
         for sums, counts, index in (

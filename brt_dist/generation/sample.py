@@ -4,7 +4,7 @@ It is slow, and meant for occasional samples: every token runs the whole segment
 shapes stay those of training.  All text is in one segment, from blank memory.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +22,16 @@ Int64Array = npt.NDArray[np.int64]
 class NextLogits:
     """Observer of an evaluation step (see `Engine`) that keeps the logits at one position."""
 
+    wants_logits: ClassVar[bool] = True
+
     def __init__(self, position: int, vocab_size: int) -> None:
         self._position, self._vocab_size = position, vocab_size
         self.found: list[Tensor] = []  # for each micro-batch (b, V)
 
-    def __call__(self, micro_batch: int, logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        here = logits[self._position : self._position + 1]
+    def __call__(self, micro_batch: int, scores: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        here = scores[self._position : self._position + 1]
         self.found.append(full_logits(here, self._vocab_size)[:, 0].double().cpu())
-        return logits.new_zeros(())
+        return scores.new_zeros(())
 
 
 def sample(engine: Engine, prompts: Int64Array, count: int, *, temperature: float = 1.0, seed: int = 0) -> Int64Array:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import ConfigError
+from brt_dist.model.cross_entropy import Vocabulary, cross_entropy
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.layers import Layer
 from brt_dist.model.linear import gather, megatron_config, no_initialization
@@ -55,18 +56,21 @@ class TokenEmbedding(megatron.VocabParallelEmbedding):
             tp_group=group,
         )
 
-    def forward(self, x: Tensor, score: bool = False) -> Tensor:
+    def forward(self, x: Tensor, score: bool = False, target: Tensor | None = None) -> Tensor:
         """Tokens (b, N) -> (N, b, D); with `score`, hidden states (N, b, D) -> this rank's logits (N, b, V/tp).
 
-        Under sequence parallel hidden states are this rank's tokens (N/tp, b, D); logits are of all N.
-        Both go through the module's call, so that whoever gathers weights before a forward (ZeRO-3) sees it.
+        With a target (N, b) as well, nats per token (N, b) instead, and no logits are kept.
+        Under sequence parallel hidden states are this rank's tokens (N/tp, b, D); the result is of all N.
+        All go through the module's call, so that whoever gathers weights before a forward (ZeRO-3) sees it.
         """
         if not score:
             tokens = x.transpose(0, 1)
             return self._embed_part(tokens) if self.is_split else super().forward(tokens)
         x = x * self.scale  # scaling the states is scaling the logits, at a fraction of the cost
-        logits = linear_of_parts(x, self.weight) if self.is_split else self._projection(x, weight=self.weight)[0]
         valid = max(self.vocab_size - self.vocab_start_index, 0)
+        if target is not None:
+            return cross_entropy(x, self.weight, target, Vocabulary(self.vocab_start_index, valid), self.is_split)
+        logits = linear_of_parts(x, self.weight) if self.is_split else self._projection(x, weight=self.weight)[0]
         if valid < logits.shape[-1]:
             logits[..., valid:] = -math.inf
         return logits
@@ -79,6 +83,10 @@ class TokenEmbedding(megatron.VocabParallelEmbedding):
     def logits(self, x: Tensor) -> Tensor:
         """This rank's part (N, b, V/tp) of the logits of hidden states x (N, b, D), for the functions below."""
         return self(x, score=True)
+
+    def losses(self, x: Tensor, target: Tensor) -> Tensor:
+        """Nats per token, float32 (N, b), of hidden states x (N, b, D) and targets (N, b); keeps no logits."""
+        return self(x, score=True, target=target)
 
 
 class FinalNorm(RMSNorm):
@@ -170,7 +178,12 @@ class BlockRecurrentModel(nn.Module):
         return [cast(Layer, layer).blank_memory(streams) for layer in self.layers]
 
     def forward(
-        self, tokens: Tensor, memory: Sequence[Memory], starts: Tensor, dropout: Dropout | None = None
+        self,
+        tokens: Tensor,
+        memory: Sequence[Memory],
+        starts: Tensor,
+        dropout: Dropout | None = None,
+        target: Tensor | None = None,
     ) -> tuple[Tensor, list[Memory]]:
         """Read one segment of b streams.
 
@@ -178,10 +191,12 @@ class BlockRecurrentModel(nn.Module):
             tokens: (b, N) int64.
             memory: of each layer, from the segment before.
             starts: (b, N/W) bool, whether a document starts with the block.
+            target: (b, N) int64, the tokens to predict.
 
         Returns:
-            This rank's logits (N, b, V/tp), for `loss_sum`, `token_losses` or `full_logits`, and the new memory.
+            With a target the nats of each token, float32 (b, N), for which no logits are kept; without one, this rank's
+            logits (N, b, V/tp), for `loss_sum`, `token_losses` or `full_logits`, and the new memory.
         """
         call = recomputed if self._recompute else called
         network = Network(self.config, self.embedding, list(self.layers), self.final_norm, call)
-        return read_segment(network, tokens, memory, starts, dropout)
+        return read_segment(network, tokens, memory, starts, dropout, target)

@@ -17,7 +17,7 @@ class Network(NamedTuple):
 
     config: ModelConfig
     embedding: Any
-    """tokens (b, N) -> (N, b, D), and `logits` back"""
+    """tokens (b, N) -> (N, b, D), and `logits` or `losses` back"""
     layers: Sequence[nn.Module]
     final_norm: nn.Module
     call: Callable[..., Any]
@@ -25,9 +25,16 @@ class Network(NamedTuple):
 
 
 def read_segment(
-    network: Network, tokens: Tensor, memory: Sequence[Memory], starts: Tensor, dropout: Dropout | None
+    network: Network,
+    tokens: Tensor,
+    memory: Sequence[Memory],
+    starts: Tensor,
+    dropout: Dropout | None,
+    target: Tensor | None = None,
 ) -> tuple[Tensor, list[Memory]]:
     """Tokens (b, N) -> this rank's logits (N, b, V/tp), and the memory for the next segment, without gradient.
+
+    With a target (b, N), nats per token (b, N) instead of logits.
 
     With feedback every layer attends to a state that the layers above it made of the blocks before, so the whole
     stack runs on a block before it runs on the next.  Gradients run through all of it.
@@ -37,10 +44,10 @@ def read_segment(
         starts: (b, N/W) bool, whether a document starts with the block.
     """
     if network.config.feedback:
-        logits, after = _block_by_block(network, tokens, memory, starts, dropout)
+        scores, after = _block_by_block(network, tokens, memory, starts, dropout, target)
     else:
-        logits, after = _pass(network, tokens, memory, starts, dropout, [None] * len(memory))
-    return logits, [carried(layer) for layer in after]
+        scores, after = _pass(network, tokens, memory, starts, dropout, [None] * len(memory), target)
+    return scores if target is None else scores.transpose(0, 1), [carried(layer) for layer in after]
 
 
 def _pass(
@@ -50,26 +57,36 @@ def _pass(
     starts: Tensor,
     dropout: Dropout | None,
     fed_back: Sequence[Any],
+    target: Tensor | None,
 ) -> tuple[Tensor, list[Memory]]:
     x, after = network.embedding(tokens), []
     for layer, remembered, state in zip(network.layers, memory, fed_back, strict=True):
         x, left = network.call(layer, x, remembered, starts, dropout, state)
         after.append(left)
-    return network.embedding.logits(network.final_norm(x, dropout)), after
+    x = network.final_norm(x, dropout)
+    if target is not None:
+        return network.embedding.losses(x, target.transpose(0, 1)), after
+    return network.embedding.logits(x), after
 
 
 def _block_by_block(
-    network: Network, tokens: Tensor, memory: Sequence[Memory], starts: Tensor, dropout: Dropout | None
+    network: Network,
+    tokens: Tensor,
+    memory: Sequence[Memory],
+    starts: Tensor,
+    dropout: Dropout | None,
+    target: Tensor | None,
 ) -> tuple[Tensor, list[Memory]]:
     window = network.config.window
-    logits, after = [], list(memory)
+    scores, after = [], list(memory)
     for block in range(starts.shape[1]):
         here, first = slice(block, block + 1), block * window
         masks = None if dropout is None else dropout.at(first)
         fed_back = _fed_back(network, after, starts, block)
-        scores, after = _pass(network, tokens[:, first : first + window], after, starts[:, here], masks, fed_back)
-        logits.append(scores)
-    return torch.cat(logits), after
+        read, wanted = (None if ids is None else ids[:, first : first + window] for ids in (tokens, target))
+        score, after = _pass(network, cast(Tensor, read), after, starts[:, here], masks, fed_back, wanted)
+        scores.append(score)
+    return torch.cat(scores), after
 
 
 def _fed_back(network: Network, memory: Sequence[Memory], starts: Tensor, block: int) -> list[Any]:

@@ -35,6 +35,20 @@ def linear_of_parts(x: Tensor, weight: Tensor) -> Tensor:
     return _LinearOfParts.apply(x, weight)
 
 
+def gathered(x: Tensor) -> Tensor:
+    """Positions x (n/tp, ...) of all ranks -> (n, ...).  Without a gradient, as the next."""
+    whole, sent = _gather(x)
+    sent.wait()
+    return whole
+
+
+def summed_part(x: Tensor) -> Tensor:
+    """What `sum_to_parts` gives."""
+    part, sent = _sum(x)
+    sent.wait()
+    return part
+
+
 def sum_gradients(parameter: nn.Parameter) -> None:
     """Add up the gradient of `parameter`, a copy of which every rank applies to its own positions.
 
@@ -64,15 +78,11 @@ def _sum(x: Tensor) -> tuple[Tensor, Any]:
 class _SumToParts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        part, sent = _sum(x)
-        sent.wait()
-        return part
+        return summed_part(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        whole, sent = _gather(gradient)
-        sent.wait()
-        return whole
+        return gathered(gradient)
 
 
 class _LinearOfParts(torch.autograd.Function):

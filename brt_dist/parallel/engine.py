@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import deepspeed
 import torch
@@ -22,7 +22,6 @@ from brt_dist.config.stages import stage_layers
 from brt_dist.model.dropout import MASK_VERSION, Dropout, MaskVersion
 from brt_dist.model.linear import megatron_config
 from brt_dist.model.memory import Memory
-from brt_dist.model.model import loss_sum
 from brt_dist.model.parameters import initialize, logical_parameters
 from brt_dist.optim.groups import set_learning_rate
 from brt_dist.parallel.control import Control, StepResult
@@ -66,9 +65,21 @@ class StepInput:
     loss_tokens: int
 
 
-# Looks at an evaluation step on the last stage: number of the micro-batch, this rank's logits (N, b, V/tp), target and
-# mask (b, N); returns the sum of nats.  Called in the order of the micro-batches.
-Observer: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+class Observer(Protocol):
+    """Looks at an evaluation step on the last stage, in the order of the micro-batches."""
+
+    wants_logits: ClassVar[bool]
+    """whether it is given logits, or else nats"""
+
+    def __call__(self, micro_batch: int, scores: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Sum of nats of a micro-batch.
+
+        Args:
+            micro_batch: its number.
+            scores: this rank's logits (N, b, V/tp), or the nats of each token (b, N).
+            target, mask: (b, N).
+        """
+        ...
 
 
 Asked: TypeAlias = Callable[[], bool]
@@ -210,7 +221,12 @@ class Engine(ABC):
             mine = streams[i * size : (i + 1) * size]
             return Dropout(rate, seed, step.number - 1, mine, is_split, mask_version=self.mask_version)
 
-        return [MicroBatch(starts, dropout(i)) for i, starts in enumerate(step.starts.split(size))]
+        needs_logits = self._observer is not None and self._observer.wants_logits
+        targets = None if step.target is None or needs_logits else step.target.split(size)
+        return [
+            MicroBatch(starts, dropout(i), None if targets is None else targets[i])
+            for i, starts in enumerate(step.starts.split(size))
+        ]
 
     def _portions(self, step: StepInput) -> Iterator[tuple[Tensor | None, tuple[Tensor, Tensor, Tensor] | None]]:
         """Per micro-batch: tokens, and (target, mask, weight of a nat in the mean loss)."""
@@ -224,12 +240,12 @@ class Engine(ABC):
                 labels = (step.target[rows], step.mask[rows], weight)
             yield None if step.tokens is None else step.tokens[rows], labels
 
-    def _loss(self, logits: Tensor, labels: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def _loss(self, scores: Tensor, labels: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         target, mask, weight = labels
         if self._observer is None:
-            return loss_sum(logits, target, mask) * weight
+            return scores.masked_fill(~mask, 0.0).sum() * weight
         self._observed += 1
-        return self._observer(self._observed - 1, logits, target, mask) * weight
+        return self._observer(self._observed - 1, scores, target, mask) * weight
 
     @abstractmethod
     def _train(self, step: StepInput) -> None: ...

@@ -24,7 +24,10 @@ Loss = Callable[[Tensor, tuple[Tensor, Tensor, Tensor]], Tensor]
 
 
 class WholeModel(nn.Module):
-    """All layers on this rank, with their memory attached: tokens (b, N) -> logits (N, b, V/tp)."""
+    """All layers on this rank, with their memory attached: tokens (b, N) -> scores.
+
+    Scores are the nats of each token (b, N) if the micro-batch has a target, else this rank's logits (N, b, V/tp).
+    """
 
     def __init__(
         self, config: ModelConfig, context: StageContext, parallel: ModelParallelConfig, recompute: bool
@@ -37,11 +40,11 @@ class WholeModel(nn.Module):
         self._context.advance()
         micro_batch = self._context.micro_batch
         memory = [self._context.read(index) for index in range(len(self.model.layers))]
-        logits: Tensor
-        logits, after = self.model(tokens, memory, micro_batch.starts, micro_batch.dropout)
+        scores: Tensor
+        scores, after = self.model(tokens, memory, micro_batch.starts, micro_batch.dropout, micro_batch.target)
         for index, layer in enumerate(after):
             self._context.write(index, layer)
-        return logits
+        return scores
 
     def logical_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Logical name and module of everything with parameters that this rank holds, in order."""
@@ -52,7 +55,7 @@ class WholeModel(nn.Module):
 
 
 class PipelineStage(PipelineModule):
-    """The layers of this rank's stage.  First stage: tokens (b, N) in; last stage: logits (N, b, V/tp) out.
+    """The layers of this rank's stage.  First stage: tokens (b, N) in; last stage: scores out.
 
     The first and the last stage hold a copy each of the token embedding, which is tied to the output; DeepSpeed adds up
     their gradients.
@@ -72,6 +75,13 @@ class PipelineStage(PipelineModule):
         loss: Loss,
     ) -> None:
         table, *layers, norm = module_specs(config, parallel)
+
+        def score(embedding: TokenEmbedding, x: Tensor) -> Tensor:
+            target = context.micro_batch.target
+            if target is None:
+                return embedding.logits(x)
+            return embedding.losses(x, target.transpose(0, 1)).transpose(0, 1)
+
         # in the list below, the embedding is before the layers; norm and logits follow
         cut_layers(self, [0, *(1 + held.start for held in stages[1:]), len(layers) + 3])
         super().__init__(
@@ -79,7 +89,7 @@ class PipelineStage(PipelineModule):
                 TiedLayerSpec(EMBEDDING, table.kind, *table.arguments, tied_weight_attr="weight"),
                 *(LayerSpec(StreamLayer, layer.build, context, recompute) for layer in layers),
                 LayerSpec(StreamNorm, norm.build, context),
-                TiedLayerSpec(EMBEDDING, table.kind, *table.arguments, tied_weight_attr="weight", forward_fn=_logits),
+                TiedLayerSpec(EMBEDDING, table.kind, *table.arguments, tied_weight_attr="weight", forward_fn=score),
             ],
             topology=topology(layout),
             loss_fn=loss,
@@ -107,7 +117,3 @@ class PipelineStage(PipelineModule):
 def layers_of(stage: WholeModel | PipelineStage) -> Iterator[Layer]:
     """The layers of this rank, in order."""
     return (module for _, module in stage.logical_modules() if isinstance(module, Layer))
-
-
-def _logits(embedding: TokenEmbedding, x: Tensor) -> Tensor:
-    return embedding.logits(x)

@@ -26,10 +26,12 @@ class MicroBatch:
     Attributes:
         starts: (b, N/W) bool, blocks that begin a document.
         dropout: rate and keys of the masks, or None in evaluation.
+        target: (b, N) int64, where the last stage is to give nats per token and not logits.
     """
 
     starts: Tensor
     dropout: Dropout | None
+    target: Tensor | None = None
 
 
 class StageContext:

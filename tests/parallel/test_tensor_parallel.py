@@ -114,7 +114,12 @@ def read_two_segments(
             tokens = torch.randint(config.vocab_size, (2, 25), generator=generator)
             mask = torch.rand(2, 24, generator=generator) < 0.8
             dropout = Dropout(config.dropout, 0, step, (5, 9), sequence_parallel)
-            logits, memory = model(tokens[:, :-1], memory, torch.tensor(starts, dtype=torch.bool), dropout)
+            given = tokens[:, :-1], memory, torch.tensor(starts, dtype=torch.bool), dropout
+            if step == 0:  # without logits, as training does it
+                nats, memory = model(*given, tokens[:, 1:])
+                losses.append(nats.masked_fill(~mask, 0.0).sum())
+                continue
+            logits, memory = model(*given)
             losses.append(loss_sum(logits, tokens[:, 1:], mask))
         torch.stack(losses).sum().backward()
         return {

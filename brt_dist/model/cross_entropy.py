@@ -1,0 +1,129 @@
+"""Cross entropy of hidden states and the token embedding, without the logits of all tokens and the whole vocabulary.
+
+Logits are made a tile at a time: some tokens, some rows of the embedding.  Forward keeps two numbers for each token,
+from which backward makes the probabilities of a tile again: a third more products than with logits of (N, b, V) kept,
+whose memory would exceed that of a layer many times over.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from brt_dist.model.norms import widened
+from brt_dist.model.sequence import gathered, summed_part
+
+TOKENS, COLUMNS = 1024, 4096  # of a tile
+
+
+class Vocabulary(NamedTuple):
+    """The rows of the embedding that this rank holds."""
+
+    first: int
+    """its first token"""
+    valid: int
+    """how many of its rows are tokens; the others are padding"""
+
+
+def cross_entropy(x: Tensor, weight: Tensor, target: Tensor, vocabulary: Vocabulary, is_split: bool) -> Tensor:
+    """Nats per token, float32 (n, b), the same on all tensor parallel ranks.
+
+    Args:
+        x: (n, b, D) hidden states, of which x·weight are the logits; with `is_split` this rank's (n/tp, b, D).
+        weight: (V/tp, D) this rank's rows of the embedding.
+        target: (n, b) int64 in [0, V).
+        is_split: sequence parallel.
+    """
+    return cast(Tensor, _CrossEntropy.apply(x, weight, target, vocabulary, is_split))
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, target: Tensor, vocabulary: Vocabulary, is_split: bool) -> Tensor:
+        rows = (gathered(x) if is_split else x).flatten(0, 1)
+        local = target.flatten() - vocabulary.first  # outside of [0, V/tp) on all ranks but one
+        scans = [_scan(rows[part], weight, local[part], vocabulary.valid) for part in _slices(len(rows), TOKENS)]
+        largest, total, chosen = (torch.cat(numbers) for numbers in zip(*scans, strict=True))
+        group = parallel_state.get_tensor_model_parallel_group()
+        if group.size() > 1:
+            here = largest.clone()
+            dist.all_reduce(largest, dist.ReduceOp.MAX, group)
+            both = torch.stack([total * (here - largest).exp(), chosen - largest.where(_is_in(local, weight), 0.0)])
+            dist.all_reduce(both, group=group)
+            total, shifted = both
+        else:
+            shifted = chosen - largest
+        ctx.save_for_backward(x, weight, local, largest, total)
+        ctx.vocabulary, ctx.is_split = vocabulary, is_split
+        return (total.log() - shifted).view(target.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, local, largest, total = ctx.saved_tensors
+        whole = gathered(x) if ctx.is_split else x
+        rows, of_loss = whole.flatten(0, 1), gradient.flatten()
+        parts, of_weight = list(_slices(len(rows), TOKENS)), torch.empty_like(weight)
+        in_one = len(weight) <= COLUMNS  # else gradients of rows are sums over tiles
+        of_rows = torch.zeros_like(rows, dtype=rows.dtype if in_one else largest.dtype)
+        for columns in _slices(len(weight), COLUMNS):
+            tile, of_columns = weight[columns], None
+            for part in parts:
+                of_logits = _logits(rows[part], tile, columns, ctx.vocabulary.valid)
+                of_logits = of_logits.sub_(largest[part, None]).exp_().div_(total[part, None])
+                place, is_in = _places(local[part], columns)
+                of_logits[torch.arange(len(place), device=place.device), place] -= is_in.to(of_logits.dtype)
+                rounded = of_logits.mul_(of_loss[part, None]).to(rows.dtype)
+                of_rows[part] += rounded @ tile
+                product = rounded.t() @ rows[part]
+                of_columns = product if of_columns is None else widened(of_columns) + product
+            of_weight[columns] = cast(Tensor, of_columns)
+        of_x = of_rows.to(x.dtype).view(whole.shape)
+        group = parallel_state.get_tensor_model_parallel_group()
+        if ctx.is_split:
+            of_x = summed_part(of_x)
+        elif group.size() > 1:
+            dist.all_reduce(of_x, group=group)
+        return of_x, of_weight, None, None, None
+
+
+def _scan(rows: Tensor, weight: Tensor, local: Tensor, valid: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest logit, sum of exp(logit - largest), and logit of the target or 0, each (n,), of rows (n, D)."""
+    largest = total = chosen = None
+    for columns in _slices(len(weight), COLUMNS):
+        logits = _logits(rows, weight[columns], columns, valid)
+        place, is_in = _places(local, columns)
+        here = logits.amax(-1).clamp_min(torch.finfo(logits.dtype).min)  # there may be padding only
+        target = logits[torch.arange(len(place), device=place.device), place].where(is_in, 0.0)
+        if largest is None or total is None or chosen is None:
+            largest, total, chosen = here, logits.sub_(here[:, None]).exp_().sum(-1), target
+            continue
+        above = torch.maximum(largest, here)
+        total = total * (largest - above).exp() + logits.sub_(above[:, None]).exp_().sum(-1)
+        largest, chosen = above, chosen + target
+    return cast(Tensor, largest), cast(Tensor, total), cast(Tensor, chosen)
+
+
+def _logits(rows: Tensor, tile: Tensor, columns: slice, valid: int) -> Tensor:
+    """Of a tile, float32 or wider, in memory of its own; -inf at padding."""
+    product = rows @ tile.t()
+    logits = widened(product)
+    if columns.stop > valid:
+        logits[:, max(valid - columns.start, 0) :] = -torch.inf
+    return logits
+
+
+def _places(local: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """Where in a tile the targets are, or 0; and whether they are in it."""
+    is_in = (local >= columns.start) & (local < columns.stop)
+    return (local - columns.start).where(is_in, 0), is_in
+
+
+def _is_in(local: Tensor, weight: Tensor) -> Tensor:
+    return (local >= 0) & (local < len(weight))
+
+
+def _slices(size: int, portion: int) -> Iterator[slice]:
+    return (slice(begin, min(begin + portion, size)) for begin in range(0, size, portion))

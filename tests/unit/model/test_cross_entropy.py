@@ -1,0 +1,77 @@
+"""Cross entropy in tiles: against torch's, for every way in which tokens and vocabulary fall into tiles."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from brt_dist.model import cross_entropy as tiles
+from brt_dist.model.model import TokenEmbedding, token_losses
+from brt_dist.model.parameters import initialize
+from tests.unit.model.networks import built, small, some_memory, starts_of, tokens_of
+
+
+@pytest.mark.parametrize("vocab", [1, 7, 8, 13, 40])
+@pytest.mark.parametrize("tile", [(1024, 4096), (5, 4096), (1024, 8), (5, 6), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_losses_and_gradients(
+    vocab: int, tile: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "TOKENS", tile[0])
+    monkeypatch.setattr(tiles, "COLUMNS", tile[1])
+    embedding = TokenEmbedding(small(vocab_size=vocab)).to(dtype)
+    initialize(embedding, 0, "embedding")
+    x = (5 * torch.randn(6, 2, 10)).to(dtype).requires_grad_()
+    target, direction = torch.randint(vocab, (6, 2)), torch.randn(6, 2)
+
+    losses = embedding.losses(x, target)
+    exact = [value.detach().double().requires_grad_() for value in (x, embedding.weight)]
+    logits = exact[0] @ exact[1][:vocab].T / 10**0.5
+    expected = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(6, 2)
+    tolerance = {
+        torch.float64: {"rtol": 1e-10, "atol": 1e-10},
+        torch.float32: {"rtol": 1e-5, "atol": 1e-5},
+        torch.bfloat16: {"rtol": 0.05, "atol": 0.2},
+    }[dtype]
+    assert losses.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(losses.double(), expected, **tolerance)
+    ours = torch.autograd.grad((losses * direction).sum(), [x, embedding.weight])
+    theirs = torch.autograd.grad((expected * direction).sum(), exact)
+    for found, wanted in zip(ours, theirs, strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), wanted, **tolerance)
+    assert torch.count_nonzero(ours[1][vocab:]) == 0
+
+
+def test_in_one_tile_they_are_those_of_whole_logits_to_the_bit() -> None:
+    embedding = TokenEmbedding(small())
+    initialize(embedding, 0, "embedding")
+    x, target = torch.randn(6, 2, 10).requires_grad_(), torch.randint(23, (6, 2))
+    found, expected = embedding.losses(x, target), token_losses(embedding.logits(x), target.T).T
+    assert torch.equal(found, expected)
+    direction = torch.randn(6, 2)
+    ours, theirs = (
+        torch.autograd.grad((losses * direction).sum(), [x, embedding.weight]) for losses in (found, expected)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("feedback", [False, True])
+def test_a_model_with_a_target_gives_the_losses_of_its_logits(feedback: bool) -> None:
+    config = small(feedback=feedback)
+    model = built(config, dtype=torch.float32)
+    arguments = tokens_of(config, 2, 3), some_memory(model, 2), starts_of([0, 0, 1], [1, 0, 0])
+    target = tokens_of(config, 2, 3, seed=1)
+    losses, memory = model(*arguments, target=target)
+    logits, same = model(*arguments)
+    assert losses.shape == target.shape
+    torch.testing.assert_close(losses, token_losses(logits, target))
+    assert all(torch.equal(memory[0][name], same[0][name]) for name in same[0])
+
+
+def test_large_logits_stay_finite() -> None:
+    embedding = TokenEmbedding(small(vocab_size=13))
+    initialize(embedding, 0, "embedding")
+    x = torch.full((2, 1, 10), 1e6).requires_grad_()
+    losses = embedding.losses(x, torch.tensor([[0], [12]]))
+    losses.sum().backward()
+    assert torch.isfinite(losses).all() and torch.isfinite(x.grad).all() and torch.isfinite(embedding.weight.grad).all()
