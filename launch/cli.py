@@ -24,6 +24,7 @@ _COMMANDS = {
     "report": ("launch.commands.report:report", "Write a self-contained HTML report of a run."),
     "eval": ("launch.commands.eval:evaluate", "Measure a trained model on whole documents."),
     "generate": ("launch.commands.generate:generate", "Continue a text with a trained model."),
+    "serve": ("launch.commands.serve:serve", "Serve a trained model over HTTP."),
     "doctor": ("launch.commands.doctor:doctor", "Check the nodes: versions, devices, network, storage, clocks."),
     "checkpoint": ("launch.commands.checkpoint:checkpoint", "List, show, verify and prune the checkpoints of a run."),
     "export": ("launch.commands.export:export", f"Export the weights of a run: {', '.join(WEIGHT_FORMATS)}."),

@@ -25,11 +25,12 @@ class Decoder:
         streams: how many [b].
 
     Attributes:
+        streams: how many [b].
         read: (b,) tokens that each stream has read.
     """
 
     def __init__(self, model: BlockRecurrentModel, streams: int) -> None:
-        self._model, self._streams, self._window = model, streams, model.config.window
+        self._model, self.streams, self._window = model, streams, model.config.window
         self._layers = [cast(Layer, layer) for layer in model.layers]
         self._decoders = [
             model.config.mixer_of(layer.index).decoder(layer.mixer, model.config) for layer in self._layers
@@ -84,6 +85,13 @@ class Decoder:
         made.read = [self.read[stream] for stream in streams]
         return made
 
+    def reset(self, stream: int) -> None:
+        """Forget what a stream has read: it begins with a document again."""
+        for memory in self._memory:
+            for value in memory.values():
+                value[stream] = 0
+        self._tokens[stream], self._is_open[stream], self.read[stream] = [], False, 0
+
     def state(self, stream: int) -> tuple[dict[str, Tensor], list[int]]:
         """All that a stream carries: memory by name `layers.I.FIELD` (1, ...), and the tokens of its open block."""
         named = {
@@ -134,12 +142,12 @@ class Decoder:
         if complete:
             at = self._rows(complete)
             for decoder, block, memory in zip(self._decoders, self._blocks, self._memory, strict=True):
-                put(memory, at, decoder.close(picked(block, at)), self._streams)
+                put(memory, at, decoder.close(picked(block, at)), self.streams)
         starts = torch.tensor([self.read[stream] == 0 for stream in streams], device=self.device)
         memories = [picked(memory, rows) for memory in self._memory]
         fed_back = self._fed_back(memories, starts)
         for index, decoder in enumerate(self._decoders):
-            put(self._blocks[index], rows, decoder.open(memories[index], starts, fed_back[index]), self._streams)
+            put(self._blocks[index], rows, decoder.open(memories[index], starts, fed_back[index]), self.streams)
         for stream in streams:
             self._tokens[stream], self._is_open[stream] = [], True
 
@@ -169,7 +177,7 @@ class Decoder:
             one = picked(block, rows)
             x = x + decoder.read_block(x, one)
             x = x + layer.ffn(x, None)
-            put(block, rows, one, self._streams)
+            put(block, rows, one, self.streams)
         last = torch.tensor([len(self._tokens[stream]) - 1 for stream in streams], device=self.device)
         return self._logits(x[last, torch.arange(len(streams), device=self.device)].unsqueeze(0))
 
@@ -185,7 +193,7 @@ class Decoder:
             one = picked(block, rows)
             x = x + decoder.read_token(x, one, position)
             x = x + layer.ffn(x, None)
-            put(block, rows, one, self._streams)
+            put(block, rows, one, self.streams)
         return self._logits(x)
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -198,7 +206,7 @@ class Decoder:
 
     def _rows(self, streams: Sequence[int]) -> Sequence[int] | None:
         """For `picked` and `put`: None for all streams, in order, which spares copies."""
-        return None if list(streams) == list(range(self._streams)) else streams
+        return None if list(streams) == list(range(self.streams)) else streams
 
 
 def _copied(values: dict[str, Tensor], streams: Sequence[int]) -> dict[str, Tensor]:

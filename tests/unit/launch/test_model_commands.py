@@ -144,6 +144,18 @@ def test_what_generate_cannot_do_is_told(model: Path, tmp_path: Path, capsys: py
         assert found == code and said in errors, arguments
 
 
+def test_serving_other_machines_needs_a_token(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "token"
+    empty.write_text("\n")
+    for arguments, code, said in (
+        (("--host", "0.0.0.0"), 10, "can be reached by other machines"),
+        (("--token-file", empty), 10, "is empty"),
+        (("--token-file", tmp_path), 18, "cannot read the token"),
+    ):
+        found, _, errors = run(capsys, "serve", model, *arguments)
+        assert found == code and said in errors
+
+
 def test_the_library_in_a_few_lines(model: Path) -> None:
     with brt_dist.load(str(model)) as loaded:
         greedy = brt_dist.Sampling(temperature=0)

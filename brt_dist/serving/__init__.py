@@ -1,0 +1,1 @@
+"""An HTTP server for a trained model, compatible with OpenAI's completions."""
