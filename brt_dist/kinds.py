@@ -62,6 +62,7 @@ MIXERS: "Registry[Mixer]" = Registry(
         "fnet": "brt_dist.model.mixers.fnet:FNetMixer",
         "linear": "brt_dist.model.mixers.linear:LinearMixer",
         "delta": "brt_dist.model.mixers.delta:DeltaMixer",
+        "gated_delta": "brt_dist.model.mixers.gated_delta:GatedDeltaMixer",
     },
 )
 FFNS: "Registry[FFN]" = Registry(

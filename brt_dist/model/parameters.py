@@ -9,7 +9,7 @@ is padded first, with rows of zeros that take no part in the model.
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,16 +28,19 @@ _TRUNCATED_STD = 0.87962566103423978  # of a standard normal cut off at two
 class Initializer:
     """Distribution of the initial values of a parameter, given its logical shape."""
 
-    kind: Literal["ones", "normal", "fan_in", "uniform"]
+    kind: Literal["ones", "normal", "fan_in", "uniform", "drawn"]
     scale: float = 1.0
     first: float = 0.0
     """uniform: the low end; `scale` is the distance to the high end"""
+    quantile: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """A float32 tensor on the CPU."""
         values = torch.empty(shape, device="cpu")
         if self.kind == "ones":
             return values.fill_(1.0)
+        if self.quantile is not None:
+            return self.quantile(values.uniform_(generator=generator).clamp(min=1e-7))
         if self.kind == "normal":
             return values.normal_(0.0, self.scale, generator=generator)
         if self.kind == "uniform":
@@ -48,6 +51,11 @@ class Initializer:
 
 def ones() -> Initializer:
     return Initializer("ones")
+
+
+def drawn(quantile: Callable[[Tensor], Tensor]) -> Initializer:
+    """Any distribution, by the inverse of its distribution function: of numbers in (0, 1)."""
+    return Initializer("drawn", quantile=quantile)
 
 
 def normal(std: float) -> Initializer:

@@ -189,17 +189,15 @@ def train_plainly(given: Config, steps: int = STEPS) -> Outcome:
     """The same run without DeepSpeed, micro-batches or stream memory: a whole batch, autograd, torch's AdamW."""
     from brt_dist.model.dropout import Dropout
     from brt_dist.model.model import BlockRecurrentModel, loss_sum
+    from brt_dist.model.parameters import logical_parameters
     from brt_dist.parallel.layout import single_process
 
     with single_process():
         model = BlockRecurrentModel(given.model, given.run.seed)
         settings = given.optimizer
-        tables = (
-            "embedding.weight", "positions.weight", "cell.initial_state", "cell.identities", "convolution.weight",
-        )  # fmt: skip
-        named = dict(model.named_parameters())
-        decayed = [p for name, p in named.items() if p.dim() > 1 and not name.endswith(tables)]
-        others = [p for name, p in named.items() if p.dim() == 1 or name.endswith(tables)]
+        named = list(logical_parameters(model))
+        decayed = [p.local for p in named if p.initializer.kind == "fan_in"]  # weights of linear maps
+        others = [p.local for p in named if p.initializer.kind != "fan_in"]
         optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=settings.learning_rate, betas=settings.betas, eps=settings.eps,

@@ -3,6 +3,7 @@
 The authors' numbers are in tests/golden/data/kinds; what every kind of mixer must do is in test_every_mixer.py.
 """
 
+import math
 import sys
 from itertools import pairwise
 from types import ModuleType
@@ -12,9 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from brt_dist.config.schema import ModelConfig
 from brt_dist.model import fla_kernels
 from brt_dist.model.delta_rule import delta_rule
+from brt_dist.model.mixers.gated_delta import first_bias, first_log_rate
 from brt_dist.model.mixers.linear import linear_attention
+from tests.unit.model.networks import built
 
 Rule = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]
 
@@ -148,6 +152,45 @@ def test_the_adapter_of_the_kernels_cuts_streams_where_documents_start(
     given = inputs(gated)
     for one, other in zip(fla_kernels.delta_rule(*given), delta_rule(*given), strict=True):
         assert (one - other).abs().max() < 1e-12
+
+
+def test_first_decays_are_those_of_the_authors() -> None:
+    """exp(a) uniform up to 16; softplus(b) from 0.001 to 0.1, uniform in its logarithm."""
+    numbers = torch.tensor([1e-6, 0.25, 0.5, 0.75, 1 - 1e-6], dtype=torch.float64)
+    assert first_log_rate(numbers).exp() == pytest.approx(16 * numbers)
+    steps = torch.nn.functional.softplus(first_bias(numbers)).log()
+    assert steps == pytest.approx(math.log(1e-3) + numbers * math.log(100), abs=1e-9)
+
+
+def test_the_layer_is_the_definition() -> None:
+    """One layer of `gated_delta` against a loop over tokens from the maps of its parameters."""
+    sizes = {"layers": 1, "width": 8, "heads": 2, "head_dim": 3, "vocab_size": 24, "window": 4, "dropout": 0.0}
+    mixer = {"kind": "gated_delta", "value_dim": 5, "negative_eigenvalues": True}
+    given = ModelConfig.model_validate({**sizes, "mixers": {"m": mixer}, "ffns": {"relu": {"width": 8}}})
+    module = built(given).layers[0].mixer
+    p: dict[str, Tensor] = {name: value.detach() for name, value in module.named_parameters()}
+    x = draw(0, 12, 1, 8)
+    tokens = x[:, 0] * torch.rsqrt(x[:, 0].square().mean(-1, keepdim=True) + 1e-6) * p["norm.weight"]
+    heads = torch.cat(
+        [(tokens @ p["queries_keys.weight"].t()).view(12, 2, 6), (tokens @ p["values.weight"].t()).view(12, 2, 5)], -1
+    )
+    kernel, rates = p["convolution.weight"].view(2, 11, 4), (tokens @ p["rates.weight"].t()).view(12, 2, 2)
+    gates, silu = (tokens @ p["gate.weight"].t()).view(12, 2, 5), torch.nn.functional.silu
+    expected = torch.zeros(12, 8, dtype=torch.float64)
+    for head in range(2):
+        s, outputs = torch.zeros(3, 5, dtype=torch.float64), p["output.weight"][:, 5 * head : 5 * head + 5]
+        for n in range(12):
+            seen = sum(kernel[head, :, 3 - j] * heads[n - j, head] for j in range(min(4, n + 1)))
+            q, k, v = silu(seen).split([3, 3, 5])
+            q, k = (y / (y.square().sum() + 1e-6).sqrt() for y in (q, k))
+            slope = torch.nn.functional.softplus(rates[n, head, 1] + p["decay.bias"][head])
+            s = s * torch.exp(-p["decay.log_rate"][head].exp() * slope)
+            s = s + torch.outer(k, 2 * rates[n, head, 0].sigmoid() * (v - s.t() @ k))
+            o = s.t() @ q / 3**0.5
+            o = o * torch.rsqrt(o.square().mean() + 1e-6) * p["head_norm.weight"] * silu(gates[n, head])
+            expected[n] += outputs @ o
+    starts, memory = torch.tensor([[True, False, False]]), built(given).blank_memory(1)[0]
+    assert (module(x, memory, starts, None)[0][:, 0] - expected).abs().max() < 1e-12
 
 
 def test_the_kernels_are_for_cuda_only() -> None:

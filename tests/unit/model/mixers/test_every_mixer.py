@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from brt_dist.config.loading import load
 from brt_dist.config.rules import check
 from brt_dist.config.schema import Config, ModelConfig
 from brt_dist.errors import ConfigError
@@ -23,6 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "linear": {},
     "bst": {"contexts": "multi_filter", "context_filters": 5, "filter_states": 6},
     "delta": {"chunk": 2, "gate": True, "value_dim": 5, "negative_eigenvalues": True},
+    "gated_delta": {"chunk": 4, "convolution": 3},
 }
 BLOCKS, WINDOW = 6, 4
 
@@ -132,6 +134,14 @@ def test_sums_and_states_stay_float32_under_bf16(kind: str) -> None:
         expected = torch.float32 if field.dtype == "float32" else torch.bfloat16
         assert memory[0][field.name].dtype == rounded.blank_memory(2)[0][field.name].dtype == expected
     assert (full_logits(logits, 24) - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_a_hybrid_is_one_line() -> None:
+    line = "model.mixers={window: {}, delta: {layers: [0, 2, 4]}, recurrent: {layers: [-1], states: 64}}"
+    given = load([], ["data.dataset=books", "run.directory=run", "run.steps=9", "model.layers=6", line]).config
+    assert [given.model.mixer_of(layer).kind for layer in range(6)] == [
+        "delta", "window", "delta", "window", "delta", "recurrent",
+    ]  # fmt: skip
 
 
 def run_config(kind: str, model: dict[str, Any], **parallel: Any) -> Config:
