@@ -63,6 +63,7 @@ MIXERS: "Registry[Mixer]" = Registry(
         "linear": "brt_dist.model.mixers.linear:LinearMixer",
         "delta": "brt_dist.model.mixers.delta:DeltaMixer",
         "gated_delta": "brt_dist.model.mixers.gated_delta:GatedDeltaMixer",
+        "memsizer": "brt_dist.model.mixers.memsizer:MemSizerMixer",
     },
 )
 FFNS: "Registry[FFN]" = Registry(

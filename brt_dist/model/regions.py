@@ -15,6 +15,7 @@ from megatron.core import ModelParallelConfig, parallel_state
 from torch import Tensor, nn
 from torch.nn import functional
 
+from brt_dist.model.linear import gather
 from brt_dist.model.parameters import Initializer, declare, fan_in
 
 
@@ -37,6 +38,18 @@ def shared(weight: Tensor, parallel: ModelParallelConfig) -> Tensor:
     """
     alone = parallel.tensor_model_parallel_size == 1 or parallel.sequence_parallel
     return weight if alone else _CopiedWeight.apply(weight)
+
+
+def leave(x: Tensor, parallel: ModelParallelConfig) -> Tensor:
+    """All channels (N, ..., D) of this rank's (N, ..., D/tp); under sequence parallel of its tokens (N/tp, ..., D)."""
+    if parallel.tensor_model_parallel_size == 1:
+        return x
+    return _ToTokens.apply(x) if parallel.sequence_parallel else gather(x)
+
+
+def total(x: Tensor, parallel: ModelParallelConfig) -> Tensor:
+    """The sum over all ranks, each of which goes on with it in its own channels."""
+    return x if parallel.tensor_model_parallel_size == 1 else _Total.apply(x)
 
 
 class RegionLinear(nn.Module):
@@ -83,6 +96,37 @@ class _CopiedWeight(torch.autograd.Function):
         total = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True).contiguous()
         dist.all_reduce(total, group=parallel_state.get_tensor_model_parallel_group())
         return total.to(gradient.dtype)
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _Copied.backward(ctx, x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Copied.backward(ctx, gradient)
+
+
+class _ToTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ranks = parallel_state.get_tensor_model_parallel_world_size()
+        columns = _exchanged(x.unflatten(0, (ranks, -1)))  # (tp, N/tp, ..., D/tp), of these tokens
+        return columns.movedim(0, -2).flatten(-2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        ranks = parallel_state.get_tensor_model_parallel_world_size()
+        return _exchanged(gradient.unflatten(-1, (ranks, -1)).movedim(-2, 0)).flatten(0, 1)
+
+
+def _exchanged(x: Tensor) -> Tensor:
+    """Part i of `x` (tp, ...) goes to rank i; the parts that came, by rank."""
+    sent = x.contiguous()
+    came = torch.empty_like(sent)
+    dist.all_to_all_single(came, sent, group=parallel_state.get_tensor_model_parallel_group())
+    return came
 
 
 class _Gathered(torch.autograd.Function):
