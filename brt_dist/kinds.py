@@ -64,6 +64,7 @@ MIXERS: "Registry[Mixer]" = Registry(
         "delta": "brt_dist.model.mixers.delta:DeltaMixer",
         "gated_delta": "brt_dist.model.mixers.gated_delta:GatedDeltaMixer",
         "memsizer": "brt_dist.model.mixers.memsizer:MemSizerMixer",
+        "nprf_rpe": "brt_dist.model.mixers.nprf_rpe:KernelMixer",
     },
 )
 FFNS: "Registry[FFN]" = Registry(

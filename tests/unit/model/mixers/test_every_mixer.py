@@ -26,6 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "delta": {"chunk": 2, "gate": True, "value_dim": 5, "negative_eigenvalues": True},
     "gated_delta": {"chunk": 4, "convolution": 3},
     "memsizer": {"rows": 5},
+    "nprf_rpe": {"features": 5, "reach": 3},
 }
 BLOCKS, WINDOW = 6, 4
 
@@ -169,6 +170,7 @@ def test_feedback_is_refused(kind: str) -> None:
         ("linear", {}, {"heads": 3}, {"tensor": 2}, "model.heads=3 cannot be split over parallel.tensor=2"),
         ("delta", {}, {"heads": 3}, {"tensor": 2}, "model.heads=3 cannot be split over parallel.tensor=2"),
         ("memsizer", {}, {"width": 13}, {"tensor": 2}, "model.width=13 cannot be split over parallel.tensor=2"),
+        ("nprf_rpe", {"reach": 9}, {}, {}, r"lags cannot be told apart; nearest: .*reach=4"),
         ("delta", {"convolution": 6}, {}, {}, r"the tokens before a block must lie in one block; nearest: .*=5"),
     ],
 )

@@ -1,0 +1,102 @@
+"""Kernelised attention with relative positions (arXiv 2106.12566): softmax's kernel by random features, and a bias.
+
+With phi(x) = exp(Wx - |x|^2/2) / sqrt(m) of queries and keys of unit length, W (m, E) random and fixed for each head,
+and a bias b of each lag, token i reads
+
+    z_i = sum_j exp(b_{i-j}) phi(q_i)·phi(k_j) v_j  /  sum_j exp(b_{i-j}) phi(q_i)·phi(k_j),    j <= i
+
+The weights exp(b_{i-j}) of a block and the block before form a Toeplitz matrix; sums are taken with the matrix, or by
+FFT over the products phi(k_j) v_j^T.
+
+A bias of every lag has no finite state.  Here all lags from `reach` on share one bias, which has: what tokens more than
+a block back add to numerator and denominator is a matrix of sums for each head, as in linear attention.  Carried are
+these sums, and features and values of the last block.  So a document reads the same however it is cut into segments.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from brt_dist.config.halves import Matrix
+from brt_dist.model.mixers.base import STATE_MAX, STATE_RMS, MemoryField, Mixer, Statistic
+
+if TYPE_CHECKING:
+    from megatron.core import ModelParallelConfig
+    from torch import nn
+
+    from brt_dist.config.schema import Config, ModelConfig
+
+
+class KernelMixer(Mixer):
+    """Kernelised attention over all tokens of the document so far, with relative positions."""
+
+    kind: Literal["nprf_rpe"] = Field("nprf_rpe", description="kernelised attention with a bias of each lag")
+    features: PositiveInt = Field(64, description="random features of a head [m]")
+    reach: PositiveInt | None = Field(
+        None, description="lags from this on share one bias, in tokens; at most, and if unset, model.window"
+    )
+    normalized: bool = Field(
+        True, description="scale queries and keys to unit length, which keeps training stable at high learning rates"
+    )
+    method: Literal["dense", "fft"] = Field(
+        "dense",
+        description="sums over lags: by a matrix, or by FFT, which takes features*head_dim times the memory of a value "
+        "and pays for very long windows only",
+    )
+    seed: NonNegativeInt = Field(0, description="seed of the random features; it is part of the weights' meaning")
+
+    changeable: ClassVar[tuple[str, ...]] = ("method",)
+    beside_weights: ClassVar[tuple[str, ...]] = ("method",)
+    statistics: ClassVar[dict[str, Statistic]] = {"state_rms": STATE_RMS, "state_max": STATE_MAX}
+
+    def lags(self, model: "ModelConfig") -> int:
+        """The lag from which on all share one bias."""
+        return self.reach or model.window
+
+    def memory(self, model: "ModelConfig") -> Sequence[MemoryField]:
+        window, heads, size = model.window, model.heads, model.head_dim
+        return (
+            MemoryField("sums", (heads, self.features, size + 1), dtype="float32", split=0),
+            MemoryField("features", (window, heads, self.features), dtype="float32", split=1),
+            MemoryField("values", (window, heads, size), split=1),
+        )
+
+    def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
+        attended = model.heads * model.head_dim
+        yield Matrix(model.width)
+        yield Matrix(3 * attended, model.width, True, 3)
+        yield Matrix(model.heads, self.lags(model) + 1, True)
+        yield Matrix(model.width, attended, True)
+
+    def flops(self, model: "ModelConfig", executed: bool) -> float:
+        """FFTs are left out, as everything that is no product of matrices."""
+        size, summed, features = model.head_dim, model.head_dim + 1, self.features
+        total = 2.0 * model.width * 4 * model.heads * size
+        head = 2 * 2 * size * features  # features of a query and a key
+        head += 2 * 2 * features * summed  # a token is added to the sums, and reads them
+        if executed and self.method == "fft":
+            head += 2 * features * summed  # the sums over lags are read
+        else:
+            head += (2 * model.window if executed else self.lags(model)) * 2 * (features + summed)
+        return total + model.heads * head
+
+    def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
+        return {"model.heads": model.heads}
+
+    def broken_rules(self, config: "Config", key: str) -> Iterable[str]:
+        if config.model.feedback:
+            yield (
+                f"model.feedback=true with {key}: kernelised attention attends to no state of another layer; "
+                "nearest: model.feedback=false"
+            )
+        if self.lags(config.model) > config.model.window:
+            yield (
+                f"{key}.reach={self.reach} with model.window={config.model.window}: tokens more than a block back are "
+                f"carried as sums, in which lags cannot be told apart; nearest: {key}.reach={config.model.window}"
+            )
+
+    def build(self, model: "ModelConfig", index: int, parallel: "ModelParallelConfig") -> "nn.Module":
+        from brt_dist.model.kernel_attention import KernelAttention
+
+        return KernelAttention(self, model, index, parallel)
