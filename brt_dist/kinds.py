@@ -65,6 +65,7 @@ MIXERS: "Registry[Mixer]" = Registry(
         "gated_delta": "brt_dist.model.mixers.gated_delta:GatedDeltaMixer",
         "memsizer": "brt_dist.model.mixers.memsizer:MemSizerMixer",
         "nprf_rpe": "brt_dist.model.mixers.nprf_rpe:KernelMixer",
+        "lstm": "brt_dist.model.mixers.lstm:LSTMMixer",
     },
 )
 FFNS: "Registry[FFN]" = Registry(

@@ -27,6 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gated_delta": {"chunk": 4, "convolution": 3},
     "memsizer": {"rows": 5},
     "nprf_rpe": {"features": 5, "reach": 3},
+    "lstm": {},
 }
 BLOCKS, WINDOW = 6, 4
 
