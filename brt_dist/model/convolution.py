@@ -22,7 +22,7 @@ class ShortConvolution(nn.Module):
         """Convolve.
 
         Args:
-            blocks: (t, W, b, C) tokens, W at least K-1.
+            blocks: (t, W, b, C) tokens; W at least K-1 if there are several blocks.
             tail: (b, K-1, C), the inputs before the first block.
             starts: (b, t) bool; where true there was no token before the block.
 
@@ -30,8 +30,10 @@ class ShortConvolution(nn.Module):
             (t, W, b, C), and the last inputs (b, K-1, C).
         """
         kept, window = self.size - 1, blocks.shape[1]
-        before = torch.cat([tail.to(blocks.dtype).transpose(0, 1).unsqueeze(0), blocks[:-1, window - kept :]])
+        before = tail.to(blocks.dtype).transpose(0, 1).unsqueeze(0)
+        if len(blocks) > 1:
+            before = torch.cat([before, blocks[:-1, window - kept :]])
         before = before.masked_fill(starts.t()[:, None, :, None], 0.0)
         padded = torch.cat([before, blocks], 1)
         terms = (padded[:, shift : shift + window] * self.weight[:, shift] for shift in range(self.size))
-        return sum(terms, torch.zeros_like(blocks)), blocks[-1, window - kept :].transpose(0, 1)
+        return sum(terms, torch.zeros_like(blocks)), padded[-1, window:].transpose(0, 1)

@@ -59,7 +59,8 @@ class DeltaAttention(nn.Module):
         queries, keys, values = convolved.split(self._sizes, -1)
         rates = self.rates(x).unflatten(-1, (-1, self.settings.rates))
         beta = torch.sigmoid(widened(rates[..., 0])) * (2 if self.settings.negative_eigenvalues else 1)
-        chunk = gcd(self.model.window, self.settings.chunk)
+        window = len(x) // starts.shape[1]
+        chunk = gcd(window, self.settings.chunk)
         decays = None if self.decay is None else _chunked(self.decay(rates[..., 1]), chunk)
         rule = fla_kernels.delta_rule if fla_kernels.usable(values) else delta_rule
         read, state = rule(
@@ -69,7 +70,7 @@ class DeltaAttention(nn.Module):
             _chunked(beta, chunk),
             decays,
             memory["state"],
-            functional.pad(starts.unsqueeze(-1), (0, self.model.window // chunk - 1)).flatten(1),
+            functional.pad(starts.unsqueeze(-1), (0, window // chunk - 1)).flatten(1),
         )
         read = self.head_norm(read).permute(1, 3, 0, 2, 4).flatten(0, 1)  # (N, b, h, M)
         if self.gate is not None:
@@ -81,7 +82,7 @@ class DeltaAttention(nn.Module):
         size, values = self._sizes[0], self._sizes[2]
         maps = (self.queries_keys(x).unflatten(-1, (-1, 2 * size)), self.values(x).unflatten(-1, (-1, values)))
         heads = torch.cat(maps, -1)
-        blocks = heads.flatten(-2).unflatten(0, (-1, self.model.window))
+        blocks = heads.flatten(-2).unflatten(0, (starts.shape[1], -1))
         convolved, tail_after = self.convolution(blocks, tail.flatten(2), starts)
         return functional.silu(convolved).flatten(0, 1).view_as(heads), tail_after.unflatten(-1, heads.shape[2:])
 

@@ -81,16 +81,16 @@ class MemSizer(nn.Module):
         asked = widened(self.queries(x)).unflatten(-1, (self.model.heads, -1)).softmax(-1).mean(-2)
         addresses = enter(torch.cat([asked, self.key_norm(self.keys(x))], -1), self.parallel)
         values = self.value_norm(self.values(enter(x, self.parallel)))
-        queries, keys = (self._blocks(part) for part in addresses.chunk(2, -1))
+        queries, keys = (self._blocks(part, starts.shape[1]) for part in addresses.chunk(2, -1))
         read, state, count = shared_memory(
-            queries, keys, self._blocks(values), memory["state"], memory["count"][:, 0], starts
+            queries, keys, self._blocks(values, starts.shape[1]), memory["state"], memory["count"][:, 0], starts
         )
         y = read.to(x.dtype).movedim(0, 2).flatten(0, 1)
         return leave(y, self.parallel), {"state": state, "count": count.unsqueeze(-1)}
 
-    def _blocks(self, x: Tensor) -> Tensor:
+    def _blocks(self, x: Tensor, blocks: int) -> Tensor:
         """(N, b, n) -> (b, t, W, n)."""
-        return x.unflatten(0, (-1, self.model.window)).movedim(2, 0)
+        return x.unflatten(0, (blocks, -1)).movedim(2, 0)
 
     def statistics(self, memories: Sequence[Memory]) -> Iterator[tuple[str, Tensor]]:
         for memory in memories:

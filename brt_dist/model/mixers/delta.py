@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from brt_dist.config.schema import Config, ModelConfig
+    from brt_dist.model.decoding import BlockDecoder
 
 
 class DeltaMixer(Mixer):
@@ -104,6 +105,11 @@ class DeltaMixer(Mixer):
         from brt_dist.model.delta_attention import DeltaAttention
 
         return DeltaAttention(self, model, index, parallel)
+
+    def decoder(self, module: "nn.Module", model: "ModelConfig") -> "BlockDecoder":
+        from brt_dist.model.stepping import Stepping
+
+        return Stepping(module)
 
     def build_decay(self, heads: int) -> "nn.Module | None":
         """What makes the decays of this rank's heads from a map of the token: nothing."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from brt_dist.config.schema import Config, ModelConfig
+    from brt_dist.model.decoding import BlockDecoder
     from brt_dist.model.dropout import Dropout
     from brt_dist.model.memory import Memory
 
@@ -83,7 +84,7 @@ class LinearMixer(Mixer):
                 x = self.norm(x)
                 if dropout is not None:
                     x = dropout.activations(x, index, "attention input")
-                blocks = self.projections(x).unflatten(0, (-1, model.window))
+                blocks = self.projections(x).unflatten(0, (starts.shape[1], -1))
                 queries, keys, values = (widened(part) for part in split_heads(blocks, 3, model.head_dim))
                 read, state = linear_attention(phi(queries), phi(keys), values, memory["state"], starts)
                 merged = merge_heads([read.to(blocks.dtype)]).flatten(0, 1)
@@ -98,6 +99,11 @@ class LinearMixer(Mixer):
                 return []
 
         return LinearAttention()
+
+    def decoder(self, module: "nn.Module", model: "ModelConfig") -> "BlockDecoder":
+        from brt_dist.model.stepping import Stepping
+
+        return Stepping(module)
 
 
 def phi(x: "Tensor") -> "Tensor":

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from brt_dist.config.schema import Config, ModelConfig
+    from brt_dist.model.decoding import BlockDecoder
     from brt_dist.model.dropout import Dropout
     from brt_dist.model.memory import Memory
 
@@ -98,6 +99,11 @@ class LSTMMixer(Mixer):
                 return []
 
         return LSTM()
+
+    def decoder(self, module: "nn.Module", model: "ModelConfig") -> "BlockDecoder":
+        from brt_dist.model.stepping import Stepping
+
+        return Stepping(module)
 
 
 def lstm(

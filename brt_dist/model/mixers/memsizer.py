@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from brt_dist.config.schema import Config, ModelConfig
+    from brt_dist.model.decoding import BlockDecoder
 
 
 class MemSizerMixer(Mixer):
@@ -71,3 +72,8 @@ class MemSizerMixer(Mixer):
         from brt_dist.model.memsizer import MemSizer
 
         return MemSizer(self, model, index, parallel)
+
+    def decoder(self, module: "nn.Module", model: "ModelConfig") -> "BlockDecoder":
+        from brt_dist.model.stepping import Stepping
+
+        return Stepping(module)

@@ -32,6 +32,11 @@ KINDS: dict[str, dict[str, Any]] = {
         "mixers": {"window": {"qkv": "multiplicative"}},
         "ffns": {"sparse": {"blocks": 8, "block_size": 8, "rank": 8}},
     },
+    "delta": {"mixers": {"delta": {"gate": True}}},
+    "gated delta": {"mixers": {"gated_delta": {"chunk": 4}}},
+    "memsizer": {"mixers": {"memsizer": {"rows": 6}}},
+    "nprf_rpe": {"mixers": {"nprf_rpe": {"features": 6, "reach": 5}}},
+    "lstm": {"mixers": {"lstm": {}}},
     "hybrid": {"mixers": {"linear": {}, "window": {"layers": [0]}, "recurrent": RECURRENT}},
 }
 
