@@ -1,6 +1,5 @@
 """`brt train`: checks the config, claims the run directory, runs the attempts and returns a verdict."""
 
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from brt_dist.run_directory import RunDirectory
 from launch.run.claim import claimed
 from launch.run.config_file import absolute, refuse_other_run, write_config
 from launch.run.history import History
+from launch.run.python import module_command
 from launch.supervision.attempts import Attempts
 from launch.supervision.signals import StopRequests
 from launch.supervision.verdict import Verdict
@@ -26,7 +26,7 @@ from launch.tracking.uri import page_command
 if TYPE_CHECKING:
     from rich.console import Console
 
-WORKER = (sys.executable, "-m", "brt_dist.worker")
+WORKER = tuple(module_command("brt_dist.worker"))
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,22 @@ def train(
         stop = stack.enter_context(StopRequests())
         if stack.enter_context(claimed(run)):
             refuse_other_run(run, config)
+            if (verdict := _finished_already(config)) is not None:
+                return Outcome(run, verdict, config, None, _plot(config, run))
         try:
             verdict, tracked = _attempts(resolved, stop, console, tuple(worker), ray_address)
         except KeyboardInterrupt:
             verdict, tracked = Verdict(ExitCode.INTERRUPTED, "stopped before training started"), None
         return Outcome(run, verdict, config, tracked, _plot(config, run))
+
+
+def _finished_already(config: Config) -> Verdict | None:
+    """The verdict of a run whose last attempt has done all steps and saved; None of any other."""
+    history = History.read(config.run.directory)
+    ended_well = history.end is not None and history.end.exit_code == ExitCode.FINISHED
+    if not ended_well or history.saved_step < config.run.steps:
+        return None
+    return Verdict(ExitCode.FINISHED, f"finished already, after step {history.saved_step}; raise run.steps to train on")
 
 
 def check_with_data(config: Config) -> None:

@@ -4,7 +4,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from brt_dist.run_directory import RunDirectory
 from launch.backends.base import Backend
 from launch.backends.job import Job, chunks, private_folder
 from launch.run.facts import process_start
+from launch.run.python import module_command
 from launch.run.submission import State, Submission
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class LocalBackend(Backend):
             )
 
     def render(self, job: Job) -> str:
-        command = shlex.join([sys.executable, "-m", "launch.cli", "train", str(RunDirectory(job.run).config)])
+        command = shlex.join(module_command("launch.cli", "train", str(RunDirectory(job.run).config)))
         log = shlex.quote(str(RunDirectory(job.run).submission_log(job.number)))
         return f"cd {shlex.quote(os.getcwd())}\nexec {command} </dev/null >{log} 2>&1\n"
 

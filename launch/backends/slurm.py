@@ -17,6 +17,7 @@ from brt_dist.run_directory import RunDirectory
 from launch.backends.base import Backend
 from launch.backends.commands import call
 from launch.backends.job import Job, chunks, private_folder
+from launch.run.python import module_command
 from launch.run.submission import State, Submission
 
 if TYPE_CHECKING:
@@ -167,16 +168,13 @@ def _script(job: Job) -> str:
     python = [*slurm.container, sys.executable]
     interface = ["--interface", slurm.interface] if slurm.interface else []
     node = [
-        *python,
-        "-m",
-        "launch.nodes.ray_node",
-        str(job.folder),
+        *module_command("launch.nodes.ray_node", str(job.folder), python=python),
         "--gpus",
         str(gpus_per_node(job.config)),
         *interface,
     ]
     node += ["--listen", slurm.listen, "--patience", f"{launch.start_timeout_seconds:g}"]
-    train = [*python, "-m", "launch.cli", "train", str(RunDirectory(job.run).config)]
+    train = module_command("launch.cli", "train", str(RunDirectory(job.run).config), python=python)
     return _TEMPLATE.format(
         setup="".join(f"{line}\n" for line in slurm.setup),
         directory=shlex.quote(os.getcwd()),

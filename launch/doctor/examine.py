@@ -3,7 +3,6 @@
 import json
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from brt_dist.errors import LaunchError, PlatformError
 from launch.doctor import findings
 from launch.doctor.findings import LAUNCHER, Finding
 from launch.doctor.node import NodeReport
+from launch.run.python import module_command
 
 if TYPE_CHECKING:
     from launch.nodes.gang import Gang
@@ -82,7 +82,7 @@ def all_reduce(gang: "Gang", config: Config, place: Path, seconds: float = ALL_R
     folder.mkdir()
     world, local = config.parallel.world_size, config.parallel.world_size // config.launch.nodes
     kind = "cuda" if gang.has_gpus else "cpu"
-    gang.start((sys.executable, "-m", "launch.doctor.allreduce", str(folder), kind, str(seconds)), Path.cwd(), folder)
+    gang.start(tuple(module_command("launch.doctor.allreduce", str(folder), kind, str(seconds))), Path.cwd(), folder)
     deadline = time.monotonic() + seconds
     ends: dict[int, Any] = {}
     while len(ends) < world and time.monotonic() < deadline and all(end.code == 0 for end in ends.values()):

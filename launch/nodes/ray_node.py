@@ -22,6 +22,7 @@ from brt_dist.errors import BrtError, ExitCode, PlatformError
 from brt_dist.files import temporary_name, write_atomic
 from launch.nodes.listening import listening_on
 from launch.nodes.processes import ProcessSet, ProcessSpec
+from launch.run.python import module_command
 from pipelines.cluster import available_cores, quiet
 
 _OBJECT_STORE_BYTES = 100 << 20
@@ -166,7 +167,7 @@ def _up(options: argparse.Namespace, address: str, environment: dict[str, str], 
 
 def _ray_start(options: argparse.Namespace, address: str, head: str) -> list[str]:
     """`ray start` for this node; head: HOST:PORT of node 0."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={address}"]
+    command = module_command("ray.scripts.scripts", "start", "--block", f"--node-ip-address={address}")
     command += [f"--num-cpus={available_cores()}", f"--num-gpus={options.gpus}", "--disable-usage-stats"]
     command += [f"--object-store-memory={_OBJECT_STORE_BYTES}"]
     if options.node:

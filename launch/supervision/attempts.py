@@ -19,6 +19,7 @@ from launch.nodes.listening import address_towards, is_set, listening_on
 from launch.nodes.processes import REAPER
 from launch.run.attempt_record import read_attempt
 from launch.run.history import History
+from launch.run.python import module_command
 from launch.supervision.attempt import AttemptRequest
 from launch.supervision.recovery import Decision, Recovery
 from launch.supervision.signals import StopRequests
@@ -82,10 +83,7 @@ class Attempts:
                 "-I",
                 "-S",
                 str(REAPER),
-                sys.executable,
-                "-m",
-                "launch.supervision.attempt",
-                request.to_json(),
+                *module_command("launch.supervision.attempt", request.to_json()),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

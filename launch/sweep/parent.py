@@ -13,6 +13,7 @@ from brt_dist.config.loading import load
 from brt_dist.config.schema import TrackingConfig
 from brt_dist.errors import BrtError, ExitCode
 from brt_dist.run_directory import RunDirectory
+from launch.run.python import module_command
 from launch.run.redact import redact
 from launch.sweep.record import Result, Sweep, best
 from launch.tracking.client import connect, experiment_id, find_or_make, refusal, sweep_name
@@ -24,7 +25,7 @@ _STOPPED = ("preempted", "interrupted", "not started")
 
 def send_apart(sweep: Path) -> str | None:
     """Send it from another process, for at most a minute; returns what went wrong, if anything."""
-    command = [sys.executable, "-m", "launch.sweep.parent", str(sweep)]
+    command = module_command("launch.sweep.parent", str(sweep))
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False)
     except subprocess.TimeoutExpired:

@@ -1,7 +1,6 @@
 """Adds to a run what was measured after it ended."""
 
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from brt_dist.event_log import EventLog
 from brt_dist.events import Event
 from brt_dist.run_directory import RunDirectory
 from launch.run.claim import claimed
+from launch.run.python import module_command
 
 
 def add_to_run(run: Path, events: Sequence[Event]) -> None:
@@ -28,7 +28,7 @@ def add_to_run(run: Path, events: Sequence[Event]) -> None:
         log.close()
     if not load(directory.config).config.run.tracking.enabled:
         return
-    command = [sys.executable, "-m", "launch.tracking.syncer", str(run)]
+    command = module_command("launch.tracking.syncer", str(run))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PlatformError(f"added to {run}, but not sent to MLflow: {done.stderr.strip()[-500:]}")

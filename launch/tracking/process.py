@@ -3,11 +3,11 @@
 import os
 import shlex
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from brt_dist.run_directory import RunDirectory
+from launch.run.python import module_command
 from launch.tracking.health import Health
 
 _LOOK_SECONDS = 1.0
@@ -26,7 +26,7 @@ class SyncerProcess:
         self._started, self._next_look, self._told = time.time(), 0.0, False
         log = RunDirectory(run).syncer_log
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "launch.tracking.syncer", str(run), "--follow"]
+        command = module_command("launch.tracking.syncer", str(run), "--follow")
         with open(log, "ab") as output:
             self._process = subprocess.Popen(
                 [*command, "--finish-seconds", str(finish_seconds)],
@@ -76,4 +76,4 @@ class SyncerProcess:
 
 def finish_command(run: Path) -> str:
     """The command that sends the rest."""
-    return f"{shlex.quote(sys.executable)} -m launch.tracking.syncer {shlex.quote(str(run))}"
+    return shlex.join(module_command("launch.tracking.syncer", str(run)))

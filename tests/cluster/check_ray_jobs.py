@@ -46,7 +46,7 @@ def test_jobs_of_a_ray_cluster(config: Path, head: tuple[str, Path], tmp_path: P
     wrong.write_text("0" * 64)
     refused = call("submit", str(config), *settings, f"launch.ray.token_file={wrong}")
     assert refused.returncode == 18 and "does launch.ray.token_file hold the cluster's token?" in refused.stderr
-    through_its_life(config, *settings, f"launch.ray.token_file={token}")
+    through_its_life(config, ROOT, *settings, f"launch.ray.token_file={token}")
     assert token.read_text() not in "".join(
         path.read_text(errors="replace") for path in run_folder(config).rglob("*") if path.is_file()
     )

@@ -35,6 +35,20 @@ def wait_for(condition: Callable[[], object], what: str, pause_seconds: float = 
         time.sleep(pause_seconds)
 
 
+BRT = str(Path(sys.executable).with_name("brt"))
+SHADOWS = ("launch", "pipelines", "brt_dist", "random", "ray", "torch", "mlflow", "tests")
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """A working folder with files of the user's that have the names of our modules and of others."""
+    folder = tmp_path / "my project"
+    folder.mkdir()
+    for name in SHADOWS:
+        (folder / f"{name}.py").write_text(f"raise SystemExit('the user\\'s {name}.py was imported')\n")
+    return folder
+
+
 def alive(pid: int) -> bool:
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()

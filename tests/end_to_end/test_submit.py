@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,15 @@ import pytest
 
 from brt_dist.event_log import events_of
 from brt_dist.events import StepEvent
-from tests.end_to_end.conftest import ROOT, alive, wait_for
+from tests.end_to_end.conftest import BRT, ROOT, alive, wait_for
 
 pytestmark = pytest.mark.slow
 
 ENDLESS = ("run.steps=100000", "run.checkpoint_every=100000", "run.tracking.enabled=false")
 
 
-def call(*words: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "launch.cli", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+def call(*words: str, folder: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([BRT, *words], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
 
 
 def brt(*words: str) -> dict[str, Any]:
@@ -48,11 +46,11 @@ def run_folder(config: Path) -> Path:
     return config.parent / "run with 'quotes'"
 
 
-def through_its_life(config: Path, *settings: str) -> None:
+def through_its_life(config: Path, folder: Path, *settings: str) -> None:
     """Submitted, refused a second time, stopped with a checkpoint, resumed from there, finished."""
     run = run_folder(config)
-    made = brt("submit", str(config), *ENDLESS, *settings)
-    assert made["run"] == str(run)
+    made = call("submit", str(config), *ENDLESS, *settings, "--json", folder=folder)
+    assert made.returncode == 0 and json.loads(made.stdout)["run"] == str(run), made.stderr
     try:
         wait_for(lambda: len(steps(run)) > 2 or state(run) == "ended", "the first steps", pause_seconds=1.0)
         assert state(run) == "running", brt("logs", str(run))["log"]
@@ -77,8 +75,8 @@ def through_its_life(config: Path, *settings: str) -> None:
     assert f"step_{saved + 3:08d}" in call("logs", str(run)).stdout
 
 
-def test_this_machine(config: Path) -> None:
-    through_its_life(config)
+def test_this_machine(config: Path, hostile: Path) -> None:
+    through_its_life(config, hostile)
     assert json.loads((run_folder(config) / "provenance.json").read_text())["run.name"] == f"{config}:5"
     assert (run_folder(config) / "submissions" / "001").stat().st_mode & 0o777 == 0o700
 

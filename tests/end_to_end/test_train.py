@@ -13,7 +13,7 @@ import pytest
 
 from brt_dist.errors import ExitCode
 from launch.run.attempt_record import read_attempt
-from tests.end_to_end.conftest import ROOT, alive, wait_for
+from tests.end_to_end.conftest import BRT, ROOT, alive, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -36,10 +36,10 @@ def write_config(folder: Path, dataset: Path, name: str, steps: int = STEPS) -> 
     return path
 
 
-def brt_train(config: Path, *overrides: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "launch.cli", "train", str(config), *overrides, "--json"]
+def brt_train(config: Path, *overrides: str, folder: Path = ROOT) -> "subprocess.Popen[str]":
+    command = [BRT, "train", str(config), *overrides, "--json"]
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
@@ -67,7 +67,9 @@ def worker_pids(run: Path) -> list[int]:
     return found
 
 
-def test_a_run_with_a_killed_rank_goes_on_by_itself_and_ends_as_the_one_without(dataset: Path, tmp_path: Path) -> None:
+def test_a_run_with_a_killed_rank_goes_on_by_itself_and_ends_as_the_one_without(
+    dataset: Path, tmp_path: Path, hostile: Path
+) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     code, outcome, errors = finish(brt_train(write_config(tmp_path, dataset, "straight"), "run.tracking.enabled=false"))
     assert code == 0, errors
@@ -76,8 +78,11 @@ def test_a_run_with_a_killed_rank_goes_on_by_itself_and_ends_as_the_one_without(
     assert losses(straight)[STEPS] < losses(straight)[1] - 0.5
     named = {(e["dataset"], e["memory"]) for e in outcome["evaluations"]}
     assert named == {(d, m) for d in ("train", "validation") for m in ("carried", "cleared")}
+    code, again, errors = finish(brt_train(tmp_path / "straight.yaml", "run.tracking.enabled=false"))
+    assert code == 0 and f"finished already, after step {STEPS}" in again["reason"], errors
+    assert again["step"] == STEPS and not (straight / "attempts" / "002").exists()
 
-    process = brt_train(write_config(tmp_path, dataset, "killed"))
+    process = brt_train(write_config(tmp_path, dataset, "killed"), folder=hostile)
     wait_for(lambda: len(events(killed, "checkpoint")) >= 2, "two checkpoints")
     pids = worker_pids(killed)
     assert pids

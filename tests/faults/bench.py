@@ -75,7 +75,8 @@ class Run:
         """The process of a rank of the newest attempt."""
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or []
-            if words[1:3] in (["-m", "brt_dist.worker"], ["-m", "tests.faults.worker"]) and str(self.folder) in words:
+            named = words[words.index("-m") + 1] if "-m" in words else ""
+            if named in ("brt_dist.worker", "tests.faults.worker") and str(self.folder) in words:
                 try:
                     if process.environ().get("RANK") == str(number):
                         return process

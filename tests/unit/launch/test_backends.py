@@ -109,9 +109,18 @@ def test_the_slurm_script_ends_as_the_run_did_and_requeues_what_was_preempted(
     done = subprocess.run(["bash", str(script)], capture_output=True, text=True, timeout=60, check=False)
     found = {words[0]: words[1:] for words in calls(stubs)}
     node = found["srun"][found["srun"].index("container") :]
-    assert node[1:5] == [sys.executable, "-m", "launch.nodes.ray_node", str(run / "submissions/001")]
+    assert node[1:6] == [sys.executable, "-P", "-m", "launch.nodes.ray_node", str(run / "submissions/001")]
     assert node[node.index("--listen") + 1] == "address"
-    train = [sys.executable, "-m", "launch.cli", "train", str(run / "config.yaml"), "--ray-address", "10.0.0.1:6379"]
+    train = [
+        sys.executable,
+        "-P",
+        "-m",
+        "launch.cli",
+        "train",
+        str(run / "config.yaml"),
+        "--ray-address",
+        "10.0.0.1:6379",
+    ]
     assert found["container"] == train
     assert found.get("scontrol") == (["requeue", "123"] if ends == 17 and not stopped else None)
     assert done.returncode == ends, done.stderr
@@ -149,7 +158,7 @@ def test_the_local_command_takes_any_name(run: Path) -> None:
         text=True,
         check=True,
     ).stdout.splitlines()
-    assert words == [sys.executable, "-m", "launch.cli", "train", str(run / "config.yaml")]
+    assert words == [sys.executable, "-P", "-m", "launch.cli", "train", str(run / "config.yaml")]
 
 
 def test_the_request_to_ray_holds_no_name_in_a_shell_line(run: Path) -> None:
