@@ -87,7 +87,8 @@ def test_every_array_of_a_kind_is_compared_and_its_name_does_not_matter(tmp_path
         size = 1 if array.dtype.kind in "iu" else 1e-2 * max(1.0, np.abs(array).max())
         changed.flat[changed.size * 2 // 3 :: 5] += np.array(size).astype(array.dtype)  # not one: it may be unused
         np.savez(tmp_path / "other.npz", **golden | {name: changed})
-        assert not compare(tmp_path / "other.npz").ok, name
+        # a bias of keys adds the same to all logits of a query
+        assert compare(tmp_path / "other.npz").ok == (name == "bk"), name
 
 
 def test_kinds_that_do_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
