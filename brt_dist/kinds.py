@@ -59,6 +59,7 @@ MIXERS: "Registry[Mixer]" = Registry(
         "window": "brt_dist.model.mixers.window:WindowMixer",
         "recurrent": "brt_dist.model.mixers.recurrent:RecurrentMixer",
         "bst": "brt_dist.model.mixers.bst:BlockStateMixer",
+        "switchhead": "brt_dist.model.mixers.switchhead:SwitchHeadMixer",
         "fnet": "brt_dist.model.mixers.fnet:FNetMixer",
         "linear": "brt_dist.model.mixers.linear:LinearMixer",
         "delta": "brt_dist.model.mixers.delta:DeltaMixer",
@@ -73,6 +74,7 @@ FFNS: "Registry[FFN]" = Registry(
     {
         "relu": "brt_dist.model.ffn.relu:ReluFFN",
         "sparse": "brt_dist.model.ffn.sparse:SparseFFN",
+        "sigma_moe": "brt_dist.model.ffn.sigma_moe:SigmaMoEFFN",
     },
 )
 

@@ -6,7 +6,7 @@ along the segment, and that of the attention matrix is one block, shared by all 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from brt_dist.model.norms import widened
 from brt_dist.model.parameters import seeded_generator
+from brt_dist.model.routing import Routing
 
 TILE = 128
 
@@ -62,6 +63,7 @@ class Dropout:
         is_split: whether activations hold this rank's part of the segment (sequence parallel).
         offset: position in the segment of the first token that is given.
         mask_version: how attention masks are drawn.
+        routing: what routers of experts chose.
     """
 
     rate: float
@@ -71,6 +73,7 @@ class Dropout:
     is_split: bool = False
     offset: int = 0
     mask_version: MaskVersion = MASK_VERSION
+    routing: Routing = field(default_factory=Routing, compare=False)
 
     def at(self, offset: int) -> "Dropout":
         """The same masks, for activations that begin at this position of the segment."""

@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from brt_dist.model.parameters import declare, ones
+from brt_dist.model.parameters import constant, declare, ones
 
 EPSILON = 1e-6
 
@@ -28,6 +28,22 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_normed(x, self.weight)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(variance + 1e-5) * weight + bias over the last dimension, as torch's; of the weight's type."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        declare(self.weight, ones())
+        self.bias = nn.Parameter(torch.empty(width))
+        declare(self.bias, constant(0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = (widened(value) for value in (x, self.weight, self.bias))
+        wide, weight, bias = given
+        return nn.functional.layer_norm(wide, wide.shape[-1:], weight, bias).to(self.weight.dtype)
 
 
 def rms_normed(x: Tensor, weight: Tensor) -> Tensor:

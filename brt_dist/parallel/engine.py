@@ -23,6 +23,7 @@ from brt_dist.model.dropout import MASK_VERSION, Dropout, MaskVersion
 from brt_dist.model.linear import megatron_config
 from brt_dist.model.memory import Memory
 from brt_dist.model.parameters import initialize, logical_parameters
+from brt_dist.model.routing import Routing
 from brt_dist.optim.groups import set_learning_rate
 from brt_dist.parallel.control import Control, StepResult
 from brt_dist.parallel.deepspeed_internals import (
@@ -219,7 +220,8 @@ class Engine(ABC):
                 return None  # at rate 0 it drops nothing, but tells layers that they train, and keys what they draw
             # the keys of the masks count steps from 0
             mine = streams[i * size : (i + 1) * size]
-            return Dropout(rate, seed, step.number - 1, mine, is_split, mask_version=self.mask_version)
+            routing = Routing(share=1 / self.layout.micro_batches)
+            return Dropout(rate, seed, step.number - 1, mine, is_split, mask_version=self.mask_version, routing=routing)
 
         needs_logits = self._observer is not None and self._observer.wants_logits
         targets = None if step.target is None or needs_logits else step.target.split(size)

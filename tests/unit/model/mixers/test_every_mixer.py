@@ -22,6 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "window": {},
     "recurrent": {"states": 5, "layers": None},
     "linear": {},
+    "switchhead": {"experts": 4},
     "bst": {"contexts": "multi_filter", "context_filters": 5, "filter_states": 6},
     "delta": {"chunk": 2, "gate": True, "value_dim": 5, "negative_eigenvalues": True},
     "gated_delta": {"chunk": 4, "convolution": 3},

@@ -1,0 +1,74 @@
+"""SwitchHead attention (arXiv 2312.07987), the mixer of MoEUT (2405.16039): values and outputs are mixtures of experts.
+
+With n = LN(x), head h has q = n Q_h and k = n K_h, each times E^-1/4 and the first half of it rotated, and
+
+    v_h = sum over the chosen experts e of sigmoid(n s_he) x V_he
+    y   = sum over heads and over the chosen experts e of sigmoid(n r_he) a_h O_he      a_h: what head h read
+
+The norm feeds queries, keys and routers only (peri-layernorm).  A token sees itself and the W - 1 tokens before it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from brt_dist.config.halves import Matrix
+from brt_dist.model.mixers.base import MemoryField, Mixer
+
+if TYPE_CHECKING:
+    from megatron.core import ModelParallelConfig
+    from torch import nn
+
+    from brt_dist.config.schema import Config, ModelConfig
+
+
+class SwitchHeadMixer(Mixer):
+    """Sliding-window attention whose heads choose experts for values and outputs."""
+
+    kind: Literal["switchhead"] = Field(
+        "switchhead", description="window attention whose values and outputs are mixtures of experts"
+    )
+    experts: PositiveInt = Field(
+        8, description="experts of each head; 1: plain values and outputs, and a gate on each head"
+    )
+    chosen: PositiveInt = Field(2, description="experts that a token uses of each head; unused with experts=1")
+    entropy: NonNegativeFloat = Field(
+        0.001, description="weight of the regulariser: minus the entropy of the experts that a stream uses; 0: none"
+    )
+
+    def memory(self, model: "ModelConfig") -> Sequence[MemoryField]:
+        cache = (model.window, model.heads, model.head_dim)
+        return MemoryField("keys", cache, split=1), MemoryField("values", cache, split=1)
+
+    def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
+        attended, experts = model.heads * model.head_dim, self.experts
+        yield from (Matrix(model.width), Matrix(model.width))
+        yield Matrix(2 * attended, model.width, True, 2)
+        for _ in range(1 if experts == 1 else 2):
+            yield Matrix(model.heads * experts, model.width, True, experts)
+        for _ in range(2):
+            yield Matrix(attended * experts, model.width, True, experts)
+
+    def flops(self, model: "ModelConfig", executed: bool) -> float:
+        attended, used = model.heads * model.head_dim, min(self.chosen, self.experts)
+        routers = (1 if self.experts == 1 else 2) * model.heads * self.experts
+        seen = 2 * model.window if executed else model.window
+        return 2.0 * model.width * (2 * attended + routers + 2 * used * attended) + 4 * seen * attended
+
+    def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
+        return {"model.heads": model.heads}
+
+    def broken_rules(self, config: "Config", key: str) -> Iterable[str]:
+        if config.model.feedback:
+            yield (
+                f"model.feedback=true with {key}: SwitchHead attends to no state of another layer; "
+                "nearest: model.feedback=false"
+            )
+        if 1 < self.experts < self.chosen:
+            yield f"{key}.chosen={self.chosen} of {key}.experts={self.experts}; nearest: {key}.chosen={self.experts}"
+
+    def build(self, model: "ModelConfig", index: int, parallel: "ModelParallelConfig") -> "nn.Module":
+        from brt_dist.model.expert_layers import SwitchHead
+
+        return SwitchHead(self, model, index, parallel)
