@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from brt_dist.errors import BrtError, ExitCode, PlatformError
 from brt_dist.event_log import EventLog
-from brt_dist.events import EndEvent
+from brt_dist.events import EndEvent, MessageEvent
 from brt_dist.failure import Failure, exit_code_of
 from brt_dist.run_directory import RunDirectory
 
@@ -78,14 +78,17 @@ class Worker:
         check(config)
         rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
 
-        from brt_dist.parallel.device import choose
+        from brt_dist.parallel.layout import Layout, finalize, initialize, meet
+        from brt_dist.parallel.start import device_of_rank
 
-        device = choose(config.run.device, local_rank)  # before the imports below: DeepSpeed asks at its import
+        layout, seconds = Layout.of(config, rank), config.launch.start_seconds
+        store = meet(layout, seconds)
+        # before the imports below: DeepSpeed picks its accelerator at import
+        device, choice = device_of_rank(config.run.device, layout, local_rank, store)
 
         _import_deepspeed_without_mlflow()
         from brt_dist.data.facts import facts_of
         from brt_dist.data.open import open_training, open_validation
-        from brt_dist.parallel.layout import Layout, finalize, initialize
         from brt_dist.training.build import build_trainer
         from brt_dist.training.hooks.heartbeat import Heartbeat
         from brt_dist.training.stopping import StopFlag
@@ -97,10 +100,12 @@ class Worker:
         check(config, facts_of(train), facts_of(validation) if validation else None)
         model = config.model.model_copy(update={"vocab_size": train.vocab_size})
         config = config.model_copy(update={"model": model})
-        layout = Layout.of(config, rank)
-        initialize(layout, device, config.launch.start_timeout_seconds)
+        initialize(layout, device, seconds, store)
         run = self._run.path
         events = EventLog(run, self._attempt, enabled=rank == 0)
+        if rank == 0:
+            _tell(str(choice))
+            events.write(MessageEvent(message=str(choice)))
         try:
             trainer = build_trainer(config, run, layout, device, events, train, validation, stop, heartbeat)
             self._trainer = trainer

@@ -34,11 +34,17 @@ class LaunchSettings(Section):
     threads_per_rank: PositiveInt | None = Field(
         None, description="CPU threads per rank; unset: the node's cores divided by its ranks"
     )
-    start_timeout_seconds: PositiveFloat = Field(
-        300.0, description="longest wait for the nodes and for the rendezvous of all ranks"
+    start_timeout_seconds: PositiveFloat | None = Field(
+        None,
+        description="longest wait for the nodes and for the rendezvous of all ranks; unset: 300, and 1 more per node",
     )
     preflight: bool = Field(True, description="check the nodes before the ranks start")
     recovery: RecoveryConfig = Field(default_factory=RecoveryConfig, description="what happens when an attempt fails")
+
+    @property
+    def start_seconds(self) -> float:
+        """Longest wait for the nodes and for the rendezvous; by default it grows with the number of connections."""
+        return self.start_timeout_seconds or 300.0 + self.nodes
 
     @property
     def time_limit_seconds(self) -> int | None:

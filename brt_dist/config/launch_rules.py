@@ -19,7 +19,18 @@ def gpus_per_node(config: "Config") -> int:
 def broken_launch_rules(config: "Config") -> Iterator[str]:
     """A message for each launch rule that `config` breaks."""
     yield from _gpus(config)
+    yield from _device(config)
     yield from BACKENDS[config.launch.backend].broken_rules(config)
+
+
+def _device(config: "Config") -> Iterator[str]:
+    """A backend that asks for nodes must know whether to ask for GPUs; `auto` would get none, and train on CPUs."""
+    backend, ranks = config.launch.backend, config.parallel.world_size // config.launch.nodes
+    if BACKENDS[backend].requests_gpus and config.run.device == "auto" and config.launch.gpus_per_node is None:
+        yield (
+            f"launch.backend={backend} requests GPUs before any node can be asked whether it has some, so "
+            f"run.device=auto is not enough; nearest: run.device=cuda (launch.gpus_per_node={ranks}), or run.device=cpu"
+        )
 
 
 def _gpus(config: "Config") -> Iterator[str]:

@@ -138,7 +138,7 @@ def choose(kind: str, local_rank: int) -> Device:
     Call it before DeepSpeed is imported, which picks its accelerator at import.
 
     Args:
-        kind: "auto", "cpu" or "cuda".
+        kind: "cpu" or "cuda"; "auto" only for a process alone, because several must agree (see `device_choice`).
         local_rank: number of the rank on its node.
 
     Raises:
@@ -147,14 +147,14 @@ def choose(kind: str, local_rank: int) -> Device:
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda":
+        # One queue: the reduction of a gradient starts before the product that it overlaps with.  CUDA reads it once.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         if local_rank >= torch.cuda.device_count():
             raise PlatformError(
                 f"no GPU for local rank {local_rank}: this node has {torch.cuda.device_count()} visible GPUs. "
                 "Start at most one rank per GPU, or set run.device=cpu."
             )
         torch.cuda.set_device(local_rank)
-        # one queue: the reduction of a gradient starts before the product that it overlaps with
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     os.environ["DS_ACCELERATOR"] = kind
     os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed requires it
     if kind == "cpu":

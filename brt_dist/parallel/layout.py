@@ -105,6 +105,21 @@ class MegatronGroups:
     get_data_parallel_group = staticmethod(parallel_state.get_data_parallel_group)
 
 
+def meet(layout: Layout, timeout_seconds: float) -> Any:
+    """Meet the other ranks at MASTER_ADDR and MASTER_PORT; returns the store that all share.
+
+    Raises:
+        ConfigError: the number of started ranks differs from the layout's.
+    """
+    world = int(os.environ["WORLD_SIZE"])
+    if world != layout.world_size:
+        raise ConfigError(
+            f"{world} ranks were started, but parallel.tensor={layout.tensor} * parallel.pipeline={layout.pipeline} * "
+            f"parallel.data={layout.data} needs {layout.world_size}."
+        )
+    return rendezvous_store(layout.rank, world, timeout_seconds)
+
+
 def initialize(layout: Layout, device: Device, timeout_seconds: float = 600.0, store: Any = None) -> None:
     """Join the other ranks and create Megatron's process groups; check them against DeepSpeed's numbering.
 
@@ -112,25 +127,17 @@ def initialize(layout: Layout, device: Device, timeout_seconds: float = 600.0, s
         layout: of this rank.
         device: of this rank.
         timeout_seconds: of the rendezvous, and of collectives until `limit_waiting`.
-        store: for the rendezvous; None: use MASTER_ADDR and MASTER_PORT from the environment.
+        store: from `meet`, for the rendezvous; None: meet here.
 
     Raises:
         ConfigError: the number of started ranks differs from the layout's.
         PlatformError: Megatron and DeepSpeed would form different groups.
     """
-    world = int(os.environ["WORLD_SIZE"]) if store is None else layout.world_size
-    if world != layout.world_size:
-        raise ConfigError(
-            f"{world} ranks were started, but parallel.tensor={layout.tensor} * parallel.pipeline={layout.pipeline} * "
-            f"parallel.data={layout.data} needs {layout.world_size}."
-        )
-    if store is None:
-        store = rendezvous_store(layout.rank, world, timeout_seconds)
     dist.init_process_group(
         device.backend,
-        store=store,
+        store=meet(layout, timeout_seconds) if store is None else store,
         rank=layout.rank,
-        world_size=world,
+        world_size=layout.world_size,
         timeout=timedelta(seconds=timeout_seconds),
     )
     import deepspeed

@@ -1,17 +1,20 @@
 """Join the other ranks of a run, in a script of one's own."""
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError
 from brt_dist.parallel.device import Device, choose
-from brt_dist.parallel.layout import Layout, finalize, initialize
+from brt_dist.parallel.device_choice import DeviceChoice, NodeDevices, agree_on_device, device_for_all
+from brt_dist.parallel.layout import Layout, finalize, initialize, meet
 
 
 @contextmanager
@@ -27,7 +30,7 @@ def joined(config: Config) -> Iterator[tuple[Layout, Device]]:
 
     Raises:
         ConfigError: another number of processes was started than the layout needs.
-        PlatformError: run.device=cuda, and this rank has no GPU.
+        PlatformError: run.device=cuda, and this rank has no GPU; or run.device=auto, and only some ranks have one.
     """
     alone = "RANK" not in os.environ
     if alone and config.parallel.world_size > 1:
@@ -35,13 +38,33 @@ def joined(config: Config) -> Iterator[tuple[Layout, Device]]:
             f"the layout needs {config.parallel.world_size} processes and this is one alone; start the script with "
             f"torchrun --nproc-per-node {config.parallel.world_size}"
         )
-    layout = Layout.of(config, int(os.environ.get("RANK", "0")))
-    device = choose(config.run.device, int(os.environ.get("LOCAL_RANK", "0")))
+    layout, seconds = Layout.of(config, int(os.environ.get("RANK", "0"))), config.launch.start_seconds
     with ExitStack() as stack:
-        store = None
         if alone:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            store = dist.FileStore(str(Path(folder) / "store"), 1)
-        initialize(layout, device, config.launch.start_timeout_seconds, store)
+            store: Any = dist.FileStore(str(Path(folder) / "store"), 1)
+        else:
+            store = meet(layout, seconds)
+        device, _ = device_of_rank(config.run.device, layout, int(os.environ.get("LOCAL_RANK", "0")), store)
+        initialize(layout, device, seconds, store)
         yield layout, device
         finalize()  # not after an error: the other ranks may wait in a collective that never comes
+
+
+def device_of_rank(wanted: str, layout: Layout, local_rank: int, store: Any) -> tuple[Device, DeviceChoice]:
+    """This rank's device, of the kind that all ranks use, and why it is that kind.  Collective if `wanted` is "auto".
+
+    Args:
+        wanted: run.device.
+        layout: of this rank.
+        local_rank: number of this rank on its node.
+        store: that all ranks have joined.
+
+    Raises:
+        PlatformError: this rank has no GPU; or the ranks disagree.
+    """
+    if wanted == "auto":
+        choice = agree_on_device(wanted, layout.rank, layout.world_size, local_rank, store)
+    else:
+        choice = device_for_all(wanted, [NodeDevices(socket.gethostname(), 0, 0)])
+    return choose(choice.kind, local_rank), choice

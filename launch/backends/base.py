@@ -24,12 +24,14 @@ class Backend(ABC):
         section: the keys below `launch.NAME`, None if it has none.
         joins_cluster: it can join a running Ray cluster (`launch.ray_address`) instead of starting its own.
         shares_folders: its nodes share the folders of the submitting machine, so datasets can be checked there.
+        requests_gpus: it asks a scheduler for a number of GPUs (`gpus_per_node`).
         hides_config: nobody else can read what is submitted, so the config may contain a password.
     """
 
     section: ClassVar[type[Section] | None] = None
     joins_cluster: ClassVar[bool] = False
     shares_folders: ClassVar[bool] = False
+    requests_gpus: ClassVar[bool] = False
     hides_config: ClassVar[bool] = False
 
     @classmethod

@@ -66,6 +66,7 @@ class KubernetesBackend(Backend):
     """The job is the name of the RayJob; `details` holds its namespace and the kubectl context."""
 
     section = KubernetesConfig
+    requests_gpus = True
 
     @classmethod
     def broken_rules(cls, config: "Config") -> Iterator[str]:

@@ -75,6 +75,7 @@ class SlurmBackend(Backend):
     """The job is Slurm's job number.  It is submitted by running the rendered shell script, which calls sbatch."""
 
     section = SlurmConfig
+    requests_gpus = True
     shares_folders = True
     hides_config = True
 
@@ -173,7 +174,7 @@ def _script(job: Job) -> str:
         str(gpus_per_node(job.config)),
         *interface,
     ]
-    node += ["--listen", slurm.listen, "--patience", f"{launch.start_timeout_seconds:g}"]
+    node += ["--listen", slurm.listen, "--patience", f"{launch.start_seconds:g}"]
     train = module_command("launch.cli", "train", str(RunDirectory(job.run).config), python=python)
     return _TEMPLATE.format(
         setup="".join(f"{line}\n" for line in slurm.setup),
@@ -184,7 +185,7 @@ def _script(job: Job) -> str:
         train=shlex.join(train),
         interface=f"export GLOO_SOCKET_IFNAME={shlex.quote(slurm.interface)}\n" if slurm.interface else "",
         requeue="1" if slurm.requeue else "0",
-        patience=f"{launch.start_timeout_seconds:.0f}",
+        patience=f"{launch.start_seconds:.0f}",
     )
 
 

@@ -13,13 +13,15 @@ from brt_dist.config.schema import Config
 from brt_dist.errors import LaunchError, PlatformError
 from launch.doctor import findings
 from launch.doctor.findings import LAUNCHER, Finding
-from launch.doctor.node import NodeReport
 from launch.run.python import module_command
 
 if TYPE_CHECKING:
     from launch.nodes.gang import Gang
 
-ALL_REDUCE_SECONDS = 60.0
+_ALL_REDUCE_SECONDS = 60.0
+_ALL_REDUCE_SECONDS_PER_NODE = 0.25  # rank 0 answers each of them in turn
+_REPORT_SECONDS = 60.0  # nvidia-smi and git, on a busy node
+_WATCHED = 8  # nodes whose file in the shared folder each node looks for
 
 
 def preflight(gang: "Gang", config: Config, folder: Path) -> list[Finding]:
@@ -58,30 +60,40 @@ def quick(gang: "Gang", config: Config, place: Path) -> list[Finding]:
     """`preflight` in a folder that exists."""
     names = _names(gang)
     (place / LAUNCHER).write_text(LAUNCHER)
-    reports: dict[str, NodeReport] = {}
-    skews: dict[str, tuple[float, float]] = {}
-    for index, name in enumerate(names):
-        begin = time.time()
-        report: NodeReport = gang.ask(index, "report", str(place), name)
-        end = time.time()
-        reports[name] = report
-        # The report reads its clock near the end of the call.
-        skews[name] = (report.time - end, end - begin)
-    marks = [*names, LAUNCHER]
-    unseen = {name: list(gang.ask(index, "unseen", str(place), marks)) for index, name in enumerate(names)}
+    begin = time.time()
+    clocks = gang.ask_all("clock")
+    end = time.time()
+    skews = {name: (clock - end, end - begin) for name, clock in zip(names, clocks, strict=True)}
+    reports = dict(
+        zip(names, gang.ask_each("report", [(str(place), name) for name in names], _REPORT_SECONDS), strict=True)
+    )
+    marks = [(str(place), _watched(index, names)) for index in range(len(names))]
+    unseen = dict(zip(names, gang.ask_each("unseen", marks), strict=True))
     ranks = config.parallel.world_size // config.launch.nodes
     found = findings.versions(reports)
-    found += findings.devices(reports, ranks, gang.has_gpus)
+    found += findings.devices(reports, ranks, gang.device.kind == "cuda", config.run.device == "auto")
     found += findings.storage(reports, unseen, str(place.parent)) + findings.room(reports) + findings.clocks(skews)
     return found + list(_rank_zero(gang, names))
 
 
-def all_reduce(gang: "Gang", config: Config, place: Path, seconds: float = ALL_REDUCE_SECONDS) -> Finding:
-    """Time an all-reduce over as many ranks as the run will have; takes at most `seconds`."""
+def _watched(index: int, names: list[str]) -> list[str]:
+    """The marks that a node looks for: those of the launcher and of the nodes after it, so that N nodes read 9 N."""
+    after = [names[(index + offset) % len(names)] for offset in range(min(_WATCHED, len(names) - 1) + 1)]
+    return [*after, LAUNCHER]
+
+
+def all_reduce_seconds(nodes: int) -> float:
+    """How long the all-reduce may take on so many nodes, with its rendezvous."""
+    return _ALL_REDUCE_SECONDS + _ALL_REDUCE_SECONDS_PER_NODE * nodes
+
+
+def all_reduce(gang: "Gang", config: Config, place: Path) -> Finding:
+    """Time an all-reduce over as many ranks as the run will have; takes at most `all_reduce_seconds`."""
+    seconds = all_reduce_seconds(config.launch.nodes)
     folder = place / "all-reduce"
     folder.mkdir()
     world, local = config.parallel.world_size, config.parallel.world_size // config.launch.nodes
-    kind = "cuda" if gang.has_gpus else "cpu"
+    kind = gang.device.kind
     gang.start(tuple(module_command("launch.doctor.allreduce", str(folder), kind, str(seconds))), Path.cwd(), folder)
     deadline = time.monotonic() + seconds
     ends: dict[int, Any] = {}
@@ -130,17 +142,15 @@ def _rank_zero(gang: "Gang", names: list[str]) -> Iterator[Finding]:
     """The address under which rank 0 will be known belongs to its node, and all others can connect to it."""
     address = gang.nodes[0].address
     try:
-        port = gang.ask(0, "listen", address)
+        port = gang.ask(0, "listen", address, max(len(names), 64))
     except LaunchError as error:
         yield Finding("address of rank 0", "failed", f"{address} is not an address of this node ({error})", names[0])
         return
-    blocked = 0
-    for index, name in enumerate(names):
-        problem = gang.ask(index, "reach", address, port)
+    problems = gang.ask_all("reach", address, port)
+    for name, problem in zip(names, problems, strict=True):
         if problem is not None:
-            blocked += 1
             yield Finding("ports", "failed", f"cannot connect to rank 0 at {address}:{port}: {problem}", name)
-    if not blocked:
+    if not any(problems):
         yield Finding("address of rank 0", "ok", f"all nodes connect to {address}")
 
 

@@ -45,16 +45,28 @@ def versions(reports: Mapping[str, NodeReport]) -> list[Finding]:
     return found or [Finding("versions", "ok", f"{len(names)} packages match on {_nodes(len(reports))}")]
 
 
-def devices(reports: Mapping[str, NodeReport], ranks: int, wanted: bool) -> list[Finding]:
-    """Report nodes with too few GPUs, GPUs of another kind, or GPUs in use.
+def devices(reports: Mapping[str, NodeReport], ranks: int, wanted: bool, is_auto: bool = False) -> list[Finding]:
+    """Report nodes with too few GPUs, GPUs of another kind, GPUs in use, or GPUs that Ray does not know of.
 
     Args:
         reports: by node.
         ranks: of each node.
         wanted: the run needs GPUs, one per rank.
+        is_auto: run.device=auto, so that a GPU which Ray does not offer would be left unused without a word.
     """
     if not wanted:
-        return [Finding("devices", "ok", "this run uses CPUs")]
+        unused = {node: len(report.devices) for node, report in reports.items() if len(report.devices) >= ranks}
+        found = [
+            Finding(
+                "devices",
+                "failed",
+                f"has {count} GPUs that Ray does not offer; start Ray with them, or set run.device=cpu",
+                node,
+            )
+            for node, count in unused.items()
+            if is_auto
+        ]
+        return found or [Finding("devices", "ok", "this run uses CPUs")]
     found = []
     kinds = Counter(device["name"] for report in reports.values() for device in report.devices)
     usual = kinds.most_common(1)[0][0] if kinds else ""

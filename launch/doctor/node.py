@@ -23,7 +23,6 @@ class NodeReport:
     """Facts about a node.
 
     Attributes:
-        time: unix seconds on the node's clock.
         versions: of the packages that must match, and the commit of the code.
         devices: GPUs with free and total bytes.
         memory: free bytes.
@@ -32,7 +31,6 @@ class NodeReport:
     """
 
     host: str
-    time: float
     versions: dict[str, str]
     devices: tuple[dict[str, Any], ...]
     memory: int | None
@@ -50,7 +48,7 @@ def report(folder: str, mark: str) -> NodeReport:
         problem = error.strerror or str(error)
     facts = attempt_facts()
     versions = {**facts["versions"], "code": facts["git_commit"] or "no checkout"}
-    return NodeReport(facts["host"], time.time(), versions, tuple(gpus()), _free_memory(), disk, problem)
+    return NodeReport(facts["host"], versions, tuple(gpus()), _free_memory(), disk, problem)
 
 
 def unseen(folder: str, marks: Sequence[str]) -> list[str]:
@@ -63,15 +61,15 @@ def unseen(folder: str, marks: Sequence[str]) -> list[str]:
         time.sleep(0.1)
 
 
-def listen(address: str) -> int:
-    """Accept connections on a free port of `address` for a minute.
+def listen(address: str, connections: int) -> int:
+    """Accept connections on a free port of `address` for a minute, `connections` of them at once.
 
     Raises:
         OSError: this node does not have the address.
     """
     server = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     server.bind((address, 0))
-    server.listen(64)
+    server.listen(connections)
     server.settimeout(_LISTEN_SECONDS)
 
     def serve() -> None:

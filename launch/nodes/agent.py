@@ -6,6 +6,7 @@ gone).
 
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +78,11 @@ class NodeAgent:
     def unseen(self, folder: str, marks: Sequence[str]) -> list[str]:
         return node.unseen(folder, marks)
 
-    def listen(self, address: str) -> int:
-        return node.listen(address)
+    def clock(self) -> float:
+        return time.time()
+
+    def listen(self, address: str, connections: int) -> int:
+        return node.listen(address, connections)
 
     def reach(self, address: str, port: int) -> str | None:
         return node.reach(address, port)

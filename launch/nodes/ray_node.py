@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         default="address",
         help="what Ray listens on; all: every interface (needs no C compiler)",
     )
-    parser.add_argument("--gpus", type=int, default=0)
+    parser.add_argument("--gpus", type=int, help="GPUs that Ray offers; unset: all that Ray finds")
     parser.add_argument("--dashboard", action="store_true", help="the head also accepts jobs")
     parser.add_argument("--dashboard-port", type=int, default=8265)
     parser.add_argument("--patience", type=float, default=300.0, help="seconds until the node must be up")
@@ -168,7 +168,8 @@ def _up(options: argparse.Namespace, address: str, environment: dict[str, str], 
 def _ray_start(options: argparse.Namespace, address: str, head: str) -> list[str]:
     """`ray start` for this node; head: HOST:PORT of node 0."""
     command = module_command("ray.scripts.scripts", "start", "--block", f"--node-ip-address={address}")
-    command += [f"--num-cpus={available_cores()}", f"--num-gpus={options.gpus}", "--disable-usage-stats"]
+    command += [f"--num-cpus={available_cores()}", "--disable-usage-stats"]
+    command += [f"--num-gpus={options.gpus}"] if options.gpus is not None else []
     command += [f"--object-store-memory={_OBJECT_STORE_BYTES}"]
     if options.node:
         return [*command, f"--address={head}"]

@@ -17,8 +17,10 @@ from typing import Any
 from brt_dist.config.elastic import on_fewer_nodes
 from brt_dist.config.loading import load
 from brt_dist.config.schema import Config
-from brt_dist.errors import BrtError, ExitCode, LaunchError
+from brt_dist.errors import BrtError, ExitCode, LaunchError, PlatformError
+from brt_dist.parallel.device_choice import DeviceChoice
 from brt_dist.run_directory import RunDirectory
+from launch.run.attempt_record import read_attempts
 from launch.run.facts import attempt_facts
 from launch.supervision.hang import HangWatch
 from launch.supervision.head import HeadWatch
@@ -74,11 +76,13 @@ def main(request: AttemptRequest) -> Verdict:
         config = _for_remaining_nodes(wanted, tell) if request.again else wanted
         with Gang(config) as gang:
             stop.install()  # Ray has replaced the handlers
+            tell(str(gang.device))
+            _refuse_other_device(run, config, gang.device)
             if config.launch.preflight:
                 _preflight(gang, config, tell)
             progress = ProgressLine(run, config.run.steps, console)
             parallel, head = config.parallel, _head()
-            settings = _differences(wanted, config)
+            settings = _differences(wanted, config, gang.device)
             supervisor = Supervisor(
                 run,
                 gang,
@@ -90,6 +94,7 @@ def main(request: AttemptRequest) -> Verdict:
                 facts={
                     **attempt_facts(),
                     "nodes": [node.host for node in gang.nodes],
+                    "device": gang.device.kind,
                     "layout": {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "data": parallel.data},
                 },
                 on_look=progress.update,
@@ -115,6 +120,20 @@ def _preflight(gang: Any, config: Config, tell: Any) -> None:
     for finding in found:
         if finding.status == "warning":
             tell(f"warning: {line(finding)}")
+
+
+def _refuse_other_device(run: Path, config: Config, device: DeviceChoice) -> None:
+    """Refuse to continue on CPUs because GPUs are gone.
+
+    Raises:
+        PlatformError: run.device=auto means CPUs now, and meant GPUs in an earlier attempt.
+    """
+    earlier = {record.get("device") for record in read_attempts(run)}
+    if config.run.device == "auto" and device.kind == "cpu" and "cuda" in earlier:
+        raise PlatformError(
+            f"run.device=auto: this run has trained on GPUs, and now would on CPUs, because {device.reason}; "
+            "nearest: run.device=cpu, if that is meant"
+        )
 
 
 def _for_remaining_nodes(config: Config, tell: Any) -> Config:
@@ -167,11 +186,12 @@ def _head() -> HeadWatch:
     return HeadWatch(ray.get_runtime_context().gcs_address)
 
 
-def _differences(wanted: Config, now: Config) -> list[str]:
-    """Settings that turn the config.yaml of the run into `now`."""
+def _differences(wanted: Config, now: Config, device: DeviceChoice) -> list[str]:
+    """Settings that turn the config.yaml of the run into `now` on `device`."""
     settings: list[tuple[str, Any, Any]] = [
         ("parallel.data", wanted.parallel.data, now.parallel.data),
         ("launch.nodes", wanted.launch.nodes, now.launch.nodes),
+        ("run.device", wanted.run.device, device.kind),
     ]
     return [f"{key}={new}" for key, old, new in settings if old != new]
 

@@ -29,7 +29,7 @@ from brt_dist.data.prefetch import NodeCache, is_served
 from brt_dist.data.reader import Prefetcher, SegmentReader, Segments
 from brt_dist.data.stream_schedule import StreamSchedule
 from brt_dist.errors import DataError, PlatformError
-from launch.nodes.gang import node_cache_actor
+from launch.nodes.ray_agents import node_cache_actor
 from pipelines.cluster import ray_cluster
 from tests.datasets import make_dataset
 from tests.s3 import Bucket, bucket

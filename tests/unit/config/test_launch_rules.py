@@ -10,7 +10,7 @@ from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError
 
-BASE = "data: {dataset: /shared/d}\nrun: {directory: /shared/r, steps: 5000}\n"
+BASE = "data: {dataset: /shared/d}\nrun: {directory: /shared/r, steps: 5000, device: cpu}\n"
 POD = ("launch.backend=kubernetes", "launch.kubernetes.image=here/brt:1", "launch.kubernetes.volumes={/shared: claim}")
 
 
@@ -35,6 +35,11 @@ def config(*settings: str) -> Config:
         ((*POD, "launch.kubernetes.namespace=My Place"), "lower case letters"),
         ((*POD, "launch.kubernetes.secret_environment={A-B: x}"), "must be NAME: SECRET/KEY"),
         (("run.device=cuda", "parallel.data=2", "launch.gpus_per_node=1"), "nearest: launch.gpus_per_node=2"),
+        (
+            ("launch.backend=slurm", "run.device=auto", "parallel.data=8", "launch.nodes=2"),
+            "run.device=auto is not enough; nearest: run.device=cuda (launch.gpus_per_node=4)",
+        ),
+        ((*POD, "run.device=auto"), "run.device=auto is not enough"),
     ],
 )
 def test_what_cannot_work_is_refused_with_what_would(settings: Sequence[str], words: str) -> None:
@@ -43,7 +48,15 @@ def test_what_cannot_work_is_refused_with_what_would(settings: Sequence[str], wo
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("settings", [POD, ("launch.backend=slurm",), ("launch.backend=local",)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        POD,
+        ("launch.backend=slurm",),
+        ("launch.backend=slurm", "run.device=auto", "launch.gpus_per_node=0"),
+        ("launch.backend=local", "run.device=auto"),
+    ],
+)
 def test_what_works_is_taken_and_written_as_it_was(settings: Sequence[str]) -> None:
     found = config(*settings)
     check(found)

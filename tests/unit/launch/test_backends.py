@@ -66,7 +66,12 @@ def run(tmp_path: Path) -> Path:
 
 
 def config(run: Path, name: str, *settings: str) -> Config:
-    text = json.dumps({"data": {"dataset": str(run.parent)}, "run": {"directory": str(run), "steps": 5, "name": NASTY}})
+    text = json.dumps(
+        {
+            "data": {"dataset": str(run.parent)},
+            "run": {"directory": str(run), "steps": 5, "name": NASTY, "device": "cpu"},
+        }
+    )
     return load(text, [f"launch.backend={name}", *SETTINGS[name], *settings]).config
 
 

@@ -73,6 +73,15 @@ def test_gpus_that_are_missing_used_or_of_another_kind(reports: dict[str, node.N
     ]
 
 
+def test_gpus_that_ray_does_not_offer_are_named_if_the_device_was_to_be_found(
+    reports: dict[str, node.NodeReport],
+) -> None:
+    reports["b"] = dataclasses.replace(reports["b"], devices=(GPU, GPU))
+    (found,) = findings.devices(reports, 2, wanted=False, is_auto=True)
+    assert (found.status, found.node) == ("failed", "b") and "has 2 GPUs that Ray does not offer" in found.message
+    assert not at_fault(findings.devices(reports, 2, wanted=False))
+
+
 def test_clocks_and_room(reports: dict[str, node.NodeReport]) -> None:
     (found,) = findings.clocks({"a": (0.0, 0.1), "b": (-7.0, 0.2)})
     assert (found.node, found.message) == ("b", "its clock is 7.0 s behind")
@@ -81,10 +90,10 @@ def test_clocks_and_room(reports: dict[str, node.NodeReport]) -> None:
 
 
 def test_an_address_of_its_own_can_be_listened_on_and_reached() -> None:
-    port = node.listen("127.0.0.1")
+    port = node.listen("127.0.0.1", 8)
     assert node.reach("127.0.0.1", port) is None
     with pytest.raises(OSError):
-        node.listen("192.0.2.77")  # of nobody (RFC 5737)
+        node.listen("192.0.2.77", 8)  # of nobody (RFC 5737)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         assert node.reach("127.0.0.1", closed.getsockname()[1]) is not None

@@ -1,0 +1,31 @@
+"""The agents of the nodes, as those see them who ask: all at once, with one deadline."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from brt_dist.errors import LaunchError
+
+
+class Agents(Protocol):
+    """One agent per node; `launch.nodes.ray_agents.RayAgents` is the real one."""
+
+    @property
+    def addresses(self) -> Sequence[str | None]:
+        """Of the nodes, as the other nodes reach them; None where that is unknown."""
+        ...
+
+    def begin(self, node: int, method: str, arguments: Sequence[Any]) -> Any:
+        """Call a method of a node's agent without waiting; returns what `answers` takes."""
+        ...
+
+    def answers(self, calls: Sequence[Any], seconds: float) -> "list[Any | NoAnswer]":
+        """Wait for all calls together, at most `seconds`; returns what each returned, or why it did not."""
+        ...
+
+    def release(self) -> None:
+        """End the agents and give the nodes back."""
+        ...
+
+
+class NoAnswer(LaunchError):
+    """An agent raised, did not answer in time, or is gone; says which of it, without the node's name."""

@@ -1,0 +1,148 @@
+"""512 nodes are asked at once: how long it takes does not grow with their number.  Time is counted, not measured."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brt_dist.config.loading import load
+from brt_dist.config.schema import Config
+from brt_dist.errors import ExitCode, LaunchError
+from brt_dist.parallel.device_choice import DeviceChoice
+from launch.doctor.examine import all_reduce_seconds, preflight
+from launch.doctor.node import NodeReport
+from launch.nodes.agent import NodeInfo
+from launch.nodes.agents import NoAnswer
+from launch.nodes.gang import Gang
+from launch.nodes.processes import End
+
+NODES, SLOWEST = 512, 9.0
+
+
+class FakeAgents:
+    """Agents that answer late, on a clock that stands still unless somebody waits for them.
+
+    Attributes:
+        now: seconds that have been waited.
+        most: calls that were under way at once.
+        dead: nodes that never answer.
+    """
+
+    addresses: Sequence[str | None] = [f"10.0.{node // 256}.{node % 256}" for node in range(NODES)]
+
+    def __init__(self) -> None:
+        self.now, self.most, self._pending = 0.0, 0, 0
+        self.dead: set[int] = set()
+        self.released = False
+        self._delays = random.Random(0)
+
+    def begin(self, node: int, method: str, arguments: Sequence[Any]) -> Any:
+        self._pending += 1
+        self.most = max(self.most, self._pending)
+        end = self.now + self._delays.uniform(0.0, SLOWEST)
+        return (float("inf") if node in self.dead else end), ANSWERS[method](node, *arguments)
+
+    def answers(self, calls: Sequence[Any], seconds: float) -> list[Any]:
+        deadline = self.now + seconds
+        self._pending -= len(calls)
+        self.now = max(min(end, deadline) for end, _ in calls)
+        return [answer if end <= deadline else NoAnswer("no answer") for end, answer in calls]
+
+    def release(self) -> None:
+        self.released = True
+
+
+def written(node: int, folder: str, mark: str) -> NodeReport:
+    (Path(folder) / mark).write_text(mark)
+    return NodeReport(mark, {"torch": "2"}, (), 1 << 40, 1 << 40, None)
+
+
+ANSWERS: dict[str, Callable[..., Any]] = {
+    "describe": lambda node, address: NodeInfo(f"node{node}", address, 8, 1),
+    "free_port": lambda node, address: 29500,
+    "start": lambda node, request: None,
+    "ended": lambda node: [End(node, 0, 0.0, False)],
+    "clock": lambda node: 0.0,
+    "report": written,
+    "unseen": lambda node, folder, marks: [mark for mark in marks if not (Path(folder) / mark).is_file()],
+    "listen": lambda node, address, connections: 29501 if connections >= NODES else 0,
+    "reach": lambda node, address, port: None,
+    "dump": lambda node: {node: "is stopped"} if node == 3 else {},
+    "kill": lambda node: None,
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    text = json.dumps({"data": {"dataset": "/d"}, "run": {"directory": str(tmp_path), "steps": 5}})
+    return load(text, [f"launch.nodes={NODES}", f"parallel.data={NODES}", f"data.streams={NODES}"]).config
+
+
+@pytest.fixture
+def agents() -> FakeAgents:
+    return FakeAgents()
+
+
+def gang_of(config: Config, agents: FakeAgents) -> Gang:
+    return Gang(config, DeviceChoice("cpu", "for a test"), lambda *_: agents)
+
+
+def test_starting_looking_and_killing_take_as_long_as_the_slowest_node(
+    config: Config, agents: FakeAgents, tmp_path: Path
+) -> None:
+    with gang_of(config, agents) as gang:
+        assert agents.now <= SLOWEST and agents.most == NODES
+        assert [node.host for node in gang.nodes] == [f"node{node}" for node in range(NODES)]
+        agents.now = 0.0
+        gang.start(("rank",), tmp_path, tmp_path)
+        assert agents.now <= 2 * SLOWEST  # the port of the rendezvous, then all ranks
+        agents.now = 0.0
+        assert sorted(gang.ended()) == list(range(NODES))
+        assert gang.dump() == {3: "on node3 is stopped"}
+        assert agents.now <= 2 * SLOWEST
+        agents.now = 0.0
+    assert agents.now <= SLOWEST and agents.released
+
+
+def test_the_checks_before_a_start_take_five_questions(config: Config, agents: FakeAgents, tmp_path: Path) -> None:
+    with gang_of(config, agents) as gang:
+        agents.now = 0.0
+        found = preflight(gang, config, tmp_path)
+        assert agents.now <= 5 * SLOWEST
+    by_check = {finding.check: finding.status for finding in found}
+    assert by_check["shared storage"] == by_check["address of rank 0"] == by_check["versions"] == "ok"
+
+
+def test_dead_nodes_cost_one_deadline_and_no_other_node(config: Config, agents: FakeAgents, tmp_path: Path) -> None:
+    with gang_of(config, agents) as gang:
+        gang.start(("rank",), tmp_path, tmp_path)
+        agents.dead = {5, 9}
+        agents.now = 0.0
+        ends = gang.ended()
+        assert agents.now == 30.0
+        lost = {rank for rank, end in ends.items() if end.code == ExitCode.LOST_NODE}
+        assert lost == {5, 9} and len(ends) == NODES
+        agents.now = 0.0
+        assert len(gang.ended()) == NODES
+        assert agents.now <= SLOWEST  # they are not asked again
+
+
+def test_every_node_that_does_not_start_is_named(config: Config, agents: FakeAgents, tmp_path: Path) -> None:
+    with gang_of(config, agents) as gang:
+        agents.dead = {1, 511}
+        with pytest.raises(LaunchError, match="node node1: no answer; node node511: no answer"):
+            gang.start(("rank",), tmp_path, tmp_path)
+
+
+def test_time_limits_grow_with_the_nodes(config: Config) -> None:
+    assert all_reduce_seconds(2) < 61 < all_reduce_seconds(NODES)
+    assert config.launch.start_seconds == 300 + NODES
+    assert (
+        load(
+            "data: {dataset: d}\nrun: {directory: r, steps: 1}", ["launch.start_timeout_seconds=7"]
+        ).config.launch.start_seconds
+        == 7
+    )
