@@ -76,6 +76,7 @@ class Worker:
 
         config = load(self._run.config, self._settings).config
         check(config)
+        os.environ.update(config.launch.environment)  # the launcher has set them; torchrun has not
         rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
 
         from brt_dist.parallel.layout import Layout, finalize, initialize, meet

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, create_model
 
+from brt_dist.config.environment import PASSED_ON, Variables
 from brt_dist.config.guards import RecoveryConfig
 from brt_dist.config.section import Section
 from brt_dist.kinds import BACKENDS
@@ -33,6 +34,14 @@ class LaunchSettings(Section):
     )
     threads_per_rank: PositiveInt | None = Field(
         None, description="CPU threads per rank; unset: the node's cores divided by its ranks"
+    )
+    environment: Variables = Field(
+        {},
+        description="environment variables of every rank, on every backend, as NAME: VALUE; they win over all others",
+    )
+    pass_environment: tuple[str, ...] = Field(
+        PASSED_ON,
+        description="names of the variables that every rank gets from the environment of `brt train`; * for any text",
     )
     start_timeout_seconds: PositiveFloat | None = Field(
         None,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from brt_dist.config.environment import broken_variables
 from brt_dist.kinds import BACKENDS
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def broken_launch_rules(config: "Config") -> Iterator[str]:
     """A message for each launch rule that `config` breaks."""
     yield from _gpus(config)
     yield from _device(config)
+    yield from broken_variables(config.launch.environment)
     yield from BACKENDS[config.launch.backend].broken_rules(config)
 
 

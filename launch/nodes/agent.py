@@ -35,7 +35,7 @@ class AgentRequest:
     Attributes:
         command: of a rank.
         placements: one per rank.
-        passed: environment variables from the user's shell.
+        passed: environment variables of every rank.
         threads: CPU threads of a rank.
         directory: working directory.
         folder: of the attempt, for the logs.

@@ -4,23 +4,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from brt_dist.config.environment import passed_on
+from brt_dist.config.launch import LaunchConfig
 from launch.nodes.listening import anywhere
 
-# Settings that a user exports in the shell of `brt train` and expects on every node.
-_PASSED_ON = (
-    "NCCL_",
-    "GLOO_",
-    "TORCH_",
-    "TORCHINDUCTOR_",
-    "DS_",
-    "HF_",
-    "CUDA_LAUNCH_",
-    "BRT_",
-    "AWS_",
-    "GOOGLE_",
-    "FSSPEC_",
-)
-_PASSED_ON_NAMES = ("OMP_NUM_THREADS", "PYTHONPATH", "PYTHONWARNINGS", "PYTHONFAULTHANDLER")
 # Variables of Ray's workers that mean nothing in a rank, or the wrong thing.
 _RAY_PREFIXES = ("RAY_", "SPT_NOENV", "PYTHONBREAKPOINT")
 
@@ -49,11 +36,10 @@ class Placement:
         }
 
 
-def passed_on(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The variables of the user's environment that are passed to all nodes."""
-    source = os.environ if environment is None else environment
-    source = anywhere(source)
-    return {name: value for name, value in source.items() if name in _PASSED_ON_NAMES or name.startswith(_PASSED_ON)}
+def variables_for_ranks(launch: LaunchConfig, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What every rank gets on every node: variables of the launcher's environment, and those that the config sets."""
+    own = anywhere(os.environ if environment is None else environment)
+    return {**passed_on(launch.pass_environment, own), **launch.environment}
 
 
 def rank_environment(
@@ -63,7 +49,7 @@ def rank_environment(
 
     Args:
         node: environment of the agent.
-        passed: from `passed_on`.
+        passed: from `variables_for_ranks`.
         placement: of the rank.
         threads: CPU threads of a rank; None: its share of the node's cores, unless OMP_NUM_THREADS is exported.
         cores: of the node.

@@ -11,7 +11,7 @@ from brt_dist.errors import ExitCode, LaunchError
 from brt_dist.parallel.device_choice import DeviceChoice
 from launch.nodes.agent import AgentRequest, NodeInfo
 from launch.nodes.agents import Agents, NoAnswer
-from launch.nodes.environment import Placement, passed_on
+from launch.nodes.environment import Placement, variables_for_ranks
 from launch.nodes.processes import End
 from launch.nodes.ray_agents import RayAgents, choose_device
 
@@ -70,7 +70,11 @@ class Gang:
         config, local = self._config, self._local
         world, address = config.parallel.world_size, self.nodes[0].address
         port = self.ask(0, "free_port", address)
-        passed, threads, tracking = passed_on(), config.launch.threads_per_rank, config.run.tracking
+        passed, threads, tracking = (
+            variables_for_ranks(config.launch),
+            config.launch.threads_per_rank,
+            config.run.tracking,
+        )
         sample_seconds = tracking.system_seconds if tracking.enabled else 0.0
         requests = []
         for node in range(len(self.nodes)):

@@ -12,7 +12,7 @@ from brt_dist.errors import LaunchError, PlatformError
 from brt_dist.parallel.device_choice import AS_TOLD, DeviceChoice, NodeDevices, device_for_all
 from launch.nodes.agent import NodeAgent
 from launch.nodes.agents import NoAnswer
-from launch.nodes.environment import passed_on
+from launch.nodes.environment import variables_for_ranks
 
 _LOOK_SECONDS = 1.0
 
@@ -102,7 +102,7 @@ class RayAgents:
                 cache.directory,
                 int(cache.budget_gb * 1e9),
                 cache.retry_seconds,
-                passed_on(),
+                variables_for_ranks(self._config.launch),
                 scheduling_strategy=strategy,
             )
             self._caches.append(actor)

@@ -1,0 +1,70 @@
+"""Environment variables of the ranks: which are set by the config, and which are passed on from the launcher."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+# What users export in the shell of `brt train` and expect on every node; * stands for any text.
+PASSED_ON = (
+    "NCCL_*",
+    "GLOO_*",
+    "UCX_*",
+    "FI_*",
+    "CUDA_DEVICE_MAX_CONNECTIONS",
+    "CUDA_LAUNCH_*",
+    "CUBLAS_*",
+    "TORCH_*",
+    "TORCHINDUCTOR_*",
+    "PYTORCH_*",
+    "TRITON_*",
+    "DS_*",
+    "LD_LIBRARY_PATH",
+    "OMP_NUM_THREADS",
+    "PYTHONPATH",
+    "PYTHONWARNINGS",
+    "PYTHONFAULTHANDLER",
+    "HF_*",
+    "AWS_*",
+    "GOOGLE_*",
+    "FSSPEC_*",
+    "BRT_*",
+)
+# What says which rank a process is: only the launcher knows.
+_OF_THE_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
+_SECRET_WORDS = {"SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIALS", "KEY"}
+
+
+def _texts(given: Any) -> Any:
+    """Numbers as text, since NCCL_IB_DISABLE: 1 is what people write; YAML reads an empty mapping as nothing."""
+    if not isinstance(given, Mapping):
+        return {} if given is None else given
+    numbers = {name: str(value) for name, value in given.items() if type(value) in (int, float)}
+    return {**given, **numbers}
+
+
+Variables = Annotated[dict[str, str], BeforeValidator(_texts)]
+
+
+def passed_on(patterns: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of `environment` whose names match one of `patterns`."""
+    return {
+        name: value for name, value in environment.items() if any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+
+
+def broken_variables(variables: Mapping[str, str]) -> Iterator[str]:
+    """A message for each variable that `launch.environment` cannot hold."""
+    for name in variables:
+        if not _NAME.match(name):
+            yield f"launch.environment: {name!r} is not a name of a variable; example: NCCL_DEBUG"
+        elif name in _OF_THE_LAUNCHER:
+            yield f"launch.environment: {name} is different for every rank, and the launcher sets it; remove it"
+        elif _SECRET_WORDS & set(name.upper().split("_")):
+            yield (
+                f"launch.environment: {name} looks like a secret, and config.yaml is no place for one; nearest: export "
+                "it where `brt train` runs, and list its name in launch.pass_environment"
+            )

@@ -1,0 +1,91 @@
+"""Environment variables of the ranks: those of the launcher that match, and those of the config, on every backend."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from brt_dist.config.loading import load
+from brt_dist.config.rules import check
+from brt_dist.config.schema import Config
+from brt_dist.errors import ConfigError
+from brt_dist.kinds import BACKENDS
+from launch.backends.job import Job
+from launch.nodes.environment import Placement, rank_environment, variables_for_ranks
+
+PLACE = Placement(3, 16, 1, 8, 0, "10.0.0.1", 29500)
+SET = "launch.environment={NCCL_DEBUG: INFO, NCCL_IB_HCA: mlx5_0, NCCL_IB_TIMEOUT: 22}"
+SUBMITTED_WITH = {
+    "local": (),
+    "ray": ("launch.ray.jobs_address=http://127.0.0.1:8265",),
+    "slurm": (),
+    "kubernetes": ("launch.kubernetes.image=here/brt:1", "launch.kubernetes.volumes={/: claim}"),
+}
+
+
+def config(*settings: str, run: Path = Path("/r")) -> Config:
+    text = {"data": {"dataset": "/d"}, "run": {"directory": str(run), "steps": 5000, "device": "cpu"}}
+    return load(json.dumps(text), settings).config
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PYTORCH_CUDA_ALLOC_CONF",
+        "PYTORCH_ALLOC_CONF",
+        "CUDA_DEVICE_MAX_CONNECTIONS",
+        "CUBLAS_WORKSPACE_CONFIG",
+        "NCCL_SOCKET_IFNAME",
+        "FI_PROVIDER",
+        "UCX_TLS",
+        "TRITON_CACHE_DIR",
+        "LD_LIBRARY_PATH",
+        "TORCH_NCCL_BLOCKING_WAIT",
+        "OMP_NUM_THREADS",
+        "HF_TOKEN",
+    ],
+)
+def test_what_clusters_need_is_passed_on(name: str) -> None:
+    passed = variables_for_ranks(config().launch, {name: "x", "HOME": "/home/me", "XNCCL_DEBUG": "1"})
+    assert passed == {name: "x"}
+    assert rank_environment({name: "of the node"}, passed, PLACE, None, 8)[name] == "x"
+
+
+def test_the_list_is_a_setting() -> None:
+    passed = variables_for_ranks(
+        config("launch.pass_environment=[MY_*]").launch, {"MY_SITE": "x", "NCCL_DEBUG": "INFO"}
+    )
+    assert passed == {"MY_SITE": "x"}
+
+
+def test_the_config_wins_over_the_shell_and_the_node() -> None:
+    passed = variables_for_ranks(config(SET).launch, {"NCCL_DEBUG": "WARN"})
+    assert passed == {"NCCL_DEBUG": "INFO", "NCCL_IB_HCA": "mlx5_0", "NCCL_IB_TIMEOUT": "22"}
+    assert rank_environment({"NCCL_DEBUG": "TRACE"}, passed, PLACE, None, 8)["NCCL_DEBUG"] == "INFO"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_gives_the_launcher_the_config_that_has_them(backend: str, tmp_path: Path) -> None:
+    job = Job(config(f"launch.backend={backend}", SET, *SUBMITTED_WITH[backend], run=tmp_path / "r"), 1)
+    check(job.config)
+    assert load(job.config_text).config.launch.environment == job.config.launch.environment
+    shipped = job.config_text if backend in ("local", "slurm") else BACKENDS[backend]().render(job)
+    assert "NCCL_IB_HCA: mlx5_0" in shipped  # the others share the run directory, with its config.yaml
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("RANK", "different for every rank"),
+        ("A-B", "not a name of a variable"),
+        ("HF_TOKEN", "looks like a secret"),
+        ("AWS_SECRET_ACCESS_KEY", "launch.pass_environment"),
+    ],
+)
+def test_what_cannot_be_set_is_refused(name: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check(config(f"launch.environment={{{name}: x}}"))
+
+
+def test_names_that_only_resemble_secrets_are_taken() -> None:
+    check(config("launch.environment={TOKENIZERS_PARALLELISM: x}"))
