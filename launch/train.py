@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brt_dist.config.loading import Resolved, load
-from brt_dist.config.rules import DatasetFacts, check
+from brt_dist.config.rules import DatasetFacts, check, warnings
 from brt_dist.config.schema import Config
 from brt_dist.errors import ExitCode
 from brt_dist.events import to_json
@@ -156,6 +156,8 @@ def _attempts(
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     tell(f"run directory {run}")
+    for warning in warnings(config):
+        tell(f"warning: {warning}")
     address = ray_address or config.launch.ray_address
     tell(f"starting Ray on {address or 'this machine'}")
     syncers: list[SyncerProcess] = []

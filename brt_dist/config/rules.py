@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brt_dist.config.halves import wrong_assignments
-from brt_dist.config.launch_rules import broken_launch_rules
+from brt_dist.config.launch_rules import broken_launch_rules, gpus_per_node
 from brt_dist.config.schema import Config, ModelConfig, ParallelConfig
 from brt_dist.config.stages import stage_layers
 from brt_dist.config.zero_rules import broken_zero_rules
 from brt_dist.errors import ConfigError
 from brt_dist.kinds import MIXERS, OPTIMIZERS
 
+_MICRO_BATCHES_PER_STAGE = 4
 _LARGEST_FACTOR = 1 << 14  # nothing is ever split into more parts than this
 
 
@@ -52,6 +53,24 @@ def check(config: Config, dataset: DatasetFacts | None = None, validation: Datas
     if any(_broken(config)):
         text += f"\nnearest layout that works: {_layout_text(_with(config, nearest_layout(config)))}"
     raise ConfigError(text)
+
+
+def warnings(config: Config) -> Iterator[str]:
+    """A message for each setting of a config that works, but costs more than it must."""
+    stages, micro_batches = config.parallel.pipeline, config.micro_batches
+    if stages > 1 and micro_batches < _MICRO_BATCHES_PER_STAGE * stages:
+        wanted = _MICRO_BATCHES_PER_STAGE * stages * config.parallel.data * config.parallel.micro_batch
+        yield (
+            f"{micro_batches} micro-batches per step in parallel.pipeline={stages} stages: each stage waits "
+            f"{bubble(stages, micro_batches):.0%} of the time; {_MICRO_BATCHES_PER_STAGE} micro-batches per stage "
+            f"(data.streams={wanted}, or fewer data parallel ranks) leave "
+            f"{bubble(stages, _MICRO_BATCHES_PER_STAGE * stages):.0%}"
+        )
+
+
+def bubble(stages: int, micro_batches: int) -> float:
+    """The share of a step for which a stage of a 1F1B pipeline is idle, if all stages take equally long."""
+    return (stages - 1) / (micro_batches + stages - 1)
 
 
 def nearest_layout(config: Config) -> ParallelConfig:
@@ -117,11 +136,16 @@ def _tensor_sizes(config: Config) -> dict[str, int]:
 def _streams(config: Config) -> Iterator[str]:
     streams, layout = config.data.streams, config.parallel
     portion = layout.data * layout.micro_batch
-    if streams % portion:
+    fits = streams % layout.micro_batch == 0 and streams >= portion
+    if streams % portion and not (layout.uneven_streams and fits):
+        otherwise = ""
+        if fits:
+            idle = 1 - streams / (config.micro_batches * portion)
+            otherwise = f", or parallel.uneven_streams=true, with {idle:.0%} of the micro-batches idle"
         yield (
             f"data.streams={streams} must be a multiple of parallel.data*parallel.micro_batch = "
             f"{layout.data}*{layout.micro_batch} = {portion}, because every rank holds equally many streams; "
-            f"nearest: data.streams={_nearest_multiple(streams, portion)}"
+            f"nearest: data.streams={_nearest_multiple(streams, portion)}{otherwise}"
         )
 
 
@@ -217,6 +241,13 @@ def _nodes(config: Config) -> Iterator[str]:
         yield (
             f"{world} processes (parallel.tensor*pipeline*data) cannot be spread evenly over launch.nodes={nodes}; "
             f"nearest: launch.nodes={max(divisors(world, nodes))}"
+        )
+    tensor, ranks = config.parallel.tensor, world // nodes
+    if world % nodes == 0 and ranks % tensor and gpus_per_node(config):
+        yield (
+            f"parallel.tensor={tensor} does not divide the {ranks} ranks of each of launch.nodes={nodes} nodes, so "
+            "every layer would reduce its activations over the network; "
+            f"nearest: parallel.tensor={max(divisors(ranks, tensor))}"
         )
 
 
@@ -381,7 +412,8 @@ def _distance(given: ParallelConfig, layout: ParallelConfig) -> tuple[int, float
 def _layout_text(config: Config) -> str:
     names = ("tensor", "pipeline", "data", "zero_stage", "micro_batch")
     text = " ".join(f"parallel.{name}={getattr(config.parallel, name)}" for name in names)
-    text += " parallel.sequence_parallel=true" if config.parallel.sequence_parallel else ""
+    for name in ("sequence_parallel", "uneven_streams"):
+        text += f" parallel.{name}=true" if getattr(config.parallel, name) else ""
     return text + (f" launch.nodes={config.launch.nodes}" if config.launch.nodes > 1 else "")
 
 

@@ -191,6 +191,10 @@ class ParallelConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
     zero: ZeroConfig = Field(default_factory=ZeroConfig, description="how ZeRO reduces, splits and keeps")
     micro_batch: PositiveInt = Field(1, description="streams per micro-batch, on each data parallel rank")
+    uneven_streams: bool = Field(
+        False,
+        description="let data parallel ranks hold different numbers of streams: some then have an idle micro-batch",
+    )
     sequence_parallel: bool = Field(
         False, description="also split activations over the sequence, between tensor parallel regions"
     )
@@ -270,5 +274,5 @@ class Config(Section):
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches per step on each data parallel rank (gradient accumulation steps)."""
-        return self.data.streams // (self.parallel.data * self.parallel.micro_batch)
+        """Micro-batches per step on each data parallel rank (gradient accumulation steps), idle ones included."""
+        return -(-self.data.streams // (self.parallel.data * self.parallel.micro_batch))

@@ -12,7 +12,7 @@ from brt_dist.data.reader import Documents, SegmentReader
 from brt_dist.evaluation.positions import PositionBins, PositionTally, by_position
 from brt_dist.events import PositionLoss
 from brt_dist.parallel.engine import Engine
-from brt_dist.parallel.step_input import step_input, streams_to_read
+from brt_dist.parallel.step_input import in_rows, step_input, streams_to_read
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def evaluate(engine: Engine, dataset: Documents, max_steps: int, clear_memory: b
             step = step_input(number, plan, segments, layout, engine.device, clear_memory)
             bin_of = bins.of(plan)
             np.add.at(counts, bin_of, bins.targets(plan))
-            local = torch.from_numpy(bin_of[list(layout.local_streams)]).to(engine.device.torch)
+            local = torch.from_numpy(in_rows(bin_of[list(layout.local_streams)], layout)).to(engine.device.torch)
             watched = PositionTally(local.split(layout.micro_batch), tally)
             nats += engine.evaluate_step(step, memory, watched) * plan.loss_tokens
             tokens += plan.loss_tokens

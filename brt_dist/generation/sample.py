@@ -15,6 +15,7 @@ from torch import Tensor
 from brt_dist.model.model import full_logits
 from brt_dist.model.parameters import seeded_generator
 from brt_dist.parallel.engine import Engine, StepInput
+from brt_dist.parallel.step_input import in_rows
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -61,16 +62,16 @@ def sample(engine: Engine, prompts: Int64Array, count: int, *, temperature: floa
     rows = list(layout.local_streams)
     tokens = np.zeros((streams, segment), np.int64)
     tokens[:, :begun] = prompts
-    starts = torch.zeros(len(rows), segment // window, dtype=torch.bool)
+    starts = torch.zeros(len(layout.rows), segment // window, dtype=torch.bool)
     starts[:, 0] = True
     for end in range(begun, begun + count):
         watched = NextLogits(end - 1, config.model.vocab_size or 0)
         with engine.evaluation_memory() as memory:
-            engine.evaluate_step(_step(engine, tokens[rows], starts), memory, watched)
+            engine.evaluate_step(_step(engine, in_rows(tokens[rows], layout), starts), memory, watched)
         chosen = torch.zeros(streams, dtype=torch.int64)
         if watched.found:  # on the last stage
             uniform = torch.rand(streams, generator=seeded_generator(f"sample/{seed}/{end}"), dtype=torch.float64)
-            chosen[rows] = _choose(torch.cat(watched.found), uniform[rows], temperature)
+            chosen[rows] = _choose(torch.cat(watched.found)[: len(rows)], uniform[rows], temperature)
         chosen = chosen.to(engine.device.torch)
         dist.all_reduce(chosen)
         tokens[:, end] = (chosen // layout.tensor).cpu().numpy()

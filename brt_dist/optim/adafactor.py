@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from brt_dist.model.parameters import LogicalParameter
 
 FACTOR_FROM = 128  # a matrix is factored if both its sides have this many entries
-_WHOLE = "adafactor needs whole matrices, which ZeRO 2 and 3 cut up"
+_SCATTERED = (
+    "adafactor sums over rows and columns of a matrix, and here each rank must hold one contiguous range of all "
+    "parameters, as with ZeRO 1 and 2; ZeRO 3 gives each rank a slice of every parameter"
+)
 
 
 class Adafactor(OptimizerKind):
@@ -26,7 +29,7 @@ class Adafactor(OptimizerKind):
     momentum: NonNegativeFloat = Field(0.9, lt=1.0, description="decay of the first moment; 0: no first moment")
     decay_rate: PositiveFloat = Field(0.8, description="exponent d of the second moment's decay, 1 - t^-d")
 
-    refused_zero_stages: ClassVar[Mapping[int, str]] = {2: _WHOLE, 3: _WHOLE}
+    refused_zero_stages: ClassVar[Mapping[int, str]] = {3: _SCATTERED}
 
     def state_fields(self, part: LocalMatrix) -> tuple[StateField, ...]:
         """The first moment, and the second moment or its means over rows and over columns."""

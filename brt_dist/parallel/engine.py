@@ -212,7 +212,7 @@ class Engine(ABC):
     def _micro_batches(self, step: StepInput, training: bool) -> list[MicroBatch]:
         rate = self.config.model.dropout
         size = self.layout.micro_batch
-        streams, seed = self.layout.local_streams, self.config.run.seed
+        streams, seed = self.layout.rows, self.config.run.seed
         is_split = self.config.parallel.sequence_parallel and self.layout.tensor > 1
 
         def dropout(i: int) -> Dropout | None:

@@ -78,17 +78,30 @@ class Layout:
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches per step."""
-        return self.streams // (self.data * self.micro_batch)
+        """Micro-batches per step, the same on every rank; the last one may be idle (`filled_micro_batches`)."""
+        return -(-self.streams // (self.data * self.micro_batch))
 
     @property
     def local_streams(self) -> range:
         """Global numbers of this data parallel rank's streams, micro-batch after micro-batch.
 
-        Micro-batch i of every step is `local_streams[i*micro_batch : (i+1)*micro_batch]`.
+        Micro-batch i of every step is `local_streams[i*micro_batch : (i+1)*micro_batch]`.  If the micro-batches of all
+        streams cannot be dealt out evenly, some ranks get one more than others.
         """
-        count = self.streams // self.data
-        return range(self.data_rank * count, (self.data_rank + 1) * count)
+        count = self.streams // self.micro_batch
+        first, end = (rank * count // self.data for rank in (self.data_rank, self.data_rank + 1))
+        return range(first * self.micro_batch, end * self.micro_batch)
+
+    @property
+    def filled_micro_batches(self) -> int:
+        """Micro-batches of this rank that hold streams: all, or all but the last, which is padding."""
+        return len(self.local_streams) // self.micro_batch
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The stream of each row of this rank's micro-batches; rows of an idle one have numbers that no stream has."""
+        idle = self.micro_batches * self.micro_batch - len(self.local_streams)
+        return (*self.local_streams, *range(self.streams, self.streams + idle))
 
 
 class MegatronGroups:

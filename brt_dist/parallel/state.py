@@ -108,6 +108,8 @@ class RankState:
     def _memory_pieces(self, memory: StreamMemory) -> Iterator[tuple[int, int, str, Piece]]:
         layout = self._layout
         for layer, micro_batch, field, values in memory.tensors():
+            if micro_batch >= layout.filled_micro_batches:
+                continue  # idle: it belongs to no stream
             first = layout.local_streams[micro_batch * layout.micro_batch]
             shape = [layout.streams, *values.shape[1:]]
             box = [(first, first + layout.micro_batch), *((0, size) for size in values.shape[1:])]

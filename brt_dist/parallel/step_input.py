@@ -1,5 +1,8 @@
 """Converts what the streams read in a step into the input of this rank's engine."""
 
+from typing import Any, TypeVar
+
+import numpy as np
 import torch
 
 from brt_dist.data.reader import Segments
@@ -8,10 +11,20 @@ from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import StepInput
 from brt_dist.parallel.layout import Layout
 
+Array = TypeVar("Array", bound=np.ndarray[Any, Any])
+
 
 def streams_to_read(layout: Layout) -> range:
     """Streams whose tokens this rank needs: none on middle stages, which only see hidden states."""
     return layout.local_streams if layout.is_first_stage or layout.is_last_stage else range(0)
+
+
+def in_rows(array: Array, layout: Layout, idle: Any = 0) -> Array:
+    """Values of this rank's streams (b, ...) as rows of its micro-batches; rows that hold no stream get `idle`."""
+    more = len(layout.rows) - len(array)
+    if not more:
+        return array
+    return np.concatenate([array, np.full_like(array[:1], idle).repeat(more, axis=0)])  # type: ignore[return-value]
 
 
 def step_input(
@@ -22,20 +35,24 @@ def step_input(
     Args:
         clear_memory: treat the first block of the segment as the beginning of a document, in every stream.
     """
-    starts = torch.from_numpy(plan.starts[list(layout.local_streams)])
+    starts = torch.from_numpy(in_rows(plan.starts[list(layout.local_streams)], layout, True))
     if clear_memory:
         starts = starts.clone()
         starts[:, 0] = True
 
+    reads = layout.is_first_stage or layout.is_last_stage
+
     def tensor(array: object) -> torch.Tensor:
         return torch.as_tensor(array).to(device.torch, non_blocking=True)
 
-    reads = layout.is_first_stage or layout.is_last_stage
+    def read(array: Any) -> torch.Tensor | None:
+        return tensor(in_rows(array, layout)) if reads else None
+
     return StepInput(
         number=number,
         starts=tensor(starts),
-        tokens=tensor(segments.input) if reads else None,
-        target=tensor(segments.target) if reads else None,
-        mask=tensor(segments.mask) if reads else None,
+        tokens=read(segments.input),
+        target=read(segments.target),
+        mask=read(segments.mask),
         loss_tokens=plan.loss_tokens,
     )

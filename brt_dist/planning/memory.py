@@ -80,4 +80,4 @@ def _carried(config: Config, stage: int, itemsize: int) -> int:
     layers = stage_layers(config)[stage]
     fields = [field for layer in layers for field in model.mixer_of(layer).memory(model)]
     of_stream = sum(field.local_bytes(parallel.tensor, parallel.sequence_parallel, itemsize) for field in fields)
-    return config.data.streams // parallel.data * of_stream
+    return config.micro_batches * parallel.micro_batch * of_stream

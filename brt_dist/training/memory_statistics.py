@@ -29,7 +29,7 @@ def memory_statistics(engine: Engine) -> tuple[LayerStatistics, ...]:
     for layer in layers_of(engine.stage):
         if not mixers[layer.index].statistics:
             continue
-        memories = [engine.memory.read(layer.index, number) for number in range(engine.layout.micro_batches)]
+        memories = [engine.memory.read(layer.index, number) for number in range(engine.layout.filled_micro_batches)]
         module: Any = layer.mixer
         with deepspeed.zero.GatheredParameters(module.statistics_parameters()):
             for name, values in module.statistics(memories):

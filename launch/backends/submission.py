@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from brt_dist.checkpoint.places import answering, find_place
 from brt_dist.checkpoint.report import row_of
 from brt_dist.config.loading import load
-from brt_dist.config.rules import check
+from brt_dist.config.rules import check, warnings
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.kinds import BACKENDS
@@ -67,6 +68,8 @@ def submit(sources: Sequence[Path | str], overrides: Sequence[str], *, dry_run: 
     config, run = resolved.config, resolved.config.run.directory
     check(config)
     _check_here(config)
+    for warning in warnings(config):
+        print(f"warning: {warning}", file=sys.stderr)
     there = BACKENDS[config.launch.backend]()
     if RunDirectory(run).is_run:
         refuse_other_run(run, config)

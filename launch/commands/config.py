@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from brt_dist.config.loading import flatten, load
-from brt_dist.config.rules import check
+from brt_dist.config.rules import check, warnings
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError
 from launch.commands.arguments import config_argument, json_option, split
@@ -41,6 +41,8 @@ def show(settings: tuple[str, ...], everything: bool, as_json: bool) -> int:
     else:
         _print_table(shown, resolved.provenance)
     if problem is None:
+        for warning in warnings(resolved.config):
+            click.echo(f"warning: {warning}", err=True)
         return 0
     click.echo(f"error: {problem}", err=True)
     return int(problem.exit_code)

@@ -153,6 +153,8 @@ def _for_remaining_nodes(config: Config, tell: Any) -> Config:
             f"launch.recovery.min_nodes={recovery.min_nodes}"
         )
     layout = f"parallel.data={smaller.parallel.data} on launch.nodes={smaller.launch.nodes}"
+    if smaller.parallel.uneven_streams:
+        layout += ", not equally many streams on each rank"
     tell(f"{there} of {nodes} nodes are left: continuing with {layout}")
     return smaller
 
@@ -190,10 +192,11 @@ def _differences(wanted: Config, now: Config, device: DeviceChoice) -> list[str]
     """Settings that turn the config.yaml of the run into `now` on `device`."""
     settings: list[tuple[str, Any, Any]] = [
         ("parallel.data", wanted.parallel.data, now.parallel.data),
+        ("parallel.uneven_streams", wanted.parallel.uneven_streams, now.parallel.uneven_streams),
         ("launch.nodes", wanted.launch.nodes, now.launch.nodes),
         ("run.device", wanted.run.device, device.kind),
     ]
-    return [f"{key}={new}" for key, old, new in settings if old != new]
+    return [f"{key}={str(new).lower() if isinstance(new, bool) else new}" for key, old, new in settings if old != new]
 
 
 def _answer(verdict: Verdict) -> None:

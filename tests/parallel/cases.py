@@ -4,7 +4,7 @@ The corpus is random tokens in documents of different lengths, so that streams s
 and steps.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -98,22 +98,16 @@ def train_on_rank(rank: int, store: str, given: Config, steps: int = STEPS) -> d
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)
     initialize(layout, device, 120.0, dist.FileStore(store, layout.world_size))
-    from brt_dist.parallel.engine import StepInput, build_engine
+    from brt_dist.parallel.engine import build_engine
+    from brt_dist.parallel.step_input import step_input
 
     engine = build_engine(given, layout, device)
     try:
         mine = list(layout.local_streams)
         losses, norms, history = [], [], [engine.weights()]
         for number, (plan, segments) in enumerate(read_steps(given, steps=steps), 1):
-            reads = layout.is_first_stage or layout.is_last_stage
-            step = StepInput(
-                number=number,
-                starts=torch.from_numpy(segments.starts[mine]),
-                tokens=torch.from_numpy(segments.input[mine]) if reads else None,
-                target=torch.from_numpy(segments.target[mine]) if reads else None,
-                mask=torch.from_numpy(segments.mask[mine]) if reads else None,
-                loss_tokens=plan.loss_tokens,
-            )
+            here = Segments(*(getattr(segments, field.name)[mine] for field in fields(segments)))
+            step = step_input(number, plan, here, layout, device)
             result = engine.train_step(step, learning_rate(number, given.run.steps, given.optimizer))
             losses.append(result.loss)
             norms.append(result.grad_norm)
@@ -131,18 +125,18 @@ def train_on_rank(rank: int, store: str, given: Config, steps: int = STEPS) -> d
                 p.name: (torch.stack([weights[p.name].float() for weights in history]), p.partition_dim, p.shape)
                 for p in engine.parameters
             },
-            "memory": _local_memory(engine.memory),
+            "memory": _local_memory(engine.memory, layout.filled_micro_batches),
         }
     finally:
         engine.close()
         finalize()
 
 
-def _local_memory(memory: StreamMemory) -> dict[str, Tensor]:
+def _local_memory(memory: StreamMemory, micro_batches: int) -> dict[str, Tensor]:
     rows: dict[str, dict[int, Tensor]] = {}
     for layer, micro_batch, field, value in memory.tensors():
         rows.setdefault(f"layers.{layer}.{field}", {})[micro_batch] = value.float()
-    return {name: torch.cat([parts[i] for i in sorted(parts)]) for name, parts in rows.items()}
+    return {name: torch.cat([parts[i] for i in range(micro_batches)]) for name, parts in rows.items()}
 
 
 def join(parts: list[dict[str, Any]]) -> Outcome:

@@ -28,6 +28,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "dp2": {"data": 2},
     "dp2-zero2": {"data": 2, "zero_stage": 2},
     "dp2-zero3": {"data": 2, "zero_stage": 3},
+    "dp3-uneven": {"data": 3, "uneven_streams": True},  # one rank has two of the four streams
     "tp2-pp2-micro2": {"tensor": 2, "pipeline": 2, "micro_batch": 2},
     "tp2-pp2-dp2": {"tensor": 2, "pipeline": 2, "data": 2},
     "tp2-pp2-sequence": {"tensor": 2, "pipeline": 2, "sequence_parallel": True},
@@ -48,7 +49,7 @@ def test_layout_computes_what_one_process_computes(ranks: RankPool, case: Case) 
     assert differences.is_within_bounds, differences
 
 
-@pytest.mark.parametrize("layout", ["one", "tp2-pp2-micro2", "dp2-zero2", "dp2-zero3"])
+@pytest.mark.parametrize("layout", ["one", "tp2-pp2-micro2", "dp2-zero2", "dp2-zero3", "dp3-uneven"])
 def test_adamw_moves_weights_alike(ranks: RankPool, layout: str) -> None:
     compare(run(ranks, parallel=LAYOUTS[layout]), plain())
 
@@ -75,7 +76,7 @@ FACTORED = {
 }  # big enough to be factored
 
 
-@pytest.mark.parametrize("layout", ["tp2", "dp2", "tp2-pp2-dp2", "tp2-sequence"])
+@pytest.mark.parametrize("layout", ["tp2", "dp2", "dp2-zero2", "tp2-pp2-dp2", "tp2-sequence"])
 def test_adafactor_sees_whole_matrices_in_every_layout(ranks: RankPool, layout: str) -> None:
     found = run(ranks, parallel=LAYOUTS[layout], model=FACTORED, optimizer=ADAFACTOR)
     compare(found, run(ranks, parallel={"zero_stage": 0}, model=FACTORED, optimizer=ADAFACTOR))

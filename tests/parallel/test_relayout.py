@@ -73,3 +73,12 @@ def test_sequence_parallel_and_not(ranks: RankPool, tmp_path: Path) -> None:
         patch.setitem(LAYOUTS, "split", {"tensor": 2, "data": 2, "zero_stage": 3, "sequence_parallel": True})
         assert given.compare("split", "pp2") <= LOSS
         assert given.compare("tp2", "split") <= LOSS
+
+
+def test_streams_that_are_dealt_out_unevenly(ranks: RankPool, tmp_path: Path) -> None:
+    """Three ranks share four streams, as after the loss of a node; the idle micro-batches leave no trace."""
+    given = Relayout(ranks, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LAYOUTS, "uneven", {"data": 3, "uneven_streams": True})
+        assert given.compare("uneven", "pp2") <= LOSS
+        assert given.compare("tp2", "uneven") <= LOSS

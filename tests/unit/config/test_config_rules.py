@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from brt_dist.config.deepspeed import deepspeed_config
 from brt_dist.config.loading import dump, load
-from brt_dist.config.rules import DatasetFacts, check, nearest_layout
+from brt_dist.config.rules import DatasetFacts, check, nearest_layout, warnings
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError
 from brt_dist.kinds import OPTIMIZERS
@@ -31,6 +31,9 @@ def refusal(config: Config, *facts: DatasetFacts) -> str:
     "overrides",
     [
         (),
+        ("parallel={data: 5, uneven_streams: true}",),
+        ("parallel={tensor: 8, data: 2}", "launch.nodes=4"),  # on CPUs, ranks of a layer may be on several nodes
+        ("optimizer.name=adafactor", "parallel={data: 2, zero_stage: 2}"),
         ("parallel={tensor: 2, pipeline: 2, data: 4, micro_batch: 2}", "launch.nodes=4"),
         ("parallel={data: 2, zero_stage: 2}",),
         ("model.states=333", "parallel.tensor=2"),
@@ -62,7 +65,19 @@ def test_accepted(overrides: tuple[str, ...]) -> None:
         ),
         (("parallel={pipeline: 2, zero_stage: 0}",), ("drift apart", "nearest: parallel.zero_stage=1")),
         (("parallel.zero_stage=0", "run.precision=bf16"), ("fp32", "nearest: parallel.zero_stage=1")),
-        (("optimizer.name=adafactor", "parallel.zero_stage=2"), ("whole matrices", "parallel.zero_stage=1")),
+        (
+            ("optimizer.name=adafactor", "parallel.zero_stage=3"),
+            ("a slice of every parameter", "parallel.zero_stage=2"),
+        ),
+        (
+            ("parallel.data=5",),
+            ("every rank holds equally many", "or parallel.uneven_streams=true, with 9% of the micro-batches idle"),
+        ),
+        (("parallel.data=40", "parallel.uneven_streams=true"), ("40*1 = 40", "nearest: data.streams=40")),
+        (
+            ("parallel={tensor: 8, data: 2}", "launch.nodes=4", "run.device=cuda"),
+            ("does not divide the 4 ranks of each of launch.nodes=4 nodes", "nearest: parallel.tensor=4"),
+        ),
         (("parallel.sequence_parallel=true",), ("there is only one", "nearest: parallel.sequence_parallel=false")),
         (
             ("parallel={tensor: 2, sequence_parallel: true}", "model.states=333"),
@@ -239,3 +254,10 @@ def test_a_dataset_or_a_mixture() -> None:
     ):
         with pytest.raises(ConfigError, match=told):
             mixture_of(broken)
+
+
+def test_few_micro_batches_per_stage_are_told_with_what_they_cost() -> None:
+    (warning,) = warnings(config_of("parallel={pipeline: 4, data: 4}"))  # 8 micro-batches
+    assert "each stage waits 27% of the time" in warning and "data.streams=64" in warning and "leave 16%" in warning
+    assert not list(warnings(config_of("parallel={pipeline: 4, data: 2}")))
+    assert not list(warnings(config_of("parallel={data: 32}")))

@@ -14,6 +14,7 @@ from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, ExitCode
 from brt_dist.failure import Failure
+from brt_dist.parallel.layout import Layout
 from brt_dist.training.adjustments import Adjustments
 from launch.nodes.processes import End
 from launch.run.attempt_record import read_attempt
@@ -126,7 +127,7 @@ layouts = st.fixed_dictionaries(
 
 
 @given(parallel=layouts, per_row=st.integers(1, 3), nodes=st.integers(2, 8), left=st.integers(1, 7))
-def test_fewer_nodes_divide_the_same_streams(parallel: dict[str, int], per_row: int, nodes: int, left: int) -> None:
+def test_fewer_nodes_share_the_same_streams(parallel: dict[str, int], per_row: int, nodes: int, left: int) -> None:
     world = parallel["tensor"] * parallel["pipeline"] * parallel["data"]
     if world % nodes or left >= nodes:
         return
@@ -149,8 +150,33 @@ def test_fewer_nodes_divide_the_same_streams(parallel: dict[str, int], per_row: 
     check(smaller)
     assert smaller.launch.nodes <= left
     assert smaller.parallel.world_size // smaller.launch.nodes <= local
-    unchanged = smaller.parallel.model_copy(update={"data": parallel["data"]})
+    # no more replicas would do, on any number of nodes: streams leave no node idle for want of a divisor
+    units = given_config.data.streams // parallel["micro_batch"]
+    for more in range(smaller.parallel.data + 1, min(left * local // model, units) + 1):
+        assert all(model * more % count or model * more // count > local for count in range(1, left + 1))
+    by_rank = [Layout.of(smaller, rank).local_streams for rank in range(smaller.parallel.world_size)]
+    assert sorted({stream for streams in by_rank for stream in streams}) == list(range(given_config.data.streams))
+    counts = {len(streams) // parallel["micro_batch"] for streams in by_rank}
+    assert max(counts) - min(counts) <= 1 and max(counts) == smaller.micro_batches
+    unchanged = smaller.parallel.model_copy(update={"data": parallel["data"], "uneven_streams": False})
     assert unchanged == given_config.parallel and smaller.data == given_config.data
+
+
+def test_losing_one_of_64_nodes_costs_one_node_and_not_half_the_run() -> None:
+    given_config = Config.model_validate(
+        {
+            "model": {"heads": 8},
+            "data": {"dataset": "d", "streams": 1024},
+            "parallel": {"tensor": 8, "data": 64},
+            "run": {"directory": "r", "steps": 2000, "device": "cuda"},
+            "launch": {"nodes": 64},
+        }
+    )
+    check(given_config)
+    smaller = on_fewer_nodes(given_config, 63)
+    assert smaller is not None
+    assert (smaller.launch.nodes, smaller.parallel.data, smaller.micro_batches) == (63, 63, 17)  # 16 before
+    check(smaller)
 
 
 def beat(folder: Path, phase: str, seconds: float | None, time: float) -> None:
