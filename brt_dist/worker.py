@@ -97,7 +97,8 @@ class Worker:
         stop = StopFlag()
         stop.listen()
         heartbeat = Heartbeat(self._run.attempt(self._attempt) if rank == 0 else None)
-        train, validation = open_training(config.data, _tell), open_validation(config.data, _tell)
+        looks = local_rank == 0  # at every file; once per node is enough
+        train, validation = open_training(config.data, _tell, looks), open_validation(config.data, _tell, looks)
         check(config, facts_of(train), facts_of(validation) if validation else None)
         model = config.model.model_copy(update={"vocab_size": train.vocab_size})
         config = config.model_copy(update={"model": model})

@@ -1,4 +1,4 @@
-"""The end of a build: documents.npy and dataset.json, made from the indexes of the shards alone."""
+"""The end of a build: documents.npy, hashes.npy and dataset.json, made from the indexes of the shards alone."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import numpy as np
 from brt_dist.data.format import (
     DATASET_FILE,
     DOCUMENTS_FILE,
+    HASHES_FILE,
     DatasetRecord,
     ShardRecord,
     SourceRecord,
@@ -28,7 +29,10 @@ from brt_dist.files import atomic_file, write_atomic
 def finish_dataset(
     folder: Path, sources: Sequence[str], tokenizer: Tokenizer, shards: Sequence[ShardRecord], dtype: TokenType
 ) -> DatasetRecord:
-    """Write documents.npy and dataset.json from the indexes.  sources: their names.  DataError: no document at all."""
+    """Write documents.npy, hashes.npy and dataset.json from the indexes.
+
+    sources: their names.  DataError: no document at all.
+    """
     documents = sum(shard.documents for shard in shards)
     if documents == 0:
         raise DataError("none of the documents in the sources can be used")
@@ -40,6 +44,7 @@ def finish_dataset(
         dtype=dtype,
         tokenizer=TokenizerRecord(kind=tokenizer.kind, vocab_size=tokenizer.vocab_size, sha256=digest(tokenizer)),
         documents_sha256=_write_documents(folder, shards, documents),
+        hashes_sha256=_write_hashes(folder, shards, documents),
         sources=tuple(_count(source, shards) for source in sources),
         shards=tuple(shards),
     )
@@ -61,6 +66,18 @@ def _write_documents(folder: Path, shards: Sequence[ShardRecord], documents: int
             for shard in shards:
                 entries = load_index(folder / index_name(shard.name)).entries
                 file.write(np.array([getattr(entry, field) for entry in entries], dtype="<i8").tobytes())
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_hashes(folder: Path, shards: Sequence[ShardRecord], documents: int) -> str:
+    """Write hashes.npy (K, 32): the sha256 of the tokens of each document.  Returns its own sha256."""
+    path = folder / HASHES_FILE
+    with atomic_file(path) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (documents, 32)})
+        for shard in shards:
+            for entry in load_index(folder / index_name(shard.name)).entries:
+                file.write(bytes.fromhex(entry.sha256))
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

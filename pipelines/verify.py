@@ -6,9 +6,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from brt_dist.data.format import (
     DOCUMENTS_FILE,
+    HASHES_FILE,
     TOKENIZER_FILE,
     DatasetRecord,
     dataset_digest,
@@ -16,6 +18,7 @@ from brt_dist.data.format import (
     load_dataset,
     load_index,
     open_documents,
+    open_hashes,
 )
 from brt_dist.errors import DataError
 from pipelines.cluster import available_cores
@@ -56,8 +59,22 @@ def _tokenizer_problems(folder: Path, record: DatasetRecord) -> list[str]:
     return [] if sha256 == record.tokenizer.sha256 else [f"{TOKENIZER_FILE}: altered (sha256 differs)"]
 
 
+def _hashes(folder: Path, record: DatasetRecord) -> tuple[npt.NDArray[np.uint8] | None, list[str]]:
+    """hashes.npy, if the dataset has it, and what is wrong with it."""
+    if record.hashes_sha256 is None:
+        return None, []
+    path = folder / HASHES_FILE
+    try:
+        with open(path, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        hashes = open_hashes(path, record.documents)
+    except (OSError, DataError) as error:
+        return None, [f"{HASHES_FILE}: cannot be read: {error}"]
+    return hashes, [] if sha256 == record.hashes_sha256 else [f"{HASHES_FILE}: altered (sha256 differs)"]
+
+
 def _documents_problems(folder: Path, record: DatasetRecord, indexes_are_good: bool) -> list[str]:
-    """documents.npy against its digest, and, where the indexes can be trusted, against them."""
+    """documents.npy and hashes.npy against their digests, and, where the indexes can be trusted, against them."""
     path = folder / DOCUMENTS_FILE
     try:
         with open(path, "rb") as file:
@@ -67,11 +84,18 @@ def _documents_problems(folder: Path, record: DatasetRecord, indexes_are_good: b
         return [f"{DOCUMENTS_FILE}: cannot be read: {error}"]
     if sha256 != record.documents_sha256:
         return [f"{DOCUMENTS_FILE}: altered (sha256 differs)"]
+    hashes, problems = _hashes(folder, record)
+    if problems:
+        return problems
     begin = 0
     for shard in record.shards if indexes_are_good else ():
         entries = load_index(folder / index_name(shard.name)).entries
         wanted = np.array([(entry.offset, entry.tokens) for entry in entries], dtype=np.int64).reshape(-1, 2).T
         if not np.array_equal(documents[:, begin : begin + len(entries)], wanted):
             return [f"{DOCUMENTS_FILE}: does not agree with {index_name(shard.name)}"]
+        if hashes is not None and hashes[begin : begin + len(entries)].tobytes() != b"".join(
+            bytes.fromhex(entry.sha256) for entry in entries
+        ):
+            return [f"{HASHES_FILE}: does not agree with {index_name(shard.name)}"]
         begin += len(entries)
     return []

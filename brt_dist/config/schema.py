@@ -150,6 +150,11 @@ class CacheConfig(Section):
     )
     budget_gb: PositiveFloat = Field(100.0, description="largest size of the cache, in GB (10^9 bytes)")
     ahead_steps: PositiveInt = Field(64, description="how many steps ahead shards are prefetched")
+    fetch: Literal["auto", "shards", "documents"] = Field(
+        "auto",
+        description="fetch whole shards, or only the documents that are read; auto: shards if the dataset fits in the "
+        "cache or data.shuffle_shards is set, otherwise documents if the dataset has their hashes",
+    )
     retry_seconds: PositiveFloat = Field(
         600.0, description="how long to retry a server that does not respond before the run fails"
     )
@@ -163,6 +168,11 @@ class DataConfig(Section):
         (), description="several training datasets in place of data.dataset: a list of {dataset, weight}"
     )
     validation: Place | None = Field(None, description="folder or URL of the held-out dataset")
+    shuffle_shards: NonNegativeInt = Field(
+        0,
+        description="how many shards are shuffled together: shards follow in random order, and documents are shuffled "
+        "within groups of this many; 0: all documents together",
+    )
     cache: CacheConfig = Field(
         default_factory=CacheConfig, description="local cache of datasets that are read from URLs"
     )

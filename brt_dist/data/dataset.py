@@ -14,6 +14,7 @@ from brt_dist.data.file_cache import CacheSettings
 from brt_dist.data.format import (
     DOCUMENTS_FILE,
     TOKENIZER_FILE,
+    DocumentPlace,
     ShardRecord,
     index_name,
     load_dataset,
@@ -42,6 +43,7 @@ class Dataset:
         tokenizer_sha256: of that file.
         is_remote: whether it is read from a URL.
         parts: `lengths` of each dataset; a dataset is a mixture of one.
+        shards: (S,) documents of the shards of each dataset.
         weights: of each dataset.
     """
 
@@ -60,12 +62,16 @@ class Dataset:
         self.lengths = documents[1]
         self.parts, self.weights = [self.lengths], (1.0,)  # it is a mixture of one
         self._offsets = documents[0]
-        self._ends = np.cumsum([shard.documents for shard in record.shards])  # documents before the end of each shard
+        self.shards = [np.array([shard.documents for shard in record.shards], dtype=np.int64)]
+        self._ends = np.cumsum(self.shards[0])  # documents before the end of each shard
         self._type = storage_type(record.dtype)
 
     @staticmethod
     def open(
-        place: Path | str, cache: CacheSettings | None = None, report: Callable[[str], None] = lambda _: None
+        place: Path | str,
+        cache: CacheSettings | None = None,
+        report: Callable[[str], None] = lambda _: None,
+        check: bool = True,
     ) -> "Dataset":
         """Open a finished dataset.
 
@@ -76,12 +82,13 @@ class Dataset:
             place: a folder, or a URL that fsspec supports (`s3://...`).
             cache: local cache, required for a URL.
             report: called with a message about each problem of the network or the cache that was recovered from.
+            check: look at every file of a folder; false where another process of the node does.
 
         Raises:
             DataError: not a dataset, or a file is missing or has the wrong size.
         """
         if not is_url(place):
-            return Dataset(LocalFiles(Path(str(place).removeprefix("file://"))))
+            return Dataset(LocalFiles(Path(str(place).removeprefix("file://")), check))
         if cache is None:
             raise DataError(f"{place}: reading a dataset from a URL needs a local cache (data.cache)")
         files = RemoteFiles(str(place), cache, report)
@@ -107,16 +114,13 @@ class Dataset:
             raise IndexError(
                 f"tokens {offset}..{offset + count} of document {document} ({self.lengths[document]} tokens)"
             )
-        begin = int(self._offsets[document]) + offset * self._type.itemsize
-        size = count * self._type.itemsize
-        return self._files.read(self.record.shards[self._shard_of(document)], begin, size).view(self._type)
+        width = self._type.itemsize
+        return self._files.read(self._place_of(document), offset * width, count * width).view(self._type)
 
     def expect(self, documents: Sequence[int]) -> None:
-        """Announce documents that will be read, in this order; a remote dataset prefetches their shards."""
-        if isinstance(self._files, LocalFiles):
-            return
-        shards = self._ends.searchsorted(np.asarray(documents, dtype=np.int64), side="right").tolist()
-        self._files.expect([self.record.shards[number] for number in dict.fromkeys(shards)])
+        """Announce documents that will be read, in this order; a remote dataset prefetches them or their shards."""
+        if not isinstance(self._files, LocalFiles):
+            self._files.expect([self._place_of(document) for document in documents])
 
     def source(self, document: int) -> dict[str, str]:
         """Where a document came from: its place in the corpus, and its shard and key.
@@ -149,19 +153,28 @@ class Dataset:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _place_of(self, document: int) -> DocumentPlace:
+        size = int(self.lengths[document]) * self._type.itemsize
+        return DocumentPlace(document, self.record.shards[self._shard_of(document)], int(self._offsets[document]), size)
+
     def _shard_of(self, document: int) -> int:
         return int(np.searchsorted(self._ends, document, side="right"))
 
 
 class LocalFiles:
-    """The files of a dataset folder: memory-mapped."""
+    """The files of a dataset folder: memory-mapped.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of the dataset.
+        check: whether every shard exists with the right size.
+    """
+
+    def __init__(self, folder: Path, check: bool = True) -> None:
         self.place: Path | str = folder
         self._folder = folder
         self.record = load_dataset(folder)
         self._map = lru_cache(maxsize=_MAPPED_SHARDS)(self._map_shard)
-        for shard in self.record.shards:
+        for shard in self.record.shards if check else ():
             _check_size(folder / shard.name, shard.bytes)
         if not self.tokenizer().is_file():
             raise DataError(f"{self.tokenizer()}: missing")
@@ -178,9 +191,10 @@ class LocalFiles:
     def shard(self, shard: ShardRecord) -> Path:
         return self._folder / shard.name
 
-    def read(self, shard: ShardRecord, begin: int, size: int) -> npt.NDArray[np.uint8]:
-        """Bytes (size,) of a shard: a view of its map."""
-        return self._map(shard.name)[begin : begin + size]
+    def read(self, place: DocumentPlace, begin: int, size: int) -> npt.NDArray[np.uint8]:
+        """Bytes (size,) of a document from its byte `begin` on: a view of the map of its shard."""
+        first = place.begin + begin
+        return self._map(place.shard.name)[first : first + size]
 
     def close(self) -> None:
         self._map.cache_clear()

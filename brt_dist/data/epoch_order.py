@@ -6,6 +6,8 @@ Ciphers with Arbitrary Finite Domains, 2002).  So the document at any position o
 is stored, and the order does not depend on the random generators of any library.
 """
 
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
 
@@ -22,6 +24,12 @@ def _mix(values: UInt64Array) -> UInt64Array:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+class Order(Protocol):
+    """Maps ordinals to documents; each epoch has every document once."""
+
+    def __call__(self, ordinals: Int64Array) -> Int64Array: ...
 
 
 class EpochOrder:

@@ -16,7 +16,7 @@ def facts_of(dataset: Dataset | Mixture, config: Config | None = None) -> Datase
     """
     documents = dataset.documents
     if config is not None and len(dataset.parts) > 1:
-        deal = Deal(dataset.parts, dataset.weights, config.run.seed)
+        deal = Deal(dataset.parts, dataset.weights, config.run.seed, dataset.shards, config.data.shuffle_shards)
         fit = deal.documents_until_repeat(config.data.streams)
         documents = fit if fit < config.data.streams else documents
     return DatasetFacts(documents, dataset.vocab_size, dataset.tokenizer_sha256)

@@ -14,22 +14,22 @@ import errno
 import fcntl
 import hashlib
 import os
-import re
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+from brt_dist.data.cache_room import CacheRoom
 from brt_dist.errors import BrtError, DataError, PlatformError
 
 _CHUNK = 8 << 20  # bytes of one request
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 15.0  # seconds between retries, doubled each time
 _LOOK = 0.05  # seconds between looks at a lock
-_NAME = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.part")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 T = TypeVar("T")
@@ -43,26 +43,30 @@ class CacheSettings:
         directory: on a local disk of the node.
         budget: largest total size, in bytes.
         retry_seconds: how long to retry without progress before giving up.
+        fetch: whole shards, or single documents; auto: shards if all of them fit within the budget.
     """
 
     directory: Path
     budget: int
     retry_seconds: float = 600.0
+    fetch: Literal["auto", "shards", "documents"] = "shards"
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A remote file and its expected content.
+    """A remote file, or a range of one, and its expected content.
 
     Attributes:
         url: where it is.
         sha256: of its content.
         bytes: its size; None if dataset.json does not give it.
+        begin: first byte of the range; None: the whole file.
     """
 
     url: str
     sha256: str
     bytes: int | None = None
+    begin: int | None = None
 
 
 class NoRoomError(BrtError):
@@ -90,6 +94,7 @@ class FileCache:
         self._report = report
         self._verified: dict[str, tuple[int, ...]] = {}
         self._closed = threading.Event()
+        self._room = CacheRoom(settings.directory, settings.budget)
 
     def close(self) -> None:
         """Wake all waiting callers with a ClosedError; the files stay on disk."""
@@ -179,17 +184,21 @@ class FileCache:
     def _download(self, file: RemoteFile, keep: Collection[str] | None) -> int | None:
         """Fetch into the cache.  Returns a descriptor with a shared lock; None if the content is wrong."""
         remote, path = file_system(file.url)
-        size = int(self.persistently(file.url, lambda: remote.info(path)["size"]))
-        if file.bytes is not None and size != file.bytes:
-            raise DataError(
-                f"{file.url}: altered: {size} bytes, but dataset.json says {file.bytes}; rebuild the dataset"
-            )
+        first = file.begin or 0
+        size = file.bytes if file.begin is not None else None
+        if size is None:
+            size = int(self.persistently(file.url, lambda: remote.info(path)["size"]))
+            if file.bytes is not None and size != file.bytes:
+                raise DataError(
+                    f"{file.url}: altered: {size} bytes, but dataset.json says {file.bytes}; rebuild the dataset"
+                )
         descriptor, part = self._reserve(file, size, keep)
         try:
             sha256, position = hashlib.sha256(), 0
             while position < size:
                 begin, end = position, min(position + _CHUNK, size)
-                chunk = self.persistently(file.url, lambda b=begin, e=end: _some(remote.cat_file(path, start=b, end=e)))  # type: ignore[misc]
+                ask = partial(remote.cat_file, path, start=first + begin, end=first + end)
+                chunk = self.persistently(file.url, partial(_some, ask))
                 sha256.update(chunk[: end - begin])
                 _write(descriptor, chunk[: end - begin], begin)
                 position += len(chunk[: end - begin])
@@ -256,7 +265,7 @@ class FileCache:
         deadline = time.monotonic() + self.settings.retry_seconds
         while True:
             with self._held("budget"):
-                room, disk_full = self._make_room(size, keep or ()), False
+                room, disk_full = self._room.make(size, keep or ()), False
                 while room:
                     try:
                         return self._allocate(part, size), part
@@ -266,7 +275,7 @@ class FileCache:
                         if error.errno not in _NO_ROOM:
                             raise self._trouble(error) from None
                         disk_full = True
-                        room = self._evict(keep or ())
+                        room = self._room.evict(keep or ())
             if keep is not None:
                 raise NoRoomError(f"no room for {file.url}")
             if disk_full:
@@ -294,42 +303,6 @@ class FileCache:
             part.unlink(missing_ok=True)
             raise
         return descriptor
-
-    def _make_room(self, size: int, keep: Collection[str]) -> bool:
-        while sum(used for _, used, _ in self._files()) + size > self.settings.budget:
-            if not self._evict(keep):
-                return False
-        return True
-
-    def _evict(self, keep: Collection[str]) -> bool:
-        """Remove the least recently used file that nobody is reading; False if there is none."""
-        for _, _, path in sorted(self._files()):
-            if path.name in keep:
-                continue
-            try:
-                descriptor = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                return True
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink(missing_ok=True)
-                return True
-            except BlockingIOError:
-                continue
-            finally:
-                os.close(descriptor)
-        return False
-
-    def _files(self) -> list[tuple[int, int, Path]]:
-        """(time of the last use, bytes, path) of all that takes room."""
-        found = []
-        with suppress(FileNotFoundError), os.scandir(self.settings.directory) as entries:
-            for entry in entries:
-                with suppress(FileNotFoundError):
-                    if _NAME.fullmatch(entry.name):
-                        status = entry.stat()
-                        found.append((status.st_atime_ns, status.st_size, Path(entry.path)))
-        return found
 
     # ---- locks and waiting ----------------------------------------------------------------------------------
 
@@ -392,7 +365,8 @@ def file_system(url: str) -> tuple[Any, str]:
     return system, path
 
 
-def _some(chunk: bytes) -> bytes:
+def _some(ask: Callable[[], bytes]) -> bytes:
+    chunk = ask()
     if not chunk:
         raise OSError("empty response")
     return chunk

@@ -3,6 +3,7 @@
 DIR/dataset.json             describes the dataset; written last, so a folder that has it is complete
 DIR/tokenizer.json           the tokenizer
 DIR/documents.npy            (2, K) int64: data offset in its shard, tokens; derived from the indexes, memory-mapped
+DIR/hashes.npy               (K, 32) uint8: sha256 of each document's tokens; derived from the indexes (optional)
 DIR/shard-000000.tar         webdataset: per document KEY.json and KEY.tokens (raw little-endian token ids)
 DIR/shard-000000.index.json  where each document is in the tar; a shard counts only if this exists
 DIR/build.json               state of the build (fingerprint); not needed for reading
@@ -11,6 +12,7 @@ DIR/build.json               state of the build (fingerprint); not needed for re
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +26,7 @@ from brt_dist.errors import DataError
 DATASET_FILE = "dataset.json"
 TOKENIZER_FILE = "tokenizer.json"
 DOCUMENTS_FILE = "documents.npy"
+HASHES_FILE = "hashes.npy"
 BUILD_FILE = "build.json"
 FORMAT = 1
 
@@ -48,6 +51,23 @@ class ShardRecord(Record):
     tokens: NonNegativeInt
     text_bytes: NonNegativeInt
     skipped: dict[str, PositiveInt]
+
+
+@dataclass(frozen=True)
+class DocumentPlace:
+    """Where the tokens of a document are.
+
+    Attributes:
+        number: of the document in the dataset.
+        shard: that holds it.
+        begin: first byte in the shard.
+        bytes: of all its tokens.
+    """
+
+    number: int
+    shard: ShardRecord
+    begin: int
+    bytes: int
 
 
 class TokenizerRecord(Record):
@@ -79,6 +99,7 @@ class DatasetRecord(Record):
     dtype: TokenType
     tokenizer: TokenizerRecord
     documents_sha256: str
+    hashes_sha256: str | None = None
     sources: tuple[SourceRecord, ...]
     shards: tuple[ShardRecord, ...]
 
@@ -200,6 +221,21 @@ def open_documents(path: Path, documents: int, content: bytes | None = None) -> 
     if array.shape != (2, documents) or array.dtype != np.dtype("<i8"):
         raise DataError(f"{path}: {array.dtype} {array.shape}, but dataset.json says int64 (2, {documents})")
     return array
+
+
+def open_hashes(path: Path, documents: int) -> npt.NDArray[np.uint8]:
+    """Open hashes.npy, (K, 32) uint8, memory-mapped.
+
+    Raises:
+        DataError: it is missing or has a different shape.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    if array.shape != (documents, 32) or array.dtype != np.uint8:
+        raise DataError(f"{path}: {array.dtype} {array.shape}, but dataset.json says uint8 ({documents}, 32)")
+    return np.asarray(array)
 
 
 def dataset_digest(tokenizer_sha256: str, shards: Sequence[ShardRecord]) -> str:

@@ -24,6 +24,7 @@ class Mixture:
 
     Attributes:
         parts: for each dataset, the lengths of its documents (K_i,).
+        shards: for each dataset, the documents of its shards (S_i,).
 
     Raises:
         DataError: the datasets were built with different tokenizers.
@@ -41,6 +42,7 @@ class Mixture:
         self.datasets = list(datasets)
         self.weights = tuple(weights)
         self.parts = [dataset.lengths for dataset in datasets]
+        self.shards = [dataset.shards[0] for dataset in datasets]
         self.documents = sum(dataset.documents for dataset in datasets)
         self.vocab_size, self.tokenizer = first.vocab_size, first.tokenizer
         self.tokenizer_sha256 = first.tokenizer_sha256
@@ -93,12 +95,13 @@ def open_weighted(
     places: Sequence[tuple[Path | str, float]],
     cache: CacheSettings | None = None,
     report: Callable[[str], None] = lambda _: None,
+    check: bool = True,
 ) -> Dataset | Mixture:
     """Open the datasets at `places` (place and weight of each); a single one is returned as it is."""
     opened: list[Dataset] = []
     try:
         for place, _ in places:
-            opened.append(Dataset.open(place, cache, report))
+            opened.append(Dataset.open(place, cache, report, check))
         return opened[0] if len(opened) == 1 else Mixture(opened, [weight for _, weight in places])
     except BaseException:
         for dataset in opened:

@@ -14,7 +14,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from brt_dist.data.epoch_order import EpochOrder, Int64Array
+from brt_dist.data.epoch_order import EpochOrder, Int64Array, Order
+from brt_dist.data.shard_order import ShardOrder
 from brt_dist.errors import DataError
 
 _SEED_STEP = 0x632BE59BD9B4E019  # parts of equal size have different orders, the first has that of the dataset alone
@@ -29,13 +30,27 @@ class Deal:
         weights: for each dataset, its share of the tokens, any positive numbers; read as decimal fractions, so 0.1 is
             exactly 1/10.
         seed: of the order of documents.
+        shards: for each dataset, the documents of its shards (S_i,), if documents are shuffled by shards.
+        together: how many shards are shuffled together; 0: all documents, whatever shard they are in.
     """
 
-    def __init__(self, lengths: Sequence[Int64Array], weights: Sequence[float], seed: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[Int64Array],
+        weights: Sequence[float],
+        seed: int,
+        shards: Sequence[Int64Array] = (),
+        together: int = 0,
+    ) -> None:
         self.lengths = list(lengths)
         self.parts = len(self.lengths)
         self.firsts = np.cumsum([0, *(part.size for part in self.lengths)])[:-1].astype(np.int64)
-        self._orders = [EpochOrder(part.size, seed + i * _SEED_STEP) for i, part in enumerate(self.lengths)]
+        seeds = [seed + i * _SEED_STEP for i in range(self.parts)]
+        self._orders: list[Order] = (
+            [ShardOrder(shards[i], each, together) for i, each in enumerate(seeds)]
+            if together
+            else [EpochOrder(part.size, each) for part, each in zip(self.lengths, seeds, strict=True)]
+        )
         shares = [Fraction(str(weight)) for weight in weights]
         denominator = math.lcm(*(share.denominator for share in shares))
         numerators = [int(share * denominator) for share in shares]

@@ -20,12 +20,13 @@ from brt_dist.errors import BrtError, PlatformError
 from brt_dist.files import temporary_name
 
 _LOOK_SECONDS = 0.2  # between checks of the requests
+_AT_ONCE = 8  # ranges that are fetched at once
 _TRIES = 10  # attempts to become the node's cache process
 _PAUSE_SECONDS = 1.0  # after a failure; a reader that needs the file gets the error itself
 
 
 class Fetcher:
-    """A thread that fetches the `wanted` files, in order.
+    """Threads that fetch the `wanted` files, in order: one for whole files, more for ranges, which are small.
 
     Args:
         cache: to fetch into.
@@ -37,8 +38,13 @@ class Fetcher:
         self._cache, self._wanted, self._look = cache, wanted, look_seconds
         self._wake, self._closed = threading.Event(), threading.Event()
         self.files = 0
-        self._thread = threading.Thread(target=self._work, name="fetcher", daemon=True)
-        self._thread.start()
+        self._lock, self._under_way = threading.Lock(), set[str]()
+        self._threads = [
+            threading.Thread(target=self._work, args=(number > 0,), name="fetcher", daemon=True)
+            for number in range(_AT_ONCE)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def wake(self) -> None:
         self._wake.set()
@@ -47,12 +53,13 @@ class Fetcher:
         self._closed.set()
         self._wake.set()
         self._cache.close()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _work(self) -> None:
+    def _work(self, only_ranges: bool) -> None:
         while not self._closed.is_set():
             try:
-                fetched = self._fetch_first()
+                fetched = self._fetch_first(only_ranges)
             except ClosedError:
                 return
             except BrtError:
@@ -62,18 +69,29 @@ class Fetcher:
                 self._wake.wait(self._look)
                 self._wake.clear()
 
-    def _fetch_first(self) -> bool:
-        """Fetch the first wanted file that is not in the cache; whether there was one."""
+    def _fetch_first(self, only_ranges: bool) -> bool:
+        """Fetch the first wanted file that is neither in the cache nor being fetched; whether there was one."""
         wanted = self._wanted()
         keep = {file.sha256 for file in wanted}
         for file in wanted:
+            if (only_ranges and file.begin is None) or not self._begin(file):
+                continue
             try:
                 if self._cache.fetch_ahead(file, keep):
                     self.files += 1
                     return True
             except NoRoomError:
                 return False
+            finally:
+                self._under_way.discard(file.sha256)
         return False
+
+    def _begin(self, file: RemoteFile) -> bool:
+        with self._lock:
+            if file.sha256 in self._under_way:
+                return False
+            self._under_way.add(file.sha256)
+            return True
 
 
 class Reader:
@@ -112,7 +130,7 @@ class Reader:
         draft = temporary_name(self._path)
         with suppress(OSError):  # only a hint; without it the reader waits longer
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps([[file.url, file.sha256, file.bytes] for file in files]))
+            draft.write_text(json.dumps([[file.url, file.sha256, file.bytes, file.begin] for file in files]))
             os.replace(draft, self._path)
 
 

@@ -13,12 +13,15 @@ from brt_dist.data.file_cache import CacheSettings, FileCache, RemoteFile, file_
 from brt_dist.data.format import (
     DATASET_FILE,
     DOCUMENTS_FILE,
+    HASHES_FILE,
     TOKENIZER_FILE,
     DatasetRecord,
+    DocumentPlace,
     ShardRecord,
     dataset_digest,
     index_name,
     open_documents,
+    open_hashes,
 )
 from brt_dist.data.prefetch import Reader
 from brt_dist.errors import DataError
@@ -46,6 +49,7 @@ class RemoteFiles:
         self._reader = Reader(self._cache)
         self._held: dict[str, int] = {}
         self.record = self._load()
+        self._hashes = self._open_hashes(settings)
 
     def documents(self) -> npt.NDArray[np.int64]:
         """Loaded and verified in memory (16 bytes per document), because a map would see changes of the file."""
@@ -65,21 +69,23 @@ class RemoteFiles:
     def shard(self, shard: ShardRecord) -> Path:
         return Path(self._hold(self._file(shard)))
 
-    def read(self, shard: ShardRecord, begin: int, size: int) -> npt.NDArray[np.uint8]:
-        """Bytes (size,) of a shard; a copy, so the file may be evicted afterwards."""
+    def read(self, place: DocumentPlace, begin: int, size: int) -> npt.NDArray[np.uint8]:
+        """Bytes (size,) of a document from its byte `begin` on; a copy, so the file may be evicted afterwards."""
+        file = self._file_of(place)
+        first = begin if file.begin is not None else place.begin + begin
         data = np.empty(size, dtype=np.uint8)
         for _ in range(_TRIES):  # a truncated copy is detected and fetched again when it is reopened
-            view, position = memoryview(data.data), begin
-            with self._cache.reading(self._file(shard)) as descriptor:
+            view, position = memoryview(data.data), first
+            with self._cache.reading(file) as descriptor:
                 while view and (got := os.preadv(descriptor, [view], position)):
                     view, position = view[got:], position + got
             if not view:
                 return data
-        raise DataError(f"{self._url(shard.name)}: its cached copy was truncated each time it was read")
+        raise DataError(f"{file.url}: its cached copy was truncated each time it was read")
 
-    def expect(self, shards: Sequence[ShardRecord]) -> None:
-        """Announce shards that will be read, in this order, to prefetch them."""
-        self._reader.expect([self._file(shard) for shard in shards])
+    def expect(self, places: Sequence[DocumentPlace]) -> None:
+        """Announce documents that will be read, in this order, to prefetch what holds them."""
+        self._reader.expect(list(dict.fromkeys(self._file_of(place) for place in places)))
 
     def close(self) -> None:
         self._reader.close()
@@ -108,6 +114,26 @@ class RemoteFiles:
 
     def _url(self, name: str) -> str:
         return f"{self.place}/{name}"
+
+    def _open_hashes(self, settings: CacheSettings) -> npt.NDArray[np.uint8] | None:
+        """The hashes of the documents, if they are fetched one by one and not with their shards."""
+        record = self.record
+        fits = sum(shard.bytes for shard in record.shards) <= settings.budget
+        if settings.fetch == "shards" or (settings.fetch == "auto" and (fits or record.hashes_sha256 is None)):
+            return None
+        if record.hashes_sha256 is None:
+            raise DataError(
+                f"{self.place}: has no {HASHES_FILE}, so its documents cannot be fetched one by one; nearest: "
+                "data.cache.fetch=shards, or finish the dataset again with `brt data build`, which keeps its shards"
+            )
+        return open_hashes(Path(self._hold(RemoteFile(self._url(HASHES_FILE), record.hashes_sha256))), record.documents)
+
+    def _file_of(self, place: DocumentPlace) -> RemoteFile:
+        """What is fetched for a document: its own bytes, or its shard."""
+        if self._hashes is None:
+            return self._file(place.shard)
+        sha256 = self._hashes[place.number].tobytes().hex()
+        return RemoteFile(self._url(place.shard.name), sha256, place.bytes, place.begin)
 
     def _file(self, shard: ShardRecord) -> RemoteFile:
         return RemoteFile(self._url(shard.name), shard.sha256, shard.bytes)

@@ -56,6 +56,8 @@ class StreamSchedule:
         window: tokens per block [W].
         seed: of the order of documents.
         weights: of a mixture, the share of the tokens of each dataset (see `Deal`).
+        shards: documents of the shards of each dataset, needed if `together` is not 0.
+        together: how many shards are shuffled together; 0: all documents (see `ShardOrder`).
 
     Raises:
         DataError: these cannot be scheduled.
@@ -70,6 +72,8 @@ class StreamSchedule:
         window: int,
         seed: int,
         weights: Sequence[float] = (1.0,),
+        shards: Sequence[Int64Array] = (),
+        together: int = 0,
     ) -> None:
         if streams < 1 or window < 1 or segment < 1:
             raise DataError(f"streams, segment and window must be positive, got {streams}, {segment} and {window}")
@@ -91,7 +95,8 @@ class StreamSchedule:
         self.window = window
         self.blocks = segment // window
         self.seed = seed
-        self.deal = Deal(parts, weights, seed)
+        self.shards, self.together = shards, together
+        self.deal = Deal(parts, weights, seed, shards, together)
         self._check_documents()
 
     def resized(self, streams: int) -> "StreamSchedule":
@@ -103,8 +108,16 @@ class StreamSchedule:
         return self._like(self.streams, self.window)
 
     def _like(self, streams: int, segment: int) -> "StreamSchedule":
-        rest = {"window": self.window, "seed": self.seed}
-        return StreamSchedule(self.parts, streams=streams, segment=segment, weights=self.weights, **rest)
+        return StreamSchedule(
+            self.parts,
+            streams=streams,
+            segment=segment,
+            window=self.window,
+            seed=self.seed,
+            weights=self.weights,
+            shards=self.shards,
+            together=self.together,
+        )
 
     def start(self) -> Cursor:
         """The cursor of step 0."""

@@ -8,7 +8,7 @@ from brt_dist.checkpoint.store import CheckpointStore
 from brt_dist.config.schema import Config
 from brt_dist.data.dataset import Dataset
 from brt_dist.data.mixture import Mixture
-from brt_dist.data.stream_schedule import StreamSchedule
+from brt_dist.data.open import training_schedule
 from brt_dist.event_log import EventLog
 from brt_dist.events import MessageEvent
 from brt_dist.parallel.device import Device
@@ -65,14 +65,7 @@ def build_trainer(
         events.write(MessageEvent(message=message))
 
     adjustments = Adjustments.load(run)
-    schedule = StreamSchedule(
-        train.parts,
-        weights=train.weights,
-        streams=config.data.streams,
-        segment=config.data.segment,
-        window=config.model.window,
-        seed=config.run.seed,
-    )
+    schedule = training_schedule(config, train)
     engine = build_engine(config, layout, device)
     storage = open_storage(config.run.checkpoints or RunDirectory(run).checkpoints)
     store = CheckpointStore(storage, config, layout, train.digest, report, train.tokenizer_sha256)

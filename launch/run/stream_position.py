@@ -10,7 +10,7 @@ from brt_dist.config.schema import Config
 from brt_dist.data.cursor import Cursor
 from brt_dist.data.dataset import Dataset
 from brt_dist.data.mixture import Mixture
-from brt_dist.data.open import open_training
+from brt_dist.data.open import open_training, training_schedule
 from brt_dist.data.stream_schedule import StreamSchedule
 from brt_dist.errors import BrtError, CheckpointError, DataError
 from brt_dist.event_log import events_of
@@ -42,7 +42,7 @@ def position_of(run: Path, step: int) -> Position:
     try:
         streams = _streams(run, config)
         at, cursor = _newest(run, config, dataset, step)
-        schedule = _schedule(config, dataset, cursor.streams if cursor else streams[0][1])
+        schedule = training_schedule(config, dataset, cursor.streams if cursor else streams[0][1])
         cursor = cursor or schedule.start()
         for begin, number in streams:
             if at <= begin <= step and number != schedule.streams:
@@ -52,11 +52,6 @@ def position_of(run: Path, step: int) -> Position:
     except BaseException:
         dataset.close()
         raise
-
-
-def _schedule(config: Config, dataset: Dataset | Mixture, streams: int) -> StreamSchedule:
-    shape = {"segment": config.data.segment, "window": config.model.window, "seed": config.run.seed}
-    return StreamSchedule(dataset.parts, weights=dataset.weights, streams=streams, **shape)
 
 
 def _streams(run: Path, config: Config) -> list[tuple[int, int]]:
