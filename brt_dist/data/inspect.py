@@ -63,7 +63,7 @@ def describe_stream(
         dataset: the training data.
         schedule: the stream schedule.
         stream: its number.
-        step: number of steps before it.
+        step: its number, from 1.
         characters: how much text to show of each document.
         cursor: before the step; None: that of a run whose number of streams never changed.
 
@@ -74,7 +74,7 @@ def describe_stream(
         raise DataError(f"stream {stream} does not exist; the run has 0 to {schedule.streams - 1}")
     # block by block, to see the ordinal of each document
     blocks = schedule.block_by_block()
-    cursor = blocks.at(step * schedule.blocks) if cursor is None else cursor
+    cursor = blocks.at((step - 1) * schedule.blocks) if cursor is None else cursor
     ranges: list[dict[str, Any]] = []
     for block in range(schedule.blocks):
         plan, cursor = blocks.step(cursor)

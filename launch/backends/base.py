@@ -52,16 +52,16 @@ class Backend(ABC):
 
     @abstractmethod
     def submit(self, job: Job) -> Submission:
-        """Submit the job and return the record that the other methods find it by."""
+        """Submit the job and return the submission that the other methods find it by."""
 
     @abstractmethod
-    def state(self, record: Submission) -> State:
+    def state(self, submission: Submission) -> State:
         """The current state of the job."""
 
     @abstractmethod
-    def log(self, record: Submission, run: Path) -> Iterator[str]:
+    def log(self, submission: Submission, run: Path) -> Iterator[str]:
         """What `brt train` has printed so far, in chunks."""
 
     @abstractmethod
-    def stop(self, record: Submission, run: Path) -> None:
+    def stop(self, submission: Submission, run: Path) -> None:
         """Ask the run to save and stop, or remove it from the queue.  Returns at once."""

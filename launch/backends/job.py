@@ -51,7 +51,7 @@ class Job:
         return re.sub(r"[^a-z0-9]+", "-", self.config.run.name.lower())[:40].strip("-") or "run"
 
     def submitted(self, name: str, **details: str) -> Submission:
-        """The record of this job as a submission.
+        """This job as a submission.
 
         Args:
             name: the backend's own name for it.

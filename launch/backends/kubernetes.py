@@ -90,19 +90,20 @@ class KubernetesBackend(Backend):
     def submit(self, job: Job) -> Submission:
         there = job.config.launch.of(KubernetesConfig)
         details = {"namespace": there.namespace, **({"context": there.context} if there.context else {})}
-        record = job.submitted(_name(job), **details)
-        call([*_kubectl(record), "create", "--filename=-"], text=self.render(job), what="create the RayJob")
-        return record
+        submission = job.submitted(_name(job), **details)
+        call([*_kubectl(submission), "create", "--filename=-"], text=self.render(job), what="create the RayJob")
+        return submission
 
-    def state(self, record: Submission) -> State:
+    def state(self, submission: Submission) -> State:
         form = "--output=jsonpath={.status.jobDeploymentStatus} {.status.jobStatus}"
         found = call(
-            [*_kubectl(record), "get", "rayjob", record.job, "--ignore-not-found", form], what="ask about the RayJob"
+            [*_kubectl(submission), "get", "rayjob", submission.job, "--ignore-not-found", form],
+            what="ask about the RayJob",
         )
         words = found.split()
         if not found.strip():
             there = call(
-                [*_kubectl(record), "get", "rayjob", record.job, "--ignore-not-found", "--output=name"],
+                [*_kubectl(submission), "get", "rayjob", submission.job, "--ignore-not-found", "--output=name"],
                 what="ask about the RayJob",
             )
             return "queued" if there.strip() else "ended"
@@ -110,15 +111,15 @@ class KubernetesBackend(Backend):
             return "ended"
         return "running" if words[-1] == "RUNNING" else "queued"
 
-    def log(self, record: Submission, run: Path) -> Iterator[str]:
+    def log(self, submission: Submission, run: Path) -> Iterator[str]:
         # The operator submits from its own pod, which prints what `brt train` prints.
-        select = f"--selector=job-name={record.job}"
-        yield call([*_kubectl(record), "logs", select, "--tail=-1"], what="read the log of the RayJob")
+        select = f"--selector=job-name={submission.job}"
+        yield call([*_kubectl(submission), "logs", select, "--tail=-1"], what="read the log of the RayJob")
 
-    def stop(self, record: Submission, run: Path) -> None:
+    def stop(self, submission: Submission, run: Path) -> None:
         # Suspending sends SIGTERM to the pods, so the run saves, and keeps the job and its log.
         patch = '--patch={"spec":{"suspend":true}}'
-        call([*_kubectl(record), "patch", "rayjob", record.job, "--type=merge", patch], what="stop the RayJob")
+        call([*_kubectl(submission), "patch", "rayjob", submission.job, "--type=merge", patch], what="stop the RayJob")
 
 
 def _pod_volumes(config: "Config") -> Iterator[str]:
@@ -139,9 +140,9 @@ def _pod_volumes(config: "Config") -> Iterator[str]:
             yield f"{key}={folder} is not on a volume of the pods, which are {', '.join(sorted(volumes))}"
 
 
-def _kubectl(record: Submission) -> list[str]:
-    context = record.details.get("context")
-    return ["kubectl", *([f"--context={context}"] if context else []), f"--namespace={record.details['namespace']}"]
+def _kubectl(submission: Submission) -> list[str]:
+    context = submission.details.get("context")
+    return ["kubectl", *([f"--context={context}"] if context else []), f"--namespace={submission.details['namespace']}"]
 
 
 def _name(job: Job) -> str:

@@ -56,18 +56,18 @@ class LocalBackend(Backend):
             raise PlatformError(f"cannot start bash on this machine: {error.strerror}") from None
         return job.submitted(str(process.pid), start=process_start(process.pid) or "", host=os.uname().nodename)
 
-    def state(self, record: Submission) -> State:
-        if record.details.get("host") != os.uname().nodename:
+    def state(self, submission: Submission) -> State:
+        if submission.details.get("host") != os.uname().nodename:
             return "unknown"
-        return "running" if process_start(int(record.job)) == record.details["start"] else "ended"
+        return "running" if process_start(int(submission.job)) == submission.details["start"] else "ended"
 
-    def log(self, record: Submission, run: Path) -> Iterator[str]:
-        return chunks(RunDirectory(run).submission_log(record.number))
+    def log(self, submission: Submission, run: Path) -> Iterator[str]:
+        return chunks(RunDirectory(run).submission_log(submission.number))
 
-    def stop(self, record: Submission, run: Path) -> None:
-        state = self.state(record)
+    def stop(self, submission: Submission, run: Path) -> None:
+        state = self.state(submission)
         if state == "unknown":
-            raise PlatformError(f"the run was submitted on {record.details.get('host')}; stop it from there")
+            raise PlatformError(f"the run was submitted on {submission.details.get('host')}; stop it from there")
         if state == "running":
             with suppress(ProcessLookupError):
-                os.kill(int(record.job), signal.SIGTERM)
+                os.kill(int(submission.job), signal.SIGTERM)

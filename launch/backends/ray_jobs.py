@@ -85,19 +85,19 @@ class RayBackend(Backend):
         details = {"address": address, **({"token_file": str(token)} if token else {})}
         return job.submitted(str(name), **details)
 
-    def state(self, record: Submission) -> State:
-        with _client_of(record) as client, _clear(record.details["address"], "ask about the run"):
-            return _STATES.get(str(client.get_job_status(record.job).value), "ended")
+    def state(self, submission: Submission) -> State:
+        with _client_of(submission) as client, _clear(submission.details["address"], "ask about the run"):
+            return _STATES.get(str(client.get_job_status(submission.job).value), "ended")
 
-    def log(self, record: Submission, run: Path) -> Iterator[str]:
-        with _client_of(record) as client, _clear(record.details["address"], "read the log"):
-            text = client.get_job_logs(record.job)
+    def log(self, submission: Submission, run: Path) -> Iterator[str]:
+        with _client_of(submission) as client, _clear(submission.details["address"], "read the log"):
+            text = client.get_job_logs(submission.job)
         yield text
 
-    def stop(self, record: Submission, run: Path) -> None:
+    def stop(self, submission: Submission, run: Path) -> None:
         # Ray sends SIGTERM, and SIGKILL a few seconds later if RAY_JOB_STOP_WAIT_TIME_S of the cluster is not raised.
-        with _client_of(record) as client, _clear(record.details["address"], "stop the run"):
-            client.stop_job(record.job)
+        with _client_of(submission) as client, _clear(submission.details["address"], "stop the run"):
+            client.stop_job(submission.job)
 
 
 def _request(job: Job) -> dict[str, Any]:
@@ -125,9 +125,9 @@ def _copy_code(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _client_of(record: Submission) -> Iterator[Any]:
-    token = record.details.get("token_file")
-    with _client(record.details["address"], Path(token) if token else None) as client:
+def _client_of(submission: Submission) -> Iterator[Any]:
+    token = submission.details.get("token_file")
+    with _client(submission.details["address"], Path(token) if token else None) as client:
         yield client
 
 

@@ -108,9 +108,9 @@ class SlurmBackend(Backend):
             raise PlatformError(f"cannot submit to Slurm: sbatch answered {name!r} instead of a job number")
         return job.submitted(name)
 
-    def state(self, record: Submission) -> State:
+    def state(self, submission: Submission) -> State:
         try:
-            found = call(["squeue", "--noheader", f"--jobs={record.job}", "--format=%T"], what="ask Slurm").strip()
+            found = call(["squeue", "--noheader", f"--jobs={submission.job}", "--format=%T"], what="ask Slurm").strip()
         except PlatformError as error:
             if "nvalid job id" in str(error):  # it ended several minutes ago
                 return "ended"
@@ -118,19 +118,19 @@ class SlurmBackend(Backend):
         state = found.splitlines()[0].strip() if found else ""
         return "queued" if state in _QUEUED else "running" if state in _RUNNING else "ended"
 
-    def log(self, record: Submission, run: Path) -> Iterator[str]:
-        return chunks(RunDirectory(run).submission_log(record.number))
+    def log(self, submission: Submission, run: Path) -> Iterator[str]:
+        return chunks(RunDirectory(run).submission_log(submission.number))
 
-    def stop(self, record: Submission, run: Path) -> None:
-        state = self.state(record)
+    def stop(self, submission: Submission, run: Path) -> None:
+        state = self.state(submission)
         if state == "ended":
             return
         RunDirectory(run).stop_request.touch()
         if state == "queued":
-            call(["scancel", record.job], what="cancel the Slurm job")
+            call(["scancel", submission.job], what="cancel the Slurm job")
         else:
             # Only to the script, which passes it on, waits for the checkpoint and releases the nodes.
-            call(["scancel", "--batch", "--signal=TERM", record.job], what="stop the Slurm job")
+            call(["scancel", "--batch", "--signal=TERM", submission.job], what="stop the Slurm job")
 
 
 def _sbatch(job: Job) -> list[str]:

@@ -237,10 +237,10 @@ def stats(folder: Path, plots: Path | None, as_json: bool) -> None:
 @click.option("--stream", type=click.IntRange(0), help="Show what this stream reads; needs --run or the options below.")
 @click.option(
     "--step",
-    type=click.IntRange(0),
-    default=0,
+    type=click.IntRange(1),
+    default=1,
     show_default=True,
-    help="Steps done before the one to show; 0 shows step 1.",
+    help="The step to show; steps count from 1.",
 )
 @click.option("--streams", type=click.IntRange(1), help="Streams of the run (data.streams).")
 @click.option("--segment", type=click.IntRange(1), help="Tokens per step of a stream (data.segment).")
@@ -267,8 +267,8 @@ def inspect(
 
     Prints the totals of a dataset, the text of a document, or what a stream reads in one step.
 
-    With --run, --step and --stream it shows what that stream of the run reads after STEP steps, even if the number
-    of streams has changed or the data is a mixture.
+    With --run, --step and --stream it shows what that stream of the run reads in that step, even if the number of
+    streams has changed or the data is a mixture.
     """
     if (folder is None) == (run is None):
         raise click.UsageError("give either a dataset folder or --run with a run directory")
@@ -300,7 +300,7 @@ def _inspect_run(run: Path, stream: int | None, step: int, characters: int) -> d
 
     if stream is None:
         raise click.UsageError("--run shows what a stream reads: give --stream and --step")
-    found = position_of(run, step)
+    found = position_of(run, step - 1)
     with found.dataset:
         return describe_stream(found.dataset, found.schedule, stream, step, characters, found.cursor)
 

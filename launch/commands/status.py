@@ -1,6 +1,7 @@
 """`brt status`."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def status(run: Path, watch: bool, as_json: bool) -> None:
         from launch.views.watch import watch as watch_run
 
         try:
-            watch_run(run, found["steps"], Console(stderr=True))
+            watch_run(run, found["steps"], Console(stderr=True), partial(_is_expected, run))
         except KeyboardInterrupt:
             return
         found = describe(run)
@@ -42,7 +43,7 @@ def describe(run: Path) -> dict[str, Any]:
     from brt_dist.config.loading import load
     from brt_dist.events import to_json
     from brt_dist.run_directory import RunDirectory
-    from launch.run.attempt_record import read_attempts
+    from launch.run.attempt_record import AttemptRecord, read_attempts
     from launch.run.claim import launcher_of
     from launch.run.history import History
     from launch.supervision.verdict import verdict_of
@@ -54,12 +55,11 @@ def describe(run: Path) -> dict[str, Any]:
     history = History.read(run)
     last_step, saved = history.latest_step(), history.latest_checkpoint()
     records = read_attempts(run)
-    last = records[-1] if records else {}
-    running = bool(last) and "end" not in last
-    verdict = last.get("verdict", "not started")
-    if running:
-        verdict = "launcher_gone" if launcher_of(run, last) == "gone" else "running"
-    ended = verdict_of(last) if "end" in last else None
+    last = records[-1] if records else AttemptRecord(0)
+    verdict = last.verdict or "not started"
+    if last.is_running:
+        verdict = "launcher_gone" if launcher_of(run, last.host) == "gone" else "running"
+    ended = verdict_of(last.to_json()) if last.end is not None else None
     plot = directory.loss_plot
     tracking = config.run.tracking
     return {
@@ -74,12 +74,28 @@ def describe(run: Path) -> dict[str, Any]:
         "last_step": to_json(last_step) if last_step else None,
         "evaluations": [to_json(history.evaluations[key]) for key in sorted(history.evaluations)],
         "checkpoint": saved.path if saved else None,
-        "attempts": records,
+        "attempts": [record.to_json() for record in records],
         "plot": str(plot) if plot.is_file() else None,
         "submission": _submission(run),
         "mlflow": page_command(tracking, run) if tracking.enabled else None,
         "tracking": asdict(health) if (health := Health.read(run)) else None,
     }
+
+
+def _is_expected(run: Path, since: float) -> bool:
+    """Whether the run was submitted after `since` and its job is queued or running."""
+    from brt_dist.errors import PlatformError
+    from launch.backends.submission import state
+    from launch.run.submission import Submission
+
+    try:
+        submitted = Submission.read(run)
+        if submitted is None or submitted.submitted < since:
+            return False
+        found = state(run)
+    except PlatformError:
+        return False
+    return found is not None and found[1] in ("queued", "running")
 
 
 def _submission(run: Path) -> dict[str, Any] | None:

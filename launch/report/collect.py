@@ -9,7 +9,7 @@ from brt_dist.config.loading import flatten, load
 from brt_dist.event_log import read_events
 from brt_dist.events import AttemptEvent, Event
 from brt_dist.run_directory import RunDirectory
-from launch.run.attempt_record import read_attempts
+from launch.run.attempt_record import AttemptRecord, read_attempts
 from launch.run.history import History
 from launch.run.redact import redact
 
@@ -32,7 +32,7 @@ class RunFacts:
     name: str
     steps: int
     events: list[Event]
-    attempts: list[dict[str, Any]]
+    attempts: list[AttemptRecord]
     config: dict[str, Any]
     origins: dict[str, str]
 
@@ -63,19 +63,18 @@ class RunFacts:
         if not self.attempts:
             return "not started"
         last = self.attempts[-1]
-        return "running" if "end" not in last else str(last.get("verdict", "unknown"))
+        return "running" if last.end is None else last.verdict or "unknown"
 
     @property
     def seconds(self) -> float:
         """Time in attempts, up to the last event of one that has not ended."""
         latest = self.events[-1].time if self.events else 0.0
-        return sum(
-            max(record.get("end", latest) - record["start"], 0.0) for record in self.attempts if "start" in record
-        )
+        begun = [(record.start, record.end or latest) for record in self.attempts if record.start is not None]
+        return sum(max(end - start, 0.0) for start, end in begun)
 
     @property
     def hosts(self) -> list[str]:
-        return sorted({host for record in self.attempts[-1:] for host in record.get("nodes", [])})
+        return sorted({host for record in self.attempts[-1:] for host in record.nodes})
 
     @property
     def layout(self) -> str:
@@ -88,7 +87,7 @@ class RunFacts:
     @property
     def restarts(self) -> list[tuple[float, str]]:
         """The step after which each attempt but the first resumed, and why it was needed."""
-        reasons = {record.get("attempt"): record.get("reason", "") for record in self.attempts}
+        reasons = {record.attempt: record.reason for record in self.attempts}
         begins = [event for event in self.events if isinstance(event, AttemptEvent)][1:]
         return [
             (event.start_step, f"attempt {event.attempt} after: {reasons.get((event.attempt or 0) - 1, '')}")

@@ -112,12 +112,13 @@ def _attempts(run: RunFacts) -> ReportTable:
     starts = {event.attempt: event.start_step for event in run.events if isinstance(event, AttemptEvent)}
     rows = []
     for record in run.attempts:
-        number, decision = record.get("attempt", 0), record.get("decision", {})
-        seconds = record["end"] - record["start"] if {"start", "end"} <= record.keys() else None
+        decision = record.decision
+        seconds = None if record.start is None or record.end is None else record.end - record.start
         follows = f"{decision.get('action', '')}: {decision.get('why', '')}" if decision else ""
         rows.append(
-            (number, _time(record.get("start")), "-" if seconds is None else duration(seconds), starts.get(number, "-"),
-             record.get("verdict", "running, or its launcher was killed"), record.get("reason", ""), follows)
+            (record.attempt, _time(record.start), "-" if seconds is None else duration(seconds),
+             starts.get(record.attempt, "-"), record.verdict or "running, or its launcher was killed", record.reason,
+             follows)
         )  # fmt: skip
     return ReportTable("Attempts", ("", "started", "duration", "resumed after step", "verdict", "reason", "next"), rows)
 

@@ -2,10 +2,10 @@
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from brt_dist.errors import PlatformError
 from brt_dist.run_directory import RunDirectory
@@ -51,13 +51,17 @@ def claimed(run: Path, holds: str = "config.yaml", command: str = "brt train") -
         yield known
 
 
-def launcher_of(run: Path, record: Mapping[str, Any]) -> Launcher:
-    """Whether the launcher of an attempt still runs, if its record (attempt.json) has no end.
+def launcher_of(run: Path, host: str | None) -> Launcher:
+    """Whether the launcher of an attempt whose record has no end still runs.
+
+    Args:
+        run: the run directory.
+        host: where the launcher was started.
 
     Returns:
         `unknown` if it was started on another machine, whose locks are not visible here, or not by `brt train`.
     """
-    if record.get("host") != socket.gethostname():
+    if host != socket.gethostname():
         return "unknown"
     return "runs" if is_claimed(run) else "gone"
 

@@ -28,7 +28,7 @@ class Position:
 
 
 def position_of(run: Path, step: int) -> Position:
-    """The position of the streams of `run` before `step`.
+    """The position of the streams of `run` after `step` steps.
 
     Starts from the newest checkpoint at or before the step, or from the beginning, and follows the stream schedule
     with the number of streams of each attempt.

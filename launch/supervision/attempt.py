@@ -128,7 +128,7 @@ def _refuse_other_device(run: Path, config: Config, device: DeviceChoice) -> Non
     Raises:
         PlatformError: run.device=auto means CPUs now, and meant GPUs in an earlier attempt.
     """
-    earlier = {record.get("device") for record in read_attempts(run)}
+    earlier = {record.device for record in read_attempts(run)}
     if config.run.device == "auto" and device.kind == "cpu" and "cuda" in earlier:
         raise PlatformError(
             f"run.device=auto: this run has trained on GPUs, and now would on CPUs, because {device.reason}; "

@@ -12,12 +12,11 @@ from typing import Any
 from brt_dist.config.schema import Config
 from brt_dist.errors import BrtError, ExitCode, PlatformError
 from brt_dist.failure import Failure, exit_code
-from brt_dist.files import write_atomic
 from brt_dist.run_directory import RunDirectory
 from brt_dist.training.adjustments import Adjustments
 from launch.nodes.listening import address_towards, is_set, listening_on
 from launch.nodes.processes import REAPER
-from launch.run.attempt_record import read_attempt
+from launch.run.attempt_record import AttemptRecord, read_attempt
 from launch.run.history import History
 from launch.run.python import module_command
 from launch.supervision.attempt import AttemptRequest
@@ -152,9 +151,8 @@ class Attempts:
                 return  # no rank was started
             attempt.path.mkdir(parents=True)
         now = time.time()
-        record = {"attempt": number, "start": now, "end": now, "exit_codes": {}, **verdict.to_json()}
-        record = {**record, **read_attempt(self._run, number), "decision": decision.to_json()}
-        write_atomic(attempt.record, json.dumps(record, indent=2) + "\n")
+        known = {"start": now, "end": now, **verdict.to_json(), **read_attempt(self._run, number).to_json()}
+        AttemptRecord.of(number, {**known, "decision": decision.to_json()}).write(attempt)
 
     def _paused(self, seconds: float) -> bool:
         """Wait; true if the user asks to stop meanwhile."""

@@ -1,19 +1,18 @@
 """Runs one attempt: starts the ranks, watches them, stops them together, and says why they ended."""
 
-import json
 import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from brt_dist.errors import ExitCode
 from brt_dist.failure import Failure
-from brt_dist.files import write_atomic
 from brt_dist.run_directory import AttemptDirectory, RunDirectory
 from launch.nodes.processes import End
+from launch.run.attempt_record import AttemptRecord
 from launch.supervision.hang import HangWatch
 from launch.supervision.head import HeadWatch
 from launch.supervision.signals import StopRequests
@@ -87,10 +86,11 @@ class Supervisor:
         """Run one attempt, from the start of the ranks until all have ended."""
         directory = RunDirectory(self._run)
         attempt = directory.next_attempt()
-        folder = directory.attempt(attempt).path
+        place = directory.attempt(attempt)
+        folder = place.path
         folder.mkdir(parents=True)
-        record: dict[str, Any] = {"attempt": attempt, "start": time.time(), **self._facts}
-        _write(folder, record)
+        record = AttemptRecord.of(attempt, {"start": time.time(), **self._facts})
+        record.write(place)
         verdict = Verdict(ExitCode.INTERNAL, "the launcher failed")
         ends: dict[int, End] = {}
         try:
@@ -105,7 +105,7 @@ class Supervisor:
             self._ranks.kill()
             codes = {str(rank): ends[rank].code for rank in sorted(ends)}
             _leave(verdict.failure, folder)
-            _write(folder, {**record, "end": time.time(), "exit_codes": codes, **verdict.to_json()})
+            replace(record, end=time.time(), exit_codes=codes, **verdict.to_json()).write(place)
 
     def _watch(self, folder: Path) -> tuple[dict[int, End], Failure | None]:
         """Watch the ranks until all have ended; stop them if one failed, all hang, or the user asks for it.
@@ -166,7 +166,3 @@ def _leave(failure: Failure | None, folder: Path) -> None:
     if failure is not None and failure.rank is not None:
         with suppress(OSError):  # it stands in the record of the attempt too
             failure.write(AttemptDirectory(folder).failure(failure.rank))
-
-
-def _write(folder: Path, record: dict[str, Any]) -> None:
-    write_atomic(AttemptDirectory(folder).record, json.dumps(record, indent=2) + "\n")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from brt_dist.errors import ConfigError, ExitCode
 from brt_dist.files import write_atomic
-from launch.run.attempt_record import read_last_attempt
+from launch.run.attempt_record import AttemptRecord, read_last_attempt
 from launch.run.history import History
 from launch.sweep.grid import Point
 from pipelines.tables import table
@@ -94,8 +94,7 @@ class Result:
     @classmethod
     def of(cls, run: Path, settings: dict[str, str]) -> "Result":
         history = History.read(run)
-        last = read_last_attempt(run)
-        running = bool(last) and "end" not in last
+        last = read_last_attempt(run) or AttemptRecord(0)
         found = {
             dataset: event.bits_per_token
             for (_, dataset, memory), event in sorted(history.evaluations.items())
@@ -105,8 +104,8 @@ class Result:
         return cls(
             run,
             settings,
-            "running" if running else str(last.get("verdict", "not started")),
-            int(last.get("exit_code", ExitCode.INTERRUPTED)),
+            "running" if last.is_running else last.verdict or "not started",
+            int(ExitCode.INTERRUPTED if last.exit_code is None else last.exit_code),
             history.last_step,
             found.get("validation", found.get("train")),
             None if step is None else step.loss,

@@ -8,8 +8,7 @@ from typing import Any
 
 from brt_dist.errors import PlatformError
 from brt_dist.events import AttemptEvent, CheckpointEvent, Event, LayoutSizes
-from brt_dist.run_directory import RunDirectory
-from launch.run.attempt_record import read_attempt, read_last_attempt
+from launch.run.attempt_record import AttemptRecord, read_attempts, read_last_attempt
 from launch.run.submission import Submission
 from launch.views.progress import layout_text
 
@@ -21,18 +20,17 @@ def tags(run: Path) -> dict[str, str]:
     record = read_last_attempt(run)
     shown = [{"path": name, "type": "table"} for name in _TABLES]  # MLflow's UI then shows them as tables
     found = {"brt.run_directory": str(run.absolute()), "mlflow.loggedArtifacts": json.dumps(shown), **_submission(run)}
-    for name, key in (
-        ("host", "host"),
-        ("git_commit", "git_commit"),
-        ("mlflow.source.git.commit", "git_commit"),
-        ("verdict", "verdict"),
-        ("reason", "reason"),
-    ):
-        if record.get(key):
-            found[name] = str(record[key])
-    if record.get("nodes"):
-        found["hosts"] = ", ".join(record["nodes"])
-    return found
+    if record is None:
+        return found
+    named = {
+        "host": record.host,
+        "git_commit": record.git_commit,
+        "mlflow.source.git.commit": record.git_commit,
+        "verdict": record.verdict,
+        "reason": record.reason,
+        "hosts": ", ".join(record.nodes),
+    }
+    return found | {name: value for name, value in named.items() if value}
 
 
 def files(run: Path, events: Sequence[Event]) -> dict[str, str]:
@@ -47,7 +45,7 @@ def files(run: Path, events: Sequence[Event]) -> dict[str, str]:
     saved = {event.step: event for event in events if isinstance(event, CheckpointEvent)}
     found = {
         "attempts.json": _table(
-            [_attempt_row(number, read_attempt(run, number), starts) for number in RunDirectory(run).attempts()],
+            [_attempt_row(record, starts) for record in read_attempts(run)],
             ["attempt", "from_step", "start", "end", "hosts", "layout", "git_commit", "verdict", "reason", "then"],
         ),
         "checkpoints.json": _table(
@@ -60,14 +58,13 @@ def files(run: Path, events: Sequence[Event]) -> dict[str, str]:
     return found
 
 
-def _attempt_row(number: int, record: Mapping[str, Any], starts: Mapping[Any, Any]) -> dict[str, Any]:
-    decision = record.get("decision")
+def _attempt_row(record: AttemptRecord, starts: Mapping[Any, Any]) -> dict[str, Any]:
+    decision = record.decision
     return {
-        **record,
-        "attempt": number,
-        "from_step": starts.get(number),
-        "layout": layout_text(LayoutSizes(**record.get("layout", {}))),
-        "hosts": ", ".join(record.get("nodes", ())),
+        **record.to_json(),
+        "from_step": starts.get(record.attempt),
+        "layout": layout_text(LayoutSizes(**record.layout)),
+        "hosts": ", ".join(record.nodes),
         "then": f"{decision['action']}: {decision['why']}" if decision else None,
     }
 

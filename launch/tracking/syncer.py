@@ -20,6 +20,7 @@ from brt_dist.config.loading import dump, flatten, load
 from brt_dist.errors import BrtError, ExitCode
 from brt_dist.event_log import EventReader
 from brt_dist.events import AttemptEvent, CheckpointEvent, EndEvent, Event, SystemEvent
+from brt_dist.failure import exit_code
 from brt_dist.run_directory import RunDirectory
 from launch.run.attempt_record import read_last_attempt
 from launch.run.redact import redact
@@ -130,12 +131,12 @@ class Syncer:
 def final_status(run: Path) -> tuple[str, float | None]:
     """MLflow's status for how the last attempt ended, and when; KILLED if the launcher left no verdict."""
     record = read_last_attempt(run)
-    if "end" not in record:
-        ends = EventReader(run, kinds=(AttemptEvent, EndEvent)).read()
-        if not ends or not isinstance(ends[-1], EndEvent):
-            return "KILLED", None
-        record = {"exit_code": ends[-1].exit_code, "end": ends[-1].time}  # torchrun: no supervisor
-    return _STATUS.get(record.get("exit_code", 1), "FAILED"), record["end"]
+    if record is not None and record.end is not None:
+        return _STATUS.get(exit_code(record.exit_code), "FAILED"), record.end
+    ends = EventReader(run, kinds=(AttemptEvent, EndEvent)).read()
+    if not ends or not isinstance(ends[-1], EndEvent):
+        return "KILLED", None
+    return _STATUS.get(exit_code(ends[-1].exit_code), "FAILED"), ends[-1].time  # torchrun: no supervisor
 
 
 class _Owner:

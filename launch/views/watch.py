@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from launch.run.attempt_record import read_attempts
-from launch.run.claim import launcher_of
+from launch.run.attempt_record import AttemptRecord, read_attempts, read_last_attempt
+from launch.run.claim import is_claimed, launcher_of
 from launch.views.progress import ProgressLine, duration
 
 if TYPE_CHECKING:
@@ -38,17 +38,26 @@ class Watch:
     Args:
         run: its directory.
         steps: of the whole run.
+        is_expected: whether the run was submitted after a time (unix seconds) and has not ended since.
     """
 
-    def __init__(self, run: Path, steps: int, console: "Console", clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        run: Path,
+        steps: int,
+        console: "Console",
+        clock: Callable[[], float] = time.time,
+        is_expected: Callable[[float], bool] = lambda _: False,
+    ) -> None:
         self._run, self._console, self._clock = run, console, clock
+        self._is_expected = is_expected
         self.progress = ProgressLine(run, steps, console, clock)
 
     def update(self) -> None:
         self.progress.read()
 
     @property
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[AttemptRecord]:
         return read_attempts(self._run)
 
     @property
@@ -59,13 +68,16 @@ class Watch:
     @property
     def is_lost(self) -> bool:
         """Whether the launcher was killed before it recorded how the attempt ended or what follows."""
-        records = self.records
-        return bool(records) and not self._has_ended and launcher_of(self._run, records[-1]) == "gone"
+        last = read_last_attempt(self._run)
+        return last is not None and not last.is_last and launcher_of(self._run, last.host) == "gone"
 
     @property
     def _has_ended(self) -> bool:
-        last = self.records[-1:] or [{}]
-        return "end" in last[0] and last[0].get("decision", {}).get("action", "stop") == "stop"
+        """Whether the last attempt ended and none follows: neither from its launcher nor from a newer one."""
+        last = read_last_attempt(self._run)
+        return (
+            last is not None and last.is_last and not is_claimed(self._run) and not self._is_expected(last.end or 0.0)
+        )
 
     def lines(self) -> list[tuple[str, str]]:
         """Names and values."""
@@ -84,10 +96,10 @@ class Watch:
         if (saved := history.latest_checkpoint()) is not None:
             found.append(("checkpoint", f"step {saved.step}, {duration(now - saved.time)} ago"))
         for record in self.records[-4:]:
-            nodes = ", ".join(sorted(set(record.get("nodes", []))))
-            verdict = record.get("verdict", "running")
-            what = f": {record['reason']}" if record.get("reason") and record["reason"] != verdict else ""
-            found.append((f"attempt {record.get('attempt')}", f"{verdict}{what}  [{nodes}]"))
+            nodes = ", ".join(sorted(set(record.nodes)))
+            verdict = record.verdict or "running"
+            what = f": {record.reason}" if record.reason and record.reason != verdict else ""
+            found.append((f"attempt {record.attempt}", f"{verdict}{what}  [{nodes}]"))
         if not self.records:
             found.append(("", "not started yet; waiting for the first attempt"))
         elif self.is_lost:
@@ -104,9 +116,12 @@ class Watch:
         return grid
 
 
-def watch(run: Path, steps: int, console: "Console") -> None:
-    """Show the run until it is over or the user presses Ctrl-C; without a terminal, print a line now and then."""
-    view = Watch(run, steps, console)
+def watch(run: Path, steps: int, console: "Console", is_expected: Callable[[float], bool] = lambda _: False) -> None:
+    """Show the run until it is over or the user presses Ctrl-C; without a terminal, print a line now and then.
+
+    `is_expected` is as for :class:`Watch`.
+    """
+    view = Watch(run, steps, console, is_expected=is_expected)
     if console.is_terminal:
         from rich.live import Live
 

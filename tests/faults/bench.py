@@ -14,7 +14,7 @@ import psutil
 
 from brt_dist.event_log import events_of
 from brt_dist.events import AttemptEvent, Event, StepEvent
-from launch.run.attempt_record import read_attempts
+from launch.run.attempt_record import AttemptRecord, read_attempts
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE_SECONDS = 400.0
@@ -98,7 +98,7 @@ class Run:
     def losses(self) -> dict[int, float]:
         return {event.step: event.loss or 0.0 for event in self.events(StepEvent)}
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[AttemptRecord]:
         return read_attempts(self.folder)
 
 
@@ -166,7 +166,7 @@ class Outcome:
     def of(cls, run: Run, at: float, truth: dict[int, float], left_out: Sequence[int] = ()) -> "Outcome":
         """at: time of the fault.  truth: losses of the undisturbed run.  left_out: steps that are not compared."""
         verdicts = [
-            " → ".join(filter(None, (record.get("verdict", "no verdict"), record.get("decision", {}).get("action"))))
+            " → ".join(filter(None, (record.verdict or "no verdict", record.decision.get("action"))))
             for record in run.records()
         ]
         before = [event for event in run.events(StepEvent) if event.time <= at]

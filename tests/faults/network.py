@@ -49,7 +49,7 @@ def node_killed(bench: Bench, truth: dict[int, float]) -> Outcome:
                 os.kill(int(pid), signal.SIGKILL)
         expect(run)
         outcome = Outcome.of(run, at, truth)
-        if run.records()[-1]["layout"]["data"] != 1:
+        if run.records()[-1].layout["data"] != 1:
             raise AssertionError("it did not go on with fewer nodes")
         return outcome
 
@@ -59,7 +59,7 @@ def network_cut(bench: Bench, truth: dict[int, float]) -> Outcome:
     with two_nodes(bench, "network_cut", "launch.recovery.retries=10") as (nodes, run):
         at = time.time()
         nodes[1].cable("down")
-        wait_for(lambda: run.records()[0].get("end"), "the end of the attempt")
+        wait_for(lambda: run.records()[0].end, "the end of the attempt")
         time.sleep(max(0.0, at + 60 - time.time()))
         nodes[1].cable("up")
         expect(run)

@@ -37,8 +37,8 @@ def rank_stopped(bench: Bench, truth: dict[int, float]) -> Outcome:
     run.rank(1).suspend()
     expect(run)
     first = run.records()[0]
-    if "rank 1 on" not in first["reason"] or "is stopped (SIGSTOP)" not in first["reason"]:
-        raise AssertionError(f"the stopped rank is not named: {first['reason']}")
+    if "rank 1 on" not in first.reason or "is stopped (SIGSTOP)" not in first.reason:
+        raise AssertionError(f"the stopped rank is not named: {first.reason}")
     stacks = (run.folder / "attempts" / "001" / "rank_000.log").read_text()
     if "Current thread" not in stacks or "train_step" not in stacks:
         raise AssertionError(f"no stack of rank 0 in its log:\n{stacks[-2000:]}")

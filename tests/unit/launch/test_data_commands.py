@@ -105,7 +105,7 @@ def test_inspect_shows_where_a_stream_is(tmp_path: Path) -> None:
     stream = ("inspect", folder, "--stream", 0, "--streams", 1, "--segment", 8, "--window", 4, "--seed", 5, "--json")
     texts: dict[tuple[int, int], str] = {}
     for step in range(sum(-(-len(text) // 4) for text in TEXTS)):  # two epochs: a step is two blocks
-        for part in json.loads(run(*stream, "--step", step).stdout)["reads"]:
+        for part in json.loads(run(*stream, "--step", step + 1).stdout)["reads"]:
             key = (part["epoch"], part["document"])
             texts[key] = texts.get(key, "") + part["text"]
             assert part["end"] - part["begin"] == len(part["text"]) and part["of"] == len(TEXTS[part["document"]])
@@ -139,7 +139,7 @@ def test_inspect_shows_where_a_stream_of_a_run_is(tmp_path: Path) -> None:
         plan, cursor = schedule.step(cursor)
         for stream in range(schedule.streams):
             shown = json.loads(
-                run("inspect", "--run", run_directory, "--step", step, "--stream", stream, "--json").stdout
+                run("inspect", "--run", run_directory, "--step", step + 1, "--stream", stream, "--json").stdout
             )
             first = shown["reads"][0]
             assert (first["document"], first["begin"]) == (plan.document[stream, 0], plan.offset[stream, 0])
@@ -147,7 +147,7 @@ def test_inspect_shows_where_a_stream_of_a_run_is(tmp_path: Path) -> None:
     saved = Manifest(7, 7, 0, schedule.at(20).to_json(), {}, {}, Dataset.open(folder).digest, {}, {}, (), {})
     (run_directory / "checkpoints/step_00000007").mkdir(parents=True)
     (run_directory / "checkpoints/step_00000007/manifest.json").write_text(saved.dump())
-    shown = json.loads(run("inspect", "--run", run_directory, "--step", 9, "--stream", 1, "--json").stdout)
+    shown = json.loads(run("inspect", "--run", run_directory, "--step", 10, "--stream", 1, "--json").stdout)
     assert shown["reads"][0]["document"] == schedule.step(schedule.at(22))[0].document[1, 0]
     assert run("inspect").exit_code == run("inspect", folder, "--run", run_directory).exit_code == 2
     with pytest.raises(ConfigError, match="is not a run directory"):

@@ -45,17 +45,17 @@ class SpoolBackend(Backend):
         (folder / name).write_text(self.render(job))
         return job.submitted(name, folder=str(folder))
 
-    def state(self, record: Submission):
-        return "queued" if self._file(record).exists() else "ended"
+    def state(self, submission: Submission):
+        return "queued" if self._file(submission).exists() else "ended"
 
-    def log(self, record: Submission, run: Path) -> Iterator[str]:
-        yield f"nothing yet from {record.job}\\n"
+    def log(self, submission: Submission, run: Path) -> Iterator[str]:
+        yield f"nothing yet from {submission.job}\\n"
 
-    def stop(self, record: Submission, run: Path) -> None:
-        self._file(record).unlink()
+    def stop(self, submission: Submission, run: Path) -> None:
+        self._file(submission).unlink()
 
-    def _file(self, record: Submission) -> Path:
-        return Path(record.details["folder"]) / record.job
+    def _file(self, submission: Submission) -> Path:
+        return Path(submission.details["folder"]) / submission.job
 '''
 # What the line in brt_dist/kinds.py does.
 BRT = """

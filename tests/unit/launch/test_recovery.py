@@ -250,4 +250,4 @@ def test_the_step_of_a_divergence_is_that_of_the_record(tmp_path: Path) -> None:
     assert attempts._decide(verdict_of(answer), 1).action == "rollback"
     assert [step for step in range(1, 21) if Adjustments.load(tmp_path).skips(step)] == [12]
     record = read_attempt(tmp_path, 1)
-    assert record["failure"]["step"] == 12 and record["decision"]["action"] == "rollback"
+    assert record.failure and record.failure["step"] == 12 and record.decision["action"] == "rollback"

@@ -227,6 +227,23 @@ def test_a_run_that_has_not_begun_is_waited_for(tmp_path: Path) -> None:
     assert view.is_over and "step 40/40" in view.lines()[0][1]
 
 
+def test_a_run_that_was_submitted_again_is_waited_for(tmp_path: Path) -> None:
+    """Right after `brt resume`, the last attempt is still the one that has ended."""
+    run = write_run(tmp_path)
+    asked: list[float] = []
+    waiting = [True, False]
+
+    def is_expected(since: float) -> bool:
+        asked.append(since)
+        return waiting.pop(0)
+
+    view = Watch(run, 40, Console(), is_expected=is_expected)
+    assert not view.is_over and view.is_over
+    assert asked == [260.0, 260.0]  # when the last attempt ended
+    with claimed(run):  # a launcher that has not begun its attempt
+        assert not Watch(run, 40, Console()).is_over
+
+
 def test_watching_a_run_that_is_over_says_where_it_ended(tmp_path: Path) -> None:
     done = CliRunner().invoke(brt, ["status", str(write_run(tmp_path)), "--watch", "--json"])
     assert done.exit_code == 0 and json.loads(done.stdout)["verdict"] == "finished"

@@ -70,9 +70,9 @@ def test_attempts_are_numbered_and_recorded(tmp_path: Path) -> None:
     assert supervise(tmp_path, "sys.exit(17)", "pass").exit_code == ExitCode.PREEMPTED
     assert RunDirectory(tmp_path).attempts() == [1, 2]
     first = read_attempt(tmp_path, 1)
-    assert first["host"] == "here" and first["exit_codes"] == {"0": 0, "1": 0} and first["verdict"] == "finished"
-    assert first["start"] <= first["end"]
-    assert read_attempt(tmp_path, 2)["exit_codes"] == {"0": 17, "1": 0}
+    assert first.host == "here" and first.exit_codes == {"0": 0, "1": 0} and first.verdict == "finished"
+    assert first.start and first.end and first.start <= first.end
+    assert read_attempt(tmp_path, 2).exit_codes == {"0": 17, "1": 0}
 
 
 def test_a_failure_ends_the_others(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_failure_ends_the_others(tmp_path: Path) -> None:
     verdict = supervise(tmp_path, IGNORES, fails, "time.sleep(600)")
     assert verdict.exit_code == ExitCode.OUT_OF_MEMORY
     assert (verdict.failed_rank, verdict.detail) == (1, "a\nwhy")
-    assert read_attempt(tmp_path, 1)["exit_codes"] == {"0": -signal.SIGKILL, "1": 13, "2": -signal.SIGTERM}
+    assert read_attempt(tmp_path, 1).exit_codes == {"0": -signal.SIGKILL, "1": 13, "2": -signal.SIGTERM}
 
 
 def test_a_rank_that_does_not_end_with_the_others_hangs(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_launcher_error_is_recorded_and_raised(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         supervise(tmp_path, "time.sleep(600)", on_look=break_down)
     record = read_attempt(tmp_path, 1)
-    assert (record["verdict"], record["reason"]) == ("internal", "the display broke")
+    assert (record.verdict, record.reason) == ("internal", "the display broke")
 
 
 @pytest.mark.parametrize(("together", "expected"), [(3600.0, 1), (0.0, 3)])
@@ -187,7 +187,7 @@ def test_the_supervisor_records_what_the_rank_could_not(tmp_path: Path) -> None:
     assert left.summary.startswith("rank 0 was killed (SIGKILL)")
     assert not attempt.failure(1).exists()
     record = read_attempt(tmp_path, 1)
-    assert record["failure"] == left.to_json() and verdict_of(record) == verdict
+    assert record.failure == left.to_json() and verdict_of(record.to_json()) == verdict
 
 
 def test_what_a_rank_recorded_itself_is_not_written_again(tmp_path: Path) -> None:
