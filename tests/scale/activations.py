@@ -1,0 +1,43 @@
+"""Memory that a forward leaves for its backward, and operations that are called: counted, on tensors without data."""
+
+import gc
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations in the block, views left out, and knows the memory that they made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.is_view:
+            return result
+        self.count += 1
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return result
+
+    def bytes_left(self, without: Iterable[Tensor]) -> int:
+        """Memory made in the block and still in use, apart from that of some tensors."""
+        gc.collect()
+        apart = {tensor.untyped_storage()._cdata for tensor in without}
+        return sum(size for key, (made, size) in self._made.items() if key not in apart and not made.expired())
+
+
+def left_by(forward: Callable[[], Iterable[Tensor]]) -> tuple[int, list[Tensor]]:
+    """Bytes that a forward leaves besides its results, and the results."""
+    with Operations() as operations:
+        results = list(forward())
+    return operations.bytes_left(results), results
