@@ -107,6 +107,11 @@ def respelled_model(given: dict[str, Any]) -> dict[str, Any]:
     return {key: _tuples(value) for key, value in model.items()}
 
 
+def respelled_recompute(given: Any) -> Any:
+    """`parallel.recompute`, which was true or false at first."""
+    return {True: "layer", False: "none"}[given] if isinstance(given, bool) else given
+
+
 def respelled_key(key: str) -> str:
     """The current name of a dotted key, for example one in `run.allow`."""
     section, _, name = key.partition(".")

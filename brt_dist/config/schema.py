@@ -15,6 +15,7 @@ from pydantic import (
     PlainValidator,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -22,7 +23,7 @@ from pydantic_core import PydanticCustomError
 from brt_dist.config.guards import GuardsConfig
 from brt_dist.config.halves import Half, assigned
 from brt_dist.config.launch import LaunchConfig
-from brt_dist.config.older import DEFAULT_FFNS, DEFAULT_MIXERS, respelled_model
+from brt_dist.config.older import DEFAULT_FFNS, DEFAULT_MIXERS, respelled_model, respelled_recompute
 from brt_dist.config.section import Section, one_of, some_of
 from brt_dist.config.zero import ZeroConfig
 from brt_dist.errors import ConfigError
@@ -208,13 +209,19 @@ class ParallelConfig(Section):
     sequence_parallel: bool = Field(
         False, description="also split activations over the sequence, between tensor parallel regions"
     )
-    recompute: bool = Field(
-        False, description="recompute the layers' activations in the backward pass instead of storing them"
+    recompute: Literal["none", "attention", "layer"] = Field(
+        "none",
+        description="what the backward pass computes again instead of storing it: none, mixers (attention), or layers",
     )
     stream_memory: Literal["device", "host"] = Field(
         "device",
         description="where streams' memory is kept; host: in host memory, and on the device for a few micro-batches",
     )
+
+    @field_validator("recompute", mode="before")
+    @classmethod
+    def _spell(cls, given: Any) -> Any:
+        return respelled_recompute(given)
 
     @property
     def world_size(self) -> int:

@@ -27,9 +27,14 @@ def stage_layers(config: Config) -> list[range]:
 def work(config: Config) -> list[int]:
     """FLOPs of a training step per token, of each layer and at the end of the logits; products of matrices only."""
     model = config.model
-    passes = _RECOMPUTED if config.parallel.recompute else _TRAINED
+    recompute = config.parallel.recompute
+    mixer_passes = _TRAINED if recompute == "none" else _RECOMPUTED
+    ffn_passes = _RECOMPUTED if recompute == "layer" else _TRAINED
     layers = [
-        round(passes * (model.mixer_of(index).flops(model, executed=True) + model.ffn_of(index).flops(model, True)))
+        round(
+            mixer_passes * model.mixer_of(index).flops(model, executed=True)
+            + ffn_passes * model.ffn_of(index).flops(model, True)
+        )
         for index in range(model.layers)
     ]
     return [*layers, _TRAINED * 2 * model.width * (model.vocab_size or 0)]

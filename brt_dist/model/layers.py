@@ -16,6 +16,7 @@ from brt_dist.errors import ConfigError
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.linear import megatron_config
 from brt_dist.model.memory import Memory
+from brt_dist.model.recompute import Call, called
 
 
 class Layer(nn.Module):
@@ -54,7 +55,13 @@ class Layer(nn.Module):
         self.ffn = ffn.build(model, index, parallel)
 
     def forward(
-        self, x: Tensor, memory: Memory, starts: Tensor, dropout: Dropout | None = None, fed_back: Any = None
+        self,
+        x: Tensor,
+        memory: Memory,
+        starts: Tensor,
+        dropout: Dropout | None = None,
+        fed_back: Any = None,
+        call: Call = called,
     ) -> tuple[Tensor, Memory]:
         """One segment of b streams, or with feedback one block of it.
 
@@ -64,6 +71,7 @@ class Layer(nn.Module):
             starts: (b, N/W) bool, whether a document starts with the block.
             dropout: None outside training.
             fed_back: with feedback, what `enter` of the mixer that feeds back made: this layer's own, or another's.
+            call: how the mixer is called.
 
         Returns:
             x of the same shape, and the memory after the last token.
@@ -72,7 +80,7 @@ class Layer(nn.Module):
             ConfigError: shapes that do not belong together.
         """
         self._check(x, memory, starts, fed_back)
-        mixed, memory = self.mixer(x, memory, starts, dropout, fed_back)
+        mixed, memory = call(self.mixer, x, memory, starts, dropout, fed_back)
         x = x + mixed
         return x + self.ffn(x, dropout), memory
 

@@ -20,7 +20,8 @@ from brt_dist.model.linear import gather, megatron_config, no_initialization
 from brt_dist.model.memory import Memory
 from brt_dist.model.norms import RMSNorm
 from brt_dist.model.parameters import declare, initialize, normal, replicated
-from brt_dist.model.segment import Network, called, read_segment, recomputed
+from brt_dist.model.recompute import Recompute, calls
+from brt_dist.model.segment import Network, read_segment
 from brt_dist.model.sequence import linear_of_parts, sum_gradients, sum_to_parts
 from brt_dist.model.shapes import VOCAB_MULTIPLE, padded_vocab
 
@@ -151,7 +152,7 @@ class BlockRecurrentModel(nn.Module):
         config: the network; `vocab_size` must be known.
         seed: of the initial values; None leaves them unset (to be loaded, or on the meta device).
         sequence_parallel: split hidden states and recurrent states over the tensor parallel ranks.
-        recompute: run the layers' forward again in backward instead of keeping their activations.
+        recompute: what backward computes again instead of keeping it; see `recompute.calls`.
     """
 
     def __init__(
@@ -159,11 +160,11 @@ class BlockRecurrentModel(nn.Module):
         config: ModelConfig,
         seed: int | None = None,
         sequence_parallel: bool = False,
-        recompute: bool = False,
+        recompute: Recompute = "none",
     ) -> None:
         super().__init__()
         parallel = megatron_config(sequence_parallel)
-        self.config, self._recompute = config, recompute
+        self.config, self._calls = config, calls(recompute)
         embedding, *layers, final_norm = (spec.build() for spec in module_specs(config, parallel))
         self.embedding: TokenEmbedding = embedding
         self.layers = nn.ModuleList(layers)
@@ -197,6 +198,5 @@ class BlockRecurrentModel(nn.Module):
             With a target the nats of each token, float32 (b, N), for which no logits are kept; without one, this rank's
             logits (N, b, V/tp), for `loss_sum`, `token_losses` or `full_logits`, and the new memory.
         """
-        call = recomputed if self._recompute else called
-        network = Network(self.config, self.embedding, list(self.layers), self.final_norm, call)
+        network = Network(self.config, self.embedding, list(self.layers), self.final_norm, self._calls)
         return read_segment(network, tokens, memory, starts, dropout, target)

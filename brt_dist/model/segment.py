@@ -1,15 +1,15 @@
 """Reading a segment: the way through all layers, at once or, with feedback, block by block."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.memory import Memory, carried
+from brt_dist.model.recompute import Calls
 
 
 class Network(NamedTuple):
@@ -20,8 +20,7 @@ class Network(NamedTuple):
     """tokens (b, N) -> (N, b, D), and `logits` or `losses` back"""
     layers: Sequence[nn.Module]
     final_norm: nn.Module
-    call: Callable[..., Any]
-    """`called` or `recomputed`"""
+    calls: Calls
 
 
 def read_segment(
@@ -61,7 +60,7 @@ def _pass(
 ) -> tuple[Tensor, list[Memory]]:
     x, after = network.embedding(tokens), []
     for layer, remembered, state in zip(network.layers, memory, fed_back, strict=True):
-        x, left = network.call(layer, x, remembered, starts, dropout, state)
+        x, left = network.calls.layer(layer, x, remembered, starts, dropout, state, network.calls.mixer)
         after.append(left)
     x = network.final_norm(x, dropout)
     if target is not None:
@@ -92,22 +91,9 @@ def _block_by_block(
 def _fed_back(network: Network, memory: Sequence[Memory], starts: Tensor, block: int) -> list[Any]:
     """What each layer attends to in a block: its own state, or that of the last layer that feeds back."""
     own = {
-        index: network.call(cast(Any, layer).mixer.enter, memory[index], starts, block)
+        index: network.calls.enter(cast(Any, layer).mixer.enter, memory[index], starts, block)
         for index, layer in enumerate(network.layers)
         if network.config.mixer_of(index).states_fed_back()
     }
     last = own[max(own)]
     return [own.get(index, last) for index in range(len(network.layers))]
-
-
-def called(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function and keep its activations for backward."""
-    return function(*arguments)
-
-
-def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a pure function and keep its arguments only; backward runs it again."""
-    if not torch.is_grad_enabled():
-        return function(*arguments)
-    # masks are keyed, no global generator is drawn from: nothing to restore
-    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)

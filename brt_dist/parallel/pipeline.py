@@ -16,6 +16,7 @@ from brt_dist.model.model import (
     module_specs,
     share_gradients,
 )
+from brt_dist.model.recompute import Recompute
 from brt_dist.parallel.deepspeed_internals import cut_layers
 from brt_dist.parallel.layout import Layout, topology
 from brt_dist.parallel.stage import StageContext, StreamLayer, StreamNorm
@@ -30,7 +31,7 @@ class WholeModel(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, context: StageContext, parallel: ModelParallelConfig, recompute: bool
+        self, config: ModelConfig, context: StageContext, parallel: ModelParallelConfig, recompute: Recompute
     ) -> None:
         super().__init__()
         self.model = BlockRecurrentModel(config, sequence_parallel=parallel.sequence_parallel, recompute=recompute)
@@ -71,7 +72,7 @@ class PipelineStage(PipelineModule):
         stages: Sequence[range],
         context: StageContext,
         parallel: ModelParallelConfig,
-        recompute: bool,
+        recompute: Recompute,
         loss: Loss,
     ) -> None:
         table, *layers, norm = module_specs(config, parallel)

@@ -15,7 +15,7 @@ from brt_dist.model.dropout import Dropout
 from brt_dist.model.layers import Layer
 from brt_dist.model.memory import Memory, carried
 from brt_dist.model.model import FinalNorm
-from brt_dist.model.segment import called, recomputed
+from brt_dist.model.recompute import Recompute, calls
 from brt_dist.parallel.stream_memory import StreamMemory
 
 
@@ -75,16 +75,18 @@ class StreamLayer(nn.Module):
     running it again in backward, when another micro-batch may be in forward, gives the same result.
     """
 
-    def __init__(self, build: Callable[[], Layer], context: StageContext, recompute: bool) -> None:
+    def __init__(self, build: Callable[[], Layer], context: StageContext, recompute: Recompute) -> None:
         super().__init__()
         self.layer = build()
         self._context = context
-        self._call = recomputed if recompute else called
+        self._calls = calls(recompute)
 
     def forward(self, x: Tensor) -> Tensor:
         index, micro_batch = self.layer.index, self._context.micro_batch
         memory = self._context.read(index)
-        x, memory = self._call(self.layer, x, memory, micro_batch.starts, micro_batch.dropout)
+        x, memory = self._calls.layer(
+            self.layer, x, memory, micro_batch.starts, micro_batch.dropout, None, self._calls.mixer
+        )
         self._context.write(index, carried(memory))
         return x
 

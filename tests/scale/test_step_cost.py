@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.layers import Layer
 from brt_dist.model.model import TokenEmbedding
+from brt_dist.model.recompute import Recompute, calls
 from brt_dist.parallel.layout import single_process
 from brt_dist.planning.flops import TRAINING
 from tests.scale.activations import Operations, left_by
@@ -35,8 +36,9 @@ def network(**changes: object) -> ModelConfig:
     return ModelConfig.model_validate({**sizes, **changes})
 
 
-def forward(config: ModelConfig, index: int) -> tuple[int, list[Tensor]]:
+def forward(config: ModelConfig, index: int, recompute: Recompute = "none") -> tuple[int, list[Tensor]]:
     """One stream through a layer: bytes that it keeps for backward, its input among them, and its results."""
+    how = calls(recompute)
     with torch.device("meta"):
         layer = Layer(config, index).bfloat16()
         x = torch.empty(SEGMENT, 1, config.width, dtype=torch.bfloat16, requires_grad=True)
@@ -44,17 +46,27 @@ def forward(config: ModelConfig, index: int) -> tuple[int, list[Tensor]]:
         memory = layer.blank_memory(1)
 
         def run() -> list[Tensor]:
-            y, after = layer(x, memory, starts)
+            y, after = how.layer(layer, x, memory, starts, None, None, how.mixer)
             return [y, *after.values()]
 
         left, results = left_by(run)
     return left + x.nbytes, results
 
 
-@pytest.mark.parametrize(("index", "most"), [(WINDOW, 0.5), (RECURRENT, 1.1)], ids=["window", "recurrent"])
-def test_a_layer_keeps_no_probabilities(index: int, most: float) -> None:
-    left, _ = forward(network(), index)
-    assert left <= most * GIB
+@pytest.mark.parametrize(
+    ("index", "recompute", "most"),
+    [
+        (WINDOW, "none", 0.5),
+        (WINDOW, "attention", 0.25),
+        (WINDOW, "layer", 0.04),
+        (RECURRENT, "none", 1.1),
+        (RECURRENT, "attention", 0.25),
+        (RECURRENT, "layer", 0.04),
+    ],
+)
+def test_a_layer_keeps_no_probabilities(index: int, recompute: Recompute, most: float) -> None:
+    left, _ = forward(network(), index, recompute)
+    assert left <= most * GIB, left / GIB
 
 
 def test_the_head_keeps_no_logits() -> None:
