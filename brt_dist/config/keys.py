@@ -10,7 +10,10 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from brt_dist.config.aliases import key_meant
 from brt_dist.config.section import Section, choice_of
+
+_LONGEST_NAME = 200
 
 
 def subsection(section: type[BaseModel], name: str) -> type[Section] | None:
@@ -103,6 +106,11 @@ def dotted(root: type[BaseModel], location: Sequence[Any]) -> str:
 
 def nearest_key(root: type[BaseModel], section: type[BaseModel], prefix: str, name: str) -> str:
     """The end of a message about an unknown key: the most similar key in its section, or else anywhere."""
+    meant = key_meant(name)
+    if meant is not None:
+        return f"; it is called {meant} here"
+    if len(name) > _LONGEST_NAME:  # no misspelling, and slow to compare
+        return f"; valid here: {', '.join(section.model_fields)}"
     near = difflib.get_close_matches(name, section.model_fields, n=1)
     if near:
         return f"; nearest: {prefix}{near[0]}"

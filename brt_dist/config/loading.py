@@ -6,20 +6,19 @@ Validation is strict: `layers: 2.0` or `device: true` is an error, not a guess.
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from brt_dist.config.keys import dotted, leaves, nearest_key, subsection
+from brt_dist.config.keys import dotted, field_of, leaves, nearest_key, subsection
 from brt_dist.config.older import drop_optimizer_keys, move_model_keys
 from brt_dist.config.schema import Config
 from brt_dist.config.section import Choice, choice_of
 from brt_dist.config.wording import humanize
-from brt_dist.config.yaml_tree import Leaf, Node, Tree, first_place, parse
+from brt_dist.config.yaml_tree import Leaf, Node, Tree, first_place, parse, write
 from brt_dist.errors import ConfigError
 
 DEFAULT = "default"
@@ -79,7 +78,7 @@ def recorded(values: Mapping[str, Any]) -> Config:
 
 def dump(config: Config) -> str:
     """The whole config as YAML; `load(dump(config)).config == config`."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return write(config.model_dump(mode="json"))
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -175,7 +174,7 @@ def _known_part(tree: Tree, section: type[BaseModel], prefix: str, problems: lis
     for name, node in tree.items():
         key = prefix + name
         if name not in section.model_fields:
-            problems.append(f"{first_place(node)}: unknown key {key}{nearest_key(Config, section, prefix, name)}")
+            problems.append(f"{first_place(node)}: {_unknown(section, prefix, name)}")
             continue
         inner, choice = subsection(section, name), choice_of(section, name)
         if inner is not None:
@@ -194,6 +193,15 @@ def _known_part(tree: Tree, section: type[BaseModel], prefix: str, problems: lis
     return known
 
 
+def _unknown(section: type[BaseModel], prefix: str, name: str) -> str:
+    """What to say about a key that the schema does not have."""
+    key = prefix + name
+    if "." in name and field_of(Config, key) is not None:
+        first, _, rest = name.partition(".")
+        return f"{key} is written as a section in a file: `{first}:`, and below it, indented, `{rest.split('.')[0]}:`"
+    return f"unknown key {key[:80]}{nearest_key(Config, section, prefix, name)}"
+
+
 def _section(node: Node, section: type[BaseModel], key: str, problems: list[str]) -> Tree:
     if isinstance(node, dict):
         return _known_part(node, section, f"{key}.", problems)
@@ -208,7 +216,7 @@ def _of_kind(node: Node, choice: Choice, default: str, key: str, problems: list[
     told = node.get(choice.key) if isinstance(node, dict) else None
     kind = default if told is None else _plain(told)
     if kind not in choice.kinds:
-        near = difflib.get_close_matches(str(kind), choice.kinds, n=1)
+        near = difflib.get_close_matches(str(kind)[:200], choice.kinds, n=1)
         nearest = f"; nearest: {near[0]}" if near else ""
         place = first_place(node if told is None else told)
         problems.append(f"{place}: {key}.{choice.key} must be one of {', '.join(choice.kinds)}, not {kind!r}{nearest}")
@@ -229,9 +237,30 @@ def _validate(tree: Tree, problems: list[str]) -> Config | None:
         return None
     for key, value in flatten(config).items():
         numbers = value if isinstance(value, list) else [value]
+        if (bad := next((text for text in _texts(value) if _unwritable(text)), None)) is not None:
+            problems.append(_at(_origin(tree, key), f"{key} holds a character that is not text: {bad[:80]!a}"))
         if any(isinstance(number, float | int) and not abs(number) <= _LARGEST for number in numbers):
             problems.append(_at(_origin(tree, key), f"{key} must be finite and within 64 bits, not {value}"))
     return config
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+
+
+def _unwritable(text: str) -> bool:
+    """Whether it has control characters, or bytes of a path that are not UTF-8 (as Python keeps them)."""
+    return any(
+        (ord(char) < 32 and char not in "\n\t")
+        or 127 <= ord(char) < 160
+        or char in "\u2028\u2029"
+        or 0xD800 <= ord(char) < 0xE000
+        for char in text
+    )
 
 
 def _at(place: str, text: str) -> str:

@@ -12,7 +12,7 @@ from brt_dist.registry import Registry
 class Section(BaseModel):
     """A section of the config: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""YAML with line numbers.  Safe (no objects); duplicate keys are errors, `1e-3` is a number, dates are plain text."""
+"""YAML with line numbers.  Safe (no objects); duplicate keys are errors, plain values are those of YAML 1.2."""
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -21,18 +22,53 @@ Tree: TypeAlias = dict[str, "Node"]
 Node: TypeAlias = Tree | Leaf
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader of YAML 1.1, without its two surprises for configs."""
+_LONGEST = 1 << 20  # characters of a config
 
+# what PyYAML raises where a value is not what its explicit tag (!!int) says
+_UNREADABLE = (ValueError, KeyError, AttributeError, TypeError, OverflowError)
 
-# PyYAML reads 1e-3 as text (YAML 1.1 wants 1.0e-3) and 2026-01-01 as a date, which no field here is.
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+_TAG = "tag:yaml.org,2002:"
+# Plain values as YAML 1.2 reads them, which is how people do.  YAML 1.1, PyYAML's version, would take 0100 as 64, 1:30
+# as 90, `on` as true, 2026-01-01 as a date, and 1e-3 as text.
+_PLAIN = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?(0|[1-9][0-9_]*)|0x[0-9a-fA-F]+", list("-+0123456789")),
+    "float": (
+        r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+|[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?)"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    "merge": (r"<<", ["<"]),
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the plain values above."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes in quotes what our loader, or one of YAML 1.1, would not read back as text."""
+
+
+def _use(kind: Any, but: frozenset[str] = frozenset()) -> None:
+    """Add the plain values above to a loader or dumper, which keeps those of YAML 1.1 named in `but`."""
+    kind.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(_TAG) in but]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for name, (pattern, firsts) in _PLAIN.items():
+        kind.add_implicit_resolver(_TAG + name, re.compile(f"^(?:{pattern})$"), firsts)
+
+
+_use(_Loader)
+_use(_Dumper, but=frozenset(("null", "bool", "int", "float", "timestamp", "merge", "value")))
+
+
+def write(values: Any) -> str:
+    """Plain values as YAML, in their order; :func:`parse` reads the same values back."""
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def parse(text: str, name: str, problems: list[str], shown: str | None = None) -> Tree:
@@ -47,7 +83,12 @@ def parse(text: str, name: str, problems: list[str], shown: str | None = None) -
     Raises:
         ConfigError: the text as a whole cannot be read.
     """
-    loader = _Loader(text)
+    if len(text) > _LONGEST:
+        raise ConfigError(f"{name}: {len(text):,} characters are too many for a config; at most {_LONGEST:,} are read")
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        raise ConfigError(_syntax(error, name, shown)) from None
     try:
         root = loader.get_single_node()
         if root is None:
@@ -80,7 +121,14 @@ def _mapping(loader: _Loader, root: yaml.MappingNode, name: str, shown: str | No
             # as a leaf, an empty mapping keeps its place; it means the same as a section without keys
             tree[key] = _mapping(loader, value_node, name, shown, problems) if value_node.value else Leaf(None, place)
         else:
-            tree[key] = Leaf(_plain(loader.construct_object(value_node, deep=True)), place)
+            try:
+                value = _plain(loader.construct_object(value_node, deep=True))
+                json.dumps(value)  # no integer of thousands of digits, no list within itself
+            except _UNREADABLE:
+                given = str(getattr(value_node, "value", ""))[:40]
+                problems.append(f"{place}: {key}: {given!r} cannot be read as {value_node.tag.removeprefix(_TAG)}")
+            else:
+                tree[key] = Leaf(value, place)
     return tree
 
 
@@ -102,6 +150,9 @@ def first_place(node: Node) -> str:
 
 def _syntax(error: yaml.YAMLError, name: str, shown: str | None) -> str:
     problem = getattr(error, "problem", None) or "cannot be read"
+    if isinstance(error, yaml.reader.ReaderError):
+        problem = f"character U+{ord(error.character) if isinstance(error.character, str) else error.character:04X}"
+        return f"{name}: {problem} at position {error.position} is not allowed in YAML; is it a text file in UTF-8?"
     if shown is not None:
         return f"{name}: {shown!r}: the text after '=' is not a YAML value ({problem}); put quotes around it"
     mark = getattr(error, "problem_mark", None)

@@ -18,11 +18,18 @@ def split(settings: tuple[str, ...]) -> tuple[list[Path], list[str]]:
     """Split arguments into config files and overrides: one with `=` that is not a file is an override."""
     files, overrides = [], []
     for setting in settings:
-        if "=" in setting and not Path(setting).is_file():
+        if "=" in setting and not _is_file(setting):
             overrides.append(setting)
         else:
             files.append(Path(setting))
     return files, overrides
+
+
+def _is_file(setting: str) -> bool:
+    try:
+        return Path(setting).is_file()
+    except (OSError, ValueError):  # too long for a path, or a character that none has
+        return False
 
 
 def quiet_libraries() -> None:

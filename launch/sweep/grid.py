@@ -57,7 +57,7 @@ def axes(given: Sequence[str]) -> list[Axis]:
         if not equals or not all(parts):
             problems.append(f"{text!r} is not of the form key=a,b,c, for example optimizer.learning_rate=0.001,0.0003")
         elif key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+            near = difflib.get_close_matches(key[:200], known, n=1)
             problems.append(f"unknown key {key}" + (f"; nearest: {near[0]}" if near else ""))
         elif key.startswith(_OWN):
             problems.append(f"{key} cannot vary within a sweep; set it as an override for all runs")

@@ -78,7 +78,7 @@ def test_null_on_the_command_line() -> None:
             "<text>:2: model.mixers.recurrent.cell must be 'skip', 'single' or 'dual', not 'triple'",
         ),
         ("model: 3\n", [], "<text>:1: model must be a section with keys layers, width"),
-        ("", ["optimizer.learning_rate=.inf"], "command line: optimizer.learning_rate must be finite"),
+        ("", ["optimizer.learning_rate=.inf"], "command line: optimizer.learning_rate must be a finite number"),
         ("", ["optimizer.learning_rate=.nan"], "optimizer.learning_rate must be"),
         ("", ["run.seed=1" + "0" * 30], "run.seed must be"),
         ("", ["optimizer.betas=[0.9]"], "optimizer.betas is too short: item 2 is missing"),
