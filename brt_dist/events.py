@@ -49,14 +49,23 @@ class LayoutSizes:
     streams: int | None = None
 
 
+_LATER = {"later": True}  # versions before did not write it: left out of the file where it is not known
+
+
 @dataclass(frozen=True)
 class RankSizes:
-    """What one rank holds between steps: parameters are a count, the rest are bytes."""
+    """What one rank needs: parameters are a count, the rest are bytes (see `brt_dist.planning.memory`)."""
 
     parameters: int
     weights: int
     optimizer: int
     carried: int
+    gradients: int | None = field(default=None, metadata=_LATER)
+    buckets: int | None = field(default=None, metadata=_LATER)
+    pending: int | None = field(default=None, metadata=_LATER)
+    in_flight: int | None = field(default=None, metadata=_LATER)
+    device: int | None = field(default=None, metadata=_LATER)
+    host: int | None = field(default=None, metadata=_LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,6 +337,8 @@ def _plain(value: Any) -> Any:
 def _plain_fields(fields: Iterable[tuple["dataclasses.Field[Any]", Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for one, value in fields:
+        if value is None and "later" in one.metadata:
+            continue
         found |= value if "rest" in one.metadata else {_key(one): _plain(value)}
     return found
 

@@ -1,4 +1,4 @@
-"""Bytes that a rank of a layout holds between steps, without activations, libraries and communication buffers.
+"""Bytes that a rank of a layout needs for what it keeps, without activations, libraries and fragmentation.
 
 As in DeepSpeed: weights in the precision of the run; with ZeRO or bf16, float32 master weights, which ZeRO splits
 over the data parallel ranks like the optimizer state; under ZeRO-3 the weights are split too.
@@ -15,16 +15,19 @@ from brt_dist.optim.base import LocalMatrix
 from brt_dist.planning.flops import TRAINING, forward_flops
 from brt_dist.planning.parameters import stage_parameters
 
+_MASTER = 4  # bytes of a float32
+_BUCKET = 500_000_000  # elements; DeepSpeed's default
+
 
 @dataclass(frozen=True)
 class Held:
-    """What one rank holds.
+    """What one rank holds between steps.
 
     Attributes:
         parameters: how many parameters.
         weights: bytes of the weights.
         optimizer: bytes of master weights and optimizer state.
-        carried: bytes of the memory of its streams.
+        carried: bytes of the committed memory of its streams.
     """
 
     parameters: int
@@ -32,41 +35,104 @@ class Held:
     optimizer: int
     carried: int
 
-    @property
-    def bytes(self) -> int:
-        return self.weights + self.optimizer + self.carried
-
     def to_json(self) -> dict[str, int]:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Needed(Held):
+    """What one rank needs in a step: when backward is done and the update begins.
+
+    Attributes:
+        gradients: bytes of the gradients, and of their sums over micro-batches.
+        buckets: bytes of the buffers through which gradients are reduced.
+        pending: bytes of the pending memory of its streams.  Evaluation uses the same.
+        in_flight: bytes of memory on the device while both slots are in host memory; 0 if they are not.
+        device: bytes of all of it on the device.
+        host: bytes of all of it in host memory.
+    """
+
+    gradients: int
+    buckets: int
+    pending: int
+    in_flight: int
+    device: int
+    host: int
+
+
 def plan_of(config: Config) -> Plan:
-    """The plan of a run; `model.vocab_size` must be set.  Sizes are those of the rank that holds the most."""
+    """The plan of a run; `model.vocab_size` must be set.  Sizes are those of the rank that needs most of its device."""
     parallel, data, model = config.parallel, config.data, config.model
     whole = config.model_copy(update={"parallel": type(parallel)()})
     padding = (padded_vocab(model.vocab_size or 0, 1) - (model.vocab_size or 0)) * model.width
-    stages = [held_by(config, stage) for stage in range(parallel.pipeline)]
+    stages = [needed_by(config, stage) for stage in range(parallel.pipeline)]
     return Plan(
         parameters=sum(matrix.size for matrix in stage_parameters(whole, 0)) - padding,
         ranks=parallel.world_size,
-        fullest_rank=RankSizes(**max(stages, key=lambda held: held.bytes).to_json()),
+        fullest_rank=RankSizes(**max(stages, key=lambda needed: needed.device).to_json()),
         tokens_per_step=data.streams * data.segment,
         flops_per_step=TRAINING * forward_flops(model) * data.streams * data.segment,
     )
 
 
 def held_by(config: Config, stage: int) -> Held:
-    """What each rank of a pipeline stage holds."""
+    """What each rank of a pipeline stage holds between steps."""
     parallel = config.parallel
-    tensor, shards = parallel.tensor, parallel.data if parallel.zero_stage else 1
+    tensor, shards = parallel.tensor, _shards(config)
     local = [_part(matrix, tensor) for matrix in stage_parameters(config, stage)]
     count = sum(part.numel for part in local)
-    itemsize = 2 if config.run.precision == "bf16" else 4
+    itemsize = _itemsize(config)
     weights = count * itemsize // (shards if parallel.zero_stage == 3 else 1)
     has_masters = parallel.zero_stage > 0 or itemsize == 2
-    masters = 4 * count // shards if has_masters else 0
+    masters = _MASTER * count // shards if has_masters else 0
     state = config.optimizer.state_bytes(local, shards)
-    return Held(count, weights, masters + state, _carried(config, stage, itemsize))
+    return Held(count, weights, masters + state, _micro_batch_memory(config, stage) * config.micro_batches)
+
+
+def needed_by(config: Config, stage: int) -> Needed:
+    """What each rank of a pipeline stage needs in a step."""
+    held = held_by(config, stage)
+    gradients, buckets = _gradients(config, held.parameters)
+    parallel = config.parallel
+    slots, in_flight = 2 * held.carried, 0
+    if parallel.stream_memory == "host":
+        # 1F1B has at most so many micro-batches between forward and backward; one more comes, one goes back
+        begun = min(parallel.pipeline - stage, config.micro_batches)
+        in_flight = (begun + 2) * _micro_batch_memory(config, stage)
+    return Needed(
+        **held.to_json(),
+        gradients=gradients,
+        buckets=buckets,
+        pending=held.carried,
+        in_flight=in_flight,
+        device=held.weights + held.optimizer + gradients + buckets + (in_flight or slots),
+        host=slots if in_flight else 0,
+    )
+
+
+def _gradients(config: Config, count: int) -> tuple[int, int]:
+    """Bytes of gradients, and of buckets: as DeepSpeed keeps them at the end of a backward.
+
+    ZeRO-1 in bf16 keeps the sums over micro-batches whole and in float32, beside the gradients of a micro-batch.  In
+    fp32 a backward adds to the gradients themselves, and what a rank updates is copied.  ZeRO 2 and 3 keep what a rank
+    updates, and whole gradients only until a bucket is full.
+    """
+    stage, itemsize, shards = config.parallel.zero_stage, _itemsize(config), _shards(config)
+    whole, own = itemsize * count, _MASTER * count // shards
+    bucket = itemsize * min(_BUCKET, count)
+    if stage == 0:
+        return whole, 0
+    if stage == 1:
+        return (whole + _MASTER * count, 0) if itemsize == 2 else (whole + own, bucket)
+    return own, bucket
+
+
+def _shards(config: Config) -> int:
+    return config.parallel.data if config.parallel.zero_stage else 1
+
+
+def _itemsize(config: Config) -> int:
+    return 2 if config.run.precision == "bf16" else 4
 
 
 def _part(matrix: Matrix, tensor: int) -> LocalMatrix:
@@ -75,9 +141,11 @@ def _part(matrix: Matrix, tensor: int) -> LocalMatrix:
     return LocalMatrix(shape, 0 if matrix.split else None, tensor, matrix.rows, (matrix.matrices, 1))
 
 
-def _carried(config: Config, stage: int, itemsize: int) -> int:
+def _micro_batch_memory(config: Config, stage: int) -> int:
+    """Bytes of one slot for the streams of a micro-batch, over the layers of a stage."""
     model, parallel = config.model, config.parallel
-    layers = stage_layers(config)[stage]
-    fields = [field for layer in layers for field in model.mixer_of(layer).memory(model)]
-    of_stream = sum(field.local_bytes(parallel.tensor, parallel.sequence_parallel, itemsize) for field in fields)
-    return config.micro_batches * parallel.micro_batch * of_stream
+    fields = [field for layer in stage_layers(config)[stage] for field in model.mixer_of(layer).memory(model)]
+    of_stream = sum(
+        field.local_bytes(parallel.tensor, parallel.sequence_parallel, _itemsize(config)) for field in fields
+    )
+    return parallel.micro_batch * of_stream

@@ -141,8 +141,13 @@ def _planned(run: RunFacts) -> ReportTable:
         ("weights", fullest.weights, held.weights),
         ("optimizer", fullest.optimizer, held.optimizer),
         ("states and window caches", fullest.carried, held.carried),
+        ("gradients", fullest.gradients, None),
+        ("all on the device, but activations", fullest.device, None),
+        ("all in host memory", fullest.host, None),
     ):
-        rows.append((f"{name} per rank", f"{_bytes(planned)} at most", f"{_bytes(found)}, rank 0"))
+        if planned is not None:
+            measured = "-" if found is None else f"{_bytes(found)}, rank 0"
+            rows.append((f"{name} per rank", f"{_bytes(planned)} at most", measured))
     peak = last.peak_memory_bytes if last else None
     rows += [
         ("peak memory", "not computed: depends on activations and libraries", _bytes(peak)),

@@ -7,7 +7,7 @@ them by.  With the process groups of `world`, which move nothing, one process ca
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,8 @@ class Collective:
         bytes: of the whole tensor: what all_gather gives, what reduce_scatter takes.
         shape: of the tensor, for the check that two ranks agree.
         asynchronous: whether the caller goes on before it is done.
+        members: global ranks of the group.
+        peer: of send and recv, the global rank at the other end.
     """
 
     phase: str
@@ -77,6 +79,8 @@ class Collective:
     bytes: int
     shape: tuple[int, ...]
     asynchronous: bool
+    members: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    peer: int | None = field(default=None, compare=False, repr=False)
 
     @property
     def wire_bytes(self) -> float:
@@ -181,9 +185,21 @@ class Recorder:
         shape = tuple(largest.shape)
         if name == "barrier":
             size, shape = 0, ()
-        kind, ranks = self._kind(group), group.size()
+        kind, members = self._kind(group), tuple(dist.get_process_group_ranks(group))
+        peer = members[arguments[2]] if name in ("send", "recv_") else None
         self.collectives.append(
-            Collective(self._phase, _OPS[name], kind, ranks, largest.dtype, size, shape, is_asynchronous)
+            Collective(
+                self._phase,
+                _OPS[name],
+                kind,
+                len(members),
+                largest.dtype,
+                size,
+                shape,
+                is_asynchronous,
+                members,
+                peer,
+            )
         )
 
 

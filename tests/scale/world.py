@@ -22,7 +22,7 @@ from tests.scale.accelerator import like_a_gpu
 from tests.scale.recorder import Recorder
 
 
-class _FakeDevice(Device):
+class FakeDevice(Device):
     @property
     def backend(self) -> str:
         return "fake"
@@ -122,7 +122,7 @@ def fake_world(config: Config, rank: int = 0) -> Iterator[FakeWorld]:
 
     layout = Layout.of(config, rank)
     choose("cpu", 0)
-    world = FakeWorld(config, layout, _FakeDevice("cpu", 0))
+    world = FakeWorld(config, layout, FakeDevice("cpu", 0))
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for module in (comm, groups, p2p):  # what they remember of a world

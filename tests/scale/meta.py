@@ -1,0 +1,62 @@
+"""A rank of a layout of any size with weights of any size: everything is on the meta device, which has no values.
+
+The engine is the one that trains.  Where it reads a value on the host it gets a finite number, so that it takes the
+way of an ordinary step.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from brt_dist.config.schema import Config
+from tests.scale.world import FakeDevice, FakeWorld, fake_world
+
+
+class _MetaDevice(FakeDevice):
+    @property
+    def torch(self) -> torch.device:
+        return torch.device("meta")
+
+
+class _Answers(TorchFunctionMode):
+    """A tensor without values is read as zeros where several numbers are asked for at once, a single one as 1."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if func in (torch.empty, torch.tensor) and kwargs.get("dtype") == torch.int32:
+            kwargs = {**kwargs, "device": "cpu"}  # stages tell each other shapes in it, and read them
+        if args and isinstance(args[0], Tensor) and args[0].is_meta:
+            tensor = args[0]
+            if name in ("item", "__float__", "__int__", "__index__"):
+                return _one(tensor)
+            if name == "__bool__":
+                return False
+            if name in ("tolist", "cpu"):
+                known = torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
+                return known.tolist() if name == "tolist" else known
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def meta_world(config: Config, rank: int = 0) -> Iterator[FakeWorld]:
+    """This process as rank `rank` of the layout of `config`, without memory for any tensor."""
+    with fake_world(config, rank) as world, pytest.MonkeyPatch.context() as patch:
+        from deepspeed.accelerator import get_accelerator
+
+        for name in ("device_name", "current_device_name"):
+            patch.setattr(type(get_accelerator()), name, lambda self, index=None: "meta")
+        world.device = _MetaDevice("cpu", 0)
+        with torch.device("meta"), _Answers():
+            yield world
+
+
+def _one(tensor: Tensor) -> bool | int | float:
+    if tensor.dtype == torch.bool:
+        return False
+    return 1.0 if tensor.dtype.is_floating_point else 1
