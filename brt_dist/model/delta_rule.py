@@ -41,7 +41,8 @@ def delta_rule(
     Returns:
         (b, t, h, C, M) and the state after the last chunk, in float32 at least.
     """
-    queries, keys, values, rates = (widened(x) for x in (queries * queries.shape[-1] ** -0.5, keys, values, rates))
+    queries, keys, values, rates = (widened(x) for x in (queries, keys, values, rates))
+    queries = queries * queries.shape[-1] ** -0.5
     state, similar, read = widened(state), keys @ keys.transpose(-1, -2), (queries @ keys.transpose(-1, -2)).tril()
     into, left, whole = keys, keys, None
     if decays is not None:

@@ -80,6 +80,19 @@ def test_a_loop_over_tokens_with_documents_that_start_anywhere(gated: bool) -> N
         assert (one - other).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_bf16_inputs_are_read_in_float32(gated: bool) -> None:
+    """What is left is the rounding of the inputs."""
+    given = [
+        tensor.bfloat16() if tensor is not None and tensor.is_floating_point() else tensor for tensor in inputs(gated)
+    ]
+    exact = [tensor.double() if tensor is not None and tensor.is_floating_point() else tensor for tensor in given]
+    ours, theirs = delta_rule(*given), loop(*exact)  # type: ignore[arg-type]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).abs().max() < 1e-5
+
+
 def test_strong_decay_stays_finite() -> None:
     """exp of the sums of decays over a chunk under- and overflows; neither value nor gradient may."""
     queries, keys, values, rates, decays, state, starts = inputs(True, chunk=64, blocks=2)
