@@ -2,7 +2,8 @@
 
 A file NAME.npz is described either by NAME.json beside it, which holds the config of a Block-Recurrent Transformer
 (`block_recurrent.py`), or by the entry NAME of an index.json beside it.  The kind of the latter is the module of
-`tests/golden/kinds/` whose name begins NAME, or else the one whose arrays it has.  A module has
+`tests/golden/kinds/` whose name begins NAME, or else the one whose arrays it has (a few among many tell nothing).
+A module has
 
 * `ARRAYS`: names of the arrays that every file of the kind has;
 * `check(arrays, entry) -> Differences`: ours against the file's, for any shapes, whatever dtype the arrays have.
@@ -27,6 +28,8 @@ from brt_dist.errors import DataError
 from brt_dist.export.reference_config import UnsupportedKind
 from tests.golden import block_recurrent, kinds
 from tests.golden.differences import Differences, UnknownKind, WrongShape
+
+TELLING = 4  # so many arrays tell a kind by their names
 
 
 def compare(path: Path) -> Differences:
@@ -99,7 +102,11 @@ def kind_of(name: str, arrays: dict[str, Tensor]) -> ModuleType:
         if name.startswith(kind):
             return import_module(f"{kinds.__name__}.{kind}")
     modules = [import_module(f"{kinds.__name__}.{kind}") for kind in names]
-    fitting = [module for module in modules if set(module.ARRAYS) <= set(arrays)]
+    fitting = [
+        module
+        for module in modules
+        if set(module.ARRAYS) <= set(arrays) and len(module.ARRAYS) >= min(TELLING, len(arrays) / 2)
+    ]
     if not fitting:
         raise UnknownKind(name)
     return max(fitting, key=lambda module: len(module.ARRAYS))
