@@ -27,7 +27,9 @@ class LaunchSettings(Section):
         None, description="GPUs to request per node; unset: one per rank if run.device=cuda, otherwise none"
     )
     time_limit: str | None = Field(
-        None, pattern=r"^(\d+-)?\d{1,3}:\d\d(:\d\d)?$", description="time limit of the job: H:MM, H:MM:SS or D-H:MM:SS"
+        None,
+        pattern=r"^([0-9]{1,4}-)?[0-9]{1,3}:[0-5][0-9](:[0-5][0-9])?$",
+        description="time limit of the job: H:MM, H:MM:SS or D-H:MM:SS, the same on every backend",
     )
     ray_address: str | None = Field(
         None, description="address of a running Ray cluster (host:port); unset: start Ray on this machine"

@@ -28,11 +28,13 @@ class DatasetFacts:
         documents: how many streams can read different documents at once (of a mixture, at its weights).
         vocab_size: vocabulary of its tokenizer.
         tokenizer_digest: sha256 of its tokenizer.
+        longest: tokens of its longest document.
     """
 
     documents: int
     vocab_size: int
     tokenizer_digest: str
+    longest: int = 2
 
 
 def check(config: Config, dataset: DatasetFacts | None = None, validation: DatasetFacts | None = None) -> None:
@@ -350,6 +352,9 @@ def _dataset(config: Config, dataset: DatasetFacts, validation: DatasetFacts | N
             + ", and every stream needs its own; "
             + (f"nearest: data.streams={_fitting_streams(config, dataset)}" if dataset.documents else "it is empty")
         )
+    for facts, name in ((dataset, _training(config)), (validation, f"data.validation {config.data.validation}")):
+        if facts is not None and facts.documents and facts.longest < 2:
+            yield f"{name}: no document has two tokens or more, so there is nothing to predict"
     if validation is not None and validation.tokenizer_digest != dataset.tokenizer_digest:
         yield (
             f"data.validation {config.data.validation} was built with a different tokenizer "

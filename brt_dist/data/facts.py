@@ -1,5 +1,7 @@
 """What the rules of the config need to know about a dataset."""
 
+import numpy as np
+
 from brt_dist.config.rules import DatasetFacts
 from brt_dist.config.schema import Config
 from brt_dist.data.dataset import Dataset
@@ -19,4 +21,5 @@ def facts_of(dataset: Dataset | Mixture, config: Config | None = None) -> Datase
         deal = Deal(dataset.parts, dataset.weights, config.run.seed, dataset.shards, config.data.shuffle_shards)
         fit = deal.documents_until_repeat(config.data.streams)
         documents = fit if fit < config.data.streams else documents
-    return DatasetFacts(documents, dataset.vocab_size, dataset.tokenizer_sha256)
+    longest = int(np.max(dataset.lengths, initial=0))
+    return DatasetFacts(documents, dataset.vocab_size, dataset.tokenizer_sha256, longest)

@@ -143,7 +143,7 @@ def _sbatch(job: Job) -> list[str]:
         "output": str(RunDirectory(job.run).submission_log(job.number)).replace("%", "%%"),
         "open-mode": "append",
         "signal": f"B:TERM@{slurm.notice_seconds}",
-        "time": launch.time_limit,
+        "time": _slurm_time(launch.time_limit_seconds),
         "partition": slurm.partition,
         "account": slurm.account,
         "qos": slurm.qos,
@@ -162,6 +162,16 @@ def _sbatch(job: Job) -> list[str]:
         *flags,
         *slurm.options,
     ]
+
+
+def _slurm_time(seconds: int | None) -> str | None:
+    """A time limit that Slurm cannot take for another: it reads H:MM as minutes and seconds."""
+    if seconds is None:
+        return None
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days}-{hours:02d}:{minutes:02d}:{seconds:02d}"
 
 
 def _script(job: Job) -> str:

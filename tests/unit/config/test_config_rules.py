@@ -135,6 +135,9 @@ def test_rules_of_the_dataset() -> None:
     assert "has 30 documents" in message and "nearest: data.streams=28" in message
     assert "built with a different tokenizer (bbbbbbbbbbbb)" in message
     assert "it is empty" in refusal(config_of(), DatasetFacts(0, 256, "a"))
+    single = DatasetFacts(32, 256, "a", longest=1)
+    assert "no document has two tokens" in refusal(config_of(), single)
+    assert "data.validation" in refusal(config_of(), DatasetFacts(32, 256, "a"), single)
 
 
 small = st.integers(1, 40)

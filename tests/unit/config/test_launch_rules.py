@@ -70,9 +70,10 @@ def test_time_limits_in_seconds(text: str, seconds: int) -> None:
     assert config(f'launch.time_limit="{text}"').launch.time_limit_seconds == seconds
 
 
-def test_a_time_limit_of_another_form_says_which_there_are() -> None:
+@pytest.mark.parametrize("text", ["tomorrow", "1:99:99", "1:60", "\u0661:00", "1", "-1:00", "1-:00"])
+def test_a_time_limit_of_another_form_says_which_there_are(text: str) -> None:
     with pytest.raises(ConfigError, match="H:MM, H:MM:SS or D-H:MM:SS"):
-        config("launch.time_limit=tomorrow")
+        config(f'launch.time_limit="{text}"')
 
 
 def test_gpus_are_one_a_rank_unless_said_otherwise() -> None:

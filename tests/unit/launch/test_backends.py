@@ -99,7 +99,7 @@ def test_sbatch_gets_every_name_as_one_word(run: Path, stubs: Path) -> None:
     (words,) = calls(stubs)
     assert f"--job-name=brt {NASTY}" in words
     assert f"--output={run / 'submissions' / '001' / 'log'}".replace("%", "%%") in words
-    assert words[-1] == "--comment=it's $(here)" and "--time=4:00:00" in words and "--requeue" in words
+    assert words[-1] == "--comment=it's $(here)" and "--time=0-04:00:00" in words and "--requeue" in words
     assert not (run.parent / "oops").exists() and not Path("oops").exists()
 
 
