@@ -38,11 +38,13 @@ class FileKind(SourceKind):
         suffixes: endings of the names of its files, with the dot; the longest that fits a name wins.
         variants: what tells files of one suffix from those of another, where reading them differs (`gz`); it becomes
             part of the unit's format (`jsonl.gz`).
+        only_alone: suffixes that are read of a folder only if --suffix names them, because other files have them too.
         in_folders: its files are read in a folder that is given; else only those given by themselves, or by --suffix.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
     variants: ClassVar[Mapping[str, str]] = {}
+    only_alone: ClassVar[tuple[str, ...]] = ()
     in_folders: ClassVar[bool] = True
 
     @classmethod

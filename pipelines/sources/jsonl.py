@@ -11,13 +11,15 @@ from pipelines.sources.documents import BadDocument, Document, Unit, document_of
 from pipelines.sources.packed import BrokenFile, Compression, damage, unpacked
 from pipelines.sources.places import opened
 
+_NAMES = ("jsonl", "ndjson", "json")
 _COMPRESSION: dict[str, Compression] = {"jsonl.gz": "gzip", "jsonl.zst": "zstd"}
 
 
 class Jsonl(FileKind):
     about = "a line of a JSONL file"
-    suffixes = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-    variants = {".jsonl.gz": "gz", ".jsonl.zst": "zst"}  # noqa: RUF012 - as the base declares it
+    suffixes = tuple(f".{name}{packed}" for name in _NAMES for packed in ("", ".gz", ".zst"))
+    variants = {f".{name}.{packed}": packed for name in _NAMES for packed in ("gz", "zst")}  # noqa: RUF012
+    only_alone = (".json", ".json.gz", ".json.zst")
 
     @classmethod
     def units(cls, file: Unit, size: int) -> Iterator[Unit]:

@@ -73,7 +73,8 @@ def spellings() -> list[tuple[str, str]]:
 
 def default_suffixes() -> tuple[str, ...]:
     """Endings of the files that are read of a folder."""
-    return tuple(suffix for kind in files().values() if kind.in_folders for suffix in kind.suffixes)
+    kinds = [kind for kind in files().values() if kind.in_folders]
+    return tuple(suffix for kind in kinds for suffix in kind.suffixes if suffix not in kind.only_alone)
 
 
 def open_sources(specs: Sequence[str], suffixes: Sequence[str] = ()) -> list[Source]:
@@ -124,7 +125,8 @@ def _nearest_prefix(spec: str) -> str:
 
 def _format(name: str, suffixes: tuple[str, ...], kinds: dict[str, type[FileKind]]) -> str | None:
     """How a file is read, by its name; None: it is not of this source."""
-    if suffixes and not name.endswith(suffixes):
+    name = name.lower()
+    if suffixes and not name.endswith(tuple(suffix.lower() for suffix in suffixes)):
         return None
     fits = [(len(suffix), kind, suffix) for kind in kinds for suffix in kinds[kind].suffixes if name.endswith(suffix)]
     if not fits:

@@ -61,9 +61,11 @@ def parquet_column(file: IO[bytes], name: str) -> Iterator[bytes | None]:
         schema, rows = table.schema_arrow, table.metadata.num_rows
     if name not in schema.names:
         raise NoText(f"no field {name!r}", rows)
+    if schema.names.count(name) > 1:
+        raise NoText(f"two fields are named {name!r}", rows)
     kind = schema.field(name).type
     value = kind.value_type if types.is_dictionary(kind) else kind
-    if not (types.is_string(value) or types.is_large_string(value)):
+    if not (types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)):
         raise NoText(f"field {name!r} is not text", rows)
     batches = table.iter_batches(_ROWS, columns=[name], use_threads=False)
     while True:
@@ -74,5 +76,7 @@ def parquet_column(file: IO[bytes], name: str) -> Iterator[bytes | None]:
             column = batch.column(batch.schema.get_field_index(name))
             if types.is_dictionary(kind):
                 column = column.dictionary_decode()
+            if types.is_string_view(column.type):
+                column = column.cast(pyarrow.large_string())
             values = column.cast(pyarrow.large_binary()).to_pylist()
         yield from values

@@ -57,6 +57,9 @@ def samples(file: IO[bytes]) -> Iterator[Sample]:
                     if key is not None:
                         yield key, members
                     key, members = this, {}
+                if extension in members:
+                    yield key, members  # the same name twice: another sample, as nothing may be lost
+                    members = {}
                 if extension in ("txt", "json"):
                     content = tar.extractfile(member)
                     members[extension] = content.read() if content else b""

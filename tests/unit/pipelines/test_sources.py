@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import fsspec
@@ -123,6 +124,21 @@ def test_bad_text_files_are_named(tmp_path: Path) -> None:
     ]
 
 
+def test_lines_of_json_by_any_name_and_case(tmp_path: Path) -> None:
+    lines = b'{"text": "one"}\n{"text": "two"}\n'
+    for name in ("a.ndjson", "b.NDJSON", "c.JSONL", "d.json", "e.json.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(lines) if name.endswith("gz") else lines)
+        assert [item.text for item in read_all(tmp_path / name) if isinstance(item, Document)] == ["one", "two"], name
+    (tmp_path / "F.TXT").write_bytes(b"three")
+    assert [item.place.partition("@")[0] for item in read_all(tmp_path)] == [
+        f"{tmp_path.name}/{name}"
+        for name in ("F.TXT", "a.ndjson", "a.ndjson", "b.NDJSON", "b.NDJSON", "c.JSONL", "c.JSONL")
+    ]  # .json is often something else: only if it is given, or with --suffix
+    assert len(read_all(tmp_path, suffixes=(".json",))) == 2
+    (tmp_path / "d.json").write_bytes(b'{\n "text": "one"\n}\n')
+    assert all(isinstance(item, BadDocument) and item.reason == "not JSON" for item in read_all(tmp_path / "d.json"))
+
+
 def test_gzip_is_read_and_a_truncated_one_is_named(tmp_path: Path) -> None:
     lines = [json.dumps({"text": f"document {number} " + "x" * number}).encode() for number in range(2000)]
     data = gzip.compress(b"\n".join(lines))
@@ -152,7 +168,7 @@ def test_zstd_is_read_and_a_truncated_one_is_named(tmp_path: Path) -> None:
         assert last == BadDocument(f"x.jsonl.zst, after line {len(good)}", "broken zstd")
 
 
-@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), "dictionary"])
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.string_view(), "dictionary"])
 def test_parquet_rows_are_documents(tmp_path: Path, kind: pyarrow.DataType | str) -> None:
     texts = [f"row {number} ü\0\r\n" for number in range(1000)]
     texts[7:9] = [None, ""]  # type: ignore[list-item]
@@ -171,6 +187,9 @@ def test_parquet_without_text_loses_no_row_unsaid(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     parquet.write_table(pyarrow.table({"body": ["a", "b"]}), path)
     assert read_all(path) == [BadDocument(f"x.parquet, row {row}", "no field 'text'") for row in (1, 2)]
+    twice = pyarrow.table([pyarrow.array(["a", "b"]), pyarrow.array(["c", "d"])], names=["text", "text"])
+    parquet.write_table(twice, path)
+    assert read_all(path) == [BadDocument(f"x.parquet, row {row}", "two fields are named 'text'") for row in (1, 2)]
     parquet.write_table(pyarrow.table({"text": [1, 2]}), path)
     assert read_all(path) == [BadDocument(f"x.parquet, row {row}", "field 'text' is not text") for row in (1, 2)]
 
@@ -308,6 +327,15 @@ def test_tars_that_webdataset_wrote(tmp_path: Path) -> None:
         BadDocument("t.tar, a/4", "no text"),
         BadDocument("t.tar, b/4", "empty"),
     ]
+
+
+def test_a_name_that_comes_twice_in_a_tar_is_two_documents(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for text in (b"first", b"second"):
+            member = tarfile.TarInfo("k1.txt")
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text))
+    assert [item.text for item in read_all(tmp_path / "t.tar") if isinstance(item, Document)] == ["first", "second"]
 
 
 @pytest.mark.parametrize("size", [0, 100, 1000, 3000])
