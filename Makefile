@@ -1,6 +1,6 @@
 # make quickstart   install, get a corpus, build shards, train a small model; again: goes on with what is there
 #   STEPS=600: how long it trains, 50 or more as the warm-up has 50
-# make test         all tests, in the same environment        make check   format, lint, layers, types, fast tests
+# make test         the tests, in the same environment        make check   format, lint, layers, types, fast tests
 # make parity       compare all layouts with one process      make lock    pin what pyproject.toml asks for, anew
 
 PYTHON ?= python3
@@ -10,10 +10,11 @@ INSTALLED := $(VENV)/.installed
 TRANSFORMERS := $(VENV)/transformers/.installed
 STEPS ?= 600
 
+# make test-long    the tests that take minutes each
 # make test-faults   injects real faults into real runs; prints the table of docs/faults.md
 # make -C tests/cluster TARGET   tests that need root or apt: several nodes, Slurm, Kubernetes, PostgreSQL, a browser
 
-.PHONY: quickstart install test test-faults check format parity lock clean
+.PHONY: quickstart install test test-long test-faults check format parity lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/brt data corpus books --out quickstart/corpus
@@ -37,7 +38,10 @@ $(TRANSFORMERS): $(INSTALLED) requirements-transformers.lock
 	@touch $@
 
 test: $(INSTALLED) $(TRANSFORMERS)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # the long files first
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long"  # the long files first
+
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest -m long
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -60,6 +60,7 @@ def test_combinations_that_cannot_run_are_refused_before_any_is_started(config: 
     assert code == 10 and "without --submit" in found["error"]
 
 
+@pytest.mark.long
 def test_a_sweep_is_stopped_and_gone_on_with(config: Path) -> None:
     from mlflow import MlflowClient
 
