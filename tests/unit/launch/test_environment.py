@@ -1,6 +1,7 @@
 """Environment variables of the ranks: those of the launcher that match, and those of the config, on every backend."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from brt_dist.config.loading import load
 from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
-from brt_dist.errors import ConfigError
+from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.kinds import BACKENDS
+from brt_dist.worker import Worker
 from launch.backends.job import Job
 from launch.nodes.environment import Placement, rank_environment, variables_for_ranks
 
@@ -85,6 +87,15 @@ def test_every_backend_gives_the_launcher_the_config_that_has_them(backend: str,
 def test_what_cannot_be_set_is_refused(name: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         check(config(f"launch.environment={{{name}: x}}"))
+
+
+def test_a_rank_under_torchrun_takes_those_of_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_DEBUG", "WARN")
+    monkeypatch.delenv("RANK", raising=False)
+    (tmp_path / "config.yaml").write_text(config("launch.environment={NCCL_DEBUG: INFO}").model_dump_json())
+    with pytest.raises(PlatformError, match="RANK"):  # it is no rank, which it finds next
+        Worker(tmp_path, 1).run()
+    assert os.environ["NCCL_DEBUG"] == "INFO"
 
 
 def test_names_that_only_resemble_secrets_are_taken() -> None:

@@ -10,14 +10,17 @@ import pytest
 
 from brt_dist.config.loading import load
 from brt_dist.config.schema import Config
-from brt_dist.errors import ExitCode, LaunchError
+from brt_dist.errors import ExitCode, LaunchError, PlatformError
 from brt_dist.parallel.device_choice import DeviceChoice
+from brt_dist.run_directory import RunDirectory
 from launch.doctor.examine import all_reduce_seconds, preflight
 from launch.doctor.node import NodeReport
 from launch.nodes.agent import NodeInfo
 from launch.nodes.agents import NoAnswer
 from launch.nodes.gang import Gang
 from launch.nodes.processes import End
+from launch.run.attempt_record import AttemptRecord
+from launch.supervision import attempt
 
 NODES, SLOWEST = 512, 9.0
 
@@ -135,6 +138,31 @@ def test_every_node_that_does_not_start_is_named(config: Config, agents: FakeAge
         agents.dead = {1, 511}
         with pytest.raises(LaunchError, match="node node1: no answer; node node511: no answer"):
             gang.start(("rank",), tmp_path, tmp_path)
+
+
+def test_a_run_that_used_gpus_does_not_go_on_without_them(config: Config, tmp_path: Path) -> None:
+    """run.device=auto would mean CPUs once the GPUs of a node are broken."""
+    lost = DeviceChoice("cpu", "no node has a GPU")
+    attempt._refuse_other_device(tmp_path, config, lost)  # the first attempt may use either
+    folder = RunDirectory(tmp_path).attempt(1)
+    folder.path.mkdir(parents=True)
+    AttemptRecord(1, start=1.0, device="cuda").write(folder)
+    attempt._refuse_other_device(tmp_path, config, DeviceChoice("cuda", "a GPU for each rank"))
+    with pytest.raises(
+        PlatformError, match=r"has trained on GPUs.*because no node has a GPU; nearest: run\.device=cpu"
+    ):
+        attempt._refuse_other_device(tmp_path, config, lost)
+    told = config.model_copy(update={"run": config.run.model_copy(update={"device": "cpu"})})
+    attempt._refuse_other_device(tmp_path, told, lost)
+
+
+def test_ranks_are_told_what_was_decided(config: Config) -> None:
+    assert attempt._differences(config, config, DeviceChoice("cuda", "")) == ["run.device=cuda"]
+    parallel = config.parallel.model_copy(update={"data": 3, "uneven_streams": True})
+    smaller = config.model_copy(update={"parallel": parallel})
+    told = attempt._differences(config, smaller, DeviceChoice("cpu", ""))
+    assert told == ["parallel.data=3", "parallel.uneven_streams=true", "run.device=cpu"]
+    assert load(config.model_dump_json(), told).config.parallel == smaller.parallel
 
 
 def test_time_limits_grow_with_the_nodes(config: Config) -> None:
