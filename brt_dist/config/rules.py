@@ -169,6 +169,11 @@ def _pipeline(config: Config) -> Iterator[str]:
             "parallel.zero_stage=0 with a pipeline: without ZeRO, the first and last stage's copies of the tied "
             "embedding drift apart; nearest: parallel.zero_stage=1"
         )
+    if layout.pipeline > 1 and config.model.repeat > 1:
+        yield (
+            f"parallel.pipeline={layout.pipeline} with model.repeat={config.model.repeat}: a micro-batch would pass "
+            "through all stages again for each repeat; nearest: parallel.pipeline=1, or model.repeat=1"
+        )
     if layout.pipeline > 1 and config.model.feedback:
         yield (
             f"parallel.pipeline={layout.pipeline} with model.feedback=true: the first layers attend to the state that "
@@ -283,6 +288,11 @@ def _feedback(config: Config) -> Iterator[str]:
         yield (
             "model.feedback=true, but no layer has a state to feed back; "
             f"nearest: model.mixers.{feeding}.layers=[-1], or model.feedback=false"
+        )
+    if model.feedback and model.repeat > 1:
+        yield (
+            f"model.feedback=true with model.repeat={model.repeat}: each run of the layer that feeds back has a "
+            "state of its own; nearest: model.feedback=false, or model.repeat=1"
         )
 
 

@@ -55,6 +55,9 @@ class ModelConfig(Section):
     """
 
     layers: PositiveInt = Field(12, description="number of layers [L]")
+    repeat: PositiveInt = Field(
+        1, description="how often the stack of layers runs, with the same weights; each run has its own memory"
+    )
     width: PositiveInt = Field(1024, description="width of the residual stream and of the state vectors [D]")
     heads: PositiveInt = Field(8, description="attention heads [H]")
     head_dim: PositiveInt = Field(128, description="size of each head [E]; heads*head_dim need not equal width")
@@ -100,12 +103,17 @@ class ModelConfig(Section):
             section[name] = value
         return ModelConfig.model_validate(values)
 
+    @property
+    def depth(self) -> int:
+        """Layers that a token passes; number `layers` is the first layer again."""
+        return self.layers * self.repeat
+
     def mixer_of(self, layer: int) -> "Mixer":
-        """The mixer of layer `layer` (from 0)."""
+        """The mixer of layer `layer` (from 0, below `depth`)."""
         return self._half(self.mixers, "mixers", layer)
 
     def ffn_of(self, layer: int) -> "FFN":
-        """The FFN of layer `layer` (from 0)."""
+        """The FFN of layer `layer` (from 0, below `depth`)."""
         return self._half(self.ffns, "ffns", layer)
 
     def halves(self) -> Iterator[tuple[str, Half]]:
@@ -120,7 +128,7 @@ class ModelConfig(Section):
         return tuple(index for index, name in enumerate(names) if name and self.mixers[name].states_fed_back())
 
     def _half(self, halves: Mapping[str, HalfT], key: str, layer: int) -> HalfT:
-        name = assigned(halves, self.layers)[layer]
+        name = assigned(halves, self.layers)[layer % self.layers]
         if name is None:
             raise ConfigError(f"model.{key}: no entry covers layer {layer}; leave `layers` of one of them unset")
         return halves[name]

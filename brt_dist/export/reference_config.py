@@ -55,6 +55,8 @@ def to_settings(model: ModelConfig) -> dict[str, Any]:
     Raises:
         UnsupportedKind: the reference has no such network.
     """
+    if model.repeat > 1:
+        raise UnsupportedKind(f"the reference has no model.repeat={model.repeat}; {_NEAREST}")
     mixers = [model.mixer_of(layer) for layer in range(model.layers)]
     for mixer in mixers:
         if not isinstance(mixer, AttentionMixer):

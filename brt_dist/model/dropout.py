@@ -79,6 +79,10 @@ class Dropout:
         """The same masks, for activations that begin at this position of the segment."""
         return replace(self, offset=offset)
 
+    def in_repeat(self, repeat: int, repeats: int) -> "Dropout":
+        """Masks of a run of the layers (`model.repeat`), number `repeat` from 0; what routers choose is shared."""
+        return replace(self, routing=replace(self.routing, repeats=repeats, repeat=repeat)) if repeats > 1 else self
+
     def activations(self, x: Tensor, layer: int, site: str) -> Tensor:
         """Drop elements of `x` (N, b, D), the same whichever rank holds them."""
         if self.rate == 0:
@@ -126,5 +130,6 @@ class Dropout:
         return self._draw(shape, device, layer, site, stream) < self.rate
 
     def _draw(self, shape: tuple[int, ...], device: torch.device, layer: int, site: str, stream: int) -> Tensor:
-        key = f"dropout/{self.seed}/{self.step}/{layer}/{site}/{int(stream)}"
+        run = f".{self.routing.repeat}" if self.routing.repeat else ""
+        key = f"dropout/{self.seed}/{self.step}/{layer}{run}/{site}/{int(stream)}"
         return torch.rand(shape, generator=seeded_generator(key, device), device=device)

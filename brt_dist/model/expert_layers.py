@@ -37,7 +37,7 @@ class SigmaMoE(nn.Module):
         super().__init__()
         self.settings, self.index, self._parallel = settings, index, parallel
         experts, width = settings.experts, model.width
-        std = math.sqrt(2 / model.layers)
+        std = math.sqrt(2 / model.depth)
         rows = settings.expert_width // parallel.tensor_model_parallel_size * experts
         self.norm = LayerNorm(width)
         self.router = nn.Parameter(torch.empty(experts, width))
@@ -69,7 +69,7 @@ class SwitchHead(nn.Module):
         super().__init__()
         self.settings, self.model, self.index, self._parallel = settings, model, index, parallel
         heads, size, experts, width = local_heads(model), model.head_dim, settings.experts, model.width
-        std = math.sqrt(2 / model.layers)
+        std = math.sqrt(2 / model.depth)
         inward, outward = normal(std / math.sqrt(width)), normal(std / math.sqrt(model.heads * size))
         self.norm = LayerNorm(width)
         self.projections = nn.Parameter(torch.empty(2 * heads * size, width))

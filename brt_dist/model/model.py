@@ -167,7 +167,7 @@ class BlockRecurrentModel(nn.Module):
         self.config, self._calls = config, calls(recompute)
         embedding, *layers, final_norm = (spec.build() for spec in module_specs(config, parallel))
         self.embedding: TokenEmbedding = embedding
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(layers * config.repeat)  # the same modules again
         self.final_norm: FinalNorm = final_norm
         if seed is not None:
             initialize(self, seed)
@@ -175,7 +175,7 @@ class BlockRecurrentModel(nn.Module):
             share_gradients(self)
 
     def blank_memory(self, streams: int) -> list[Memory]:
-        """Memory of each layer before the first document."""
+        """Memory of each run of each layer before the first document."""
         return [cast(Layer, layer).blank_memory(streams) for layer in self.layers]
 
     def forward(

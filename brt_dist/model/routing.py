@@ -23,7 +23,8 @@ class Routing:
     Attributes:
         repeats: how often each layer runs.
         repeat: which of these runs, from 0.
-        share: weight of the micro-batch in the mean over the streams of this rank.
+        share: weight of the mean over the streams of the micro-batch, so that the average over micro-batches and data
+            parallel ranks is the mean over all streams.
         sums: by router and repeat (b, ..., experts), see `log_sums`.
     """
 

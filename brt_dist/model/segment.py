@@ -58,9 +58,10 @@ def _pass(
     fed_back: Sequence[Any],
     target: Tensor | None,
 ) -> tuple[Tensor, list[Memory]]:
-    x, after = network.embedding(tokens), []
-    for layer, remembered, state in zip(network.layers, memory, fed_back, strict=True):
-        x, left = network.calls.layer(layer, x, remembered, starts, dropout, state, network.calls.mixer)
+    x, after, config = network.embedding(tokens), [], network.config
+    for index, (layer, remembered, state) in enumerate(zip(network.layers, memory, fed_back, strict=True)):
+        draws = None if dropout is None else dropout.in_repeat(index // config.layers, config.repeat)
+        x, left = network.calls.layer(layer, x, remembered, starts, draws, state, network.calls.mixer)
         after.append(left)
     x = network.final_norm(x, dropout)
     if target is not None:

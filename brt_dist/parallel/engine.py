@@ -38,7 +38,7 @@ from brt_dist.parallel.device import Device
 from brt_dist.parallel.layout import Layout, MegatronGroups, sharding
 from brt_dist.parallel.memory_place import OnDevice, OnHost
 from brt_dist.parallel.pieces import Piece, Read
-from brt_dist.parallel.pipeline import PipelineStage, WholeModel, layers_of
+from brt_dist.parallel.pipeline import PipelineStage, WholeModel, runs_of
 from brt_dist.parallel.stage import MicroBatch, StageContext
 from brt_dist.parallel.state import RankState
 from brt_dist.parallel.stream_memory import ForwardMemory, StreamMemory
@@ -141,7 +141,7 @@ class Engine(ABC):
             yield memory
 
     def _blank_memory(self) -> dict[int, Memory]:
-        return {layer.index: layer.blank_memory(self.layout.micro_batch) for layer in layers_of(self.stage)}
+        return {index: layer.blank_memory(self.layout.micro_batch) for index, layer in runs_of(self.stage)}
 
     def train_step(self, step: StepInput, learning_rate: float, asked: Asked = never) -> StepResult:
         """Forward and backward of all micro-batches, one update, and the commit of the memory.  Collective.
@@ -220,7 +220,9 @@ class Engine(ABC):
                 return None  # at rate 0 it drops nothing, but tells layers that they train, and keys what they draw
             # the keys of the masks count steps from 0
             mine = streams[i * size : (i + 1) * size]
-            routing = Routing(share=1 / self.layout.micro_batches)
+            # DeepSpeed averages over micro-batches and data parallel ranks; idle ones belong to no stream
+            filled = i < self.layout.filled_micro_batches
+            routing = Routing(share=filled * self.layout.data * size / self.layout.streams)
             return Dropout(rate, seed, step.number - 1, mine, is_split, mask_version=self.mask_version, routing=routing)
 
         needs_logits = self._observer is not None and self._observer.wants_logits

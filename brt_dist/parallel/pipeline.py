@@ -1,6 +1,7 @@
 """The model as a sequence of modules: whole on one rank, or cut into stages by DeepSpeed."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from megatron.core import ModelParallelConfig
@@ -50,8 +51,8 @@ class WholeModel(nn.Module):
     def logical_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Logical name and module of everything with parameters that this rank holds, in order."""
         yield EMBEDDING, self.model.embedding
-        for index, layer in enumerate(self.model.layers):
-            yield f"layers.{index}", layer
+        for index in range(self.model.config.layers):
+            yield f"layers.{index}", self.model.layers[index]
         yield FINAL_NORM, self.model.final_norm
 
 
@@ -113,6 +114,14 @@ class PipelineStage(PipelineModule):
                 yield FINAL_NORM, module.norm
             elif isinstance(module, TokenEmbedding):
                 yield EMBEDDING, module
+
+
+def runs_of(stage: "WholeModel | PipelineStage") -> Iterator[tuple[int, Layer]]:
+    """The layers of this rank as often as they run (`model.repeat`), in order, by the number of their memory."""
+    if isinstance(stage, WholeModel):
+        yield from enumerate(cast(list[Layer], list(stage.model.layers)))
+    else:
+        yield from ((layer.index, layer) for layer in layers_of(stage))
 
 
 def layers_of(stage: WholeModel | PipelineStage) -> Iterator[Layer]:

@@ -15,6 +15,6 @@ def forward_flops(model: ModelConfig, executed: bool = False) -> float:
     executed: with the masked half of the window, which the products of blocks compute too.
     """
     total = 2.0 * model.width * (model.vocab_size or 0)
-    for layer in range(model.layers):
+    for layer in range(model.depth):
         total += model.mixer_of(layer).flops(model, executed) + model.ffn_of(layer).flops(model, executed)
     return total

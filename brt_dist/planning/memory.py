@@ -148,4 +148,4 @@ def _micro_batch_memory(config: Config, stage: int) -> int:
     of_stream = sum(
         field.local_bytes(parallel.tensor, parallel.sequence_parallel, _itemsize(config)) for field in fields
     )
-    return parallel.micro_batch * of_stream
+    return parallel.micro_batch * model.repeat * of_stream

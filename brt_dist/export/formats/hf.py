@@ -45,6 +45,8 @@ def refuse_unknown_kinds(model: "ModelConfig") -> None:
     Raises:
         ConfigError: names the kind, and another format.
     """
+    if model.repeat > 1:
+        raise ConfigError(f"model.repeat={model.repeat}: not in the exported code; nearest: --to safetensors")
     for key, half in model.halves():
         known = _MIXERS if key.startswith("model.mixers") else _FFNS
         if half.kind not in known:
