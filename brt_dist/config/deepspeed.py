@@ -3,6 +3,8 @@
 from typing import Any
 
 from brt_dist.config.schema import Config
+from brt_dist.config.zero import BUCKET, ZeroConfig
+from brt_dist.config.zero_rules import scatters_sums
 
 _NEVER = 2**31 - 1
 
@@ -13,9 +15,11 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.parallel.micro_batch,
         "gradient_accumulation_steps": config.micro_batches,
-        "zero_optimization": {"stage": config.parallel.zero_stage},
+        "zero_optimization": {"stage": config.parallel.zero_stage, **_zero(zero)},
         "zero_allow_untested_optimizer": True,  # ours is
-        "bf16": {"enabled": bf16},
+        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's needs a compiler; torch's updates on the host as well
+        # sums each gradient as soon as it is made, and drops it
+        "bf16": {"enabled": bf16, "immediate_grad_update": scatters_sums(config)},
         "communication_data_type": zero.reduce_dtype,  # DeepSpeed's default is that of the weights
         # 0: no clipping.  Without ZeRO the engine clips, because DeepSpeed would not report the norm.
         "gradient_clipping": (config.optimizer.clip_norm or 0.0) if config.parallel.zero_stage else 0.0,
@@ -31,4 +35,26 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         settings["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False}
     if bf16:
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
+
+
+def _zero(zero: ZeroConfig) -> dict[str, Any]:
+    """DeepSpeed's names for `parallel.zero`."""
+    settings: dict[str, Any] = {
+        "reduce_bucket_size": zero.reduce_bucket or BUCKET,
+        "allgather_bucket_size": zero.gather_bucket,
+        "reduce_scatter": zero.reduce_scatter,
+        "overlap_comm": zero.overlap,
+        "contiguous_gradients": zero.contiguous_gradients,
+        "zero_hpz_partition_size": zero.weights_within,
+        "stage3_prefetch_bucket_size": zero.prefetch_bucket,
+        "stage3_param_persistence_threshold": zero.persistent_below,
+        "stage3_max_live_parameters": zero.most_live,
+        "stage3_max_reuse_distance": zero.reuse_distance,
+    }
+    for key, place in (("offload_optimizer", zero.offload_optimizer), ("offload_param", zero.offload_parameters)):
+        if place != "none":
+            settings[key] = {"device": place, "pin_memory": zero.pin_memory}
+            if place == "nvme":
+                settings[key]["nvme_path"] = str(zero.nvme_folder)
     return settings

@@ -1,10 +1,14 @@
 """How ZeRO reduces, splits and keeps what a run trains (`parallel.zero`); its stage is `parallel.zero_stage`."""
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from brt_dist.config.section import Section
+
+BUCKET = 500_000_000  # DeepSpeed's default
+SCATTERED_BUCKET = 50_000_000  # small, so that little is left to reduce when backward ends
 
 
 class ZeroConfig(Section):
@@ -14,4 +18,49 @@ class ZeroConfig(Section):
         "fp32",
         description="type in which gradients are summed over data parallel ranks; bf16: half the traffic, and an error "
         "that grows with the ranks (simulated: 0.4 % at 8, 0.9 % at 64, 2 to 8 % at 512)",
+    )
+    reduce_bucket: PositiveInt | None = Field(
+        None,
+        description="most elements of gradients that are reduced together; unset: 50 million for ZeRO-1 in bf16, else "
+        "500 million",
+    )
+    gather_bucket: PositiveInt = Field(
+        BUCKET, multiple_of=2, description="ZeRO 1 and 2: most elements of weights that are gathered together"
+    )
+    reduce_scatter: bool = Field(
+        True, description="reduce to each rank only what it updates; false: reduce everything to all ranks"
+    )
+    overlap: bool | None = Field(
+        None,
+        description="reduce gradients while backward makes others; unset: for ZeRO-1 in bf16 and for ZeRO-3. ZeRO 2 in "
+        "DeepSpeed then waits for the device at each reduction",
+    )
+    contiguous_gradients: bool = Field(
+        True, description="copy gradients into one buffer while backward makes them, against fragmented memory"
+    )
+    offload_optimizer: Literal["none", "cpu", "nvme"] = Field(
+        "none", description="where the optimizer's state and master weights are kept and updated; none: on the device"
+    )
+    offload_parameters: Literal["none", "cpu", "nvme"] = Field(
+        "none", description="ZeRO-3: where weights are kept while no layer uses them; none: on the device"
+    )
+    nvme_folder: Path | None = Field(None, description="folder on a local NVMe disk of each node, for offload to nvme")
+    pin_memory: bool = Field(True, description="keep what is offloaded in page-locked host memory")
+    weights_within: PositiveInt = Field(
+        1,
+        description="ZeRO-3: split a second copy of the weights over groups of this many ranks (hpZ), so that backward "
+        "gathers within a node; usual: the ranks of a node; 1: no copy",
+    )
+    prefetch_bucket: NonNegativeInt = Field(
+        50_000_000, description="ZeRO-3: most elements of weights that are gathered ahead of their use"
+    )
+    persistent_below: NonNegativeInt = Field(
+        100_000, description="ZeRO-3: parameters with fewer elements stay whole on every rank"
+    )
+    most_live: NonNegativeInt = Field(
+        1_000_000_000, description="ZeRO-3: most elements of weights that are whole on a rank at a time"
+    )
+    reuse_distance: NonNegativeInt = Field(
+        1_000_000_000,
+        description="ZeRO-3: weights that are used again within this many elements stay whole in between",
     )

@@ -141,6 +141,8 @@ class OptimizerKind(Section, ABC):
     )
     clip_norm: PositiveFloat | None = Field(1.0, description="clip gradients to this global norm; unset: no clipping")
 
+    is_elementwise: ClassVar[bool] = False
+    """whether each element is updated by that element alone, on the host as well, and in whatever groups"""
     refused_zero_stages: ClassVar[Mapping[int, str]] = {}
     """ZeRO stages that it does not support, each with the reason, as the end of a sentence"""
 

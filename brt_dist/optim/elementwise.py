@@ -22,6 +22,7 @@ class Elementwise(OptimizerKind):
 
     weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay, of linear layers only")
 
+    is_elementwise: ClassVar[bool] = True
     state_names: ClassVar[tuple[str, ...]] = ()
     """what it remembers of each element, zero at first"""
 

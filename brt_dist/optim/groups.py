@@ -21,3 +21,17 @@ def set_learning_rate(optimizer: "torch.optim.Optimizer", rate: float) -> None:
     """Set the rate of the next update, for all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def split_groups(optimizer: "torch.optim.Optimizer", size: int) -> None:
+    """Cut the groups so that each has at most `size` elements, or one parameter; in their order."""
+    cut: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        filled = size  # of the last one in `cut`
+        for parameter in group["params"]:
+            if filled + parameter.numel() > size:
+                cut.append({**group, "params": []})
+                filled = 0
+            cut[-1]["params"].append(parameter)
+            filled += parameter.numel()
+    optimizer.param_groups[:] = cut

@@ -19,15 +19,18 @@ from torch import Tensor
 from brt_dist.config.deepspeed import deepspeed_config
 from brt_dist.config.schema import Config
 from brt_dist.config.stages import stage_layers
+from brt_dist.config.zero import SCATTERED_BUCKET
+from brt_dist.config.zero_rules import scatters_sums
 from brt_dist.model.dropout import MASK_VERSION, Dropout, MaskVersion
 from brt_dist.model.linear import megatron_config
 from brt_dist.model.memory import Memory
 from brt_dist.model.parameters import initialize, logical_parameters
 from brt_dist.model.routing import Routing
-from brt_dist.optim.groups import set_learning_rate
+from brt_dist.optim.groups import set_learning_rate, split_groups
 from brt_dist.parallel.control import Control, StepResult
 from brt_dist.parallel.deepspeed_internals import (
     before_update,
+    check_nvme,
     loss_of_batch,
     quiet,
     release_graph,
@@ -121,10 +124,12 @@ class Engine(ABC):
             initialize(module, config.run.seed, name)
         self.parameters = [p for name, module in stage.logical_modules() for p in logical_parameters(module, name)]
         self.optimizer = config.optimizer.build(self.parameters, sharding(config, layout))
+        if scatters_sums(config) and config.optimizer.is_elementwise:
+            # each group is reduced as soon as it is complete
+            split_groups(self.optimizer, config.parallel.zero.reduce_bucket or SCATTERED_BUCKET)
         self._deepspeed = _initialize(stage, self.optimizer, config, groups)
         self._control = Control([p.local for p in self.parameters], device)
-        stage_of_zero, limit = config.parallel.zero_stage, config.optimizer.clip_norm
-        self._update = update_of(self._deepspeed, self.parameters, stage_of_zero, limit, MegatronGroups())
+        self._update = update_of(self._deepspeed, self.parameters, config, MegatronGroups())
         self._unguard = before_update(self._deepspeed, self._agree)
         self._asked: Asked = never
         self._result = StepResult(0.0, 0.0)  # of the step under way, once all ranks have agreed
@@ -207,6 +212,7 @@ class Engine(ABC):
         """Remove all hooks from the weights; otherwise the engine and its process groups are never freed."""
         self._unguard()
         self._control.close()
+        self._update.close()
         self._deepspeed.destroy()
 
     def _micro_batches(self, step: StepInput, training: bool) -> list[MicroBatch]:
@@ -325,8 +331,14 @@ class PipelinedEngine(Engine):
 
 
 def build_engine(config: Config, layout: Layout, device: Device) -> Engine:
-    """The engine for this rank.  `config.model.vocab_size` must be set.  Collective."""
+    """The engine for this rank.  `config.model.vocab_size` must be set.  Collective.
+
+    Raises:
+        PlatformError: the config offloads to a disk, which this machine cannot.
+    """
     quiet()
+    if "nvme" in (config.parallel.zero.offload_optimizer, config.parallel.zero.offload_parameters):
+        check_nvme()
     return (PipelinedEngine if layout.pipeline > 1 else WholeEngine)(config, layout, device)
 
 

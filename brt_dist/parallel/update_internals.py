@@ -15,7 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from brt_dist.config.schema import Config
+from brt_dist.config.zero_rules import scatters_sums
 from brt_dist.model.parameters import LogicalParameter
+from brt_dist.parallel.reduction import Bucket, Reduction
 
 _EPSILON = 1e-6  # DeepSpeed's, in the denominator of the factor that clips
 
@@ -42,26 +45,49 @@ class Update(ABC):
         """Clip by this norm in the update that follows; if it is not finite, leave the update out."""
         self.agreed = norm
 
+    def close(self) -> None:
+        """Let go of the engine and its parameters."""
+        self.engine = self.optimizer = None
+        self.parameters = ()
+
     @property
     def is_left_out(self) -> bool:
         return not math.isfinite(self.agreed)
 
 
-def update_of(
-    engine: Any, parameters: Sequence[LogicalParameter], stage: int, limit: float | None, groups: Any
-) -> Update:
-    """The update of an engine with ZeRO stage `stage`.
+def update_of(engine: Any, parameters: Sequence[LogicalParameter], config: Config, groups: Any) -> Update:
+    """The update of an engine.
 
     Args:
         groups: Megatron's (an `mpu`).
     """
-    if stage == 0:
-        return _WithoutZero(engine, parameters, limit, groups)
-    if stage == 3:
-        return _WeightsSplit(engine, parameters, limit)
-    if hasattr(engine.optimizer, "fp32_groups_gradient_flat_partition"):
-        return _SumsOfBf16(engine, parameters, limit, groups)
-    return _GradientsSplit(engine, parameters, limit)
+    limit = config.optimizer.clip_norm
+    if scatters_sums(config):
+        return _SumsOfBf16(engine, parameters, limit, groups, _reduction(engine, config, groups))
+    match config.parallel.zero_stage:
+        case 0:
+            return _WithoutZero(engine, parameters, limit, groups)
+        case 3:
+            return _WeightsSplit(engine, parameters, limit)
+        case _:
+            return _GradientsSplit(engine, parameters, limit)
+
+
+def _reduction(engine: Any, config: Config, groups: Any) -> Reduction:
+    """Reduces the sums of gradients in DeepSpeed's place, from its buffers."""
+    engine.enable_backward_allreduce = engine.pipeline_enable_backward_allreduce = False
+    zero, setting = engine.optimizer, config.parallel.zero
+    tied: set[int] = set()
+    if config.parallel.pipeline > 1:
+        tied = {id(weight) for weight, _ in engine.module.get_tied_weights_and_groups()}
+    buffers = (zero.bf16_groups, zero.fp32_groups_gradients_flat, zero.fp32_groups_gradient_flat_partition)
+    buckets = [
+        Bucket(weights, whole, own, is_late=setting.overlap is False or any(id(weight) in tied for weight in weights))
+        for weights, whole, own in zip(*buffers, strict=True)
+    ]
+    dtype = torch.bfloat16 if setting.reduce_dtype == "bf16" else torch.float32
+    group = groups.get_data_parallel_group()
+    return Reduction(buckets, config.micro_batches, group, dtype, setting.reduce_scatter)
 
 
 class _WithoutZero(Update):
@@ -106,6 +132,10 @@ class _GradientsSplit(Update):
 
     def _check_overflow(self, partition_gradients: bool = True) -> None:
         self.optimizer.overflow = self.is_left_out
+        if self.is_left_out:
+            # DeepSpeed keeps them if the optimizer is offloaded, and adds the next step's
+            for group in self.optimizer.averaged_gradients:
+                self.optimizer.averaged_gradients[group] = None
 
     def _clip(self, gradients: Sequence[Tensor], norm: float) -> None:
         if self.limit is None:
@@ -133,13 +163,25 @@ class _WeightsSplit(Update):
 class _SumsOfBf16(Update):
     """ZeRO 1 with bf16 weights and fp32 sums of gradients: of DeepSpeed's step only the last lines are left."""
 
-    def __init__(self, engine: Any, parameters: Sequence[LogicalParameter], limit: float | None, groups: Any) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        parameters: Sequence[LogicalParameter],
+        limit: float | None,
+        groups: Any,
+        reduction: Reduction,
+    ) -> None:
         super().__init__(engine, parameters, limit)
-        self._groups = groups
+        self._groups, self._reduction = groups, reduction
         self.optimizer.step = MethodType(self._step, self.optimizer)
+
+    def close(self) -> None:
+        super().close()
+        self._reduction.close()
 
     @torch.no_grad()
     def norm(self) -> Tensor:
+        self._reduction.finish()
         counted = list(self._counted())
         total = torch.zeros((), device=self.engine.device)
         if counted:

@@ -18,6 +18,7 @@ _COLLECTIVES = (
     "all_gather",
     "all_gather_into_tensor",
     "reduce_scatter_tensor",
+    "reduce_scatter_single",
     "reduce",
     "broadcast",
     "barrier",

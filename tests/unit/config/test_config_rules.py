@@ -36,6 +36,8 @@ def refusal(config: Config, *facts: DatasetFacts) -> str:
         ("optimizer.name=adafactor", "parallel={data: 2, zero_stage: 2}"),
         ("parallel={tensor: 2, pipeline: 2, data: 4, micro_batch: 2}", "launch.nodes=4"),
         ("parallel={data: 2, zero_stage: 2}",),
+        ("parallel={pipeline: 2, data: 2, zero: {overlap: true, reduce_bucket: 1000000}}", "run.precision=bf16"),
+        ("parallel={data: 8, zero_stage: 3, zero: {weights_within: 4, offload_parameters: cpu, prefetch_bucket: 9}}",),
         ("model.states=333", "parallel.tensor=2"),
         ("model.recurrent_layers=[]",),
         ("model.feedback=true", "parallel={tensor: 2, data: 4, sequence_parallel: true}", "model.positions=rotary"),
@@ -62,6 +64,38 @@ def test_accepted(overrides: tuple[str, ...]) -> None:
         (
             ("parallel.zero.reduce_dtype=bf16", "run.precision=fp32"),
             ("would round fp32 gradients", "nearest: parallel.zero.reduce_dtype=fp32, or run.precision=bf16"),
+        ),
+        (
+            ("parallel.zero.prefetch_bucket=1",),
+            ("no effect with parallel.zero_stage=1", "nearest: leave parallel.zero.prefetch_bucket unset", "stage=3"),
+        ),
+        (
+            ("parallel={zero_stage: 0, zero: {overlap: true}}", "run.precision=fp32"),
+            ("no effect with parallel.zero_stage=0", "or parallel.zero_stage=1 or 2 or 3"),
+        ),
+        (
+            ("parallel={pipeline: 2, zero: {overlap: true}}", "run.precision=fp32"),
+            ("reduces after the last backward", "nearest: leave parallel.zero.overlap unset"),
+        ),
+        (
+            ("parallel={data: 8, zero_stage: 3, zero: {weights_within: 3}}",),
+            ("must divide parallel.data=8", "nearest: parallel.zero.weights_within=2"),
+        ),
+        (
+            ("parallel={zero_stage: 2, zero: {offload_optimizer: nvme, nvme_folder: /local}}",),
+            ("under ZeRO-3 only", "nearest: parallel.zero.offload_optimizer=cpu, or parallel.zero_stage=3"),
+        ),
+        (
+            ("parallel={zero_stage: 3, zero: {offload_parameters: nvme}}",),
+            ("needs a folder on a local disk", "nearest: parallel.zero.nvme_folder="),
+        ),
+        (
+            ("parallel={pipeline: 2, zero: {offload_optimizer: cpu}}",),
+            ("tied embedding's two copies", "nearest: parallel.zero.offload_optimizer=none, or parallel.pipeline=1"),
+        ),
+        (
+            ("optimizer.name=adafactor", "parallel.zero.offload_optimizer=cpu"),
+            ("reduces sums over ranks", "nearest: parallel.zero.offload_optimizer=none, or optimizer.name=adamw"),
         ),
         (("parallel={pipeline: 2, zero_stage: 0}",), ("drift apart", "nearest: parallel.zero_stage=1")),
         (("parallel.zero_stage=0", "run.precision=bf16"), ("fp32", "nearest: parallel.zero_stage=1")),

@@ -1,0 +1,99 @@
+"""Reduces gradients over data parallel ranks to the rank that updates them, while backward makes others.
+
+DeepSpeed's ZeRO-1 with bf16 weights keeps a fp32 sum of each gradient, and would reduce all of them to all ranks when
+backward is done: twice the traffic, with nothing to hide it.  Here a bucket of sums is scattered as soon as its last
+gradient of the step is made.  The host only starts this; the device waits, before the norm.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Gradients that are reduced together.
+
+    Attributes:
+        parameters: whose gradients they are.
+        whole: sums of all of them, flat and padded, fp32.
+        own: the range of `whole` that this rank updates, a view; equally long on all ranks, in their order.
+        is_late: whether to wait for the end of backward, when something is still to be added to the sums.
+    """
+
+    parameters: Sequence[Tensor]
+    whole: Tensor
+    own: Tensor
+    is_late: bool = False
+
+
+class Reduction:
+    """Reduces buckets in the order in which backward completes them, which is the same on all ranks of a group.
+
+    Args:
+        buckets: of this rank.  Make them after whatever sums the gradients, whose hooks must run first.
+        micro_batches: of a step; a gradient is complete after so many backwards.
+        group: the data parallel ranks.
+        dtype: in which to sum.
+        scatter: reduce to the rank that updates; otherwise to all.
+    """
+
+    def __init__(
+        self, buckets: Sequence[Bucket], micro_batches: int, group: Any, dtype: torch.dtype, scatter: bool
+    ) -> None:
+        self._buckets, self._micro_batches = buckets, micro_batches
+        self._group, self._ranks, self._rank = group, dist.get_world_size(group), dist.get_rank(group)
+        self._dtype, self._scatter = dtype, scatter
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(lambda _, place=place: self._made(place))
+            for place, bucket in enumerate(buckets)
+            for parameter in bucket.parameters
+        ]
+        self._begin()
+
+    def close(self) -> None:
+        """Let go of the parameters."""
+        for hook in self._hooks:
+            hook.remove()
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Reduce what is left; then each `own` has the mean over all ranks.  Collective."""
+        for place in range(len(self._buckets)):
+            self._start(place)
+        for bucket, handle, reduced in self._started:
+            handle.wait()
+            if reduced.data_ptr() != bucket.own.data_ptr():
+                bucket.own.copy_(reduced)
+            bucket.own.div_(self._ranks)
+        self._begin()
+
+    def _begin(self) -> None:
+        """A new step."""
+        self._left = [len(bucket.parameters) * self._micro_batches for bucket in self._buckets]
+        self._started: list[tuple[Bucket, Any, Tensor]] = []
+        self._done = [False] * len(self._buckets)
+
+    def _made(self, place: int) -> None:
+        """A gradient of a bucket was made and added to its sum."""
+        self._left[place] -= 1
+        if not self._left[place] and not self._buckets[place].is_late:
+            self._start(place)
+
+    @torch.no_grad()
+    def _start(self, place: int) -> None:
+        if self._done[place] or self._ranks == 1:
+            return
+        self._done[place] = True
+        bucket = self._buckets[place]
+        whole = bucket.whole.to(self._dtype)
+        own = whole.chunk(self._ranks)[self._rank]
+        if self._scatter:
+            handle = dist.reduce_scatter_single(own, whole, group=self._group, async_op=True)
+        else:
+            handle = dist.all_reduce(whole, group=self._group, async_op=True)
+        self._started.append((bucket, handle, own))
