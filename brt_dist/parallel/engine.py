@@ -169,6 +169,7 @@ class Engine(ABC):
 
     def _agree(self) -> None:
         """Called between backward and update."""
+        self._update.finish()
         self._result = self._control.agree(self._batch_loss(), self._update.norm(), self._asked())
         self._update.decide(self._result.grad_norm if self._result.is_finite else math.inf)
 

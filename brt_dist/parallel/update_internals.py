@@ -37,6 +37,9 @@ class Update(ABC):
         self.parameters, self.limit = parameters, limit
         self.agreed = 0.0  # the norm, of this step
 
+    def finish(self) -> None:  # noqa: B027 - DeepSpeed has, where nothing else is said
+        """Have all gradients reduced over data parallel ranks; called before the norm.  Collective."""
+
     @abstractmethod
     def norm(self) -> Tensor:
         """Norm of the gradient of the global batch, on the device; not finite if the gradient is not.  Collective."""
@@ -179,9 +182,11 @@ class _SumsOfBf16(Update):
         super().close()
         self._reduction.close()
 
+    def finish(self) -> None:
+        self._reduction.finish()
+
     @torch.no_grad()
     def norm(self) -> Tensor:
-        self._reduction.finish()
         counted = list(self._counted())
         total = torch.zeros((), device=self.engine.device)
         if counted:
