@@ -16,7 +16,6 @@ from brt_dist.config.zero_rules import broken_zero_rules
 from brt_dist.errors import ConfigError
 from brt_dist.kinds import MIXERS, OPTIMIZERS
 
-_MICRO_BATCHES_PER_STAGE = 4
 _LARGEST_FACTOR = 1 << 14  # nothing is ever split into more parts than this
 
 
@@ -55,24 +54,6 @@ def check(config: Config, dataset: DatasetFacts | None = None, validation: Datas
     if any(_broken(config)):
         text += f"\nnearest layout that works: {_layout_text(_with(config, nearest_layout(config)))}"
     raise ConfigError(text)
-
-
-def warnings(config: Config) -> Iterator[str]:
-    """A message for each setting of a config that works, but costs more than it must."""
-    stages, micro_batches = config.parallel.pipeline, config.micro_batches
-    if stages > 1 and micro_batches < _MICRO_BATCHES_PER_STAGE * stages:
-        wanted = _MICRO_BATCHES_PER_STAGE * stages * config.parallel.data * config.parallel.micro_batch
-        yield (
-            f"{micro_batches} micro-batches per step in parallel.pipeline={stages} stages: each stage waits "
-            f"{bubble(stages, micro_batches):.0%} of the time; {_MICRO_BATCHES_PER_STAGE} micro-batches per stage "
-            f"(data.streams={wanted}, or fewer data parallel ranks) leave "
-            f"{bubble(stages, _MICRO_BATCHES_PER_STAGE * stages):.0%}"
-        )
-
-
-def bubble(stages: int, micro_batches: int) -> float:
-    """The share of a step for which a stage of a 1F1B pipeline is idle, if all stages take equally long."""
-    return (stages - 1) / (micro_batches + stages - 1)
 
 
 def nearest_layout(config: Config) -> ParallelConfig:

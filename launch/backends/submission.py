@@ -10,8 +10,9 @@ from typing import Any
 
 from brt_dist.checkpoint.places import answering, find_place
 from brt_dist.checkpoint.report import row_of
+from brt_dist.config.costs import warnings
 from brt_dist.config.loading import load
-from brt_dist.config.rules import check, warnings
+from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.kinds import BACKENDS

@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
+from brt_dist.config.costs import warnings
 from brt_dist.config.loading import flatten, load
-from brt_dist.config.rules import check, warnings
+from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError
 from launch.commands.arguments import config_argument, json_option, split

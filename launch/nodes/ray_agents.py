@@ -116,7 +116,7 @@ def choose_device(config: Config) -> DeviceChoice:
         PlatformError: the nodes disagree, or have too few GPUs.
     """
     launch, wanted, torch = config.launch, config.run.device, version("torch")
-    if wanted != "cpu" and torch.endswith("+cpu"):
+    if wanted != "cpu" and len(_alive()) == 1 == launch.nodes and torch.endswith("+cpu"):  # this machine
         if wanted == "cuda":
             raise PlatformError(f"run.device=cuda, but torch {torch} is built without CUDA; nearest: run.device=cpu")
         return DeviceChoice("cpu", f"torch {torch} is built without CUDA")

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from brt_dist.config.costs import warnings
 from brt_dist.config.deepspeed import deepspeed_config
 from brt_dist.config.loading import dump, load
-from brt_dist.config.rules import DatasetFacts, check, nearest_layout, warnings
+from brt_dist.config.rules import DatasetFacts, check, nearest_layout
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError
 from brt_dist.kinds import OPTIMIZERS
