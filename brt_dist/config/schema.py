@@ -55,9 +55,6 @@ class ModelConfig(Section):
     """
 
     layers: PositiveInt = Field(12, description="number of layers [L]")
-    repeat: PositiveInt = Field(
-        1, description="how often the stack of layers runs, with the same weights; each run has its own memory"
-    )
     width: PositiveInt = Field(1024, description="width of the residual stream and of the state vectors [D]")
     heads: PositiveInt = Field(8, description="attention heads [H]")
     head_dim: PositiveInt = Field(128, description="size of each head [E]; heads*head_dim need not equal width")
@@ -70,6 +67,9 @@ class ModelConfig(Section):
         DEFAULT_MIXERS, description="mixers by name; every layer uses one of them", validate_default=True
     )
     ffns: FFNs = Field(DEFAULT_FFNS, description="FFNs by name; every layer uses one of them", validate_default=True)
+    repeat: PositiveInt = Field(
+        1, description="how often the stack of layers runs, with the same weights; each run has its own memory"
+    )
     feedback: bool = Field(False, description="let every layer attend to the state of the last recurrent layer")
     attention_kernel: Kernel = Field(
         "auto",
