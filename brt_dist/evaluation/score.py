@@ -17,6 +17,7 @@ import torch
 from brt_dist.data.one_pass import OnePassSchedule
 from brt_dist.data.reader import Documents, SegmentReader
 from brt_dist.errors import ConfigError, DataError
+from brt_dist.evaluation.forgetting import MemoryPart, clear
 from brt_dist.evaluation.positions import PositionBins, by_position
 from brt_dist.events import PositionLoss
 from brt_dist.model.model import BlockRecurrentModel
@@ -87,6 +88,7 @@ def score(
     segment: int,
     streams: int,
     clear_memory: bool = False,
+    clear_part: MemoryPart | None = None,
     on_tokens: Callable[[int], None] = lambda tokens: None,
 ) -> Score:
     """Read all documents once.
@@ -97,6 +99,7 @@ def score(
         segment: tokens read of a stream at a time, a multiple of the window.
         streams: documents read at a time.
         clear_memory: clear memory at the start of every segment: how much worse this is shows what memory is worth.
+        clear_part: clear only the state, or only the cache, at the start of every segment.
         on_tokens: called after each step with the number of tokens predicted in it.
 
     Raises:
@@ -123,6 +126,8 @@ def score(
         if clear_memory:
             starts[:, 0] = True
         tokens, target, mask = (_tensor(values, device) for values in (read.input, read.target, read.mask))
+        if clear_part is not None:
+            clear(network, memory, clear_part)
         losses, memory = network(tokens, memory, _tensor(starts, device), None, target)
         losses = losses.double().masked_fill(~mask, 0.0)
         blocks = losses.unflatten(1, (-1, window)).sum(2).cpu().numpy()

@@ -17,10 +17,12 @@ from launch.views.evaluated import Evaluated, events_of, show_evaluated
 
 if TYPE_CHECKING:
     from brt_dist.data.reader import Documents
+    from brt_dist.evaluation.forgetting import MemoryPart
     from brt_dist.inference import TrainedModel
 
 _BLOCKS = 8  # of a segment, unless said otherwise; the result with memory carried does not depend on it
-_MEMORY = ("carried", "cleared")
+_MEMORY: tuple[str, ...] = ("carried", "cleared")
+_PART: "dict[str, MemoryPart]" = {"state cleared": "state", "cache cleared": "cache"}
 
 
 @click.command("eval")
@@ -31,6 +33,7 @@ _MEMORY = ("carried", "cleared")
 @click.option("--segment", type=click.IntRange(1), help="Tokens read at a time, a multiple of the window.")
 @click.option("--streams", type=click.IntRange(1), default=8, show_default=True, help="Documents read at a time.")
 @click.option("--carried-only", is_flag=True, help="Leave out the second pass, with memory cleared every segment.")
+@click.option("--parts", is_flag=True, help="Also clear only the state, and only the cache: what each of them is worth.")
 @click.option("--track", is_flag=True, help="Add the result to the run SOURCE: its events, report and MLflow run.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw bits/token by position in the document (PNG).")
 @tokenizer_option
@@ -44,6 +47,7 @@ def evaluate(
     segment: int | None,
     streams: int,
     carried_only: bool,
+    parts: bool,
     track: bool,
     plot: Path | None,
     tokenizer: str | None,
@@ -64,6 +68,7 @@ def evaluate(
     memory at the start of every segment: the difference is what the carried memory is worth.
     """
     quiet_libraries()
+    from brt_dist.evaluation.forgetting import parts_of
     from brt_dist.inference import load
 
     if track:
@@ -72,6 +77,7 @@ def evaluate(
         window = model.config.window
         segment = segment or _BLOCKS * window
         memories = _MEMORY[:1] if carried_only else _MEMORY
+        memories += tuple(f"{part} cleared" for part in parts_of(model.config)) if parts else ()
         found = []
         for place in places:
             data = _first(_open(place, model), documents)
@@ -139,6 +145,7 @@ def _evaluate(
                 segment=segment,
                 streams=streams,
                 clear_memory=memory == "cleared",
+                clear_part=_PART.get(memory),
                 on_tokens=advance,
             )
     size = size_of(data, model.tokenizer) if model.has_tokenizer else None

@@ -80,28 +80,31 @@ def show_evaluated(facts: Mapping[str, Any], found: Sequence[Evaluated]) -> None
     """Print the results on standard output."""
     click.echo(f"{facts['source']}  window {facts['window']}  segment {facts['segment']}")
     for one in found:
-        carried, cleared = one.scores["carried"], one.scores.get("cleared")
+        carried = one.scores["carried"]
         click.echo(f"\n{one.name}: {len(carried.document_nats):,} documents, {carried.tokens:,} predicted tokens")
-        rows = []
-        for label, values in _rows(one):
-            numbers = [*values, values[1] - values[0]] if cleared else values
-            rows.append((label, *(f"{value:.4f}" if value < 1e4 else f"{value:.4g}" for value in numbers)))
+        head = ("", *(f"memory {memory}" if " " not in memory else memory for memory in one.scores))
+        rows = [(label, *map(_number, values)) for label, values in _rows(one)]
+        if len(one.scores) > 1:
+            lost = [f"{score.bits_per_token - carried.bits_per_token:+.4f}" for score in one.scores.values()]
+            rows.insert(1, ("lost by clearing", "", *lost[1:]))
         if carried.standard_error is not None:
-            rows.append(("± standard error", f"{carried.standard_error:.4f}", *([""] * (2 if cleared else 0))))
-        head = ("", "memory carried", *(("memory cleared", "gain") if cleared else ()))
+            rows.append(("± standard error", *(f"{score.standard_error:.4f}" for score in one.scores.values())))
         show(table(head, rows, right=head[1:]))
         click.echo("")
-        others = {p.begin: p for p in cleared.positions} if cleared else {}
-        position_rows = []
-        for position in carried.positions:
-            end = "" if position.end is None else f"{position.end - 1:,}"
-            cells = [f"{position.loss / math.log(2):.4f}"]
-            if cleared:
-                other = others[position.begin].loss
-                cells += [f"{other / math.log(2):.4f}", f"{(other - position.loss) / math.log(2):.4f}"]
-            position_rows.append((f"{position.begin:,} to {end}".rstrip(), f"{position.tokens:,}", *cells))
-        head = ("position in the document", "tokens", "carried", *(("cleared", "gain") if cleared else ()))
-        show(table(head, position_rows, right=head[1:]))
+        head = ("position in the document", "tokens", *one.scores)
+        show(table(head, list(_position_rows(one)), right=head[1:]))
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if value < 1e4 else f"{value:.4g}"
+
+
+def _position_rows(one: Evaluated) -> Iterator[tuple[str, ...]]:
+    for same in zip(*(score.positions for score in one.scores.values()), strict=True):
+        first = same[0]
+        end = "" if first.end is None else f"{first.end - 1:,}"
+        bits = (f"{position.loss / math.log(2):.4f}" for position in same)
+        yield f"{first.begin:,} to {end}".rstrip(), f"{first.tokens:,}", *bits
 
 
 def _rows(one: Evaluated) -> Iterator[tuple[str, list[float]]]:

@@ -40,6 +40,7 @@ class MemoryField:
         is_split_by_sequence: `split` holds under sequence parallel only.
         start: what enters the first block of a document: "zeros", or the name of a parameter of the mixer with this
             shape.
+        is_cache: it holds the last tokens as they were read (keys, values), and not a state made of all tokens so far.
     """
 
     name: str
@@ -48,6 +49,7 @@ class MemoryField:
     split: int | None = None
     is_split_by_sequence: bool = False
     start: str = "zeros"
+    is_cache: bool = False
 
     def split_dim(self, sequence_parallel: bool) -> int | None:
         """The dimension of `shape` that is split, None if it is whole on every rank."""

@@ -60,7 +60,7 @@ class DeltaMixer(Mixer):
         heads, size, values = model.heads, model.head_dim, self.value_size(model)
         return (
             MemoryField("state", (heads, size, values), dtype="float32", split=0),
-            MemoryField("tail", (self.convolution - 1, heads, 2 * size + values), split=1),
+            MemoryField("tail", (self.convolution - 1, heads, 2 * size + values), split=1, is_cache=True),
         )
 
     def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:

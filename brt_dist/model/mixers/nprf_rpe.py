@@ -58,8 +58,8 @@ class KernelMixer(Mixer):
         window, heads, size = model.window, model.heads, model.head_dim
         return (
             MemoryField("sums", (heads, self.features, size + 1), dtype="float32", split=0),
-            MemoryField("features", (window, heads, self.features), dtype="float32", split=1),
-            MemoryField("values", (window, heads, size), split=1),
+            MemoryField("features", (window, heads, self.features), dtype="float32", split=1, is_cache=True),
+            MemoryField("values", (window, heads, size), split=1, is_cache=True),
         )
 
     def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:

@@ -39,7 +39,7 @@ class SwitchHeadMixer(Mixer):
 
     def memory(self, model: "ModelConfig") -> Sequence[MemoryField]:
         cache = (model.window, model.heads, model.head_dim)
-        return MemoryField("keys", cache, split=1), MemoryField("values", cache, split=1)
+        return MemoryField("keys", cache, split=1, is_cache=True), MemoryField("values", cache, split=1, is_cache=True)
 
     def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
         attended, experts = model.heads * model.head_dim, self.experts

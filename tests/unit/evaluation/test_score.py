@@ -13,6 +13,7 @@ from brt_dist.data.in_memory import InMemoryDataset
 from brt_dist.data.subset import FirstDocuments
 from brt_dist.data.tokenizers import ByteTokenizer
 from brt_dist.errors import ConfigError, DataError
+from brt_dist.evaluation.forgetting import parts_of
 from brt_dist.evaluation.score import Score, score
 from brt_dist.evaluation.texts import size_of
 from brt_dist.model.model import BlockRecurrentModel, full_logits
@@ -79,6 +80,28 @@ def test_cleared_memory_begins_anew_in_every_segment(network: BlockRecurrentMode
         one = InMemoryDataset([documents.tokens(number, 0, length)], VOCABULARY)
         found = score(network, one, segment=2 * WINDOW, streams=1, clear_memory=True)
         assert found.nats == pytest.approx(alone(network, documents, cleared_every=2 * WINDOW)[number], abs=1e-4)
+
+
+def test_one_part_of_memory_is_cleared(network: BlockRecurrentModel, documents: InMemoryDataset) -> None:
+    """Against the same reading with the part replaced by hand; both parts together are memory cleared."""
+    assert parts_of(network.config) == ["state", "cache"]
+    ids = torch.from_numpy(documents.tokens(7, 0, 96).astype(np.int64))[None]
+    one = InMemoryDataset([ids[0].numpy()], VOCABULARY)
+    for part, names in (("state", ("state",)), ("cache", ("keys", "values"))):
+        memory, nats, starts = network.blank_memory(1), 0.0, torch.tensor([[True, False]])
+        for first in range(0, 96, 2 * WINDOW):
+            with torch.no_grad():
+                logits, memory = network(ids[:, first : first + 2 * WINDOW], memory, starts)
+            scores = full_logits(logits, VOCABULARY)[0].double().log_softmax(-1)
+            target = ids[0, first + 1 : first + 1 + 2 * WINDOW]
+            nats -= float(scores[: len(target)].gather(1, target[:, None]).sum())
+            starts = torch.tensor([[False, False]])
+            for layer, carried in zip(network.layers, memory, strict=True):
+                for name in set(names) & set(carried):
+                    initial = layer.mixer.cell.initial_state if name == "state" else torch.zeros(())  # type: ignore[union-attr]
+                    carried[name] = initial.detach().expand_as(carried[name])
+        found = score(network, one, segment=2 * WINDOW, streams=1, clear_part=part)  # type: ignore[arg-type]
+        assert found.nats == pytest.approx(nats, abs=1e-4)
 
 
 def test_measures() -> None:

@@ -74,6 +74,8 @@ def test_a_dataset_and_its_text_measure_the_same(
     for other in others:
         assert other["carried"]["nats"] == pytest.approx(one["carried"]["nats"], abs=1e-5)
         assert other["cleared"]["nats"] == pytest.approx(one["cleared"]["nats"], abs=1e-5)
+    code, out, _ = run(capsys, "eval", model, "--data", dataset, "--parts", "--segment", 16)
+    assert code == 0 and "lost by clearing" in out and "state cleared" in out and "cache cleared" in out
     code, out, _ = run(capsys, "eval", model, "--data", dataset, "--documents", 2, "--carried-only")
     assert code == 0 and "2 documents" in out and "cleared" not in out
 
