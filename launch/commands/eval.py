@@ -33,7 +33,9 @@ _PART: "dict[str, MemoryPart]" = {"state cleared": "state", "cache cleared": "ca
 @click.option("--segment", type=click.IntRange(1), help="Tokens read at a time, a multiple of the window.")
 @click.option("--streams", type=click.IntRange(1), default=8, show_default=True, help="Documents read at a time.")
 @click.option("--carried-only", is_flag=True, help="Leave out the second pass, with memory cleared every segment.")
-@click.option("--parts", is_flag=True, help="Also clear only the state, and only the cache: what each of them is worth.")
+@click.option(
+    "--parts", is_flag=True, help="Also clear only the state, and only the cache: what each of them is worth."
+)
 @click.option("--track", is_flag=True, help="Add the result to the run SOURCE: its events, report and MLflow run.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw bits/token by position in the document (PNG).")
 @tokenizer_option
