@@ -1,4 +1,4 @@
-# make quickstart   install, get a corpus, build shards, train a small model; again: goes on with what is there
+# make quickstart   install, get a corpus, build shards, train a small model, use it; again: goes on with what is there
 #   STEPS=600: how long it trains, 50 or more as the warm-up has 50
 # make test         the tests, in the same environment        make check   format, lint, layers, types, fast tests
 # make parity       compare all layouts with one process      make lock    pin what pyproject.toml asks for, anew
@@ -22,6 +22,8 @@ quickstart: $(INSTALLED)
 	$(BIN)/brt data build quickstart/corpus/validation --out quickstart/data/validation \
 		--tokenizer quickstart/data/train/tokenizer.json
 	$(BIN)/brt train examples/quickstart.yaml run.steps=$(STEPS)
+	$(BIN)/brt eval quickstart/run --data quickstart/data/validation --documents 1 --plot quickstart/positions.png
+	$(BIN)/brt generate quickstart/run --prompt "ROMEO." --tokens 120 --temperature 0.8
 
 install: $(INSTALLED)
 
