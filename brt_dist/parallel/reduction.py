@@ -32,10 +32,14 @@ class Bucket:
 
 
 class Reduction:
-    """Reduces buckets in the order in which backward completes them, which is the same on all ranks of a group.
+    """Reduces buckets one after the other, in the same order on all ranks.
+
+    A bucket whose gradients are complete waits for those before it.  A rank may find a bucket incomplete until backward
+    ends, where a weight got no gradient, and another rank not; the order is the same all the same.
 
     Args:
-        buckets: of this rank.  Make them after whatever sums the gradients, whose hooks must run first.
+        buckets: of this rank, in the order in which backward completes them.  Make them after whatever sums the
+            gradients, whose hooks must run first.
         micro_batches: of a step; a gradient is complete after so many backwards.
         group: the data parallel ranks.
         dtype: in which to sum.
@@ -63,8 +67,8 @@ class Reduction:
     @torch.no_grad()
     def finish(self) -> None:
         """Reduce what is left; then each `own` has the mean over all ranks.  Collective."""
-        for place in range(len(self._buckets)):
-            self._start(place)
+        while self._next < len(self._buckets):
+            self._start()
         for bucket, handle, reduced in self._started:
             handle.wait()
             if reduced.data_ptr() != bucket.own.data_ptr():
@@ -76,20 +80,23 @@ class Reduction:
         """A new step."""
         self._left = [len(bucket.parameters) * self._micro_batches for bucket in self._buckets]
         self._started: list[tuple[Bucket, Any, Tensor]] = []
-        self._done = [False] * len(self._buckets)
+        self._next = 0  # bucket to start
 
     def _made(self, place: int) -> None:
         """A gradient of a bucket was made and added to its sum."""
         self._left[place] -= 1
-        if not self._left[place] and not self._buckets[place].is_late:
-            self._start(place)
+        while self._next < len(self._buckets) and self._may_start(self._next):
+            self._start()
+
+    def _may_start(self, place: int) -> bool:
+        return not self._left[place] and not self._buckets[place].is_late
 
     @torch.no_grad()
-    def _start(self, place: int) -> None:
-        if self._done[place] or self._ranks == 1:
+    def _start(self) -> None:
+        bucket = self._buckets[self._next]
+        self._next += 1
+        if self._ranks == 1:
             return
-        self._done[place] = True
-        bucket = self._buckets[place]
         whole = bucket.whole.to(self._dtype)
         own = whole.chunk(self._ranks)[self._rank]
         if self._scatter:

@@ -66,7 +66,7 @@ def update_of(engine: Any, parameters: Sequence[LogicalParameter], config: Confi
     """
     limit = config.optimizer.clip_norm
     if scatters_sums(config):
-        return _SumsOfBf16(engine, parameters, limit, groups, _reduction(engine, config, groups))
+        return _SumsOfBf16(engine, parameters, limit, groups, _reduction(engine, parameters, config, groups))
     match config.parallel.zero_stage:
         case 0:
             return _WithoutZero(engine, parameters, limit, groups)
@@ -76,7 +76,7 @@ def update_of(engine: Any, parameters: Sequence[LogicalParameter], config: Confi
             return _GradientsSplit(engine, parameters, limit)
 
 
-def _reduction(engine: Any, config: Config, groups: Any) -> Reduction:
+def _reduction(engine: Any, parameters: Sequence[LogicalParameter], config: Config, groups: Any) -> Reduction:
     """Reduces the sums of gradients in DeepSpeed's place, from its buffers."""
     engine.enable_backward_allreduce = engine.pipeline_enable_backward_allreduce = False
     zero, setting = engine.optimizer, config.parallel.zero
@@ -88,6 +88,9 @@ def _reduction(engine: Any, config: Config, groups: Any) -> Reduction:
         Bucket(weights, whole, own, is_late=setting.overlap is False or any(id(weight) in tied for weight in weights))
         for weights, whole, own in zip(*buffers, strict=True)
     ]
+    # backward ends with what is first in forward
+    place = {id(parameter.local): number for number, parameter in enumerate(parameters)}
+    buckets.sort(key=lambda bucket: (bucket.is_late, -min(place[id(weight)] for weight in bucket.parameters)))
     dtype = torch.bfloat16 if setting.reduce_dtype == "bf16" else torch.float32
     group = groups.get_data_parallel_group()
     return Reduction(buckets, config.micro_batches, group, dtype, setting.reduce_scatter)
