@@ -240,8 +240,12 @@ class TrackingConfig(Section):
     """MLflow tracking."""
 
     enabled: bool = Field(True, description="track the run in MLflow")
-    uri: str | None = Field(None, description="MLflow tracking URI; unset: a SQLite file in the run directory")
-    experiment: str = Field("brt", description="name of the MLflow experiment")
+    uri: str | None = Field(
+        None, description="MLflow tracking URI; unset: MLFLOW_TRACKING_URI, or else a SQLite file in the run directory"
+    )
+    experiment: str = Field(
+        "brt", min_length=1, description="name of the MLflow experiment; unset: MLFLOW_EXPERIMENT_NAME, or else brt"
+    )
     system_seconds: NonNegativeFloat = Field(
         15.0, description="seconds between system metrics of each node (CPU, memory, disk, network, GPUs); 0: none"
     )

@@ -13,10 +13,15 @@ from brt_dist.errors import ConfigError
 from brt_dist.files import write_atomic
 from brt_dist.run_directory import RunDirectory
 from launch.run.redact import redact
+from launch.run.tracking_place import settled
 
 
 def absolute(config: Config) -> Config:
-    """`config` with absolute folders, so that it means the same for every process, wherever it was started."""
+    """`config` with absolute folders, so that it means the same for every process, wherever it was started.
+
+    Raises:
+        ConfigError: the tracking URI can never work.
+    """
     data, run = config.data, config.run
     mixture = tuple(part.model_copy(update={"dataset": _absolute(part.dataset)}) for part in data.mixture)
     folders = {"dataset": _absolute(data.dataset), "mixture": mixture, "validation": _absolute(data.validation)}
@@ -27,7 +32,13 @@ def absolute(config: Config) -> Config:
     return config.model_copy(
         update={
             "data": data.model_copy(update=folders),
-            "run": run.model_copy(update={"directory": Path(os.path.abspath(run.directory)), **places}),
+            "run": run.model_copy(
+                update={
+                    "directory": Path(os.path.abspath(run.directory)),
+                    "tracking": settled(run.tracking),
+                    **places,
+                }
+            ),
         }
     )
 
