@@ -317,6 +317,12 @@ def to_json(event: Event) -> dict[str, Any]:
     return {"event": event.kind, **_plain_fields((one, value) for one, value in fields if value is not None)}
 
 
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """A plan as the event of an attempt has it."""
+    found: dict[str, Any] = _plain(plan)
+    return found
+
+
 def from_json(found: Any) -> Event | None:
     """Back from :func:`to_json`; None if it is not an event of a known kind, or lacks a field without a default."""
     kind = found.get("event") if isinstance(found, dict) else None

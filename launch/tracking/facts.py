@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from brt_dist.errors import PlatformError
-from brt_dist.events import AttemptEvent, CheckpointEvent, Event, LayoutSizes
+from brt_dist.events import AttemptEvent, CheckpointEvent, Event, LayoutSizes, plan_json
 from launch.run.attempt_record import AttemptRecord, read_attempts, read_last_attempt
 from launch.run.submission import Submission
 from launch.views.progress import layout_text
@@ -54,7 +53,7 @@ def files(run: Path, events: Sequence[Event]) -> dict[str, str]:
         ),
     }
     if plans := [event.plan for event in begun if event.plan is not None]:
-        found["plan.json"] = json.dumps(asdict(plans[-1]), indent=2) + "\n"
+        found["plan.json"] = json.dumps(plan_json(plans[-1]), indent=2) + "\n"
     return found
 
 
