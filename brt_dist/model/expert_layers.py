@@ -20,7 +20,7 @@ from brt_dist.model.experts import chosen_experts, each, mixed, sigma_moe
 from brt_dist.model.linear import local_heads
 from brt_dist.model.memory import Memory
 from brt_dist.model.norms import LayerNorm
-from brt_dist.model.parameters import declare, normal
+from brt_dist.model.parameters import declare, fan_in
 from brt_dist.model.positions import rotated
 from brt_dist.model.regions import enter, shared
 from brt_dist.model.sequence import sum_to_parts
@@ -37,15 +37,16 @@ class SigmaMoE(nn.Module):
         super().__init__()
         self.settings, self.index, self._parallel = settings, index, parallel
         experts, width = settings.experts, model.width
-        std = math.sqrt(2 / model.depth)
+        variance = 2 / model.depth
         rows = settings.expert_width // parallel.tensor_model_parallel_size * experts
         self.norm = LayerNorm(width)
         self.router = nn.Parameter(torch.empty(experts, width))
-        declare(self.router, normal(std / math.sqrt(width)))
+        declare(self.router, fan_in(variance))
         self.keys = nn.Parameter(torch.empty(rows, width))
-        declare(self.keys, normal(std / math.sqrt(width)), 0, stacked=(experts, 1))
+        declare(self.keys, fan_in(variance), 0, stacked=(experts, 1))
         self.values = nn.Parameter(torch.empty(rows, width))
-        declare(self.values, normal(std / math.sqrt(experts * settings.expert_width)), 0, stacked=(experts, 1))
+        outward = fan_in(variance * width / (experts * settings.expert_width))  # inputs are the rows here
+        declare(self.values, outward, 0, stacked=(experts, 1))
 
     def forward(self, x: Tensor, dropout: Dropout | None) -> Tensor:
         logits = functional.linear(enter(self.norm(x), self._parallel), shared(self.router, self._parallel))
@@ -69,8 +70,8 @@ class SwitchHead(nn.Module):
         super().__init__()
         self.settings, self.model, self.index, self._parallel = settings, model, index, parallel
         heads, size, experts, width = local_heads(model), model.head_dim, settings.experts, model.width
-        std = math.sqrt(2 / model.depth)
-        inward, outward = normal(std / math.sqrt(width)), normal(std / math.sqrt(model.heads * size))
+        variance = 2 / model.depth
+        inward, outward = fan_in(variance), fan_in(variance * width / (model.heads * size))
         self.norm = LayerNorm(width)
         self.projections = nn.Parameter(torch.empty(2 * heads * size, width))
         declare(self.projections, inward, 0, stacked=(2, size))

@@ -116,7 +116,7 @@ def train_on_rank(rank: int, store: str, given: Config, steps: int = STEPS) -> d
             "layout": layout,
             "splits": {
                 f"layers.{layer}.{field.name}": field.split_dim(given.parallel.sequence_parallel)
-                for layer in range(given.model.layers)
+                for layer in range(given.model.depth)
                 for field in given.model.mixer_of(layer).memory(given.model)
             },
             "losses": losses,
