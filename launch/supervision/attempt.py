@@ -25,11 +25,12 @@ from launch.run.facts import attempt_facts
 from launch.supervision.hang import HangWatch
 from launch.supervision.head import HeadWatch
 from launch.supervision.signals import StopRequests
-from launch.supervision.supervisor import Supervisor
+from launch.supervision.supervisor import Patience, Supervisor
 from launch.supervision.verdict import Verdict
 from launch.views.progress import ProgressLine
 
 _LOOK_SECONDS = 1.0
+_RANKS_SECONDS, _RANKS_SECONDS_PER_NODE = 0.2, 0.002  # between looks at the ranks, each of which asks every node
 _PROBE_SECONDS = 20.0
 _TOGETHER_SECONDS = 1.0  # one request may arrive several times: from the launcher, from each reaper, and from outside
 
@@ -89,6 +90,7 @@ def main(request: AttemptRequest) -> Verdict:
                 parallel.world_size,
                 lambda attempt: (*request.worker, str(run), "--attempt", str(attempt), *settings),
                 stop,
+                patience=Patience(look=max(_RANKS_SECONDS, _RANKS_SECONDS_PER_NODE * config.launch.nodes)),
                 hang=HangWatch.of(config),
                 head=head,
                 facts={
