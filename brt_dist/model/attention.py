@@ -47,41 +47,40 @@ class _Attend(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(queries, keys, values, bias)
         ctx.mask = mask
-        return read(probabilities(queries, keys, bias), values, mask)
+        return read(_logits(queries, keys, bias), values, mask)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, bias = ctx.saved_tensors
-        of_queries, of_keys, of_values, of_logits = gradients(queries, keys, values, bias, ctx.mask, gradient)
+        used, of_logits = slopes(_logits(queries, keys, bias), values, ctx.mask, gradient)
         of_bias = of_logits.sum_to_size(bias.shape) if bias is not None else None
-        return of_queries, of_keys, of_values, of_bias, None
+        rounded = of_logits.to(queries.dtype)
+        of_keys, of_values = rounded.transpose(-1, -2) @ queries, used.transpose(-1, -2) @ gradient
+        return rounded @ keys, of_keys, of_values, of_bias, None
 
 
-def probabilities(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(q·k + bias) (..., h, n, m), float32 or wider."""
-    return _logits(queries, keys, bias).softmax(-1)
-
-
-def read(weights: Tensor, values: Tensor, mask: Mask | None) -> Tensor:
-    """What probabilities (..., h, n, m) read of values (..., h, m, E) -> (..., h, n, E)."""
+def read(logits: Tensor, values: Tensor, mask: Mask | None) -> Tensor:
+    """What is read of values (..., h, m, E) with softmax(logits), logits (..., h, n, m) -> (..., h, n, E)."""
+    weights = logits.softmax(-1)
     return (weights if mask is None else mask(weights)).to(values.dtype) @ values
 
 
-def gradients(
-    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, mask: Mask | None, gradient: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys, values and logits, from that of the result (..., h, n, E)."""
-    logits = _logits(queries, keys, bias).requires_grad_()
+def slopes(logits: Tensor, values: Tensor, mask: Mask | None, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """What values were weighted with, and the gradient of the logits, both (..., h, n, m).
+
+    Args:
+        logits, values, mask: as for `read`.
+        gradient: of its result (..., h, n, E).
+    """
+    logits.requires_grad_()
     with torch.enable_grad():
         weights = logits.softmax(-1)
-    used = weights.detach() if mask is None else mask(weights.detach())
-    of_values = used.to(values.dtype).transpose(-1, -2) @ gradient
     of_weights = widened(gradient @ values.transpose(-1, -2))
     if mask is not None:
         of_weights = mask(of_weights)
     (of_logits,) = torch.autograd.grad(weights, logits, of_weights)
-    rounded = of_logits.to(queries.dtype)
-    return rounded @ keys, rounded.transpose(-1, -2) @ queries, of_values, of_logits
+    used = weights.detach() if mask is None else mask(weights.detach())
+    return used.to(values.dtype), of_logits
 
 
 def _logits(queries: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:

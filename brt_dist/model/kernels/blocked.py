@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from brt_dist.model.attention import Window, gradients, probabilities, read
+from brt_dist.model.attention import Window, attend, read, slopes
 from brt_dist.model.dropout import Mask
 from brt_dist.model.kernels.base import AttentionKernel
 from brt_dist.model.positions import banded
@@ -26,7 +26,10 @@ class Blocked(AttentionKernel):
     """Window attention in sub-blocks, for CPUs."""
 
     def __call__(self, queries: Tensor, window: Window, visible: Tensor, mask: Mask | None) -> Tensor:
-        bias = banded(visible, sub_block(queries.shape[3]))
+        rows = sub_block(queries.shape[3])
+        bias = banded(visible, rows)
+        if rows == queries.shape[3]:
+            return attend(queries, *window, bias, mask)
         return cast(Tensor, _Blocked.apply(queries.to(window.keys.dtype), *window, bias, mask))
 
 
@@ -44,7 +47,7 @@ class _Blocked(torch.autograd.Function):
         ctx.mask = mask
         out = torch.empty_like(queries, dtype=values.dtype)
         for here, seen, part in _pieces(queries, bias, ctx.mask):
-            out[here] = read(probabilities(queries[here], keys[seen], bias), values[seen], part)
+            out[here] = read(_logits(queries[here], keys[seen], bias), values[seen], part)
         return out
 
     @staticmethod
@@ -55,12 +58,29 @@ class _Blocked(torch.autograd.Function):
         wide = torch.promote_types(keys.dtype, torch.float32)  # a key is seen from several sub-blocks
         of_keys, of_values = (torch.zeros_like(x, dtype=wide) for x in (keys, values))
         for here, seen, part in _pieces(queries, bias, ctx.mask):
-            of_q, of_k, of_v, of_logits = gradients(queries[here], keys[seen], values[seen], bias, part, gradient[here])
-            of_queries[here] = of_q
-            of_keys[seen] += of_k
-            of_values[seen] += of_v
+            used, of_logits = slopes(_logits(queries[here], keys[seen], bias), values[seen], part, gradient[here])
             of_bias += of_logits.sum_to_size(bias.shape)
+            rounded = of_logits.to(queries.dtype)
+            of_queries[here] = rounded @ keys[seen]
+            _add_product(of_keys[seen], rounded.transpose(-1, -2), queries[here])
+            _add_product(of_values[seen], used.transpose(-1, -2), gradient[here])
         return of_queries, of_keys.to(keys.dtype), of_values.to(values.dtype), of_bias, None
+
+
+def _logits(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+    """q·k + bias, float32 or wider."""
+    logits = bias.expand(*queries.shape[:-2], *bias.shape[-2:]).clone(memory_format=torch.contiguous_format)
+    _add_product(logits, queries, keys.transpose(-1, -2))
+    return logits
+
+
+def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
+    """total += one @ other, without a pass of its own where the types agree."""
+    if total.dtype != one.dtype:
+        total += one @ other
+        return
+    batch, *factors = (x.view(-1, *x.shape[-2:]) for x in (total, one, other))
+    batch.baddbmm_(*factors)
 
 
 def _pieces(queries: Tensor, bias: Tensor, mask: Mask | None) -> Iterator[tuple[Index, Index, Mask | None]]:

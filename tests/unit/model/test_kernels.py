@@ -65,6 +65,25 @@ def test_every_kernel_takes_dropout(name: str, rate: float) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("logits", [1, 60, 2**21])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 1, 3), (1, 4, 2), (3, 1, 2), (3, 4, 1)])
+def test_blocked_equals_plain_however_it_is_cut(
+    sizes: tuple[int, int, int], logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocked, "SMALLEST", 1)
+    monkeypatch.setattr(blocked, "LOGITS", logits)
+    values = [torch.randn(*sizes, rows, 3, dtype=torch.float64).requires_grad_() for rows in (4, 8, 8)]
+    visible = torch.randn(sizes[2], 1, 4, dtype=torch.float64).requires_grad_()
+    direction = torch.randn(*sizes, 4, 3, dtype=torch.float64)
+
+    def found(name: str) -> list[torch.Tensor]:
+        out = kernel(name, visible.device)(values[0], Window(*values[1:]), visible, None)
+        return [out, *torch.autograd.grad((out * direction).sum(), [*values, visible])]
+
+    for ours, theirs in zip(found("blocked"), found("plain"), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
 @KERNELS
 def test_bf16_is_near_float32(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
