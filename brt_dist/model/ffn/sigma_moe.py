@@ -49,6 +49,12 @@ class SigmaMoEFFN(FFN):
                 f"nearest: {key}.chosen={self.experts}"
             )
 
+        if config.model.feedback and self.entropy:
+            yield (
+                f"model.feedback=true with {key}.entropy={self.entropy}: the regulariser is of all tokens of a segment, "
+                f"and with feedback a layer sees one block at a time; nearest: {key}.entropy=0, or model.feedback=false"
+            )
+
     def build(self, model: "ModelConfig", index: int, parallel: "ModelParallelConfig") -> "nn.Module":
         from brt_dist.model.expert_layers import SigmaMoE
 

@@ -148,6 +148,10 @@ def test_what_is_counted_is_what_is_there_and_all_of_it_learns(experts: int) -> 
     [
         ({"ffns": {"sigma_moe": {"experts": 7, "chosen": 9}}}, "nearest: model.ffns.sigma_moe.chosen=7"),
         ({"mixers": {"switchhead": {"experts": 3, "chosen": 4}}}, "nearest: model.mixers.switchhead.chosen=3"),
+        (
+            {"feedback": True, "mixers": {"recurrent": {"layers": None}}, "ffns": {"sigma_moe": {}}},
+            "with feedback a layer sees one block at a time; nearest: model.ffns.sigma_moe.entropy=0",
+        ),
         ({"ffns": {"sigma_moe": {"expert_width": 5}}}, "model.ffns.sigma_moe.expert_width=5 cannot be split"),
     ],
 )
