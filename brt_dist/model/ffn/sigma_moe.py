@@ -52,7 +52,8 @@ class SigmaMoEFFN(FFN):
         if config.model.feedback and self.entropy:
             yield (
                 f"model.feedback=true with {key}.entropy={self.entropy}: the regulariser is of all tokens of a "
-                f"segment, and with feedback a layer sees one block at a time; nearest: {key}.entropy=0, or model.feedback=false"
+                f"segment, and with feedback a layer sees one block at a time; "
+                f"nearest: {key}.entropy=0, or model.feedback=false"
             )
 
     def build(self, model: "ModelConfig", index: int, parallel: "ModelParallelConfig") -> "nn.Module":
