@@ -157,7 +157,8 @@ class _WeightsSplit(Update):
     def __init__(self, engine: Any, parameters: Sequence[LogicalParameter], limit: float | None) -> None:
         super().__init__(engine, parameters, limit)
         self._measure = self.optimizer._get_norm_groups
-        self.optimizer._get_norm_groups = lambda: [torch.tensor(self.agreed, dtype=torch.float32)]
+        # DeepSpeed's norms are fp64 here
+        self.optimizer._get_norm_groups = lambda: [torch.tensor(self.agreed, dtype=torch.float64)]
 
     def norm(self) -> Tensor:
         from deepspeed.runtime.utils import combine_grad_norm_groups
@@ -226,5 +227,6 @@ class _SumsOfBf16(Update):
 
 def _factor(norm: float, limit: float, device: torch.device) -> Tensor:
     """What clips a gradient of norm `norm` to `limit`, (1,)."""
-    norms = torch.tensor([norm], dtype=torch.float32)
-    return torch.min(torch.ones(1), limit / (norms + _EPSILON)).to(device, non_blocking=True)
+    # tensors, as in DeepSpeed: a number divided by a tensor is rounded twice
+    norms, limits = (torch.tensor([value], dtype=torch.float32) for value in (norm, limit))
+    return torch.min(torch.ones(1), limits / (norms + _EPSILON)).to(device, non_blocking=True)
