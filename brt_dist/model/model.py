@@ -1,7 +1,7 @@
 """Both ends of the network, and the whole of it in one module (one stage; a pipeline is made of the same pieces)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -153,6 +153,7 @@ class BlockRecurrentModel(nn.Module):
         seed: of the initial values; None leaves them unset (to be loaded, or on the meta device).
         sequence_parallel: split hidden states and recurrent states over the tensor parallel ranks.
         recompute: what backward computes again instead of keeping it; see `recompute.calls`.
+        built: called with each module as soon as it is built, before the next; ZeRO-3 takes it apart there.
     """
 
     def __init__(
@@ -161,11 +162,17 @@ class BlockRecurrentModel(nn.Module):
         seed: int | None = None,
         sequence_parallel: bool = False,
         recompute: Recompute = "none",
+        built: Callable[[nn.Module], None] | None = None,
     ) -> None:
         super().__init__()
         parallel = megatron_config(sequence_parallel)
         self.config, self._calls = config, calls(recompute)
-        embedding, *layers, final_norm = (spec.build() for spec in module_specs(config, parallel))
+        modules = []
+        for spec in module_specs(config, parallel):
+            modules.append(spec.build())
+            if built is not None:
+                built(modules[-1])
+        embedding, *layers, final_norm = modules
         self.embedding: TokenEmbedding = embedding
         self.layers = nn.ModuleList(layers * config.repeat)  # the same modules again
         self.final_norm: FinalNorm = final_norm

@@ -9,9 +9,8 @@ is padded first, with rows of zeros that take no part in the model.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from megatron.core import parallel_state
@@ -19,60 +18,26 @@ from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attri
 from torch import Tensor, nn
 
 from brt_dist.errors import CheckpointError
+from brt_dist.model.boxes import Box
+from brt_dist.model.initial_values import Initializer, constant, drawn, fan_in, normal, ones, uniform
 from brt_dist.model.shapes import padded
 
-_TRUNCATED_STD = 0.87962566103423978  # of a standard normal cut off at two
-
-
-@dataclass(frozen=True)
-class Initializer:
-    """Distribution of the initial values of a parameter, given its logical shape."""
-
-    kind: Literal["ones", "normal", "fan_in", "uniform", "drawn"]
-    scale: float = 1.0
-    first: float = 0.0
-    """uniform: the low end; `scale` is the distance to the high end"""
-    quantile: Callable[[Tensor], Tensor] | None = None
-
-    def __call__(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """A float32 tensor on the CPU."""
-        values = torch.empty(shape, device="cpu")
-        if self.kind == "ones":
-            return values.fill_(1.0)
-        if self.quantile is not None:
-            return self.quantile(values.uniform_(generator=generator).clamp(min=1e-7))
-        if self.kind == "normal":
-            return values.normal_(0.0, self.scale, generator=generator)
-        if self.kind == "uniform":
-            return self.first + self.scale * values.uniform_(generator=generator)
-        std = math.sqrt(self.scale / shape[1]) / _TRUNCATED_STD
-        return nn.init.trunc_normal_(values, 0.0, std, -2 * std, 2 * std, generator=generator)
-
-
-def ones() -> Initializer:
-    return Initializer("ones")
-
-
-def drawn(quantile: Callable[[Tensor], Tensor]) -> Initializer:
-    """Any distribution, by the inverse of its distribution function: of numbers in (0, 1)."""
-    return Initializer("drawn", quantile=quantile)
-
-
-def normal(std: float) -> Initializer:
-    return Initializer("normal", std)
-
-
-def uniform(low: float, high: float) -> Initializer:
-    return Initializer("uniform", high - low, low)
-
-
-def constant(value: float) -> Initializer:
-    return Initializer("uniform", 0.0, value)
-
-
-def fan_in(variance: float = 1.0) -> Initializer:
-    """Truncated normal of variance `variance` / inputs, for weights (outputs, inputs)."""
-    return Initializer("fan_in", variance)
+__all__ = [
+    "Initializer",
+    "LogicalParameter",
+    "constant",
+    "declare",
+    "drawn",
+    "fan_in",
+    "initialize",
+    "load",
+    "logical_parameters",
+    "normal",
+    "ones",
+    "replicated",
+    "seeded_generator",
+    "uniform",
+]
 
 
 def declare(
@@ -122,7 +87,7 @@ class LogicalParameter(_Logical):
         """Number of elements, without padding."""
         return math.prod(self.shape)
 
-    def box(self, rank: int, ranks: int) -> tuple[tuple[int, int], ...]:
+    def box(self, rank: int, ranks: int) -> Box:
         """Where that part lies in the logical tensor: a range in each dimension, without padding."""
         box = [(0, size) for size in self.shape]
         dim = self.partition_dim
@@ -130,6 +95,14 @@ class LogicalParameter(_Logical):
             size, step = self.shape[dim], padded(self.shape[dim], ranks, self.multiple) // ranks
             box[dim] = (min(rank * step, size), min((rank + 1) * step, size))
         return tuple(box)
+
+    def initial_values(self, seed: int, box: Box, begin: int, end: int) -> Tensor:
+        """Elements `begin` to `end` of a box of the logical tensor, as a run with this seed starts with them.
+
+        Returns:
+            (end - begin,), float32, on the CPU; the same whatever the layout.
+        """
+        return self.initializer.draw(f"parameter/{seed}/{self.name}", self.shape, box, begin, end)
 
     def part(self, full: Tensor, rank: int, ranks: int) -> Tensor:
         """The part of the logical tensor `full` that tensor parallel rank `rank` of `ranks` holds."""
@@ -188,17 +161,19 @@ def replicated(module: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def initialize(module: nn.Module, seed: int, prefix: str = "") -> None:
-    """Set the initial values of the parameters of `module`, the same whatever the layout.
+    """Set the parameters of `module` to their initial values, the same whatever the layout.
 
-    Each logical tensor is drawn whole, on the CPU, from a generator that depends on `seed` and its name only; the
-    rank's part of it is kept.
+    Only what this tensor parallel rank holds is drawn.  Padding is zero.
     """
     rank = parallel_state.get_tensor_model_parallel_rank()
     ranks = parallel_state.get_tensor_model_parallel_world_size()
     with torch.no_grad():
         for parameter in logical_parameters(module, prefix):
-            full = parameter.initializer(parameter.shape, seeded_generator(f"parameter/{seed}/{parameter.name}"))
-            parameter.local.copy_(parameter.part(full, rank, ranks))
+            box = parameter.box(rank, ranks)
+            sizes = [stop - start for start, stop in box]
+            values = parameter.initial_values(seed, box, 0, math.prod(sizes)).view(sizes)
+            parameter.local.zero_()
+            parameter.local[tuple(slice(size) for size in sizes)] = values.to(parameter.local)
 
 
 def load(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "") -> None:

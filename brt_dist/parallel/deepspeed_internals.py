@@ -6,7 +6,7 @@ attribute, so it is the test to run first after an upgrade, and this is the file
 DeepSpeed is imported in the functions: it picks its accelerator at import, so `device.choose` must come before.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,11 +143,6 @@ def shard(parameter: Tensor) -> Tensor:
     return held
 
 
-def is_sharded(parameter: Tensor) -> bool:
-    """Whether ZeRO-3 manages the parameter."""
-    return hasattr(parameter, "ds_tensor")
-
-
 def whole_size(parameter: Tensor) -> int:
     """Number of elements, also of a parameter that ZeRO-3 has taken apart."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
@@ -171,9 +166,29 @@ def master_values(zero: Any, stage: int, parameter: Tensor, flats: Sequence[Tens
     return MasterValues(_holder(flats, mapping.hp_fragment), there.start, here.start, here.numel)
 
 
+def renew_working_weights(zero: Any, stage: int, parameters: Iterable[Tensor], data_rank: int) -> None:
+    """Set what forward reads from the master values, which were set by hand.  Collective.
+
+    Args:
+        zero: DeepSpeed's optimizer.
+        stage: of ZeRO, 1 to 3.
+        parameters: all of this rank.
+    """
+    if stage < 3:
+        zero.update_lp_params()
+        return
+    for parameter in parameters:
+        held = master_values(zero, stage, parameter, (), data_rank)
+        shard(parameter).data.view(-1)[: held.count] = held.tensor.data[held.offset : held.offset + held.count]
+    gather_persistent_parameters(zero)
+
+
 def gather_persistent_parameters(zero: Any) -> None:
-    """Renew the small parameters that ZeRO-3 keeps whole on every rank, from their shards.  Collective."""
-    whole = zero.persistent_parameters
+    """Renew the small parameters that ZeRO-3 keeps whole on every rank, from their shards.  Collective.
+
+    Before the first forward there are none to renew; if they were gathered then, DeepSpeed would lose track of them.
+    """
+    whole = [parameter for parameter in zero.persistent_parameters if parameter.ds_status.name == "AVAILABLE"]
     if whole:
         whole[0].all_gather(whole)
 

@@ -24,7 +24,7 @@ from brt_dist.config.zero_rules import scatters_sums
 from brt_dist.model.dropout import MASK_VERSION, Dropout, MaskVersion
 from brt_dist.model.linear import megatron_config
 from brt_dist.model.memory import Memory
-from brt_dist.model.parameters import initialize, logical_parameters
+from brt_dist.model.parameters import logical_parameters
 from brt_dist.model.routing import Routing
 from brt_dist.optim.groups import set_learning_rate, split_groups
 from brt_dist.parallel.control import Control, StepResult
@@ -97,6 +97,8 @@ def never() -> bool:
 class Engine(ABC):
     """Model, optimizer and stream memory of one rank.  :func:`build_engine` makes one.
 
+    The weights are whatever was in memory until :meth:`draw` or :meth:`load`.
+
     Args:
         groups: given to DeepSpeed; None where it makes its own.
     """
@@ -120,8 +122,6 @@ class Engine(ABC):
         self._context = context
         self._observer: Observer | None = None  # of the evaluation step under way
         self._observed = 0  # micro-batches of it
-        for name, module in stage.logical_modules():
-            initialize(module, config.run.seed, name)
         self.parameters = [p for name, module in stage.logical_modules() for p in logical_parameters(module, name)]
         self.optimizer = config.optimizer.build(self.parameters, sharding(config, layout))
         if scatters_sums(config) and config.optimizer.is_elementwise:
@@ -191,6 +191,10 @@ class Engine(ABC):
     def pieces(self) -> list[Piece]:
         """Everything on this rank that training changes, as views."""
         return self._state.pieces(self.memory)
+
+    def draw(self) -> None:
+        """Give the weights their initial values, which depend on `run.seed` and their names alone.  Collective."""
+        self._state.draw(self.config.run.seed)
 
     def load(self, read: Read, updates: int) -> None:
         """Load a state that any layout saved.  Collective.
@@ -274,8 +278,9 @@ class WholeEngine(Engine):
 
     def __init__(self, config: Config, layout: Layout, device: Device) -> None:
         context, parallel = StageContext(StreamMemory({}, 0)), megatron_config(config.parallel.sequence_parallel)
+        built = _partition(config) if config.parallel.zero_stage == 3 else None
         with device.torch:
-            stage = WholeModel(config.model, context, parallel, config.parallel.recompute)
+            stage = WholeModel(config.model, context, parallel, config.parallel.recompute, built)
         super().__init__(config, layout, device, context, stage, MegatronGroups())
 
     def _train(self, step: StepInput) -> None:
@@ -331,8 +336,14 @@ class PipelinedEngine(Engine):
         release_graph(self._deepspeed)
 
 
-def build_engine(config: Config, layout: Layout, device: Device) -> Engine:
-    """The engine for this rank.  `config.model.vocab_size` must be set.  Collective.
+def build_engine(config: Config, layout: Layout, device: Device, *, blank: bool = False) -> Engine:
+    """The engine for this rank, with the weights that training starts from.  Collective.
+
+    Args:
+        config: `model.vocab_size` must be set.
+        layout: of this rank.
+        device: of this rank.
+        blank: leave the weights unset, because they will be loaded; or call `draw` later.
 
     Raises:
         PlatformError: the config offloads to a disk, which this machine cannot.
@@ -340,7 +351,28 @@ def build_engine(config: Config, layout: Layout, device: Device) -> Engine:
     quiet()
     if "nvme" in (config.parallel.zero.offload_optimizer, config.parallel.zero.offload_parameters):
         check_nvme()
-    return (PipelinedEngine if layout.pipeline > 1 else WholeEngine)(config, layout, device)
+    engine = (PipelinedEngine if layout.pipeline > 1 else WholeEngine)(config, layout, device)
+    if not blank:
+        engine.draw()
+    return engine
+
+
+def _partition(config: Config) -> Callable[[torch.nn.Module], None]:
+    """For ZeRO-3: takes a module apart as soon as it is built, so that no rank ever holds the whole model."""
+    settings = deepspeed_config(config)
+    dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
+
+    def partition(module: torch.nn.Module) -> None:
+        groups = MegatronGroups()
+        deepspeed.zero.Init(
+            module=module.to(dtype),
+            data_parallel_group=groups.get_data_parallel_group(),
+            config_dict_or_path=settings,
+            dtype=dtype,
+            mpu=groups,
+        )
+
+    return partition
 
 
 def _initialize(stage: Any, optimizer: torch.optim.Optimizer, config: Config, groups: MegatronGroups | None) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Box = tuple[tuple[int, int], ...]
+from brt_dist.model.boxes import Box
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,23 @@ class WholeModel(nn.Module):
     """All layers on this rank, with their memory attached: tokens (b, N) -> scores.
 
     Scores are the nats of each token (b, N) if the micro-batch has a target, else this rank's logits (N, b, V/tp).
+
+    Args:
+        built: as for `BlockRecurrentModel`.
     """
 
     def __init__(
-        self, config: ModelConfig, context: StageContext, parallel: ModelParallelConfig, recompute: Recompute
+        self,
+        config: ModelConfig,
+        context: StageContext,
+        parallel: ModelParallelConfig,
+        recompute: Recompute,
+        built: Callable[[nn.Module], None] | None = None,
     ) -> None:
         super().__init__()
-        self.model = BlockRecurrentModel(config, sequence_parallel=parallel.sequence_parallel, recompute=recompute)
+        self.model = BlockRecurrentModel(
+            config, sequence_parallel=parallel.sequence_parallel, recompute=recompute, built=built
+        )
         self._context = context
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -1,15 +1,18 @@
 """The state of one rank: weights, optimizer state and stream memory as pieces of logical tensors, out and in."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from torch import Tensor
 
 from brt_dist.config.schema import Config
 from brt_dist.model.model import EMBEDDING
 from brt_dist.model.parameters import LogicalParameter
-from brt_dist.parallel.deepspeed_internals import gather_persistent_parameters, is_sharded, master_values, shard
+from brt_dist.parallel.deepspeed_internals import master_values, renew_working_weights
 from brt_dist.parallel.layout import Layout
 from brt_dist.parallel.optimizer_state import Fragment, OptimizerState
 from brt_dist.parallel.pieces import LogicalTensor, Piece, Read, Region
@@ -57,22 +60,26 @@ class RankState:
         return [piece for piece in found if piece.region.size]
 
     @torch.no_grad()
+    def draw(self, seed: int) -> None:
+        """Give the weights their initial values.  Collective; each rank draws only what it updates."""
+
+        def values(parameter: LogicalParameter, region: Region) -> Tensor:
+            return parameter.initial_values(seed, region.box, region.begin, region.end)
+
+        self._set_weights(list(self._fragments()), values)
+
+    @torch.no_grad()
     def load(self, memory: StreamMemory, read: Read, updates: int) -> None:
         """Take over a saved state, whatever layout it was saved on.
 
         Raises:
             CheckpointError: from `read`: a tensor is missing or has another shape.
         """
-        for parameter in self._parameters:
-            _copy(*self._working(parameter), read)
         fragments = list(self._fragments())
         self._optimizer_state.prepare(fragments, updates)
-        for fragment in fragments:
-            _copy(_weight(fragment.parameter), fragment.region, fragment.of(fragment.master.data), read)
+        self._set_weights(fragments, lambda parameter, region: read(_weight(parameter), region))
         for piece in self._optimizer_state.pieces(fragments):
-            _copy(piece.tensor, piece.region, piece.values, read)
-        if self._config.parallel.zero_stage == 3:
-            gather_persistent_parameters(self._zero)
+            self._fill(piece.values, piece.region, partial(read, piece.tensor))
         memory.replace(
             [
                 (layer, micro_batch, field, read(piece.tensor, piece.region))
@@ -83,14 +90,30 @@ class RankState:
     def _region(self, parameter: LogicalParameter) -> Region:
         return Region.of_box(parameter.box(self._layout.tensor_rank, self._layout.tensor))
 
-    def _working(self, parameter: LogicalParameter) -> tuple[LogicalTensor, Region, Tensor]:
-        """What forward reads: in the precision of the run, under ZeRO-3 a shard."""
-        region = self._region(parameter)
-        held = shard(parameter.local).data.view(-1)
-        if held.numel() != parameter.local.numel() and is_sharded(parameter.local):
-            start = self._layout.data_rank * held.numel()
-            region = region.part(start, start + held.numel())
-        return _weight(parameter), region, held[: region.size]
+    def _set_weights(self, fragments: Sequence[Fragment], values: Callable[[LogicalParameter, Region], Tensor]) -> None:
+        """Set the master values of this rank, and from those of all ranks what forward reads.  Padding is zero."""
+        for fragment in fragments:
+            held = fragment.master.data.view(-1)[fragment.offset : fragment.offset + fragment.count]
+            held[fragment.region.size :].zero_()
+            self._fill(held[: fragment.region.size], fragment.region, partial(values, fragment.parameter))
+        if self._zero is not None:
+            locals_ = [fragment.parameter.local for fragment in fragments]
+            renew_working_weights(self._zero, self._config.parallel.zero_stage, locals_, self._layout.data_rank)
+
+    def _fill(self, values: Tensor, region: Region, read: Callable[[Region], Tensor]) -> None:
+        """Set `values` to what `read` gives.  Without ZeRO data parallel ranks hold the same: each reads a share."""
+        if self._zero is not None or self._layout.data == 1:
+            if region.size:
+                values.copy_(read(region))
+            return
+        share = -(-region.size // self._layout.data)
+        mine = region.part(self._layout.data_rank * share, (self._layout.data_rank + 1) * share)
+        part = values.new_zeros(share)
+        if mine.size:
+            part[: mine.size] = read(mine)
+        whole = values.new_empty(share * self._layout.data)
+        dist.all_gather_into_tensor(whole, part, parallel_state.get_data_parallel_group())
+        values.copy_(whole[: region.size])
 
     def _fragments(self) -> Iterator[Fragment]:
         """For each parameter, in order, what of its master values is here; asked of DeepSpeed."""
@@ -130,8 +153,3 @@ class RankState:
 
 def _weight(parameter: LogicalParameter) -> LogicalTensor:
     return LogicalTensor(f"weights/{parameter.name}", parameter.shape, torch.float32)
-
-
-def _copy(tensor: LogicalTensor, region: Region, values: Tensor, read: Read) -> None:
-    if region.size:
-        values.copy_(read(tensor, region))

@@ -66,7 +66,7 @@ def build_trainer(
 
     adjustments = Adjustments.load(run)
     schedule = training_schedule(config, train)
-    engine = build_engine(config, layout, device)
+    engine = build_engine(config, layout, device, blank=True)  # `resume` sets the weights
     storage = open_storage(config.run.checkpoints or RunDirectory(run).checkpoints)
     store = CheckpointStore(storage, config, layout, train.digest, report, train.tokenizer_sha256)
     datasets = {"train": train} | ({"validation": validation} if validation else {})

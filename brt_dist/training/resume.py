@@ -1,4 +1,4 @@
-"""Loads the state that an attempt starts from: the newest checkpoint, initial weights, or neither."""
+"""Sets the state that an attempt starts from: the newest checkpoint, given weights, or weights that are drawn."""
 
 from collections.abc import Callable
 
@@ -12,11 +12,11 @@ from brt_dist.training.trainer_state import TrainerState
 def resume(
     store: CheckpointStore, engine: Engine, start: Cursor, tokenizer: str, report: Callable[[str], None]
 ) -> TrainerState:
-    """Load the newest checkpoint into the engine, or else the weights of `run.init_from`, if any.  Collective.
+    """Load the newest checkpoint into the engine, or else the weights of `run.init_from`; or draw them.  Collective.
 
     Args:
         store: the checkpoints of the run.
-        engine: to load into.
+        engine: to load into; its weights may be unset.
         start: cursor of a new run.
         tokenizer: sha256 of the training data's tokenizer.
         report: called with a message about what was loaded.
@@ -32,6 +32,8 @@ def resume(
         if engine.config.run.init_from is not None:
             found = load_initial_weights(engine.config.run.init_from, engine.config, tokenizer, engine)
             report(f"starting from the {found}")
+        else:
+            engine.draw()
         return TrainerState(start)
     with checkpoint:
         manifest = checkpoint.manifest

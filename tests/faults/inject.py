@@ -26,7 +26,7 @@ def poison(step: int) -> None:
 
     def poisoned(stage: Any, *arguments: Any) -> Any:
         parameters = [p for name, owner in stage.logical_modules() for p in logical_parameters(owner, name)]
-        weight = next(p.local for p in parameters if tuple(p.local.shape) == tuple(p.shape))
+        weight = next(p.local for p in parameters if p.partition_dim is None)
         # before the engine's own hooks, as a fault in backward would be
         weight.register_hook(lambda grad: grad * math.nan if current[0] == step else None)
         return initialize(stage, *arguments)

@@ -99,7 +99,7 @@ ATTRIBUTES = [
     ("engine", "module.get_tied_weights_and_groups", _PIPELINES),
     ("optimizer", "fp32_groups_gradient_flat_partition", _SUMS_OF_BF16),
     ("optimizer", "_lazy_init_hp_params_optimizer_state", _SUMS_OF_BF16),
-    ("optimizer", "update_lp_params", _SUMS_OF_BF16),
+    ("optimizer", "update_lp_params", _PARTITIONED),
     ("optimizer", "clear_hp_grads", _SUMS_OF_BF16),
     ("parameter", "_hp_mapping.hp_fragment", _PARTITIONED),
     ("parameter", "_hp_mapping.hp_fragment_address.start", _PARTITIONED),
@@ -107,13 +107,14 @@ ATTRIBUTES = [
     ("parameter", "_hp_mapping.lp_fragment_address.numel", _PARTITIONED),
     ("parameter", "ds_tensor", _SHARDED),
     ("parameter", "ds_numel", _SHARDED),
+    ("parameter", "ds_status.name", _SHARDED),
     ("optimizer", "grad_position", _SHARDED),
     ("optimizer", "get_param_id", _SHARDED),
     ("optimizer", "fp32_partitioned_groups_flat", _SHARDED),
     ("optimizer", "persistent_parameters", _SHARDED),
 ]
 # names that others use for things of their own
-_EVERYDAY = {"loss", "module", "parts", "PipelineModule", "logger", "start", "numel", "timers"}
+_EVERYDAY = {"name", "loss", "module", "parts", "PipelineModule", "logger", "start", "numel", "timers"}
 
 
 @dataclass
@@ -149,6 +150,7 @@ def seen(request: pytest.FixtureRequest, device: Device) -> Iterator[Seen]:
     )  # fmt: skip
     deepspeed_internals.quiet()
     engine = kind(config, Layout.of(config, 0), device)
+    engine.draw()
     found = Seen(engine, stage, [], 0)
     parameters = [parameter.local for parameter in engine.parameters]
     owners = {"engine": engine._deepspeed, "optimizer": engine._deepspeed.optimizer, "parameter": parameters[0]}
@@ -222,7 +224,17 @@ def test_master_values_are_those_of_the_parameters(seen: Seen) -> None:
         master = held.tensor.detach().view(-1)[held.offset : held.offset + held.count]
         working = deepspeed_internals.shard(local).detach().view(-1)[: held.count]
         assert torch.equal(master.to(working.dtype), working)
-        assert deepspeed_internals.is_sharded(local) == (seen.stage == 3)
+
+
+def test_what_forward_reads_follows_the_master_values(seen: Seen) -> None:
+    if seen.stage:
+        zero, parameter = seen.engine._deepspeed.optimizer, seen.engine.parameters[0].local
+        flats = [flat for group in seen.engine.optimizer.param_groups for flat in group["params"]]
+        held = deepspeed_internals.master_values(zero, seen.stage, parameter, flats, 0)
+        held.tensor.detach().view(-1)[held.offset : held.offset + held.count] = 1.5
+        locals_ = [parameter.local for parameter in seen.engine.parameters]
+        deepspeed_internals.renew_working_weights(zero, seen.stage, locals_, 0)
+        assert (deepspeed_internals.shard(parameter).view(-1)[: held.count] == 1.5).all()
 
 
 def test_parameters_that_are_kept_whole_follow_their_shards(seen: Seen) -> None:

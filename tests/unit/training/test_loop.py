@@ -51,6 +51,9 @@ class StubEngine:
         self._results, self._log = results, log
         self.rates: list[float] = []
 
+    def draw(self) -> None:
+        self._log.append("draw")
+
     def train_step(self, step: StepInput, learning_rate: float, asked: Asked) -> StepResult:
         self._log.append(f"train {step.number}")
         self.rates.append(learning_rate)
@@ -149,7 +152,7 @@ def test_hooks_are_called_in_their_order(device: Device, tmp_path: Path) -> None
     case = Case(device, tmp_path, steps=2)
     assert case.hooks(Noting("a", case.log), Noting("b", case.log)).run() is ExitCode.FINISHED
     expected = """
-        a start 0, b start 0,
+        draw, a start 0, b start 0,
         a enter 1, b enter 1, train 1, b leave 1, a leave 1, a after 1 first, b after 1 first, a between 1, b between 1,
         a enter 2, b enter 2, train 2, b leave 2, a leave 2, a after 2, b after 2, a between 2 last, b between 2 last,
         a end, b end
