@@ -67,21 +67,28 @@ class Checkpoint:
 
         Raises:
             CheckpointError: the checkpoint has no such tensor, or it has a different shape.
+            PlatformError: the storage does not respond.
         """
         entry = self.manifest.tensors.get(tensor.name)
         if entry is None:
             raise CheckpointError(f"{self.name} has no {tensor.name}: a different model or optimizer saved it")
-        if entry.shape == tensor.shape:
-            return self._reader(entry.file).read(tensor, region)
-        if tensor.name.startswith("memory/") and entry.shape[1:] == tensor.shape[1:]:
-            return self._read_streams(tensor, region, entry.shape[0])
+        try:
+            if entry.shape == tensor.shape:
+                return self._reader(entry.file).read(tensor, region)
+            if tensor.name.startswith("memory/") and entry.shape[1:] == tensor.shape[1:]:
+                return self._read_streams(tensor, region, entry.shape[0])
+        except OSError as error:
+            raise PlatformError(f"cannot read {self._storage}/{self.name}/{entry.file}: {error}") from error
         raise CheckpointError(f"{self.name}: {tensor.name} has shape {entry.shape}, but this run needs {tensor.shape}")
+
+    def part(self, name: str, region: Region) -> Tensor:
+        """A region of the logical tensor `name` as it was saved, (region.size,)."""
+        return self.read(LogicalTensor(name, self.manifest.tensors[name].shape, torch.float32), region)
 
     def whole(self, name: str) -> Tensor:
         """The whole logical tensor `name`."""
-        entry = self.manifest.tensors[name]
-        tensor = LogicalTensor(name, entry.shape, torch.float32)
-        return self.read(tensor, Region.whole(entry.shape)).view(entry.shape)
+        shape = self.manifest.tensors[name].shape
+        return self.part(name, Region.whole(shape)).view(shape)
 
     def _read_streams(self, tensor: LogicalTensor, region: Region, streams: int) -> Tensor:
         first, last = region.box[0]
@@ -95,7 +102,9 @@ class Checkpoint:
 
     def _reader(self, file: str) -> TensorFileReader:
         if file not in self._readers:
-            self._readers[file] = TensorFileReader(self._storage.local(self.name, file))
+            digest = next(entry.sha256 for entry in self.manifest.files if entry.name == file)
+            opened = self._storage.open(self.name, file, shared_as=digest)
+            self._readers[file] = TensorFileReader(opened, f"{self._storage}/{self.name}/{file}")
         return self._readers[file]
 
 

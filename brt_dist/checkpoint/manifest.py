@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from brt_dist.checkpoint.tensor_header import ELEMENT_BYTES
 from brt_dist.errors import CheckpointError
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 64 << 20  # bytes; a model with 1000 layers takes 20 MB
-ELEMENT_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}
 _FILE_NAME = re.compile(r"[a-z]+/\w[\w.-]*\.safetensors", re.ASCII)
 
 

@@ -1,19 +1,19 @@
 """Checkpoints in an object store, through fsspec.  Objects appear whole or not at all, so nothing is renamed.
 
-Files are read from local copies.  Nothing locks a prefix, so use each for one run only.
+Files are read by ranges; ranks of one node share what they read.  Nothing locks a prefix, so use each for one run only.
 """
 
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from brt_dist.checkpoint.manifest import MANIFEST, step_of
+from brt_dist.checkpoint.node_cache import NodeCache
+from brt_dist.checkpoint.ranges import RangeReader
 from brt_dist.checkpoint.storage import LATEST, Storage, UnreachableError
 from brt_dist.errors import PlatformError
-from brt_dist.files import temporary_name
 
 
 class ObjectStorage(Storage):
@@ -35,7 +35,7 @@ class ObjectStorage(Storage):
         except (ImportError, ValueError) as error:
             raise PlatformError(f"checkpoints at {url}: {error}") from error
         self._url = url
-        self._copies = tempfile.TemporaryDirectory(prefix="brt-checkpoint-")
+        self._cache = NodeCache()
 
     def __str__(self) -> str:
         return self._url
@@ -92,15 +92,9 @@ class ObjectStorage(Storage):
             return None
         return size
 
-    def local(self, name: str, file: str) -> Path:
-        path = self._copy(name, file)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = temporary_name(path)
-            with self._asking():
-                self._files.get_file(f"{self._root}/{name}/{file}", str(part))
-            part.rename(path)
-        return path
+    def open(self, name: str, file: str, shared_as: str | None = None) -> RangeReader:
+        remote = _Object(self._files, f"{self._root}/{name}/{file}", self._asking)
+        return remote if shared_as is None else self._cache.reader(remote, shared_as)
 
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError), self._asking():
@@ -108,15 +102,8 @@ class ObjectStorage(Storage):
         with suppress(FileNotFoundError), self._asking():
             self._files.rm(f"{self._root}/{name}", recursive=True)
 
-    def release(self, name: str, file: str) -> None:
-        self._copy(name, file).unlink(missing_ok=True)
-
     def forget(self) -> None:
-        for folder in Path(self._copies.name).iterdir():
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _copy(self, name: str, file: str) -> Path:
-        return Path(self._copies.name) / name / file
+        self._cache.close()
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -127,3 +114,27 @@ class ObjectStorage(Storage):
             raise
         except Exception as error:
             raise UnreachableError(f"{self._url}: {type(error).__name__}: {error}") from error
+
+
+class _Object(RangeReader):
+    """An object, read by ranged requests."""
+
+    def __init__(self, files: Any, path: str, asking: Callable[[], AbstractContextManager[None]]) -> None:
+        self._files, self._path, self._asking = files, path, asking
+        with asking():
+            self._size: int = files.size(path)
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def read_into(self, begin: int, buffer: memoryview) -> None:
+        end = begin + len(buffer)
+        if end > self._size:
+            raise OSError(f"{self._path} ends at {self._size} bytes")
+        if buffer:
+            with self._asking():
+                content: bytes = self._files.cat_file(self._path, start=begin, end=end)
+            if len(content) != len(buffer):
+                raise UnreachableError(f"{self._path}: got {len(content)} bytes, asked for {len(buffer)}")
+            buffer[:] = content

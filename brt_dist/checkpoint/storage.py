@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from brt_dist.checkpoint.manifest import MANIFEST, step_of
+from brt_dist.checkpoint.ranges import LocalFile, RangeReader
 from brt_dist.errors import PlatformError
 from brt_dist.files import sync_directory, write_atomic
 
@@ -55,18 +56,22 @@ class Storage(ABC):
         """Size of a file in bytes; None if it does not exist."""
 
     @abstractmethod
-    def local(self, name: str, file: str) -> Path:
-        """A local path to read the file from; for an object store, a copy that lasts until :meth:`forget`."""
+    def open(self, name: str, file: str, shared_as: str | None = None) -> RangeReader:
+        """Open a file to read ranges of it.
+
+        Args:
+            name: of the checkpoint.
+            file: of the checkpoint.
+            shared_as: digest of its content, if other processes of this node will read parts of it too: what comes
+                over a network is then fetched once for all of them, and kept until they call :meth:`forget`.
+        """
 
     @abstractmethod
     def remove(self, name: str) -> None:
         """Remove a checkpoint.  If this is interrupted, what remains does not look complete."""
 
-    def release(self, name: str, file: str) -> None:  # noqa: B027 - nothing to do where nothing was copied
-        """Release the copy that :meth:`local` made of this file."""
-
-    def forget(self) -> None:  # noqa: B027
-        """Remove the copies that :meth:`local` made."""
+    def forget(self) -> None:  # noqa: B027 - nothing to do where nothing was copied
+        """This process needs no more of what is kept for several; the last one of the node removes it."""
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -135,8 +140,8 @@ class FolderStorage(Storage):
         path = self._folder / name / file
         return path.stat().st_size if path.is_file() else None
 
-    def local(self, name: str, file: str) -> Path:
-        return self._folder / name / file
+    def open(self, name: str, file: str, shared_as: str | None = None) -> RangeReader:
+        return LocalFile(self._folder / name / file)
 
     def remove(self, name: str) -> None:
         # without its manifest a folder is not a checkpoint; another process may remove it at the same time

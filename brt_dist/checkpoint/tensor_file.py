@@ -1,20 +1,22 @@
 """Tensor files in the safetensors format, which other tools can open and which contains no code.
 
-The library reads them.  We write them ourselves, because the library needs all tensors of a file in memory at once;
-here they are written one by one as they arrive, and hashed on the way.
+We read and write them ourselves.  To write a file, the library needs all of its tensors in memory at once; here they
+are written one by one as they arrive, and hashed on the way.  To read one, it maps the file into memory; here a rank
+reads the bytes that it keeps, from a disk or from an object store.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from brt_dist.checkpoint.ranges import RangeReader
+from brt_dist.checkpoint.tensor_header import read_header
 from brt_dist.errors import CheckpointError
+from brt_dist.model.boxes import runs
 from brt_dist.parallel.pieces import LogicalTensor, Region
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
@@ -81,22 +83,24 @@ class TensorFileWriter:
 
 
 class TensorFileReader:
-    """Reads regions of the tensors in a file, and nothing else of it.  Close it, or use it in `with`.
+    """Reads regions of the tensors in a file, and no other bytes of it.  Close it, or use it in `with`.
 
     Args:
-        path: of the file.
+        file: the bytes; closed with the reader.
+        where: the place of the file, for messages.
 
     Raises:
         CheckpointError: it is not a tensor file.
+        OSError: it cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, file: RangeReader, where: str) -> None:
+        self._file, self._where = file, where
         try:
-            self._file = safe_open(path, framework="pt")
-            self._file.__enter__()
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is not a readable tensor file ({error})") from error
+            self._tensors = read_header(file, where)
+        except BaseException:
+            file.close()
+            raise
 
     def __enter__(self) -> "TensorFileReader":
         return self
@@ -105,7 +109,7 @@ class TensorFileReader:
         self.close()
 
     def close(self) -> None:
-        self._file.__exit__(None, None, None)
+        self._file.close()
 
     def read(self, tensor: LogicalTensor, region: Region) -> Tensor:
         """Read a region.
@@ -115,15 +119,18 @@ class TensorFileReader:
 
         Raises:
             CheckpointError: the file has no such tensor, or it has a different shape.
+            OSError: the file cannot be read.
         """
-        try:
-            found = self._file.get_slice(name_in_file(tensor.name))
-        except SafetensorError as error:
-            raise CheckpointError(f"{self._path} has no tensor {name_in_file(tensor.name)} ({error})") from error
-        if tuple(found.get_shape()) != tensor.shape:
-            raise CheckpointError(
-                f"{self._path}: tensor {name_in_file(tensor.name)} has shape {tuple(found.get_shape())}, "
-                f"expected {tensor.shape}"
-            )
-        values: Tensor = region.take(lambda slices: found[slices])
+        name = name_in_file(tensor.name)
+        found = self._tensors.get(name)
+        if found is None:
+            raise CheckpointError(f"{self._where} has no tensor {name}")
+        if found.shape != tensor.shape:
+            raise CheckpointError(f"{self._where}: tensor {name} has shape {found.shape}, expected {tensor.shape}")
+        values = torch.empty(region.size, dtype=DTYPES[found.dtype])
+        buffer, width, filled = values.view(torch.uint8).numpy().data, values.element_size(), 0
+        for first, count in runs(tensor.shape, region.box, region.begin, region.end):
+            part = buffer[filled : filled + count * width]
+            self._file.read_into(found.begin + first * width, part)
+            filled += len(part)
         return values

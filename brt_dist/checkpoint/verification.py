@@ -1,13 +1,12 @@
 """Compares checkpoints with their manifests.  Does not need torch, and allocates nothing that a file asks for."""
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from brt_dist.checkpoint.manifest import MANIFEST, MANIFEST_LIMIT, FileEntry, Manifest
 from brt_dist.checkpoint.storage import Storage, UnreachableError
+from brt_dist.checkpoint.tensor_header import read_header
 from brt_dist.errors import CheckpointError
 
 
@@ -50,11 +49,15 @@ def verify_file(storage: Storage, name: str, manifest: Manifest, entry: FileEntr
     if problem:
         raise CheckpointError(problem)
     where = f"{storage}/{name}/{entry.name}"
-    path = storage.local(name, entry.name)
-    if sha256_of(path) != entry.sha256:
-        raise CheckpointError(f"{where} was altered: its sha256 does not match the manifest")
+    file = storage.open(name, entry.name)
+    try:
+        if file.sha256() != entry.sha256:
+            raise CheckpointError(f"{where} was altered: its sha256 does not match the manifest")
+        tensors = read_header(file, where)
+    finally:
+        file.close()
     kind = entry.name.partition("/")[0]
-    found = {f"{kind}/{tensor}": described for tensor, described in tensors_in(path).items()}
+    found = {f"{kind}/{tensor}": (placed.dtype, placed.shape) for tensor, placed in tensors.items()}
     listed = {
         tensor: (described.dtype, described.shape)
         for tensor, described in manifest.tensors.items()
@@ -91,7 +94,6 @@ def verify_files(
         except (CheckpointError, OSError) as error:
             return str(error)
         finally:
-            storage.release(name, entry.name)
             done(entry)
         return None
 
@@ -108,27 +110,3 @@ def newest_whole(storage: Storage, names: Sequence[str]) -> str | None:
         except CheckpointError:
             continue
     return None
-
-
-def tensors_in(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of the tensors in a file, by name, from its header.
-
-    The library checks shapes and offsets against the size of the file before it returns anything.
-
-    Raises:
-        CheckpointError: it is not a tensor file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            return {name: (found.get_dtype(), tuple(found.get_shape())) for name, found in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable tensor file ({error})") from error
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -23,8 +23,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from brt_dist.checkpoint.manifest import FileEntry, TensorEntry, contradiction
+from brt_dist.checkpoint.ranges import LocalFile
 from brt_dist.checkpoint.tensor_file import TensorFileReader, TensorFileWriter
-from brt_dist.checkpoint.verification import sha256_of, tensors_in
+from brt_dist.checkpoint.tensor_header import read_header
 from brt_dist.config.older import MODEL_KEYS
 from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import CheckpointError, PlatformError
@@ -103,19 +104,31 @@ def open_folder(folder: Path, *, verify: bool = True) -> Iterator[Weights]:
     shapes = {name: entry.shape for name, entry in tensors.items()}
     check_shapes(shapes, logical_shapes(model), str(folder))
     for entry in files:
-        _verify(folder / entry.name, entry, {n: t for n, t in tensors.items() if t.file == entry.name}, whole=verify)
-    readers = {entry.name: TensorFileReader(folder / entry.name) for entry in files}
+        _check_file(folder / entry.name, entry, {n: t for n, t in tensors.items() if t.file == entry.name})
+    if verify:
+        _verify(folder, files)
+    readers = {entry.name: TensorFileReader(_open(folder / entry.name), str(folder / entry.name)) for entry in files}
+
+    def read_region(name: str, region: Region) -> Tensor:
+        tensor = LogicalTensor(f"weights/{name}", shapes[name], torch.float32)
+        return readers[tensors[name].file].read(tensor, region)
 
     def read(name: str) -> Tensor:
-        shape = shapes[name]
-        tensor = LogicalTensor(f"weights/{name}", shape, torch.float32)
-        return readers[tensors[name].file].read(tensor, Region.whole(shape)).view(shape)
+        return read_region(name, Region.whole(shapes[name])).view(shapes[name])
 
     tokenizer = next((path for path in (folder / OURS, folder / TOKENIZER) if path.is_file()), folder / TOKENIZER)
     facts, config = about.get("facts", {}), about.get("config")
     try:
         yield Weights(
-            str(folder), model, shapes, read, facts, config, tokenizer.read_bytes() if tokenizer.is_file() else None
+            str(folder),
+            model,
+            shapes,
+            read,
+            facts,
+            config,
+            tokenizer.read_bytes() if tokenizer.is_file() else None,
+            read_region,
+            lambda rank, ranks: _verify(folder, files[rank::ranks]),
         )
     finally:
         for reader in readers.values():
@@ -198,12 +211,27 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
         raise CheckpointError(f"{path}: not the config of a model that brt_dist exported ({error!r:.200})") from None
 
 
-def _verify(path: Path, entry: FileEntry, tensors: dict[str, TensorEntry], *, whole: bool) -> None:
+def _check_file(path: Path, entry: FileEntry, tensors: dict[str, TensorEntry]) -> None:
+    """Compare a file with what is said of it, without reading its values."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     if path.stat().st_size != entry.bytes:
         raise CheckpointError(f"{path} has {path.stat().st_size} bytes, but {CONFIG} says {entry.bytes}")
-    if whole and sha256_of(path) != entry.sha256:
-        raise CheckpointError(f"{path} was altered: its sha256 does not match {CONFIG}")
-    if tensors_in(path) != {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}:
+    with closing(_open(path)) as file:
+        found = {name: (placed.dtype, placed.shape) for name, placed in read_header(file, str(path)).items()}
+    if found != {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}:
         raise CheckpointError(f"{path} does not contain the tensors that {CONFIG} lists")
+
+
+def _verify(folder: Path, files: Sequence[FileEntry]) -> None:
+    for entry in files:
+        with closing(_open(folder / entry.name)) as file:
+            if file.sha256() != entry.sha256:
+                raise CheckpointError(f"{folder / entry.name} was altered: its sha256 does not match {CONFIG}")
+
+
+def _open(path: Path) -> LocalFile:
+    try:
+        return LocalFile(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None

@@ -48,8 +48,9 @@ def _open_checkpoint(source: str, step: int | None, verify: bool) -> Iterator[We
     name = place.names()[-1] if step is None else place.of_step(step)
     with answering(place.storage), Checkpoint.open(place.storage, name) as checkpoint:
         manifest = checkpoint.manifest
+        files = [entry for entry in manifest.files if entry.name.startswith(_KIND)]
         if verify:
-            checkpoint.verify(entry for entry in manifest.files if entry.name.startswith(_KIND))
+            checkpoint.verify(files)
         try:
             config = recorded(manifest.config)
         except ValueError as error:
@@ -72,6 +73,8 @@ def _open_checkpoint(source: str, step: int | None, verify: bool) -> Iterator[We
             },
             config=_public(manifest.config),
             tokenizer=_tokenizer_of(config, manifest.dataset),
+            read_region=lambda tensor, region: checkpoint.part(_KIND + tensor, region),
+            verify=lambda rank, ranks: checkpoint.verify(files[rank::ranks]),
         )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import CheckpointError
+from brt_dist.parallel.pieces import Region
 
 _KIND = "weights/"
 
@@ -29,6 +30,9 @@ class Weights:
         facts: where they come from: step, tokens, evaluations, dataset, versions; as far as it is known.
         config: of the run that trained them, if one did.
         tokenizer: its file, if it is known.
+        read_region: gives a region of one of them, and reads no more; None: it is cut out of the whole.
+        verify: compares a rank's share of the files with their digests, given the rank and the number of ranks; raises
+            CheckpointError.  None: there is nothing to compare.
     """
 
     where: str
@@ -38,6 +42,15 @@ class Weights:
     facts: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] | None = None
     tokenizer: bytes | None = None
+    read_region: Callable[[str, Region], Tensor] | None = None
+    verify: Callable[[int, int], None] | None = None
+
+    def part(self, name: str, region: Region) -> Tensor:
+        """The elements of a region of the tensor `name`, (region.size,)."""
+        if self.read_region is not None:
+            return self.read_region(name, region)
+        whole = self.read(name)
+        return region.take(lambda slices: whole[slices])
 
     @classmethod
     def of(cls, model: ModelConfig, tensors: Mapping[str, Tensor], tokenizer: bytes | None = None) -> "Weights":

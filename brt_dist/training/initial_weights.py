@@ -3,6 +3,7 @@
 from hashlib import sha256
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from brt_dist.config.changes import changes, half_keys
@@ -12,6 +13,7 @@ from brt_dist.errors import CheckpointError
 from brt_dist.export.open import open_weights
 from brt_dist.export.weights import Weights
 from brt_dist.parallel.engine import Engine
+from brt_dist.parallel.layout import Layout
 from brt_dist.parallel.pieces import LogicalTensor, Region
 
 
@@ -30,8 +32,9 @@ def load_initial_weights(source: str, config: Config, tokenizer: str, engine: En
     Raises:
         CheckpointError: there are no such weights, they are damaged, or they belong to another model or tokenizer.
     """
-    with open_weights(source) as weights:
+    with open_weights(source, verify=False) as weights:
         _check(weights, config, tokenizer)
+        _verify(weights, engine.layout)
 
         def read(tensor: LogicalTensor, region: Region) -> Tensor:
             kind, _, name = tensor.name.partition("/")
@@ -40,11 +43,25 @@ def load_initial_weights(source: str, config: Config, tokenizer: str, engine: En
             if weights.shapes.get(name) != tensor.shape:
                 found = weights.shapes.get(name, "missing")
                 raise CheckpointError(f"{weights.where}: tensor {name} is {found}, but the model needs {tensor.shape}")
-            whole = weights.read(name)
-            return region.take(lambda slices: whole[slices])
+            return weights.part(name, region)
 
         engine.load(read, 0)
         return f"weights of {weights.where}"
+
+
+def _verify(weights: Weights, layout: Layout) -> None:
+    """Compare the files with their digests: each rank a share, and all learn what one of them found.  Collective."""
+    problem = None
+    try:
+        if weights.verify is not None:
+            weights.verify(layout.rank, layout.world_size)
+    except CheckpointError as error:
+        problem = str(error)
+    problems: list[str | None] = [None] * layout.world_size
+    dist.all_gather_object(problems, problem)
+    for found in problems:
+        if found is not None:
+            raise CheckpointError(found)
 
 
 def check_initial_weights(source: str, config: Config, tokenizer: str) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,6 +126,31 @@ def test_a_damaged_object_is_named_and_the_one_before_it_used(
     checkpoint = newest(open_storage(url), log)
     assert checkpoint is not None and checkpoint.manifest.step == 1 and len(log) == 2
     checkpoint.close()
+
+
+def test_ranks_of_a_node_fetch_an_object_once(
+    url: str, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    make_checkpoint(open_storage(url), 1)
+    asked: list[str] = []
+
+    def note(method: str, path: str) -> bool:
+        if method == "GET" and path.endswith("embedding.safetensors"):
+            asked.append(path)
+        return False
+
+    storages = [open_storage(url) for _ in range(3)]  # of three ranks
+    checkpoints = [Checkpoint.open(storage, folder_name(1)) for storage in storages]
+    for rank, checkpoint in enumerate(checkpoints):
+        store.fault = note
+        part = Region.whole((6, 4)).part(8 * rank, 8 * rank + 8)
+        assert checkpoint.part(TABLE.name, part).tolist() == [1.0] * 8
+        assert asked == [asked[0]]
+    for checkpoint in checkpoints:
+        assert list(tmp_path.glob("brt-checkpoints-*/*/0"))
+        checkpoint.close()
+    assert not list(tmp_path.glob("brt-checkpoints-*/*/0"))
 
 
 def test_commands(url: str, store: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
