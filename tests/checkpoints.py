@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -10,6 +10,9 @@ from safetensors.numpy import save
 from brt_dist.checkpoint.manifest import FileEntry, Manifest, TensorEntry, folder_name
 from brt_dist.checkpoint.storage import Storage
 from brt_dist.config.schema import Config
+
+if TYPE_CHECKING:
+    from brt_dist.checkpoint.crew import Crew
 
 TENSORS = {
     "weights/embedding.weight": (6, 4),
@@ -46,3 +49,11 @@ def manifest_of(step: int, files: list[FileEntry], tensors: Mapping[str, TensorE
         "saved_by": {"tensor": 2, "pipeline": 1, "data": 2, "zero_stage": 1}, "time": 1.6e9,
     }  # fmt: skip
     return Manifest(**(usual | facts), files=tuple(files), tensors=dict(tensors))
+
+
+def alone() -> "Crew":
+    """The only rank."""
+    from brt_dist.checkpoint.crew import Crew
+    from brt_dist.parallel.layout import Layout
+
+    return Crew(Layout(tensor=1, pipeline=1, data=1, micro_batch=1, streams=1, rank=0), 60.0)

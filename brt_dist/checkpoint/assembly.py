@@ -1,17 +1,18 @@
 """Assembles the pieces of all ranks into whole tensors in files.
 
-Who writes which file, and who sends what for it, is a pure function of what all ranks hold, so every rank computes the
-same assignment.  If several ranks hold a piece, one of them sends it; a file is written by one of the ranks whose
-pieces are in it.  Both are chosen to spread the bytes evenly.
+Who writes which file, and who sends what for it, is a pure function of what the ranks of a pipeline stage hold, so each
+of them computes the same assignment.  If several ranks hold a piece, one of them sends it; a file is written by one of
+the ranks whose pieces are in it.  Both are chosen to spread the bytes evenly.
 """
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from brt_dist.parallel.links import LinkError, Links
 from brt_dist.parallel.pieces import LogicalTensor, Region
 
 Holding = tuple[LogicalTensor, Region]
@@ -63,11 +64,12 @@ class _Loads:
         return rank
 
 
-def assign_files(holdings: Sequence[Sequence[Holding]]) -> list[FileAssignment]:
-    """Assign the pieces of all ranks to files.
+def assign_files(holdings: Sequence[Sequence[Holding]], first: int = 0) -> list[FileAssignment]:
+    """Assign the pieces of all ranks of a stage to files.
 
     Args:
         holdings: for each rank, the tensor and region of each of its pieces.
+        first: number of the first of these ranks.
 
     Returns:
         The files, in the order in which all ranks process them.
@@ -76,7 +78,7 @@ def assign_files(holdings: Sequence[Sequence[Holding]]) -> list[FileAssignment]:
         RuntimeError: the pieces of a tensor do not cover each of its elements exactly once.
     """
     holders: dict[LogicalTensor, dict[Region, list[tuple[int, int]]]] = {}
-    for rank, held in enumerate(holdings):
+    for rank, held in enumerate(holdings, first):
         for index, (tensor, region) in enumerate(held):
             holders.setdefault(tensor, {}).setdefault(region, []).append((rank, index))
     senders, files = _Loads(), dict[str, list[tuple[LogicalTensor, tuple[SentPiece, ...]]]]()
@@ -114,42 +116,53 @@ def sent_by(assignments: Sequence[FileAssignment], rank: int) -> set[int]:
 class Exchange:
     """Sends this rank's pieces and receives the tensors of the files that it writes.
 
+    Pieces are sent by a thread of their own, in the order of the files, and received in that order.  So of all pieces
+    that are not yet delivered, the first one always can be: no order of files can deadlock.
+
     Args:
         assignments: the files, as assigned.
         values: this rank's pieces by index, on the host; at least those of :func:`sent_by`.
         rank: this rank.
-        group: a group of all ranks that works on host memory, and that nothing else uses meanwhile.
+        links: to the other ranks; nothing else uses them meanwhile.
     """
 
     def __init__(
-        self,
-        assignments: Sequence[FileAssignment],
-        values: Mapping[int, Tensor],
-        rank: int,
-        group: dist.ProcessGroup | None,
+        self, assignments: Sequence[FileAssignment], values: Mapping[int, Tensor], rank: int, links: Links
     ) -> None:
-        self._assignments, self._values, self._rank, self._group = assignments, values, rank, group
-        # all at once: every piece that somebody waits for is already being sent, so no order of files can deadlock
-        self._sends = [
-            dist.isend(_as_bytes(values[piece.index]), assignment.writer, group)
-            for assignment in assignments
-            if assignment.writer != rank
-            for _, pieces in assignment.tensors
-            for piece in pieces
-            if piece.rank == rank
-        ]
+        self._assignments, self._values, self._rank, self._links = assignments, values, rank, links
+        self._problem: LinkError | None = None
+        self._sender = threading.Thread(target=self._send, name="checkpoint-send", daemon=True)
+        self._sender.start()
 
     def files(self) -> Iterator[tuple[FileAssignment, Iterator[Tensor]]]:
-        """The files that this rank writes, each with its tensors in order.  Consume every tensor."""
+        """The files that this rank writes, each with its tensors in order.  Consume every tensor.
+
+        Raises:
+            LinkError: another rank is gone, or does not respond.
+        """
         for assignment in self._assignments:
             if assignment.writer == self._rank:
                 yield assignment, self._tensors(assignment)
 
     def finish(self) -> None:
-        """Wait until all sends are complete."""
-        for send in self._sends:
-            if send is not None:
-                send.wait()
+        """Wait until everything is sent.
+
+        Raises:
+            LinkError: another rank is gone, or does not respond.
+        """
+        self._sender.join()
+        if self._problem is not None:
+            raise self._problem
+
+    def _send(self) -> None:
+        try:
+            for assignment in self._assignments:
+                for _, pieces in assignment.tensors if assignment.writer != self._rank else ():
+                    for piece in pieces:
+                        if piece.rank == self._rank:
+                            self._links.send(_as_bytes(self._values[piece.index]), assignment.writer)
+        except LinkError as error:
+            self._problem = error
 
     def _tensors(self, assignment: FileAssignment) -> Iterator[Tensor]:
         for tensor, pieces in assignment.tensors:
@@ -159,14 +172,13 @@ class Exchange:
                     values = self._values[piece.index]
                 else:
                     values = torch.empty(piece.region.size, dtype=tensor.dtype)
-                    dist.recv(_as_bytes(values), piece.rank, self._group)
+                    self._links.receive_into(_as_bytes(values), piece.rank)
                 piece.region.put(whole, values)
             yield whole
 
 
-def _as_bytes(values: Tensor) -> Tensor:
-    """As bytes, because not every backend supports every type."""
-    return values.view(torch.uint8)
+def _as_bytes(values: Tensor) -> memoryview:
+    return values.view(torch.uint8).numpy().data
 
 
 def _bytes(tensors: Iterable[tuple[LogicalTensor, object]]) -> int:

@@ -7,13 +7,14 @@ copy of what it sends.
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch.distributed as dist
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from brt_dist.checkpoint.assembly import Exchange, FileAssignment, assign_files, sent_by
+from brt_dist.checkpoint.crew import Crew
 from brt_dist.checkpoint.manifest import FileEntry, Manifest, TensorEntry, folder_name
 from brt_dist.checkpoint.storage import Storage
 from brt_dist.checkpoint.tensor_file import TensorFileWriter, code_of
@@ -45,15 +46,12 @@ class Saver:
 
     Args:
         storage: where to save.
-        rank: this rank.
-        ranks: number of ranks.
+        crew: the ranks that save together; closed with the saver.
         after: called on rank 0 with the step of each published checkpoint; removes old ones.
     """
 
-    def __init__(self, storage: Storage, rank: int, ranks: int, after: Callable[[int], None]) -> None:
-        self._storage, self._rank, self._ranks, self._after = storage, rank, ranks, after
-        # on host memory and for the background thread alone, so that its traffic cannot mix with training's
-        self._group = dist.new_group(backend="gloo")
+    def __init__(self, storage: Storage, crew: Crew, after: Callable[[int], None]) -> None:
+        self._storage, self._crew, self._rank, self._after = storage, crew, crew.rank, after
         self._assignments: list[FileAssignment] | None = None
         self._thread: threading.Thread | None = None
         self._saved: list[Saved] = []
@@ -75,7 +73,8 @@ class Saver:
         began = time.perf_counter()
         self.wait()
         if self._assignments is None:
-            self._assignments = assign_files(self._gather([(piece.tensor, piece.region) for piece in pieces]))
+            held = self._crew.gather([(piece.tensor, piece.region) for piece in pieces])
+            self._assignments = assign_files(held, self._crew.ranks.start)
         copies = {index: _on_host(pieces[index].values) for index in sorted(sent_by(self._assignments, self._rank))}
         stall = time.perf_counter() - began
         self._thread = threading.Thread(
@@ -108,10 +107,10 @@ class Saver:
             raise CheckpointError(self._problem)
 
     def close(self) -> None:
-        """Wait for the save in progress, and release the process group."""
+        """Wait for the save in progress, and close the connections to other ranks."""
         if self._thread is not None:
             self._thread.join()
-        dist.destroy_process_group(self._group)
+        self._crew.close()
 
     def _run(self, manifest: Manifest, copies: Mapping[int, Tensor], began: float, stall: float) -> None:
         name = folder_name(manifest.step)
@@ -127,65 +126,75 @@ class Saver:
 
     def _write(self, name: str, manifest: Manifest, copies: Mapping[int, Tensor]) -> tuple[str | None, int]:
         """The first problem of any rank, the same on all ranks, and the bytes of all files."""
-        assignments = self._assignments or []
-        problem = self._on_first_rank(lambda: self._storage.prepare(name))
+        problem = self._crew.on_first_rank(lambda: self._problem_of(lambda: self._storage.prepare(name)))
         if problem:
             return problem, 0
-        exchange = Exchange(assignments, copies, self._rank, self._group)
-        entries: list[FileEntry] = []
+        exchange = Exchange(self._assignments or [], copies, self._rank, self._crew.links)
+        written: list[_Written] = []
         mine: str | None = None
         for assignment, tensors in exchange.files():
             if mine is None:
                 try:
-                    entries.append(self._write_file(name, assignment, tensors))
+                    written.append(self._write_file(name, assignment, tensors))
                     continue
                 except OSError as error:
                     mine = f"rank {self._rank}: {self._storage}/{name}/{assignment.name}: {error}"
-            for _ in tensors:  # receive what the others send, or they would wait forever
+            for _ in tensors:  # receive what the others send, or they would wait for ever
                 pass
         exchange.finish()
-        told = self._gather((mine, entries))
-        problem = next((text for text, _ in told if text), None)
-        if problem:
-            return problem, 0
-        files = sorted((entry for _, found in told for entry in found), key=lambda entry: entry.name)
-        whole = replace(manifest, files=tuple(files), tensors=_tensors(assignments))
-        return self._on_first_rank(lambda: self._publish(name, whole)), whole.total_bytes
+        told = self._crew.up([(mine, [asdict(file) for file in written])])
+        problem, size = self._crew.on_first_rank(lambda: self._publish(name, manifest, told or []))
+        return problem, size
 
-    def _write_file(self, name: str, assignment: FileAssignment, tensors: Iterator[Tensor]) -> FileEntry:
+    def _write_file(self, name: str, assignment: FileAssignment, tensors: Iterator[Tensor]) -> "_Written":
         with self._storage.create(name, assignment.name) as file:
             writer = TensorFileWriter(file, assignment.logical)
             for tensor in tensors:
                 writer.write(tensor)
-        return FileEntry(assignment.name, writer.bytes, writer.sha256)
+        entries = {
+            tensor.name: TensorEntry(assignment.name, code_of(tensor.dtype), tensor.shape)
+            for tensor in assignment.logical
+        }
+        return _Written(FileEntry(assignment.name, writer.bytes, writer.sha256), entries)
 
-    def _publish(self, name: str, manifest: Manifest) -> None:
-        self._storage.publish(name, manifest.dump())
-        self._after(manifest.step)
+    def _publish(self, name: str, manifest: Manifest, told: Sequence[Any]) -> tuple[str | None, int]:
+        """Publish the checkpoint on rank 0, unless a rank has a problem; the first problem, and the bytes of all files.
 
-    def _on_first_rank(self, action: Callable[[], None]) -> str | None:
-        problem: str | None = None
-        if self._rank == 0:
-            try:
-                action()
-            except (OSError, CheckpointError) as error:
-                problem = f"{self._storage}: {error}"
-        return self._gather(problem)[0]
+        Args:
+            told: of each rank, its problem and the files that it wrote, as JSON.
+        """
+        problem = next((text for text, _ in told if text), None)
+        if problem:
+            return problem, 0
+        written = _WRITTEN.validate_python([file for _, files in told for file in files])
+        files = sorted((one.file for one in written), key=lambda entry: entry.name)
+        tensors = dict(sorted(item for one in written for item in one.tensors.items()))
+        whole = replace(manifest, files=tuple(files), tensors=tensors)
 
-    def _gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self._ranks
-        dist.all_gather_object(values, value, self._group)
-        return values
+        def publish() -> None:
+            self._storage.publish(name, whole.dump())
+            self._after(manifest.step)
+
+        return self._problem_of(publish), whole.total_bytes
+
+    def _problem_of(self, action: Callable[[], None]) -> str | None:
+        try:
+            action()
+        except (OSError, CheckpointError) as error:
+            return f"{self._storage}: {error}"
+        return None
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A file that a rank wrote, and the tensors in it."""
+
+    file: FileEntry
+    tensors: dict[str, TensorEntry]
+
+
+_WRITTEN = TypeAdapter(list[_Written])
 
 
 def _on_host(values: Tensor) -> Tensor:
     return values.detach().to("cpu", copy=True)
-
-
-def _tensors(assignments: Sequence[FileAssignment]) -> dict[str, TensorEntry]:
-    entries = {
-        tensor.name: TensorEntry(assignment.name, code_of(tensor.dtype), tensor.shape)
-        for assignment in assignments
-        for tensor in assignment.logical
-    }
-    return dict(sorted(entries.items()))

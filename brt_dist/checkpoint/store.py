@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from brt_dist.checkpoint.crew import Crew
 from brt_dist.checkpoint.loader import Checkpoint, open_newest
 from brt_dist.checkpoint.manifest import Manifest, folder_name, step_of
 from brt_dist.checkpoint.retention import score, to_remove
@@ -52,7 +53,7 @@ class CheckpointStore:
         self._claim = ExitStack()
         if layout.rank == 0:
             self._claim.enter_context(storage.claimed())
-        self._saver = Saver(storage, layout.rank, layout.world_size, self._remove_old)
+        self._saver = Saver(storage, Crew(layout, config.run.checkpoint_seconds), self._remove_old)
 
     def save(
         self, step: int, tokens: int, cursor: Mapping[str, Any], evaluations: Mapping[str, float], engine: Engine

@@ -269,6 +269,11 @@ class RunConfig(Section):
     checkpoints: str | None = Field(
         None, description="where checkpoints are saved: a folder or a URL (s3://...); unset: in the run directory"
     )
+    checkpoint_seconds: PositiveFloat = Field(
+        7200.0,
+        description="longest time that a rank waits for another one while a checkpoint is written, in seconds; "
+        "training's collectives have a limit of their own",
+    )
     keep_checkpoints: PositiveInt = Field(3, description="how many of the newest checkpoints to keep")
     keep_every: NonNegativeInt = Field(
         0, description="keep the checkpoints at multiples of this step for good; 0: none"

@@ -21,6 +21,7 @@ from megatron.core import parallel_state
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.optim.base import Sharding
+from brt_dist.parallel.addresses import let_gloo_follow
 from brt_dist.parallel.deepspeed_internals import groups_on_axis, pipeline_topology
 from brt_dist.parallel.device import Device, choose
 from brt_dist.parallel.rendezvous import rendezvous_store
@@ -146,6 +147,7 @@ def initialize(layout: Layout, device: Device, timeout_seconds: float = 600.0, s
         ConfigError: the number of started ranks differs from the layout's.
         PlatformError: Megatron and DeepSpeed would form different groups.
     """
+    let_gloo_follow()
     dist.init_process_group(
         device.backend,
         store=meet(layout, timeout_seconds) if store is None else store,
@@ -157,7 +159,9 @@ def initialize(layout: Layout, device: Device, timeout_seconds: float = 600.0, s
 
     deepspeed.init_distributed(device.backend)  # uses the existing group
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        create_gloo_process_groups=False,  # nobody uses them
     )
     _check_groups(layout)
 

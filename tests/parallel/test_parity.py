@@ -19,6 +19,8 @@ WEIGHT = (
     2e-4  # AdamW divides by the root of the second moment: rounding in a tiny gradient moves a weight by a share of lr
 )
 
+SEED = 4  # as in `matrix.Variant`: no input of a ReLU comes too near zero
+
 LAYOUTS: dict[str, dict[str, Any]] = {
     "one": {},
     "tp2": {"tensor": 2},
@@ -37,7 +39,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 @cache
 def plain() -> Outcome:
-    return train_plainly(config())
+    return train_plainly(config(seed=SEED))
 
 
 @pytest.mark.parametrize("case", pairwise(full()), ids=lambda case: case.name)
@@ -93,7 +95,7 @@ def test_bf16_stays_near_fp32(ranks: RankPool, layout: str) -> None:
 
 
 def run(ranks: RankPool, **settings: Any) -> Outcome:
-    given = config(**settings)
+    given = config(seed=SEED, **settings)
     return join(ranks.run(given.parallel.world_size, train_on_rank, given))
 
 

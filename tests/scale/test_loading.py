@@ -16,7 +16,7 @@ from brt_dist.config.schema import Config
 from brt_dist.parallel.engine import build_engine
 from brt_dist.parallel.layout import Layout, single_process
 from brt_dist.parallel.pieces import LogicalTensor, Region
-from tests.checkpoints import manifest_of
+from tests.checkpoints import alone, manifest_of
 from tests.scale.settings import small
 from tests.scale.world import fake_world
 
@@ -52,7 +52,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
         pieces = engine.pieces()
         for number, piece in enumerate(pieces):
             piece.values.copy_(torch.arange(piece.values.numel()) + 1e6 * number)
-        saver = Saver(storage, 0, 1, lambda step: None)
+        saver = Saver(storage, alone(), lambda step: None)
         saver.save(manifest_of(1, [], {}), pieces)
         saver.wait()
         saver.close()

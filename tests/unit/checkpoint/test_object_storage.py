@@ -23,7 +23,7 @@ from brt_dist.errors import CheckpointError, PlatformError
 from brt_dist.parallel.layout import single_process
 from brt_dist.parallel.pieces import LogicalTensor, Piece, Region
 from launch.cli import main
-from tests.checkpoints import make_checkpoint, manifest_of
+from tests.checkpoints import alone, make_checkpoint, manifest_of
 from tests.object_store import ObjectStore, object_store
 
 TABLE = LogicalTensor("weights/embedding.weight", (3, 2), torch.float32)
@@ -65,7 +65,7 @@ def test_what_was_saved_comes_back(url: str, store: ObjectStore) -> None:
     with single_process():
         storage = open_storage(url)
         assert newest(storage, []) is None
-        saver = Saver(storage, 0, 1, lambda step: None)
+        saver = Saver(storage, alone(), lambda step: None)
         for step in (1, 2):
             saver.save(manifest_of(step, [], {}), [Piece(TABLE, Region.whole((3, 2)), torch.full((6,), float(step)))])
         saver.wait()

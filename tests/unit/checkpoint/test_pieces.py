@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brt_dist.checkpoint.assembly import Exchange, assign_files, file_of, sent_by
+from brt_dist.parallel.links import Links
 from brt_dist.parallel.pieces import LogicalTensor, Region
 
 SHAPES = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple)
@@ -79,9 +80,11 @@ def test_one_rank_assembles_what_it_holds(cut: Cut) -> None:
     full = numbered(cut.tensor.shape)
     plans = assign_files([[(cut.tensor, region) for region in cut.regions]])
     values = {i: region.take(lambda slices: full[slices]) for i, region in enumerate(cut.regions)}
-    exchange = Exchange(plans, values, 0, None)
+    links = Links(0, 10.0, "127.0.0.1")
+    exchange = Exchange(plans, values, 0, links)
     ((_, tensors),) = list(exchange.files())
     (found,) = list(tensors)
+    links.close()
     assert torch.equal(found, full)
 
 

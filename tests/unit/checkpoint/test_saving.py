@@ -19,7 +19,7 @@ from brt_dist.checkpoint.store import CheckpointStore
 from brt_dist.errors import CheckpointError, PlatformError
 from brt_dist.parallel.layout import Layout, single_process
 from brt_dist.parallel.pieces import LogicalTensor, Piece, Region
-from tests.checkpoints import CONFIG, make_checkpoint
+from tests.checkpoints import CONFIG, alone, make_checkpoint
 
 CURSOR = {"ordinal": [0], "offset": [64]}
 SCALE = LogicalTensor("weights/layers.0.norm.scale", (6,), torch.float32)
@@ -51,7 +51,7 @@ def pieces(value: float) -> list[Piece]:
 
 def save(folder: Path, *steps: int) -> FolderStorage:
     storage = FolderStorage(folder)
-    saver = Saver(storage, 0, 1, lambda step: None)
+    saver = Saver(storage, alone(), lambda step: None)
     for step in steps:
         saver.save(manifest(step), pieces(float(step)))
     saver.wait()
@@ -80,7 +80,7 @@ def test_gives_back_what_was_saved_and_anyone_can_open_it(tmp_path: Path) -> Non
 
 
 def test_training_may_go_on_as_soon_as_save_returns(tmp_path: Path) -> None:
-    saver = Saver(FolderStorage(tmp_path), 0, 1, lambda step: None)
+    saver = Saver(FolderStorage(tmp_path), alone(), lambda step: None)
     given = pieces(1.0)
     saver.save(manifest(1), given)
     for piece in given:
@@ -170,7 +170,7 @@ def test_a_file_system_that_does_not_rename_over_a_file(tmp_path: Path, monkeypa
 
 def test_a_place_that_cannot_be_written_is_one_clear_message(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    saver = Saver(FolderStorage(tmp_path / "file" / "checkpoints"), 0, 1, lambda step: None)
+    saver = Saver(FolderStorage(tmp_path / "file" / "checkpoints"), alone(), lambda step: None)
     saver.save(manifest(1), pieces(1.0))
     with pytest.raises(CheckpointError, match=r"could not save checkpoint step_00000001: .*file/checkpoints"):
         saver.wait()
