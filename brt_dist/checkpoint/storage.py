@@ -7,14 +7,14 @@ first: under a hidden name if the storage can rename, otherwise in place.
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from brt_dist.checkpoint.claim import claimed
 from brt_dist.checkpoint.manifest import MANIFEST, step_of
 from brt_dist.checkpoint.ranges import LocalFile, RangeReader
-from brt_dist.errors import PlatformError
 from brt_dist.files import sync_directory, write_atomic
 
 LATEST = "latest"
@@ -74,8 +74,11 @@ class Storage(ABC):
         """This process needs no more of what is kept for several; the last one of the node removes it."""
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
+    def claimed(self, report: Callable[[str], None]) -> Iterator[None]:
         """Context manager: keep other runs from saving here.
+
+        Args:
+            report: called with a message if that can only be done in a second-best way.
 
         Raises:
             PlatformError: another run is saving here.
@@ -149,18 +152,9 @@ class FolderStorage(Storage):
         shutil.rmtree(self._folder / name, ignore_errors=True)
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        from filelock import FileLock, Timeout
-
+    def claimed(self, report: Callable[[str], None]) -> Iterator[None]:
         self._folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._folder / ".lock", timeout=0)
-        try:
-            held = lock.acquire()
-        except Timeout:
-            raise PlatformError(
-                f"another run is saving its checkpoints to {self._folder}; stop it, or use another run.directory"
-            ) from None
-        with held:
+        with claimed(self._folder, report):
             yield
 
     def _draft(self, name: str) -> Path:

@@ -52,7 +52,7 @@ class CheckpointStore:
         self._dataset, self._report, self._tokenizer = dataset, report, tokenizer
         self._claim = ExitStack()
         if layout.rank == 0:
-            self._claim.enter_context(storage.claimed())
+            self._claim.enter_context(storage.claimed(report))
         self._saver = Saver(storage, Crew(layout, config.run.checkpoint_seconds), self._remove_old)
 
     def save(

@@ -207,12 +207,12 @@ def flip(path: Path, position: int) -> None:
 
 def test_two_runs_cannot_save_to_one_place(tmp_path: Path) -> None:
     with (
-        FolderStorage(tmp_path).claimed(),
+        FolderStorage(tmp_path).claimed(print),
         pytest.raises(PlatformError, match="another run is saving its checkpoints to"),
-        FolderStorage(tmp_path).claimed(),
+        FolderStorage(tmp_path).claimed(print),
     ):
         pass
-    with FolderStorage(tmp_path).claimed():
+    with FolderStorage(tmp_path).claimed(print):
         pass
 
 
