@@ -17,6 +17,8 @@ from brt_dist.parallel.pieces import LogicalTensor, Region
 
 Holding = tuple[LogicalTensor, Region]
 
+FILE_BYTES = 1 << 30  # of tensors in a file; a larger tensor has a file for itself
+
 
 @dataclass(frozen=True)
 class SentPiece:
@@ -93,18 +95,39 @@ def assign_files(holdings: Sequence[Sequence[Holding]], first: int = 0) -> list[
             pieces.append(SentPiece(rank, indices[rank], region))
         files.setdefault(file_of(tensor.name), []).append((tensor, tuple(pieces)))
     writers, assignments = _Loads(), []
-    for name, tensors in sorted(files.items(), key=lambda item: -_bytes(item[1])):
+    for name, tensors in sorted(_divided(files), key=lambda item: -_bytes(item[1])):
         ranks = {piece.rank for _, pieces in tensors for piece in pieces}
         assignments.append(FileAssignment(name, writers.least(ranks, _bytes(tensors)), tuple(tensors)))
     return _interleaved(assignments)
 
 
 def file_of(name: str) -> str:
-    """The file that a logical tensor belongs to: one per kind and layer (`weights/layers.3.safetensors`)."""
+    """The file that a logical tensor belongs to: one per kind and layer (`weights/layers.3.safetensors`).
+
+    What does not fit in it goes to `weights/layers.3-2.safetensors` and so on.
+    """
     kind, _, path = name.partition("/")
     parts = path.replace("/", ".").split(".")
     owner = ".".join(parts[:2]) if parts[0] == "layers" else parts[0]
     return f"{kind}/{owner}.safetensors"
+
+
+_Tensors = list[tuple[LogicalTensor, tuple[SentPiece, ...]]]
+
+
+def _divided(files: Mapping[str, _Tensors]) -> Iterator[tuple[str, _Tensors]]:
+    """Large files as several, which several ranks write at once; where they are divided depends on sizes alone."""
+    for name, tensors in files.items():
+        parts: list[_Tensors] = []
+        room = -1
+        for item in tensors:
+            if item[0].bytes > room:
+                parts.append([])
+                room = FILE_BYTES
+            parts[-1].append(item)
+            room -= item[0].bytes
+        for number, part in enumerate(parts):
+            yield (name.replace(".safetensors", f"-{number + 1}.safetensors") if number else name), part
 
 
 def sent_by(assignments: Sequence[FileAssignment], rank: int) -> set[int]:

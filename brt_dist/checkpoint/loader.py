@@ -60,7 +60,8 @@ class Checkpoint:
     def read(self, tensor: LogicalTensor, region: Region) -> Tensor:
         """Read a region of a logical tensor.
 
-        The memory of streams that the checkpoint does not have is zeros; they start a document, so it is not used.
+        The memory of streams that the checkpoint does not have is zeros, and so is all memory of one that has none:
+        these streams start with cleared memory, so it is not used.
 
         Returns:
             The values, (region.size,), in the saved type.
@@ -70,6 +71,8 @@ class Checkpoint:
             PlatformError: the storage does not respond.
         """
         entry = self.manifest.tensors.get(tensor.name)
+        if entry is None and tensor.name.startswith("memory/") and not self.manifest.has_memory:
+            return torch.zeros(region.size, dtype=tensor.dtype)
         if entry is None:
             raise CheckpointError(f"{self.name} has no {tensor.name}: a different model or optimizer saved it")
         try:

@@ -6,7 +6,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -99,6 +99,17 @@ class Manifest:
     format: int = FORMAT
 
     @property
+    def has_memory(self) -> bool:
+        """Whether it holds the memory of the streams."""
+        return any(_is_memory(name) for name in self.tensors)
+
+    def without_memory(self) -> "Manifest":
+        """The same, but for the memory of the streams."""
+        files = tuple(entry for entry in self.files if not _is_memory(entry.name))
+        tensors = {name: entry for name, entry in self.tensors.items() if not _is_memory(name)}
+        return replace(self, files=files, tensors=tensors)
+
+    @property
     def total_bytes(self) -> int:
         """Size of all tensor files."""
         return sum(entry.bytes for entry in self.files)
@@ -172,6 +183,10 @@ def contradiction(files: Iterable[FileEntry], tensors: Mapping[str, TensorEntry]
 
 
 _ADAPTER = TypeAdapter(Manifest)
+
+
+def _is_memory(name: str) -> bool:
+    return name.startswith("memory/")
 
 
 def folder_name(step: int) -> str:

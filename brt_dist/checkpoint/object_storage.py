@@ -4,7 +4,7 @@ Files are read by ranges; ranks of one node share what they read.  Nothing locks
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -95,6 +95,13 @@ class ObjectStorage(Storage):
     def open(self, name: str, file: str, shared_as: str | None = None) -> RangeReader:
         remote = _Object(self._files, f"{self._root}/{name}/{file}", self._asking)
         return remote if shared_as is None else self._cache.reader(remote, shared_as)
+
+    def shrink(self, name: str, manifest: str, files: Iterable[str]) -> None:
+        with self._asking():
+            self._files.pipe_file(f"{self._root}/{name}/{MANIFEST}", manifest.encode())
+        for file in files:
+            with suppress(FileNotFoundError), self._asking():
+                self._files.rm_file(f"{self._root}/{name}/{file}")
 
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError), self._asking():

@@ -29,3 +29,16 @@ def to_remove(scores: Mapping[int, float | None], keep: RunConfig, protected: Co
     best = [-step for _, step in sorted(evaluated)[: keep.keep_best]]
     stay = {*newest, *best, *protected}
     return [step for step in steps if step not in stay and not (keep.keep_every and step % keep.keep_every == 0)]
+
+
+def without_memory(steps: Collection[int], keep: RunConfig, protected: Collection[int] = ()) -> list[int]:
+    """Steps whose checkpoints need not keep the memory of the streams, oldest first: all but the `keep_memory` newest.
+
+    Args:
+        steps: of all checkpoints that are left.
+        keep: the retention settings.
+        protected: steps that keep it in any case.
+    """
+    if keep.keep_memory is None:
+        return []
+    return [step for step in sorted(steps)[: -keep.keep_memory] if step not in protected]

@@ -75,7 +75,7 @@ class Saver:
         if self._assignments is None:
             held = self._crew.gather([(piece.tensor, piece.region) for piece in pieces])
             self._assignments = assign_files(held, self._crew.ranks.start)
-        copies = {index: _on_host(pieces[index].values) for index in sorted(sent_by(self._assignments, self._rank))}
+        copies = {index: pieces[index].on_host() for index in sorted(sent_by(self._assignments, self._rank))}
         stall = time.perf_counter() - began
         self._thread = threading.Thread(
             target=self._run, args=(manifest, copies, began, stall), name="checkpoint", daemon=True
@@ -194,7 +194,3 @@ class _Written:
 
 
 _WRITTEN = TypeAdapter(list[_Written])
-
-
-def _on_host(values: Tensor) -> Tensor:
-    return values.detach().to("cpu", copy=True)

@@ -7,7 +7,7 @@ first: under a hidden name if the storage can rename, otherwise in place.
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -65,6 +65,10 @@ class Storage(ABC):
             shared_as: digest of its content, if other processes of this node will read parts of it too: what comes
                 over a network is then fetched once for all of them, and kept until they call :meth:`forget`.
         """
+
+    @abstractmethod
+    def shrink(self, name: str, manifest: str, files: Iterable[str]) -> None:
+        """Replace the manifest of a checkpoint by one without `files`, and then remove these files."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
@@ -145,6 +149,12 @@ class FolderStorage(Storage):
 
     def open(self, name: str, file: str, shared_as: str | None = None) -> RangeReader:
         return LocalFile(self._folder / name / file)
+
+    def shrink(self, name: str, manifest: str, files: Iterable[str]) -> None:
+        folder = self._folder / name
+        write_atomic(folder / MANIFEST, manifest)
+        for file in files:
+            (folder / file).unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
         # without its manifest a folder is not a checkpoint; another process may remove it at the same time

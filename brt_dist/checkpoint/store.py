@@ -11,7 +11,7 @@ import torch.distributed as dist
 from brt_dist.checkpoint.crew import Crew
 from brt_dist.checkpoint.loader import Checkpoint, open_newest
 from brt_dist.checkpoint.manifest import Manifest, folder_name, step_of
-from brt_dist.checkpoint.retention import score, to_remove
+from brt_dist.checkpoint.retention import score, to_remove, without_memory
 from brt_dist.checkpoint.saver import Saved, Saver
 from brt_dist.checkpoint.storage import Storage
 from brt_dist.checkpoint.verification import read_manifest
@@ -162,15 +162,21 @@ class CheckpointStore:
         return fields | {"zero_stage": parallel.zero_stage, "sequence_parallel": parallel.sequence_parallel}
 
     def _remove_old(self, step: int) -> None:
-        scores: dict[int, float | None] = {}
+        found: dict[int, Manifest] = {}
         for name in self._storage.names():
             try:
-                found = read_manifest(self._storage, name).evaluations
+                found[step_of(name) or 0] = read_manifest(self._storage, name)
             except CheckpointError:
                 continue  # damaged: kept for inspection
-            scores[step_of(name) or 0] = score(found)
+        scores = {number: score(manifest.evaluations) for number, manifest in found.items()}
         for old in to_remove(scores, self._config.run, protected=(step,)):
             self._storage.remove(folder_name(old))
+            del found[old]
+        for old in without_memory(found, self._config.run, protected=(step,)):
+            if found[old].has_memory:
+                rest = found[old].without_memory()
+                gone = {entry.name for entry in found[old].files} - {entry.name for entry in rest.files}
+                self._storage.shrink(folder_name(old), rest.dump(), sorted(gone))
 
     def _gather(self, problem: str | None) -> list[str | None]:
         problems: list[str | None] = [None] * self._layout.world_size

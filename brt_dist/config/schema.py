@@ -281,6 +281,11 @@ class RunConfig(Section):
     keep_best: NonNegativeInt = Field(
         1, description="how many of the best checkpoints to keep, by held-out loss, or else by training loss"
     )
+    keep_memory: PositiveInt | None = Field(
+        None,
+        description="how many of the newest checkpoints keep the memory of the streams, which may be most of their "
+        "size; older ones are then for their weights. unset: all",
+    )
     init_from: str | None = Field(
         None, description="initial weights: output of `brt import` or `brt export`, a run directory or a checkpoint"
     )

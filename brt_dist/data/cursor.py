@@ -67,6 +67,16 @@ class Cursor:
             returned=self.returned + tuple(place for place in dropped if place[1] != NOTHING),
         )
 
+    def interrupted(self) -> "Cursor":
+        """The same position in the corpus, but every stream takes up its document with cleared memory.
+
+        The rest of their documents goes to `returned`, and the streams take it from there in their order.
+        """
+        fresh = Cursor.fresh(self.streams)
+        places = zip(self.part.tolist(), self.ordinal.tolist(), self.offset.tolist(), strict=True)
+        rest = tuple(place for place in places if place[1] != NOTHING)
+        return replace(self, ordinal=fresh.ordinal, offset=fresh.offset, part=fresh.part, returned=rest + self.returned)
+
     def to_json(self) -> dict[str, Any]:
         """Plain numbers and lists, for a checkpoint."""
         return {

@@ -184,6 +184,12 @@ class Engine(ABC):
         return loss
 
     @property
+    def carries_memory(self) -> bool:
+        """Whether any layer of the model, on whatever rank, carries memory from step to step."""
+        model = self.config.model
+        return any(model.mixer_of(layer).memory(model) for layer in range(model.layers))
+
+    @property
     def updates(self) -> int:
         """Optimizer updates so far."""
         return self._state.updates

@@ -101,12 +101,23 @@ class Piece:
     Attributes:
         tensor: the logical tensor.
         region: where the values are in it.
-        values: (region.size,), a view of the rank's own tensor.
+        values: (region.size,), a view of the rank's own tensor; or its first elements.
+        more: the elements after them, if they are in further tensors.
     """
 
     tensor: LogicalTensor
     region: Region
     values: Tensor
+    more: tuple[Tensor, ...] = ()
+
+    def on_host(self) -> Tensor:
+        """A copy of all elements in host memory, (region.size,)."""
+        copy = torch.empty(self.region.size, dtype=self.values.dtype)
+        begin = 0
+        for part in (self.values, *self.more):
+            copy[begin : begin + part.numel()] = part.detach().view(-1)
+            begin += part.numel()
+        return copy
 
 
 Read = Callable[[LogicalTensor, Region], Tensor]

@@ -56,7 +56,7 @@ class RankState:
         if self._layout.stage:
             # the copy of the tied table on the last stage; ZeRO cuts it elsewhere than on the first
             found = [piece for piece in found if f"/{EMBEDDING}." not in piece.tensor.name]
-        found += [piece for *_, piece in self._memory_pieces(memory)]
+        found += self._joined(memory)
         return [piece for piece in found if piece.region.size]
 
     @torch.no_grad()
@@ -143,6 +143,18 @@ class RankState:
                 box[split] = (layout.tensor_rank * size, (layout.tensor_rank + 1) * size)
             tensor = LogicalTensor(f"memory/layers.{layer}/{field}", tuple(shape), values.dtype)
             yield layer, micro_batch, field, Piece(tensor, Region.of_box(tuple(box)), values.reshape(-1))
+
+    def _joined(self, memory: StreamMemory) -> Iterator[Piece]:
+        """One piece for each field of a layer's memory: this rank's micro-batches hold consecutive streams."""
+        parts: dict[str, list[Piece]] = {}
+        for *_, piece in self._memory_pieces(memory):
+            parts.setdefault(piece.tensor.name, []).append(piece)
+        for pieces in parts.values():
+            pieces.sort(key=lambda piece: piece.region.box[0])
+            (first, _), *rest = pieces[0].region.box
+            box = ((first, pieces[-1].region.box[0][1]), *rest)
+            more = tuple(piece.values for piece in pieces[1:])
+            yield Piece(pieces[0].tensor, Region.of_box(box), pieces[0].values, more)
 
     def _split_dims(self, layer: int) -> dict[str, int | None]:
         """By field of a layer's memory, the dimension (streams are 0) that tensor parallel ranks share."""

@@ -15,7 +15,7 @@ from brt_dist.checkpoint.storage import FolderStorage
 from brt_dist.config.schema import Config
 from brt_dist.parallel.engine import build_engine
 from brt_dist.parallel.layout import Layout, single_process
-from brt_dist.parallel.pieces import LogicalTensor, Region
+from brt_dist.parallel.pieces import LogicalTensor, Piece, Region
 from tests.checkpoints import alone, manifest_of
 from tests.scale.settings import small
 from tests.scale.world import fake_world
@@ -45,13 +45,14 @@ def given(layout: dict[str, Any]) -> Config:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
-    """Every element of every tensor is another number."""
+    """A checkpoint in which all elements of a tensor are different."""
     storage, config = FolderStorage(tmp_path_factory.mktemp("checkpoints")), given({})
     with single_process() as device:
         engine = build_engine(config, Layout.of(config, 0), device, blank=True)
-        pieces = engine.pieces()
-        for number, piece in enumerate(pieces):
-            piece.values.copy_(torch.arange(piece.values.numel()) + 1e6 * number)
+        pieces = [
+            Piece(piece.tensor, piece.region, (torch.arange(piece.region.size) + 1000 * number).to(piece.tensor.dtype))
+            for number, piece in enumerate(engine.pieces())
+        ]
         saver = Saver(storage, alone(), lambda step: None)
         saver.save(manifest_of(1, [], {}), pieces)
         saver.wait()
@@ -102,7 +103,7 @@ def test_each_rank_gets_its_part_and_all_together_read_little_more_than_the_chec
             engine = build_engine(config, world.layout, world.device, blank=True)
             engine.load(counted.read, 1)
             for piece in engine.pieces() if layout != "dp4-zero0" else ():  # there the others would send the rest
-                assert torch.equal(piece.values, saved.read(piece.tensor, piece.region)), piece.tensor.name
+                assert torch.equal(piece.on_host(), saved.read(piece.tensor, piece.region)), piece.tensor.name
             engine.close()
     assert counted.bytes["weights"] <= 1.2 * size["weights"]
     assert counted.bytes["optimizer"] <= 1.2 * size["optimizer"]

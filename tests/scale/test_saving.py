@@ -145,6 +145,18 @@ def test_planning_is_linear_in_the_pieces(monkeypatch: pytest.MonkeyPatch) -> No
     assert costs[1] <= 1.1 * costs[0] and costs[1] < 5
 
 
+def test_memory_of_a_rank_is_one_piece_for_each_field_of_a_layer() -> None:
+    for micro_batches in (2, 16):
+        with fake_world(small({"data": 2}, micro_batches=micro_batches), 1) as world, world.engine() as engine:
+            pieces = [piece for piece in engine.pieces() if piece.tensor.name.startswith("memory/")]
+            fields = {(layer, field) for layer, _, field, _ in engine.memory.tensors()}
+            assert len(pieces) == len(fields)
+            for piece in pieces:
+                assert piece.region.box[0] == (micro_batches, 2 * micro_batches)  # streams of the second rank
+                assert len(piece.on_host()) == piece.region.size
+                assert 1 + len(piece.more) == micro_batches
+
+
 def test_megatron_makes_no_groups_for_the_host() -> None:
     with fake_world(small({"tensor": 4, "pipeline": 2, "data": 4})) as world, world.engine():
         assert {group.backend for group in world.groups} & {"gloo"} == set()

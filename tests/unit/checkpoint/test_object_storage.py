@@ -153,6 +153,18 @@ def test_ranks_of_a_node_fetch_an_object_once(
     assert not list(tmp_path.glob("brt-checkpoints-*/*/0"))
 
 
+def test_memory_is_removed_from_a_checkpoint(url: str, store: ObjectStore) -> None:
+    storage = open_storage(url)
+    made = make_checkpoint(storage, 1)
+    rest = made.without_memory()
+    gone = {entry.name for entry in made.files} - {entry.name for entry in rest.files}
+    storage.shrink(folder_name(1), rest.dump(), gone)
+    assert gone and all(storage.size(folder_name(1), name) is None for name in gone)
+    checkpoint = newest(open_storage(url), [])
+    assert checkpoint is not None and not checkpoint.manifest.has_memory
+    checkpoint.close()
+
+
 def test_commands(url: str, store: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
     storage = open_storage(url)
     for step in (1, 2, 3):

@@ -9,7 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from brt_dist.checkpoint import assembly
 from brt_dist.checkpoint.assembly import Exchange, assign_files, file_of, sent_by
+from brt_dist.checkpoint.manifest import _FILE_NAME
 from brt_dist.parallel.links import Links
 from brt_dist.parallel.pieces import LogicalTensor, Region
 
@@ -101,6 +103,25 @@ def test_bytes_are_spread_over_ranks() -> None:
     plans = assign_files([held] * 4)
     assert [len(sent_by(plans, rank)) for rank in range(4)] == [2, 2, 2, 2]
     assert sorted(plan.writer for plan in plans[:4]) == [0, 1, 2, 3], "all writers are busy from the start"
+
+
+def test_a_large_file_is_divided_among_writers_by_sizes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembly, "FILE_BYTES", 600)
+    tensors = [LogicalTensor(f"weights/layers.0.{i}.weight", (8, 8), torch.float32) for i in range(5)]  # 256 bytes
+    tensors.append(LogicalTensor("weights/layers.0.9.weight", (32, 8), torch.float32))  # too large for any file
+    files = []
+    for ranks in (1, 4):
+        plans = assign_files([[(tensor, Region.whole(tensor.shape)) for tensor in tensors]] * ranks)
+        files.append({plan.name: [tensor.name for tensor in plan.logical] for plan in plans})
+        assert len({plan.writer for plan in plans}) == min(ranks, 3)
+    assert files[0] == files[1]
+    assert {name: len(held) for name, held in files[0].items()} == {
+        "weights/layers.0.safetensors": 2,
+        "weights/layers.0-2.safetensors": 2,
+        "weights/layers.0-3.safetensors": 1,
+        "weights/layers.0-4.safetensors": 1,
+    }
+    assert all(_FILE_NAME.fullmatch(name) for name in files[0])
 
 
 def test_files_are_named_by_kind_and_layer() -> None:

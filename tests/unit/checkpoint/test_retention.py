@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brt_dist.checkpoint.retention import to_remove
+from brt_dist.checkpoint.retention import to_remove, without_memory
 from brt_dist.config.changes import changes
 from brt_dist.config.schema import RunConfig
 
@@ -50,3 +50,11 @@ def test_what_would_silently_be_another_run(now: dict[str, int], allowed: tuple[
     found = changes(BEFORE, BEFORE | now, allowed)
     assert [change.key for change in found] == refused
     assert all((change.reason is not None) == (change.key == "model.width") for change in found)
+
+
+def test_memory_stays_in_the_newest() -> None:
+    assert without_memory([30, 10, 20], keep(3)) == []
+    some = keep(3).model_copy(update={"keep_memory": 1})
+    assert without_memory([30, 10, 20], some) == [10, 20]
+    assert without_memory([30, 10, 20], some, protected=(20,)) == [10]
+    assert without_memory([30], some) == []

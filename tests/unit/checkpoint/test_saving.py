@@ -16,6 +16,7 @@ from brt_dist.checkpoint.manifest import Manifest, folder_name
 from brt_dist.checkpoint.saver import Saver
 from brt_dist.checkpoint.storage import FolderStorage
 from brt_dist.checkpoint.store import CheckpointStore
+from brt_dist.checkpoint.verification import read_manifest, verify_files
 from brt_dist.errors import CheckpointError, PlatformError
 from brt_dist.parallel.layout import Layout, single_process
 from brt_dist.parallel.pieces import LogicalTensor, Piece, Region
@@ -226,3 +227,41 @@ def test_another_tokenizer_is_refused_even_where_other_data_is_allowed(tmp_path:
         with pytest.raises(CheckpointError, match=r"run\.allow cannot change that") if refused else nullcontext():
             store._check_belongs(made)
         store.close()
+
+
+def test_memory_is_kept_in_the_newest_only_if_so_wished(tmp_path: Path) -> None:
+    run = CONFIG.run.model_copy(update={"keep_checkpoints": 3, "keep_memory": 1, "keep_best": 0})
+    storage, config = FolderStorage(tmp_path), CONFIG.model_copy(update={"run": run})
+    made = [make_checkpoint(storage, step) for step in (1, 2, 3, 4)]
+    store = CheckpointStore(storage, config, Layout.of(CONFIG, 0), "abc", print)
+    store._remove_old(4)
+    store._remove_old(4)  # again: nothing is left to do
+    store.close()
+    assert storage.names() == [folder_name(step) for step in (2, 3, 4)]
+    for step in (2, 3, 4):
+        found = read_manifest(storage, folder_name(step))
+        assert not verify_files(storage, folder_name(step), found, lambda entry: None)
+        assert found.has_memory == (step == 4) and (found.step, found.tokens) == (step, 100 * step)
+        memory = list((tmp_path / folder_name(step)).glob("memory/*"))
+        assert bool(memory) == (step == 4)
+        kept = {name for name in made[0].tensors if step == 4 or not name.startswith("memory/")}
+        assert found.tensors.keys() == kept
+    state = LogicalTensor("memory/layers.0/state", (2, 3, 4), torch.float32)
+    with Checkpoint.open(storage, folder_name(2)) as checkpoint:
+        assert checkpoint.read(state, Region.whole(state.shape)).eq(0).all()
+        assert checkpoint.whole("weights/embedding.weight").eq(2).all()
+    with Checkpoint.open(storage, folder_name(4)) as checkpoint:
+        assert checkpoint.read(state, Region.whole(state.shape)).eq(4).all()
+        other = LogicalTensor("memory/layers.1/state", (2, 3, 4), torch.float32)
+        with pytest.raises(CheckpointError, match=r"has no memory/layers\.1"):  # it has others: another model's
+            checkpoint.read(other, Region.whole(other.shape))
+
+
+def test_a_piece_may_lie_in_several_tensors(tmp_path: Path) -> None:
+    parts = [torch.arange(12.0).bfloat16(), torch.arange(12.0, 24.0).bfloat16()]
+    saver = Saver(FolderStorage(tmp_path), alone(), lambda step: None)
+    saver.save(manifest(1), [Piece(STATE, Region.whole(STATE.shape), parts[0], (parts[1],))])
+    saver.wait()
+    saver.close()
+    with Checkpoint.open(FolderStorage(tmp_path), folder_name(1)) as checkpoint:
+        assert checkpoint.read(STATE, Region.whole(STATE.shape)).tolist() == list(range(24))

@@ -274,3 +274,19 @@ def test_a_resized_run_can_be_looked_ahead(schedule: StreamSchedule, data: st.Da
     for steps in range(8):
         assert same(other.skip(cursor, steps), stepped)
         stepped = other.step(stepped)[1]
+
+
+@untimed
+@given(schedules(), st.integers(0, 6))
+def test_interrupted_streams_go_on_where_they_were_with_cleared_memory(schedule: StreamSchedule, steps: int) -> None:
+    cursor = schedule.start()
+    for _ in range(steps):
+        _, cursor = schedule.step(cursor)
+    plan, after = schedule.step(cursor)
+    again, then = schedule.step(Cursor.from_json(cursor.interrupted().to_json()))
+    for name in ("document", "offset", "length"):
+        first, second = getattr(plan, name)[:, 0], getattr(again, name)[:, 0]
+        # a document that had just ended makes room: those behind it move up by one stream
+        assert Counter(first.tolist()) == Counter(second.tolist())
+    assert again.starts[:, 0].all()
+    assert again.loss_tokens == plan.loss_tokens and then.next == after.next

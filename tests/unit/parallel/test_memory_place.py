@@ -47,7 +47,7 @@ def outcome(place: str, recompute: bool) -> tuple[list[float], list[torch.Tensor
             numbers.append(result.loss)
             with engine.evaluation_memory() as memory:
                 numbers += [engine.evaluate_step(step(10 + segment), memory) for segment in range(2)]
-        tensors = [piece.values.clone() for piece in engine.pieces()]
+        tensors = [piece.on_host() for piece in engine.pieces()]
         engine.close()
         return numbers, tensors
 
