@@ -96,8 +96,11 @@ def attempt(rank: int, store: str, given: Config, steps: int, copy: str | None =
 
 
 def saved(folder: Path) -> dict[str, Any]:
-    """What must not depend on the layout, of the newest checkpoint in `folder`."""
-    manifest = json.loads((folder / (folder / "latest").read_text().strip() / "manifest.json").read_text())
+    """What must not depend on the layout, of the newest checkpoint in `folder`.
+
+    Not by `latest`: whoever is killed after the last save, before that is written, has nothing more to save.
+    """
+    manifest = json.loads((max(folder.glob("step_*")) / "manifest.json").read_text())
     return {key: manifest[key] for key in ("step", "updates", "tokens", "cursor", "files", "tensors")}
 
 
