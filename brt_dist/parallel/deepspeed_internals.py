@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
 
 from brt_dist.errors import PlatformError
 
@@ -137,6 +138,30 @@ def skip_loss(engine: Any) -> None:
     engine._aggregate_total_loss = lambda: None
 
 
+def takes_apart(settings: Any, dtype: Any, groups: Any) -> Callable[[Module], None]:
+    """A function for ZeRO-3 that takes a module apart as soon as it is built: no rank ever holds the whole model.
+
+    Args:
+        settings: DeepSpeed's config.
+        dtype: what the weights become.
+        groups: the model parallel groups (an `mpu`).
+    """
+    from deepspeed import zero
+
+    first: list[Any] = []  # the first weight: all others go the same way
+
+    def take_apart(module: Module) -> None:
+        weights = list(module.to(dtype).parameters())
+        if first:
+            first[0].convert_to_zero_parameters(param_list=weights)
+        else:
+            group = groups.get_data_parallel_group()
+            zero.Init(module=module, data_parallel_group=group, config_dict_or_path=settings, dtype=dtype, mpu=groups)
+        first.extend(weights[:1])
+
+    return take_apart
+
+
 def shard(parameter: Tensor) -> Tensor:
     """What forward reads of a parameter on this rank: all of it, or under ZeRO-3 a flat shard."""
     held: Tensor = getattr(parameter, "ds_tensor", parameter)
@@ -180,6 +205,7 @@ def renew_working_weights(zero: Any, stage: int, parameters: Iterable[Tensor], d
     for parameter in parameters:
         held = master_values(zero, stage, parameter, (), data_rank)
         shard(parameter).data.view(-1)[: held.count] = held.tensor.data[held.offset : held.offset + held.count]
+    zero.invalidate_secondary_tensor()
     gather_persistent_parameters(zero)
 
 

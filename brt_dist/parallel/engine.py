@@ -36,6 +36,7 @@ from brt_dist.parallel.deepspeed_internals import (
     release_graph,
     silence_timers,
     skip_loss,
+    takes_apart,
 )
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.layout import Layout, MegatronGroups, sharding
@@ -284,7 +285,10 @@ class WholeEngine(Engine):
 
     def __init__(self, config: Config, layout: Layout, device: Device) -> None:
         context, parallel = StageContext(StreamMemory({}, 0)), megatron_config(config.parallel.sequence_parallel)
-        built = _partition(config) if config.parallel.zero_stage == 3 else None
+        dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
+        built = None
+        if config.parallel.zero_stage == 3:
+            built = takes_apart(deepspeed_config(config), dtype, MegatronGroups())
         with device.torch:
             stage = WholeModel(config.model, context, parallel, config.parallel.recompute, built)
         super().__init__(config, layout, device, context, stage, MegatronGroups())
@@ -361,24 +365,6 @@ def build_engine(config: Config, layout: Layout, device: Device, *, blank: bool 
     if not blank:
         engine.draw()
     return engine
-
-
-def _partition(config: Config) -> Callable[[torch.nn.Module], None]:
-    """For ZeRO-3: takes a module apart as soon as it is built, so that no rank ever holds the whole model."""
-    settings = deepspeed_config(config)
-    dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
-
-    def partition(module: torch.nn.Module) -> None:
-        groups = MegatronGroups()
-        deepspeed.zero.Init(
-            module=module.to(dtype),
-            data_parallel_group=groups.get_data_parallel_group(),
-            config_dict_or_path=settings,
-            dtype=dtype,
-            mpu=groups,
-        )
-
-    return partition
 
 
 def _initialize(stage: Any, optimizer: torch.optim.Optimizer, config: Config, groups: MegatronGroups | None) -> Any:

@@ -108,6 +108,8 @@ ATTRIBUTES = [
     ("parameter", "ds_tensor", _SHARDED),
     ("parameter", "ds_numel", _SHARDED),
     ("parameter", "ds_status.name", _SHARDED),
+    ("parameter", "convert_to_zero_parameters", _SHARDED),
+    ("optimizer", "invalidate_secondary_tensor", _SHARDED),
     ("optimizer", "grad_position", _SHARDED),
     ("optimizer", "get_param_id", _SHARDED),
     ("optimizer", "fp32_partitioned_groups_flat", _SHARDED),
