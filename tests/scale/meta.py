@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from brt_dist.config.schema import Config
+from brt_dist.parallel.engine import Engine
 from tests.scale.world import FakeDevice, FakeWorld, fake_world
 
 
@@ -51,6 +52,9 @@ def meta_world(config: Config, rank: int = 0) -> Iterator[FakeWorld]:
 
         for name in ("device_name", "current_device_name"):
             patch.setattr(type(get_accelerator()), name, lambda self, index=None: "meta")
+        # the values would be drawn on the host, billions of them
+        patch.setattr("brt_dist.parallel.engine.initialize", lambda module, seed, prefix: None, raising=False)
+        patch.setattr(Engine, "draw", lambda self: None, raising=False)
         world.device = _MetaDevice("cpu", 0)
         with torch.device("meta"), _Answers():
             yield world

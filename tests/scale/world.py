@@ -64,7 +64,7 @@ class FakeWorld:
         if dist.group.WORLD is not None and group.group_name == dist.group.WORLD.group_name:
             return "world"
         ranks = dist.get_process_group_ranks(group)
-        return next((name for name, expected in _axes(self.layout).items() if ranks == expected), "other")
+        return next((name for name, expected in axes(self.layout).items() if ranks == expected), "other")
 
     @contextmanager
     def engine(self) -> Iterator[Engine]:
@@ -137,7 +137,8 @@ def fake_world(config: Config, rank: int = 0) -> Iterator[FakeWorld]:
         yield world
 
 
-def _axes(layout: Layout) -> dict[str, list[int]]:
+def axes(layout: Layout) -> dict[str, list[int]]:
+    """The ranks of each group of a rank, by the name that the recorder gives it."""
     tp, dp, pp = layout.tensor, layout.data, layout.pipeline
     first = layout.stage * dp * tp
     tensor = [first + layout.data_rank * tp + t for t in range(tp)]
