@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from brt_dist.config.halves import Matrix
 from brt_dist.config.schema import Config
 from brt_dist.config.stages import stage_layers
+from brt_dist.config.zero import BUCKET, SCATTERED_BUCKET
+from brt_dist.config.zero_rules import scatters_sums
 from brt_dist.events import Plan, RankSizes
 from brt_dist.model.shapes import padded_vocab
 from brt_dist.optim.base import LocalMatrix
@@ -16,7 +18,6 @@ from brt_dist.planning.flops import TRAINING, forward_flops
 from brt_dist.planning.parameters import stage_parameters
 
 _MASTER = 4  # bytes of a float32
-_BUCKET = 500_000_000  # elements; DeepSpeed's default
 
 
 @dataclass(frozen=True)
@@ -113,17 +114,21 @@ def needed_by(config: Config, stage: int) -> Needed:
 def _gradients(config: Config, count: int) -> tuple[int, int]:
     """Bytes of gradients, and of buckets: as DeepSpeed keeps them at the end of a backward.
 
-    ZeRO-1 in bf16 keeps the sums over micro-batches whole and in float32, beside the gradients of a micro-batch.  In
+    ZeRO-1 in bf16 adds each gradient to a sum as soon as it is made: sums over micro-batches, whole and in float32.  In
     fp32 a backward adds to the gradients themselves, and what a rank updates is copied.  ZeRO 2 and 3 keep what a rank
     updates, and whole gradients only until a bucket is full.
     """
     stage, itemsize, shards = config.parallel.zero_stage, _itemsize(config), _shards(config)
     whole, own = itemsize * count, _MASTER * count // shards
-    bucket = itemsize * min(_BUCKET, count)
+    is_summed = scatters_sums(config)
+    elements = config.parallel.zero.reduce_bucket or (SCATTERED_BUCKET if is_summed else BUCKET)
+    bucket = (_MASTER if is_summed else itemsize) * min(elements, count)
     if stage == 0:
         return whole, 0
+    if is_summed:
+        return _MASTER * count, bucket
     if stage == 1:
-        return (whole + _MASTER * count, 0) if itemsize == 2 else (whole + own, bucket)
+        return whole + own, bucket
     return own, bucket
 
 
