@@ -1,4 +1,4 @@
-"""What large layouts cost, counted on rank 0 with weights of full size on the meta device: the table of docs/scaling.md.
+"""What large layouts cost, counted on rank 0 with weights of full size on the meta device: for docs/scaling.md.
 
 One micro-batch is run.  Calls over "tensor" and "pipe" groups are made for each micro-batch, the others once a step.
 """
