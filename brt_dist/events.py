@@ -252,6 +252,17 @@ class StragglerEvent(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DriftEvent(Event):
+    """Copies of a weight differ: those of `ranks` are not those of `others`."""
+
+    kind = "drift"
+    step: int | None = None
+    weight: str | None = None
+    ranks: tuple[int, ...] = ()
+    others: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class MessageEvent(Event):
     """Something to tell the user."""
 
@@ -290,6 +301,7 @@ _KINDS: dict[str, type[Event]] = {
         SpikeEvent,
         DivergedEvent,
         StragglerEvent,
+        DriftEvent,
         MessageEvent,
         EndEvent,
         SystemEvent,

@@ -24,6 +24,12 @@ class GuardsConfig(Section):
     on_spike: Literal["report", "stop"] = Field(
         "report", description="on a spike of the loss: report it, or stop the run as diverged"
     )
+    replica_every: NonNegativeInt = Field(
+        0, description="steps between comparisons of weights that several ranks hold (reads all weights once); 0: never"
+    )
+    on_drift: Literal["report", "stop"] = Field(
+        "stop", description="if the copies of a weight differ by a bit: report it, or end the attempt"
+    )
     straggler_every: NonNegativeInt = Field(50, description="steps between checks for slow ranks; 0: never")
     straggler_ratio: PositiveFloat = Field(
         1.5,

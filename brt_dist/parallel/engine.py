@@ -44,7 +44,7 @@ from brt_dist.parallel.memory_place import OnDevice, OnHost
 from brt_dist.parallel.pieces import Piece, Read
 from brt_dist.parallel.pipeline import PipelineStage, WholeModel, runs_of
 from brt_dist.parallel.stage import MicroBatch, StageContext
-from brt_dist.parallel.state import RankState
+from brt_dist.parallel.state import HeldWeight, RankState
 from brt_dist.parallel.stream_memory import ForwardMemory, StreamMemory
 from brt_dist.parallel.update_internals import update_of
 
@@ -219,6 +219,10 @@ class Engine(ABC):
         """Copies of this rank's slices of the weights, by logical name.  Collective under ZeRO-3."""
         with deepspeed.zero.GatheredParameters([p.local for p in self.parameters]):
             return {p.name: p.local.detach().clone() for p in self.parameters}
+
+    def held_weights(self) -> Iterator[HeldWeight]:
+        """What this rank holds of the weights, as copies are compared."""
+        return self._state.held_weights()
 
     def close(self) -> None:
         """Remove all hooks from the weights; otherwise the engine and its process groups are never freed."""

@@ -1,6 +1,7 @@
 """The state of one rank: weights, optimizer state and stream memory as pieces of logical tensors, out and in."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,25 @@ from brt_dist.parallel.layout import Layout
 from brt_dist.parallel.optimizer_state import Fragment, OptimizerState
 from brt_dist.parallel.pieces import LogicalTensor, Piece, Read, Region
 from brt_dist.parallel.stream_memory import StreamMemory
+
+
+@dataclass(frozen=True)
+class HeldWeight:
+    """What a rank holds of a weight: the values that forward reads, or with ZeRO the float32 master values.
+
+    Attributes:
+        name: of the weight, and which of both.
+        parameter: the weight.
+        region: of it, without the padding of the vocabulary.
+        values: (region.size,), a view.
+        on_every_data_rank: whether all data parallel ranks hold this region, and not each a part of it.
+    """
+
+    name: str
+    parameter: LogicalParameter
+    region: Region
+    values: Tensor
+    on_every_data_rank: bool
 
 
 class RankState:
@@ -86,6 +106,15 @@ class RankState:
                 for layer, micro_batch, field, piece in self._memory_pieces(memory)
             ]
         )
+
+    def held_weights(self) -> Iterator[HeldWeight]:
+        """All weights of this rank, as copies are compared."""
+        for parameter in self._parameters:
+            _, region, values = self._working(parameter)
+            yield HeldWeight(parameter.name, parameter, region, values, not is_sharded(parameter.local))
+        for one in self._fragments() if self._zero is not None else ():
+            values = one.of(one.master.detach())
+            yield HeldWeight(f"{one.parameter.name} (master values)", one.parameter, one.region, values, False)
 
     def _region(self, parameter: LogicalParameter) -> Region:
         return Region.of_box(parameter.box(self._layout.tensor_rank, self._layout.tensor))

@@ -24,6 +24,7 @@ from brt_dist.training.hooks.heartbeat import Heartbeat
 from brt_dist.training.hooks.held_memory import HeldMemory
 from brt_dist.training.hooks.memory_statistics import MemoryStatistics
 from brt_dist.training.hooks.number_guard import NumberGuard
+from brt_dist.training.hooks.replica_guard import ReplicaGuard
 from brt_dist.training.hooks.samples import Samples
 from brt_dist.training.hooks.step_metrics import StepMetrics
 from brt_dist.training.hooks.stragglers import Stragglers
@@ -100,6 +101,7 @@ def hooks_of_a_run(
     return [
         NumberGuard(config.run.guards, tell),
         StepMetrics(config, engine.layout, engine.device, tell),
+        ReplicaGuard(engine, tell),
         Stragglers(config.run.guards, engine.device, tell),
         MemoryStatistics(engine, tell),
         HeldMemory(engine, tell),

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from brt_dist.events import (
     AttemptEvent,
     DivergedEvent,
+    DriftEvent,
     HeldEvent,
     MessageEvent,
     SampleEvent,
@@ -201,7 +202,7 @@ def _guards(run: RunFacts) -> ReportTable:
     for event in run.events:
         if isinstance(event, MessageEvent):
             rows.append(("-", event.kind, event.message, _time(event.time)))
-        elif isinstance(event, SkipEvent | SpikeEvent | StragglerEvent | DivergedEvent):
+        elif isinstance(event, SkipEvent | SpikeEvent | StragglerEvent | DivergedEvent | DriftEvent):
             said = ", ".join(f"{key} {_plain(value)}" for key, value in event.details().items())
             rows.append(("-" if event.step is None else event.step, event.kind, said, _time(event.time)))
     return ReportTable("Guards and messages", ("step", "event", "details", "at"), rows[-200:])

@@ -8,6 +8,7 @@ from brt_dist.events import (
     AttemptEvent,
     CheckpointEvent,
     DivergedEvent,
+    DriftEvent,
     EvaluationEvent,
     Event,
     MemoryEvent,
@@ -71,7 +72,9 @@ def rows(events: Iterable[Event], sent: dict[str, int]) -> Iterator[Row | Tag | 
                 yield TextFile(f"samples/step_{event.step:08d}.txt", sample_text(event))
             case MemoryEvent():
                 yield from _once("memory", "", event, event.step, _by_layer(event), sent)
-            case SkipEvent() | SpikeEvent() | StragglerEvent() | DivergedEvent() if event.step is not None:
+            case SkipEvent() | SpikeEvent() | StragglerEvent() | DivergedEvent() | DriftEvent() if (
+                event.step is not None
+            ):
                 curve = f"guards/{event.kind}"
                 yield from _once(curve, f"{curve}/", event, event.step, {**event.details(), "count": 1}, sent)
             case AttemptEvent():

@@ -15,6 +15,7 @@ from brt_dist.events import (
     AttemptEvent,
     CheckpointEvent,
     DivergedEvent,
+    DriftEvent,
     EndEvent,
     EvaluationEvent,
     Event,
@@ -82,6 +83,7 @@ ONE_OF_EACH: tuple[Event, ...] = (
     SpikeEvent(step=6, quantity="loss", loss=9.0, median=2.0),
     DivergedEvent(step=7, loss="nan", grad_norm="nan"),
     StragglerEvent(step=8, rank=3, host="node", seconds=2.0, median_seconds=1.0),
+    DriftEvent(step=8, weight="final_norm.weight", ranks=(1,), others=(0, 2, 3)),
     MessageEvent(message="resumed after step 3"),
     EndEvent(status="finished", exit_code=0),
     SystemEvent(values={"cpu_utilization_percentage": 12.5, "gpu_0_power_usage_watts": 300.0}),
@@ -126,7 +128,7 @@ def test_the_file_of_an_older_version_is_read_and_written_the_same() -> None:
     (memory,) = (event for event in found if isinstance(event, MemoryEvent))
     assert memory.layers[0].values.keys() == {"state_rms", "state_max", "kept"}
     kinds = {type(event) for event in found}
-    assert kinds == {*events._KINDS.values()} - {SystemEvent}
+    assert kinds == {*events._KINDS.values()} - {SystemEvent, DriftEvent}
 
 
 def test_what_is_not_known_is_ignored_and_what_is_missing_has_its_default() -> None:
