@@ -19,10 +19,10 @@ from brt_dist.model.layers import Layer
 from brt_dist.model.linear import gather, megatron_config, no_initialization
 from brt_dist.model.memory import Memory
 from brt_dist.model.norms import RMSNorm
-from brt_dist.model.parameters import declare, initialize, normal, replicated
+from brt_dist.model.parameters import declare, initialize, normal
 from brt_dist.model.recompute import Recompute, calls
 from brt_dist.model.segment import Network, read_segment
-from brt_dist.model.sequence import linear_of_parts, sum_gradients, sum_to_parts
+from brt_dist.model.sequence import linear_of_parts, sum_to_parts
 from brt_dist.model.shapes import VOCAB_MULTIPLE, padded_vocab
 
 EMBEDDING = "embedding"
@@ -139,19 +139,14 @@ def module_specs(config: ModelConfig, parallel: ModelParallelConfig) -> list[Mod
     ]
 
 
-def share_gradients(module: nn.Module) -> None:
-    """Under sequence parallel: add up the gradients of what every rank holds whole, and applies to its own tokens."""
-    for parameter in replicated(module):
-        sum_gradients(parameter)
-
-
 class BlockRecurrentModel(nn.Module):
     """The network on one stage (arXiv 2203.07852).
 
     Args:
         config: the network; `vocab_size` must be known.
         seed: of the initial values; None leaves them unset (to be loaded, or on the meta device).
-        sequence_parallel: split hidden states and recurrent states over the tensor parallel ranks.
+        sequence_parallel: split hidden states and recurrent states over the tensor parallel ranks.  Whoever trains it
+            adds up the gradients of parameters that every rank holds whole (`sequence.sum_over_ranks`).
         recompute: what backward computes again instead of keeping it; see `recompute.calls`.
         built: called with each module as soon as it is built, before the next; ZeRO-3 takes it apart there.
     """
@@ -178,8 +173,6 @@ class BlockRecurrentModel(nn.Module):
         self.final_norm: FinalNorm = final_norm
         if seed is not None:
             initialize(self, seed)
-        if parallel.sequence_parallel:
-            share_gradients(self)
 
     def blank_memory(self, streams: int) -> list[Memory]:
         """Memory of each run of each layer before the first document."""

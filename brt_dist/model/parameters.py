@@ -155,11 +155,6 @@ def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix and name else prefix or name
 
 
-def replicated(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters of `module` that every tensor parallel rank holds whole."""
-    return (parameter.local for parameter in logical_parameters(module) if parameter.partition_dim is None)
-
-
 def initialize(module: nn.Module, seed: int, prefix: str = "") -> None:
     """Set the parameters of `module` to their initial values, the same whatever the layout.
 

@@ -33,8 +33,8 @@ def enter(x: Tensor, parallel: ModelParallelConfig) -> Tensor:
 def shared(weight: Tensor, parallel: ModelParallelConfig) -> Tensor:
     """A parameter that every rank of a region holds whole, and applies to its own heads or channels.
 
-    Its gradients are added up, in float32.  Under sequence parallel the model does that for all parameters that are
-    held whole (`share_gradients`).
+    Its gradients are added up, in float32.  Under sequence parallel that is done once for a step, with those of all
+    parameters that are held whole (`sequence.sum_over_ranks`).
     """
     alone = parallel.tensor_model_parallel_size == 1 or parallel.sequence_parallel
     return weight if alone else _CopiedWeight.apply(weight)

@@ -8,12 +8,13 @@ are computed and kept once instead of on every rank.
 Megatron's own functions of this kind allocate on the current CUDA device; these run wherever their arguments are.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def own_part(x: Tensor) -> Tensor:
@@ -49,18 +50,25 @@ def summed_part(x: Tensor) -> Tensor:
     return part
 
 
-def sum_gradients(parameter: nn.Parameter) -> None:
-    """Add up the gradient of `parameter`, a copy of which every rank applies to its own positions.
+def sum_over_ranks(gradients: Sequence[Tensor], device: torch.device | None = None) -> None:
+    """Add up, in place and in float32, the gradients of parameters that all ranks hold whole.  Collective.
 
-    The hook sees the gradient of a whole backward, however often the parameter was used; the sum is taken in float32.
+    Each rank applies its copy to its own positions, so its gradient is that of these positions only.  A sum over tensor
+    parallel ranks commutes with those over micro-batches and data parallel ranks, so one all-reduce for a step, of all
+    gradients together, is enough: after these sums, and before the norm is taken.
+
+    Args:
+        gradients: the same ones on every rank, of any shapes and types.
+        device: of the process group, if the gradients are not there (offloaded).
     """
-    parameter.register_hook(_summed)
-
-
-def _summed(gradient: Tensor) -> Tensor:
-    total = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True).contiguous()
-    dist.all_reduce(total, group=parallel_state.get_tensor_model_parallel_group())
-    return total.to(gradient.dtype)
+    if not gradients:
+        return
+    group = parallel_state.get_tensor_model_parallel_group()
+    wide = torch.promote_types(gradients[0].dtype, torch.float32)
+    flat = torch.cat([gradient.reshape(-1).to(device, wide) for gradient in gradients])
+    dist.all_reduce(flat, group=group)
+    for gradient, total in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(total.view_as(gradient))
 
 
 def _gather(x: Tensor) -> tuple[Tensor, Any]:

@@ -131,6 +131,8 @@ class Engine(ABC):
         self._deepspeed = _initialize(stage, self.optimizer, config, groups)
         self._control = Control([p.local for p in self.parameters], device)
         self._update = update_of(self._deepspeed, self.parameters, config, MegatronGroups())
+        splits_sequence = config.parallel.sequence_parallel and layout.tensor > 1
+        self._whole = [p for p in self.parameters if p.partition_dim is None] if splits_sequence else []
         self._unguard = before_update(self._deepspeed, self._agree)
         self._asked: Asked = never
         self._result = StepResult(0.0, 0.0)  # of the step under way, once all ranks have agreed
@@ -171,6 +173,7 @@ class Engine(ABC):
     def _agree(self) -> None:
         """Called between backward and update."""
         self._update.finish()
+        self._update.sum_over_tensor_ranks(self._whole)
         self._result = self._control.agree(self._batch_loss(), self._update.norm(), self._asked())
         self._update.decide(self._result.grad_norm if self._result.is_finite else math.inf)
 

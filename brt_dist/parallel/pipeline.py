@@ -15,7 +15,6 @@ from brt_dist.model.model import (
     BlockRecurrentModel,
     TokenEmbedding,
     module_specs,
-    share_gradients,
 )
 from brt_dist.model.recompute import Recompute
 from brt_dist.parallel.deepspeed_internals import cut_layers
@@ -107,8 +106,6 @@ class PipelineStage(PipelineModule):
             loss_fn=loss,
         )
         self._context = context
-        if parallel.sequence_parallel:
-            share_gradients(self)
 
     def forward(self, forward_input: Tensor) -> Tensor:
         """Called by DeepSpeed's engine, once for each micro-batch in order."""

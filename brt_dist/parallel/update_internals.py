@@ -18,6 +18,7 @@ from torch import Tensor
 from brt_dist.config.schema import Config
 from brt_dist.config.zero_rules import scatters_sums
 from brt_dist.model.parameters import LogicalParameter
+from brt_dist.model.sequence import sum_over_ranks
 from brt_dist.parallel.reduction import Bucket, Reduction
 
 _EPSILON = 1e-6  # DeepSpeed's, in the denominator of the factor that clips
@@ -38,11 +39,36 @@ class Update(ABC):
         self.agreed = 0.0  # the norm, of this step
 
     def finish(self) -> None:  # noqa: B027 - DeepSpeed has, where nothing else is said
-        """Have all gradients reduced over data parallel ranks; called before the norm.  Collective."""
+        """Have all gradients reduced over data parallel ranks; called before anything else.  Collective."""
+
+    @abstractmethod
+    def gradient(self, parameter: LogicalParameter) -> Tensor | None:
+        """What this rank will update of a parameter: that part of its reduced gradient, a view; None: nothing."""
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether the optimizer is on the host, and the reduced gradients with it."""
+        return False
 
     @abstractmethod
     def norm(self) -> Tensor:
         """Norm of the gradient of the global batch, on the device; not finite if the gradient is not.  Collective."""
+
+    @torch.no_grad()
+    def sum_over_tensor_ranks(self, whole: Sequence[LogicalParameter]) -> None:
+        """Add up gradients over tensor parallel ranks, after :meth:`finish` and before :meth:`norm`.  Collective.
+
+        A rank sums only the part that it updates; which that is, is the same on all tensor parallel ranks.
+
+        Args:
+            whole: parameters that every tensor parallel rank holds whole, each with the gradient of its own tokens.
+        """
+        here = {p.local: gradient for p in whole if (gradient := self.gradient(p)) is not None}
+        sum_over_ranks(list(here.values()), self.engine.device)
+        if self.is_offloaded:
+            # DeepSpeed took these norms while backward ran
+            norms = {self.optimizer.get_param_id(weight): gradient.norm(2) for weight, gradient in here.items()}
+            self.optimizer.norm_for_param_grads.update(norms)
 
     def decide(self, norm: float) -> None:
         """Clip by this norm in the update that follows; if it is not finite, leave the update out."""
@@ -103,6 +129,9 @@ class _WithoutZero(Update):
         super().__init__(engine, parameters, limit)
         self._groups = groups
 
+    def gradient(self, parameter: LogicalParameter) -> Tensor | None:
+        return parameter.local.grad
+
     def norm(self) -> Tensor:
         from deepspeed.runtime.utils import clip_grad_norm_
 
@@ -132,6 +161,15 @@ class _GradientsSplit(Update):
         zero.scaled_global_norm = lambda *_, **__: self.agreed
         zero.unscale_and_clip_grads = self._clip
 
+    @property
+    def is_offloaded(self) -> bool:
+        return bool(self.optimizer.cpu_offload)
+
+    def gradient(self, parameter: LogicalParameter) -> Tensor | None:
+        weight: Any = parameter.local
+        mapping = weight._hp_mapping
+        return None if mapping is None else mapping.get_lp_grad_fragment(weight._index_in_param_group)
+
     def norm(self) -> Tensor:
         measured: Tensor = self._measure()
         return measured
@@ -160,6 +198,14 @@ class _WeightsSplit(Update):
         # DeepSpeed's norms are fp64 here
         self.optimizer._get_norm_groups = lambda: [torch.tensor(self.agreed, dtype=torch.float64)]
 
+    @property
+    def is_offloaded(self) -> bool:
+        return bool(self.optimizer.offload_optimizer)
+
+    def gradient(self, parameter: LogicalParameter) -> Tensor | None:
+        part: Tensor = self.optimizer._get_fp32_grad_state_partition(parameter.local, release_swap_buffers=False)[0]
+        return part
+
     def norm(self) -> Tensor:
         from deepspeed.runtime.utils import combine_grad_norm_groups
 
@@ -181,6 +227,15 @@ class _SumsOfBf16(Update):
         super().__init__(engine, parameters, limit)
         self._groups, self._reduction = groups, reduction
         self.optimizer.step = MethodType(self._step, self.optimizer)
+        self._group_of = {id(weight): i for i, group in enumerate(self.optimizer.bf16_groups) for weight in group}
+
+    def gradient(self, parameter: LogicalParameter) -> Tensor | None:
+        weight: Any = parameter.local
+        if weight._hp_mapping is None:
+            return None
+        place = weight._hp_mapping.hp_fragment_address
+        sums: Tensor = self.optimizer.fp32_groups_gradient_flat_partition[self._group_of[id(weight)]]
+        return sums.narrow(0, place.start, place.numel)
 
     def close(self) -> None:
         super().close()

@@ -101,6 +101,7 @@ def read_two_segments(
     from brt_dist.model.dropout import Dropout
     from brt_dist.model.model import BlockRecurrentModel, full_logits, loss_sum
     from brt_dist.model.parameters import logical_parameters
+    from brt_dist.model.sequence import sum_over_ranks
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
 
@@ -122,6 +123,9 @@ def read_two_segments(
             logits, memory = model(*given)
             losses.append(loss_sum(logits, tokens[:, 1:], mask))
         torch.stack(losses).sum().backward()
+        if sequence_parallel and tensor > 1:
+            whole = [p.local.grad for p in logical_parameters(model) if p.partition_dim is None]
+            sum_over_ranks([gradient for gradient in whole if gradient is not None])
         return {
             "losses": torch.stack(losses).detach(),
             "logits": full_logits(logits, config.vocab_size).detach(),

@@ -105,6 +105,11 @@ ATTRIBUTES = [
     ("parameter", "_hp_mapping.hp_fragment_address.start", _PARTITIONED),
     ("parameter", "_hp_mapping.lp_fragment_address.start", _PARTITIONED),
     ("parameter", "_hp_mapping.lp_fragment_address.numel", _PARTITIONED),
+    ("parameter", "_hp_mapping.get_lp_grad_fragment", _GRADIENTS_SPLIT),
+    ("parameter", "_index_in_param_group", _GRADIENTS_SPLIT),
+    ("optimizer", "cpu_offload", _GRADIENTS_SPLIT),
+    ("optimizer class", "_get_fp32_grad_state_partition", _SHARDED),
+    ("optimizer", "offload_optimizer", _SHARDED),
     ("parameter", "ds_tensor", _SHARDED),
     ("parameter", "ds_numel", _SHARDED),
     ("parameter", "ds_status.name", _SHARDED),
@@ -116,7 +121,9 @@ ATTRIBUTES = [
     ("optimizer", "persistent_parameters", _SHARDED),
 ]
 # names that others use for things of their own
-_EVERYDAY = {"name", "loss", "module", "parts", "PipelineModule", "logger", "start", "numel", "timers"}
+_EVERYDAY = {
+    "name", "loss", "module", "parts", "PipelineModule", "logger", "start", "numel", "timers", "offload_optimizer",
+}  # fmt: skip
 
 
 @dataclass
@@ -214,6 +221,24 @@ def test_an_update_that_is_left_out_changes_nothing_and_the_next_one_is_made(see
     train(engine)
     assert engine.updates == before[1] + 1
     assert any(not torch.equal(value, before[0][name]) for name, value in engine.weights().items())
+
+
+def test_a_gradient_is_found_where_it_is_measured_and_taken_from(seen: Seen) -> None:
+    """Sequence parallel adds up such gradients, in place: here all are doubled."""
+    update, norms = seen.engine._update, []
+
+    def double() -> None:
+        norms.append(float(update.norm()))
+        found = [update.gradient(parameter) for parameter in seen.engine.parameters]
+        for gradient, parameter in zip(found, seen.engine.parameters, strict=True):
+            assert gradient is not None and gradient.numel() == parameter.size
+            gradient.mul_(2)
+        norms.append(float(update.norm()))
+
+    undo = deepspeed_internals.before_update(seen.engine._deepspeed, double)
+    train(seen.engine)
+    undo()
+    assert norms[0] > 0 and norms[1] == pytest.approx(2 * norms[0], rel=1e-6)
 
 
 def test_master_values_are_those_of_the_parameters(seen: Seen) -> None:

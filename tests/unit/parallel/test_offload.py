@@ -1,6 +1,7 @@
 """Optimizer state and weights in host memory: the same training, kept and updated elsewhere."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from brt_dist.errors import PlatformError
+from brt_dist.parallel import update_internals
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import StepInput, build_engine
 from brt_dist.parallel.layout import Layout, single_process
@@ -61,6 +63,30 @@ def test_offloaded_training_is_the_same(device: Device, stage: int, zero: dict[s
     assert found_norms == pytest.approx(norms, rel=1e-5 if precision == "fp32" else 1e-2)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5 if precision == "fp32" else 2e-2)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("place", ["none", "cpu"])
+def test_gradients_that_tensor_parallel_ranks_add_up_are_measured_after_that(
+    monkeypatch: pytest.MonkeyPatch, device: Device, stage: int, place: str
+) -> None:
+    """As if another rank had the same gradient of every parameter; DeepSpeed takes norms before, if it offloads."""
+    norms = {}
+    for ranks in (1, 2):
+        config = small({"zero_stage": stage, "zero": {"offload_optimizer": place}}, "bf16")
+        engine = build_engine(config, Layout.of(config, 0), device)
+        engine._whole = engine.parameters
+        monkeypatch.setattr(update_internals, "sum_over_ranks", partial(multiply, ranks))
+        tokens = torch.arange(64).view(2, 32)
+        starts, mask = torch.tensor([[True, False]] * 2), torch.ones_like(tokens, dtype=torch.bool)
+        norms[ranks] = engine.train_step(StepInput(1, starts, tokens, tokens.roll(-1, 1), mask, 64), 0.0).grad_norm
+        engine.close()
+    assert norms[2] == pytest.approx(2 * norms[1], rel=1e-6)
+
+
+def multiply(ranks: int, gradients: list[Tensor], device: torch.device) -> None:
+    for gradient in gradients:
+        gradient.mul_(ranks)
 
 
 def test_a_machine_that_cannot_offload_to_a_disk_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
