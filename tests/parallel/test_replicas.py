@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 # a layout, and a weight that both of its ranks hold
 LAYOUTS: dict[str, tuple[dict[str, Any], str]] = {
-    "dp2-zero0": ({"data": 2, "zero_stage": 0}, "layers.0.mlp.up.weight"),
+    "dp2-zero0": ({"data": 2, "zero_stage": 0}, "final_norm.weight"),
     "tp2-sequence": ({"tensor": 2, "sequence_parallel": True}, "final_norm.weight (master values)"),
     "pp2": ({"pipeline": 2}, "embedding.weight (master values)"),
 }
