@@ -34,7 +34,6 @@ __all__ = [
     "logical_parameters",
     "normal",
     "ones",
-    "replicated",
     "seeded_generator",
     "uniform",
 ]

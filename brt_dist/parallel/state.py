@@ -13,7 +13,7 @@ from torch import Tensor
 from brt_dist.config.schema import Config
 from brt_dist.model.model import EMBEDDING
 from brt_dist.model.parameters import LogicalParameter
-from brt_dist.parallel.deepspeed_internals import is_sharded, master_values, renew_working_weights, shard
+from brt_dist.parallel.deepspeed_internals import master_values, renew_working_weights, shard
 from brt_dist.parallel.layout import Layout
 from brt_dist.parallel.optimizer_state import Fragment, OptimizerState
 from brt_dist.parallel.pieces import LogicalTensor, Piece, Read, Region
@@ -110,8 +110,8 @@ class RankState:
     def held_weights(self) -> Iterator[HeldWeight]:
         """All weights of this rank, as copies are compared."""
         for parameter in self._parameters:
-            region, held = self._region(parameter), shard(parameter.local).data.view(-1)
-            is_part = is_sharded(parameter.local)
+            forward = shard(parameter.local)
+            region, held, is_part = self._region(parameter), forward.data.view(-1), forward is not parameter.local
             if is_part:
                 start = self._layout.data_rank * held.numel()
                 region = region.part(start, start + held.numel())
