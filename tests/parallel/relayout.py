@@ -22,11 +22,11 @@ LOSS = 1e-5
 LAYOUTS: dict[str, dict[str, Any]] = {
     "one": {},
     "tp2": {"tensor": 2},
-    "pp2": {"pipeline": 2, "stage_layers": (1, 2)},  # 2 and 1 on the others
+    "pp2": {"pipeline": 2},
     "dp2": {"data": 2},
     "tp2-pp2": {"tensor": 2, "pipeline": 2},
     "dp2-zero3": {"data": 2, "zero_stage": 3},
-    "tp2-pp2-dp2": {"tensor": 2, "pipeline": 2, "data": 2},
+    "tp2-pp2-dp2": {"tensor": 2, "pipeline": 2, "data": 2, "stage_layers": (1, 2)},  # 2 and 1 on the others
 }
 
 
