@@ -135,8 +135,8 @@ class RankState:
 
     def _fill(self, values: Tensor, region: Region, read: Callable[[Region], Tensor]) -> None:
         """Set `values` to what `read` gives.  Without ZeRO data parallel ranks hold the same: each reads a share."""
-        if self._zero is not None or self._layout.data == 1:
-            if region.size:
+        if self._zero is not None or self._layout.data == 1 or values.is_meta:
+            if region.size and not values.is_meta:  # that device holds no values
                 values.copy_(read(region))
             return
         share = -(-region.size // self._layout.data)
