@@ -96,7 +96,7 @@ def test_bf16_stays_near_fp32(ranks: RankPool, layout: str) -> None:
 
 
 def run(ranks: RankPool, **settings: Any) -> Outcome:
-    given = config(seed=SEED, **settings)
+    given = config(**{"seed": SEED, **settings})
     return join(ranks.run(given.parallel.world_size, train_on_rank, given))
 
 
