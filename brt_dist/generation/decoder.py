@@ -78,12 +78,19 @@ class Decoder:
     def copied(self, streams: Sequence[int]) -> "Decoder":
         """A decoder whose streams begin as copies of these, for several continuations of one text."""
         made = Decoder(self._model, len(streams))
-        made._memory = [_copied(memory, streams) for memory in self._memory]
-        made._blocks = [_copied(block, streams) for block in self._blocks]
-        made._tokens = [list(self._tokens[stream]) for stream in streams]
-        made._is_open = [self._is_open[stream] for stream in streams]
         made.read = [self.read[stream] for stream in streams]
+        made._take(
+            [_copied(memory, streams) for memory in self._memory],
+            [_copied(block, streams) for block in self._blocks],
+            [list(self._tokens[stream]) for stream in streams],
+            [self._is_open[stream] for stream in streams],
+        )
         return made
+
+    def _take(
+        self, memory: list[Memory], blocks: list[OpenBlock], tokens: list[list[int]], is_open: list[bool]
+    ) -> None:
+        self._memory, self._blocks, self._tokens, self._is_open = memory, blocks, tokens, is_open
 
     def reset(self, stream: int) -> None:
         """Forget what a stream has read: it begins with a document again."""

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from brt_dist.config.loading import load
+from brt_dist.data.tokenizers import train_bpe
+from brt_dist.errors import DataError
 from brt_dist.export.load import load_model
 from brt_dist.export.open import open_weights
 from brt_dist.kinds import WEIGHT_FORMATS
@@ -94,11 +96,17 @@ def test_shards_and_their_index(imported: Path, tmp_path: Path) -> None:
 
 def test_the_card_says_how_it_is_loaded(imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("export", imported, "--to", "hf", "--out", tmp_path / "hf") == 0
-    code = (tmp_path / "hf" / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    code = code.replace("FOLDER", str(tmp_path / "hf")).replace("with single_process():", "if True:")
+    theirs, ours = (
+        block.split("```")[0] for block in (tmp_path / "hf" / "README.md").read_text().split("```python\n")[1:]
+    )
+    assert "trust_remote_code=True" in theirs  # run in tests/end_to_end/test_transformers.py
+    with pytest.raises(DataError, match="has no tokenizer"):  # the reference's weights come without one
+        exec(ours.replace("FOLDER", str(tmp_path / "hf")), {})
+    tokenizer = tmp_path / "hf" / "tokenizer.json"
+    tokenizer.write_bytes(train_bpe(["It was a dark and stormy night. " * 50], 300))
     capsys.readouterr()
-    exec(code, {})
-    assert capsys.readouterr().out == "torch.Size([1, 16, 101])\n"
+    exec(ours.replace("FOLDER", str(tmp_path / "hf")), {})
+    assert capsys.readouterr().out.endswith("\n")
 
 
 def test_a_loaded_model_computes_what_the_reference_does(imported: Path) -> None:
