@@ -27,6 +27,7 @@ def model_section(**sizes: Any) -> dict[str, Any]:
     return {"layers": len(ALL), "mixers": ALL, "ffns": {"relu": {"width": 96}}, "dropout": 0.0, **sizes}
 
 
+SEED = 4  # with it no input of a ReLU and no choice of experts hangs on rounding; see `Variant` in matrix.py
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tensor": 2},
     "tp2-sequence": {"tensor": 2, "sequence_parallel": True, "recompute": True},
@@ -45,8 +46,8 @@ def with_mixers(given: Config) -> Config:
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_trains_as_one_plain_loop(ranks: RankPool, layout: str) -> None:
-    given = with_mixers(config(LAYOUTS[layout]))
-    truth = train_plainly(with_mixers(config()))
+    given = with_mixers(config(LAYOUTS[layout], seed=SEED))
+    truth = train_plainly(with_mixers(config(seed=SEED)))
     found = join(ranks.run(given.parallel.world_size, train_on_rank, given))
     assert found.losses == pytest.approx(truth.losses, abs=1e-5)
     assert found.grad_norms == pytest.approx(truth.grad_norms, rel=1e-4)
