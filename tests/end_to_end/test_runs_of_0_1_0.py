@@ -1,9 +1,9 @@
-"""Runs of version 0.1.0 are read, and resume to the bit, with today's code (tests/data/runs_of_0_1_0/README.md).
+"""Runs of version 0.1.0 are read, and resume as with the old code (tests/data/runs_of_0_1_0/README.md).
 
-"To the bit" needs the arithmetic of the machine that made the data.  The variables of ENVIRONMENT pin it on x86-64:
-no vector units beyond SSE2 in torch's kernels, MKL's results that all processors share, one thread; oneDNN is not
-used.  Without them the bits differ, so the tests pass only if the variables reach the ranks.  What is left to assume
-is the same torch (requirements.lock); a sum of two ranks has no order.
+The variables of ENVIRONMENT pin the arithmetic as far as it goes on x86-64: no vector units beyond SSE2 in torch's
+kernels, MKL's results that all processors share, one thread.  On processors like the one that made the data the numbers
+are then equal to the bit; others (tried: one with AMX) differ from the data in the eighth digit, with the old code too.
+So numbers are compared to six digits here, and all else exactly.
 """
 
 import json
@@ -125,19 +125,29 @@ def test_resumed_it_ends_as_the_old_code_ended(run: Path, name: str) -> None:
     assert [event["step"] for event in ours if event["event"] == "step"] == list(range(1, MORE_STEPS + 1))
     assert lines(run / "metrics.jsonl", "attempt")[-1]["start_step"] == STEPS
     for mine, old in zip(ours, theirs, strict=True):
-        assert {key: mine[key] for key in old} == old
+        assert is_close({key: mine[key] for key in old}, old)
 
     ours_at, theirs_at = run / "checkpoints" / f"step_{MORE_STEPS:08d}", truth / f"step_{MORE_STEPS:08d}"
     mine, old = (json.loads((folder / "manifest.json").read_text()) for folder in (ours_at, theirs_at))
     for key in ("step", "updates", "tokens", "cursor", "evaluations", "dataset", "tokenizer"):
-        assert mine[key] == old[key], key
+        assert is_close(mine[key], old[key]), key
     for kind in ("weights", "optimizer", "memory"):
         found, expected = tensors(ours_at, kind), tensors(theirs_at, kind)
         assert found.keys() == expected.keys()
         for tensor, value in expected.items():
             assert found[tensor].dtype == value.dtype and found[tensor].shape == value.shape, tensor
-            differ = (found[tensor] != value).sum().item()
-            assert not differ, f"{kind}/{tensor}: {differ} of {value.numel()} elements differ"
+            torch.testing.assert_close(found[tensor], value, rtol=1e-5, atol=1e-6 * float(value.abs().max()))
+
+
+def is_close(mine: Any, old: Any) -> bool:
+    """Equal, but for the seventh digit of numbers that are not whole."""
+    if isinstance(old, dict):
+        return mine.keys() == old.keys() and all(is_close(mine[key], old[key]) for key in old)
+    if isinstance(old, list):
+        return len(mine) == len(old) and all(map(is_close, mine, old))
+    if isinstance(old, float):
+        return bool(mine == pytest.approx(old, rel=1e-6))
+    return bool(mine == old)
 
 
 def tensors(checkpoint: Path, kind: str) -> dict[str, torch.Tensor]:
