@@ -228,6 +228,14 @@ def release_graph(engine: Any) -> None:
     engine.pipe_buffers = {}
 
 
+def restore_linear() -> None:
+    """Undo what ZeRO-3 does to `torch.nn.functional.linear` of the whole process, for good."""
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Patched
+    from torch.nn import functional
+
+    functional.linear = getattr(Patched, "linear_bk", functional.linear)
+
+
 def _holder(flats: Sequence[Tensor], fragment: Tensor) -> Tensor:
     """The flat tensor that `fragment` is a view of."""
     for flat in flats:

@@ -34,6 +34,7 @@ from brt_dist.parallel.deepspeed_internals import (
     loss_of_batch,
     quiet,
     release_graph,
+    restore_linear,
     silence_timers,
     skip_loss,
     takes_apart,
@@ -228,11 +229,12 @@ class Engine(ABC):
         return self._state.held_weights()
 
     def close(self) -> None:
-        """Remove all hooks from the weights; otherwise the engine and its process groups are never freed."""
+        """Remove all hooks from the weights and from torch; otherwise the engine and its groups are never freed."""
         self._unguard()
         self._control.close()
         self._update.close()
         self._deepspeed.destroy()
+        restore_linear()
 
     def _micro_batches(self, step: StepInput, training: bool) -> list[MicroBatch]:
         rate = self.config.model.dropout

@@ -18,6 +18,7 @@ import megatron.core
 import pytest
 import torch
 import torch.distributed as dist
+from torch.nn import functional
 
 import brt_dist
 from brt_dist.config.schema import Config
@@ -43,6 +44,10 @@ MODULES = [
     ("deepspeed.runtime.pipe.module", "PipelineModule._partition_layers"),
     ("deepspeed.runtime.pipe.module", "PipelineModule._set_bounds"),
     ("deepspeed.runtime.utils", "combine_grad_norm_groups"),
+    (
+        "deepspeed.runtime.zero.partition_parameters",
+        "InsertPostInitMethodToModuleSubClasses._enable_mem_efficient_linear",  # sets its `linear_bk`
+    ),
     ("deepspeed.utils.timer", "NoopTimer"),
     ("deepspeed.ops.op_builder", "AsyncIOBuilder.is_compatible"),
     ("deepspeed.runtime.pipe.topology", "PipeModelDataParallelTopology.get_axis_comm_lists"),
@@ -279,6 +284,13 @@ def test_the_timeout_of_every_group_is_set(device: Device) -> None:
     for group in groups:
         assert group is not None
         assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=77)
+
+
+def test_torch_has_its_own_linear_back(seen: Seen) -> None:
+    wrapped = functional.linear
+    deepspeed_internals.restore_linear()
+    assert functional.linear is torch._C._nn.linear
+    functional.linear = wrapped  # the engine lives on
 
 
 def test_collectives_that_are_timed_are_torchs() -> None:
