@@ -58,7 +58,7 @@ def test_two_processes_train_the_same_model(text: Path, tmp_path: Path) -> None:
     one = losses(run((sys.executable,), text, tmp_path / "one", steps=20))
     two = losses(run(TORCHRUN, text, tmp_path / "two", steps=20))
     assert len(one) == 3 and one[-1] < one[0] - 2
-    assert two == pytest.approx(one, abs=1e-5)
+    assert two == pytest.approx(one, abs=1e-4)
     with single_process():
         models = [dict(load_model(str(tmp_path / name)).named_parameters()) for name in ("one", "two")]
         for name, values in models[0].items():
