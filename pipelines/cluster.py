@@ -5,7 +5,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ def _connected(address: str | None, resources: dict[str, Any]) -> Iterator[None]
 
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
-        if address is None:
-            common |= {"object_store_memory": _OBJECT_STORE_BYTES, **resources}
-            _start_ray(include_dashboard=False, **common)
-        else:
-            ray.init(address=address, **common)
+        # Ray puts the working folder on its workers' path of modules, where a user's `random.py` would stand in the way
+        with chdir("/"):
+            if address is None:
+                common |= {"object_store_memory": _OBJECT_STORE_BYTES, **resources}
+                _start_ray(include_dashboard=False, **common)
+            else:
+                ray.init(address=address, **common)
     except Exception as error:  # Ray raises whatever its many parts raise
         what = f"cannot join the Ray cluster at {address}" if address else "cannot start Ray on this machine"
         hint = "; if it asks for a token, set RAY_AUTH_TOKEN_PATH to its file" if address else ""
