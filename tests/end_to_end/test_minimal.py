@@ -62,5 +62,5 @@ def test_two_processes_train_the_same_model(text: Path, tmp_path: Path) -> None:
     with single_process():
         models = [dict(load_model(str(tmp_path / name)).named_parameters()) for name in ("one", "two")]
         for name, values in models[0].items():
-            # Adam moves a weight by about the learning rate, 1e-2, also where rounding decides the sign of its gradient
-            assert (values - models[1][name]).abs().max() < 2e-3, name
+            # in norm: Adam moves single weights by the learning rate where rounding decides the sign of a gradient
+            assert (values - models[1][name]).norm() < 2e-3 * values.norm(), name
