@@ -75,8 +75,8 @@ class Run:
         """The process of a rank of the newest attempt."""
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or []
-            named = words[words.index("-m") + 1] if "-m" in words else ""
-            if named in ("brt_dist.worker", "tests.faults.worker") and str(self.folder) in words:
+            module = [word for word in words[1:4] if word not in ("-P", "-m")][:1]  # not of the reaper above it
+            if module in (["brt_dist.worker"], ["tests.faults.worker"]) and str(self.folder) in words:
                 try:
                     if process.environ().get("RANK") == str(number):
                         return process
