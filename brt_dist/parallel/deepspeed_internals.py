@@ -73,6 +73,14 @@ def pipeline_topology(pipeline: int, tensor: int, data: int) -> Any:
     return PipeModelDataParallelTopology(num_pp=pipeline, num_mp=tensor, num_dp=data)
 
 
+def pipeline_instructions(micro_batches: int, stages: int, stage: int) -> list[str]:
+    """Names of the instructions that a stage of a pipeline executes in a training step, in order."""
+    from deepspeed.runtime.pipe.schedule import TrainSchedule
+
+    schedule = TrainSchedule(micro_batches=micro_batches, stages=stages, stage_id=stage)
+    return [instruction.name for step in schedule.steps() for instruction in step]
+
+
 def cut_layers(module: Any, bounds: Sequence[int]) -> None:
     """Have a `PipelineModule`, before its `__init__`, cut its list of layers there.
 
