@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from brt_dist.config.local_segment import LocalSegment
 from brt_dist.config.section import Section
 from brt_dist.errors import ConfigError
 
@@ -70,6 +71,23 @@ class Half(Section):
             model: the model that the layer belongs to.
             executed: also count those whose result is masked.
         """
+
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+        """Bytes that a forward in training keeps for its backward on one rank, its input included.
+
+        Formulas agree with what is counted on tensors without data (tests/scale/test_activations.py); terms that do
+        not grow with the tokens are left out.  None: this kind has no formula.
+        """
+        return None
+
+    def operations(self, model: "ModelConfig", segment: int) -> int:
+        """About how many operations a device is given for a forward and its backward, each of which has a least time.
+
+        Args:
+            model: the model that the layer belongs to.
+            segment: tokens of a stream.
+        """
+        return 200
 
     @abstractmethod
     def build(self, model: "ModelConfig", index: int, parallel: "ModelParallelConfig") -> "nn.Module":

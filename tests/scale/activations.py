@@ -40,3 +40,22 @@ def left_by(forward: Callable[[], Iterable[Tensor]]) -> tuple[int, list[Tensor]]
     with Operations() as operations:
         results = list(forward())
     return operations.bytes_left(results), results
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that are in use in the block, of memory that it or `before` made."""
+
+    def __init__(self, before: Operations) -> None:
+        super().__init__()
+        self.bytes = 0
+        self._made = dict(before._made)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor) and not func.is_view:
+                storage = tensor.untyped_storage()
+                self._made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self._made = {key: made for key, made in self._made.items() if not made[0].expired()}
+        self.bytes = max(self.bytes, sum(size for _, size in self._made.values()))
+        return result

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, PositiveInt
 
 from brt_dist.config.halves import Matrix
+from brt_dist.config.local_segment import LocalSegment
 from brt_dist.model.ffn.base import FFN
 
 if TYPE_CHECKING:
@@ -30,6 +31,13 @@ class ReluFFN(FFN):
 
     def flops(self, model: "ModelConfig", executed: bool) -> float:
         return 4 * model.width * self.width
+
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+        hidden = local.tokens * self.width // local.tensor * local.itemsize
+        return local.normed(model.width) + local.mask(model.width, model.dropout) + hidden
+
+    def operations(self, model: "ModelConfig", segment: int) -> int:
+        return 30
 
     def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
         return {f"{key}.width": self.width}

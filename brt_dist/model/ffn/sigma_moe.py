@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from brt_dist.config.halves import Matrix
+from brt_dist.config.local_segment import LocalSegment
 from brt_dist.model.ffn.base import FFN
 
 if TYPE_CHECKING:
@@ -38,6 +39,16 @@ class SigmaMoEFFN(FFN):
 
     def flops(self, model: "ModelConfig", executed: bool) -> float:
         return 2.0 * model.width * self.experts + 4.0 * self.chosen * model.width * self.expert_width
+
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+        width, tokens, choices = model.width, local.tokens, local.tokens * self.chosen
+        # inputs sorted by expert and results, before and after they are put back; hidden units likewise
+        values = 3 * choices * (width + self.expert_width // local.tensor) + tokens * width + choices
+        numbers = 4 * local.own_tokens * width + 4 * tokens * self.experts * (1 + (self.entropy > 0)) + 5 * 8 * choices
+        return values * local.itemsize + numbers + local.mask(width, model.dropout)
+
+    def operations(self, model: "ModelConfig", segment: int) -> int:
+        return 60 + 6 * self.experts
 
     def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
         return {f"{key}.expert_width": self.expert_width}  # every rank has a part of each expert

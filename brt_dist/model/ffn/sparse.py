@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from brt_dist.config.halves import Matrix
+from brt_dist.config.local_segment import LocalSegment
 from brt_dist.model.ffn.base import FFN
 
 if TYPE_CHECKING:
@@ -51,6 +52,15 @@ class SparseFFN(FFN):
 
     def flops(self, model: "ModelConfig", executed: bool) -> float:
         return self._controller_flops(model) + 4.0 * model.width * self.width
+
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+        # the softmax of the choice in float32; hidden units, the mask, and their product
+        units = local.tokens * self.width // local.tensor * (4 + 3 * local.itemsize)
+        compressed = local.tokens * self.rank * local.itemsize
+        return local.entered(model.width) + local.mask(model.width, model.dropout) + units + compressed
+
+    def operations(self, model: "ModelConfig", segment: int) -> int:
+        return 60
 
     def decode_flops(self, model: "ModelConfig") -> float:
         """Forward FLOPs of a token that is decoded alone."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from brt_dist.config.halves import Matrix
+from brt_dist.config.local_segment import LocalSegment
 from brt_dist.errors import ConfigError
 from brt_dist.model.mixers.base import STATE_MAX, STATE_RMS, MemoryField, Mixer, Statistic
 from brt_dist.model.mixers.window import AttentionMixer
@@ -90,6 +91,12 @@ class BlockStateMixer(AttentionMixer):
             seen, projections = (window if executed else (window + 1) / 2), float(projected)
             states *= 2  # the sum of a block, and what the state shows to its tokens
         return super().flops(model, executed) + states + projections + 4 * seen * attended
+
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+        return None
+
+    def operations(self, model: "ModelConfig", segment: int) -> int:
+        return 520 + 13 * (segment // model.window)
 
     def states_seen(self, model: "ModelConfig") -> int:
         return 0  # what is seen of the contexts is counted above

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from brt_dist.config.halves import Matrix
+from brt_dist.config.local_segment import LocalSegment
 from brt_dist.model.mixers.base import STATE_MAX, STATE_RMS, MemoryField, Mixer, Statistic
 
 if TYPE_CHECKING:
@@ -85,6 +86,23 @@ class DeltaMixer(Mixer):
             chunk = gcd(model.window, self.chunk)
             total += model.heads * chunk * (2 * 2 * size + 2 * values + size + values)
         return total
+
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+        """Of the rule as torch computes it; the kernels of flash-linear-attention keep less."""
+        heads, size, values = model.heads // local.tensor, model.head_dim, self.value_size(model)
+        chunk, decays = gcd(model.window, self.chunk), self.rates > 1
+        # maps with the tokens before each block, convolved, and activated
+        convolved = 3 * (2 * size + values) + (2 * size + values) * (self.convolution - 1) // model.window
+        narrow = convolved + (1 + 3 * self.gate) * values
+        # queries and keys in the order of each product; writes twice, and what is read
+        wide = (6 + 2 * decays) * size + 3 * values
+        wide += 2 * (size + values)  # both sides of the triangular system
+        wide += (6 if decays else 3) * chunk + 2 * size * values // chunk  # pairs of a chunk; states that enter it
+        kept = local.tokens * heads * (narrow * local.itemsize + 4 * wide + (chunk if decays else 0))
+        return local.entered(model.width) + local.mask(model.width, model.dropout) + kept
+
+    def operations(self, model: "ModelConfig", segment: int) -> int:
+        return 300 + (22 if self.rates == 1 else 28) * (segment // gcd(model.window, self.chunk))
 
     def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
         return {"model.heads": model.heads}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from brt_dist.config.halves import Matrix
+from brt_dist.config.local_segment import LocalSegment
 from brt_dist.model.mixers.base import STATE_MAX, STATE_RMS, MemoryField, Mixer, Statistic
 
 if TYPE_CHECKING:
@@ -51,6 +52,17 @@ class LinearMixer(Mixer):
         if executed:  # within a block tokens meet in pairs instead, half of which are masked away
             total += 2 * model.window * (attended + summed)
         return total
+
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+        heads, size = model.heads // local.tensor, model.head_dim
+        # in float32: queries and keys before the feature map, and after it in the order of each product
+        wide = (2 + 4) * size + 2 * (size + 1) + model.window
+        wide = local.tokens * heads * wide + local.blocks * heads * size * (size + 1)
+        read = local.tokens * heads * size * local.itemsize
+        return local.normed(model.width) + local.mask(model.width, model.dropout) + 4 * wide + read
+
+    def operations(self, model: "ModelConfig", segment: int) -> int:
+        return 120 + 6 * (segment // model.window)
 
     def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
         return {"model.heads": model.heads}

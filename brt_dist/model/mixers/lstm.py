@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from brt_dist.config.halves import Matrix
+from brt_dist.config.local_segment import LocalSegment
 from brt_dist.model.mixers.base import STATE_MAX, STATE_RMS, MemoryField, Mixer, Statistic
 
 if TYPE_CHECKING:
@@ -46,6 +47,14 @@ class LSTMMixer(Mixer):
 
     def flops(self, model: "ModelConfig", executed: bool) -> float:
         return 2.0 * 2 * 4 * model.width**2
+
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+        # of each token: the hidden state that enters, four gates, the cell before, and the new one's tanh
+        steps = local.tokens * model.width * (local.itemsize + 6 * 4)
+        return local.entered(model.width) + local.mask(model.width, model.dropout) + steps
+
+    def operations(self, model: "ModelConfig", segment: int) -> int:
+        return 60 + 37 * segment
 
     def broken_rules(self, config: "Config", key: str) -> Iterable[str]:
         if config.model.feedback:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from brt_dist.config.halves import Matrix
+from brt_dist.config.local_segment import LocalSegment
 from brt_dist.model.mixers.base import STATE_MAX, STATE_RMS, MemoryField, Mixer, Statistic
 
 if TYPE_CHECKING:
@@ -57,6 +58,14 @@ class MemSizerMixer(Mixer):
         if executed:  # within a block tokens meet in pairs instead, half of which are masked away
             total += 2 * model.window * (self.rows + width)
         return total
+
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+        width, own, tokens = model.width, local.own_tokens, local.tokens
+        asked = 4 * own * model.heads * self.rows
+        wide = tokens * (3 * width // local.tensor + 2 * self.rows + model.window)
+        states = local.blocks * self.rows * width // local.tensor
+        entered = tokens * width * local.itemsize if local.sequence_parallel else 0
+        return local.normed(width) + local.mask(width, model.dropout) + entered + asked + 4 * (wide + states)
 
     def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
         return {"model.width": model.width}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 from pydantic import Field, PositiveInt
 
 from brt_dist.config.halves import Matrix
+from brt_dist.config.local_segment import LocalSegment
 from brt_dist.model.mixers.base import STATE_MAX, STATE_RMS, MemoryField, Statistic
 from brt_dist.model.mixers.window import AttentionMixer
 
@@ -92,6 +93,36 @@ class RecurrentMixer(AttentionMixer):
             state += self._update_flops(width, 2 * attended) + 2 * width * self.mlp_width
             state += self._update_flops(width, self.mlp_width)
         return super().flops(model, executed) + self.states * state / model.window
+
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+        tokens = super().activations(model, local)
+        if tokens is None:
+            return None
+        if self.positions == "rotary":  # states see the window's keys as they were before the rotation
+            tokens += 2 * local.tokens * model.heads // local.tensor * model.head_dim * local.itemsize
+        vectors = self.states * model.heads * model.head_dim // local.tensor * local.itemsize
+        own = self.states * model.width // (local.tensor if local.sequence_parallel else 1)
+        carried = own * (4 if self.state_dtype == "float32" else local.itemsize)
+        # of each block: the state, normalised and projected, and keys and values for its tokens
+        entering = carried + own * local.itemsize + (4 + 2) * vectors
+        # keys, both queries and what they read; of the last block nothing, as gradients end with the segment
+        leaving = (1 + 2 + 2) * vectors + self._tail_activations(model, local, own, carried)
+        return tokens + local.blocks * entering + (local.blocks - local.streams) * leaving
+
+    def _tail_activations(self, model: "ModelConfig", local: LocalSegment, own: int, carried: int) -> int:
+        """Bytes that the cell's tail keeps of a block, besides its input; `own`: elements of this rank's states."""
+        update = (1 if self.gate == "fixed" else 3) * 4 * own  # new content, and the gates that depend on it
+        hidden = self.states * self.mlp_width // local.tensor * local.itemsize
+        if self.cell == "skip":
+            return update
+        if self.cell == "dual":
+            return 2 * update + carried + own * local.itemsize + hidden
+        # every column of the MLP needs the heads of all ranks
+        gathered = 2 * self.states * model.heads * model.head_dim * local.itemsize if local.tensor > 1 else 0
+        return update + hidden + gathered
+
+    def operations(self, model: "ModelConfig", segment: int) -> int:
+        return 160 + segment // model.window * {"skip": 228, "single": 256, "dual": 330}[self.cell]
 
     def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
         mlp = {} if self.cell == "skip" else {f"{key}.mlp_width": self.mlp_width}

@@ -56,6 +56,9 @@ class SwitchHeadMixer(Mixer):
         seen = 2 * model.window if executed else model.window
         return 2.0 * model.width * (2 * attended + routers + 2 * used * attended) + 4 * seen * attended
 
+    def operations(self, model: "ModelConfig", segment: int) -> int:
+        return 300 + 6 * model.heads * self.experts
+
     def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
         return {"model.heads": model.heads}
 

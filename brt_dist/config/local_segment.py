@@ -1,0 +1,55 @@
+"""What a tensor parallel rank has of a micro-batch: the sizes that formulas of activations are made of."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LocalSegment:
+    """The segments of a micro-batch on one rank.
+
+    Attributes:
+        streams: of the micro-batch [b].
+        segment: tokens of each [N].
+        window: tokens of a block [W].
+        tensor: tensor parallel size [tp].
+        sequence_parallel: whether the rank has N/tp of the tokens between tensor parallel regions.
+        itemsize: bytes of an element of the activations.
+    """
+
+    streams: int
+    segment: int
+    window: int
+    tensor: int = 1
+    sequence_parallel: bool = False
+    itemsize: int = 2
+
+    @property
+    def tokens(self) -> int:
+        """Tokens within a tensor parallel region."""
+        return self.streams * self.segment
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens between tensor parallel regions."""
+        return self.tokens // self.tensor if self.sequence_parallel else self.tokens
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of all streams."""
+        return self.tokens // self.window
+
+    def hidden(self, width: int) -> int:
+        """Bytes of hidden states between regions."""
+        return self.own_tokens * width * self.itemsize
+
+    def normed(self, width: int) -> int:
+        """Bytes that a norm of hidden states and the linear map after it keep: input, one number a token, output."""
+        return 2 * self.hidden(width) + 4 * self.own_tokens
+
+    def entered(self, width: int) -> int:
+        """The same where the rank enters a region first, so that the maps keep all tokens."""
+        return self.hidden(width) + 4 * self.own_tokens + self.tokens * width * self.itemsize
+
+    def mask(self, width: int, rate: float) -> int:
+        """Bytes of a dropout mask of hidden states."""
+        return self.own_tokens * width if rate else 0

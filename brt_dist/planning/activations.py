@@ -1,0 +1,71 @@
+"""Activations of a pipeline stage: what its forwards keep for their backward, and what a backward needs besides.
+
+The formulas of each kind are declared by the kinds (`Half.activations`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from brt_dist.config.local_segment import LocalSegment
+from brt_dist.config.schema import Config, ModelConfig
+
+Recompute: TypeAlias = Literal["none", "attention", "layer"]
+
+TILE_TOKENS, TILE_COLUMNS = 1024, 4096  # of the logits that exist at a time (model/cross_entropy.py)
+BACKWARD = 0.9
+"""Gradients and temporaries while the backward of a layer runs, as a share of all that the layer keeps; at most.
+
+Counted on tensors without data: 0.2 (delta rule) to 0.7 (window) and 0.9 (recurrent)."""
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """Bytes of a layer for one micro-batch, on one rank.
+
+    Attributes:
+        kept: from forward to backward.
+        full: what it keeps without recompute.
+        uncounted: kinds that have no formula; theirs is left out.
+    """
+
+    kept: int
+    full: int
+    uncounted: tuple[str, ...] = ()
+
+
+def local_segment(config: Config) -> LocalSegment:
+    """The segments of a micro-batch of `config` on one rank."""
+    parallel = config.parallel
+    return LocalSegment(
+        streams=parallel.micro_batch,
+        segment=config.data.segment,
+        window=config.model.window,
+        tensor=parallel.tensor,
+        sequence_parallel=parallel.sequence_parallel,
+        itemsize=2 if config.run.precision == "bf16" else 4,
+    )
+
+
+def layer_activations(model: ModelConfig, layer: int, local: LocalSegment, recompute: Recompute) -> LayerActivations:
+    """Of layer `layer` (from 0)."""
+    mixer, ffn = model.mixer_of(layer), model.ffn_of(layer)
+    of_mixer, of_ffn = mixer.activations(model, local), ffn.activations(model, local)
+    uncounted = tuple(half.kind for half, size in ((mixer, of_mixer), (ffn, of_ffn)) if size is None)
+    given = local.hidden(model.width)
+    full = (given if of_mixer is None else of_mixer) + (given if of_ffn is None else of_ffn)
+    kept = {"none": full, "attention": given + (of_ffn or given), "layer": given}[recompute]
+    return LayerActivations(kept, full, uncounted)
+
+
+def head_activations(model: ModelConfig, local: LocalSegment) -> int:
+    """Bytes that the last norm and the loss keep of a micro-batch: their inputs; no logits."""
+    return 2 * local.hidden(model.width) + local.mask(model.width, model.dropout)
+
+
+def logits_workspace(model: ModelConfig, local: LocalSegment) -> int:
+    """Bytes at most while the loss of a micro-batch is computed backward: a tile of logits, and gradients of states."""
+    rows = min(TILE_TOKENS, local.tokens)
+    columns = min(TILE_COLUMNS, -(-(model.vocab_size or 0) // local.tensor))
+    tile = rows * columns * (4 + 2 * local.itemsize)
+    gathered = local.tokens * model.width * local.itemsize if local.sequence_parallel else 0
+    return tile + gathered + local.tokens * model.width * (4 + local.itemsize)

@@ -1,0 +1,186 @@
+"""Formulas of activations against what is counted, on tensors without data, at the shapes of 7B and 70B models."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from brt_dist.config.schema import Config
+from brt_dist.kinds import FFNS, MIXERS
+from brt_dist.model.dropout import Dropout
+from brt_dist.model.layers import Layer
+from brt_dist.model.linear import megatron_config
+from brt_dist.model.memory import carried
+from brt_dist.model.model import FinalNorm, TokenEmbedding
+from brt_dist.model.recompute import Recompute, calls
+from brt_dist.planning.activations import BACKWARD, head_activations, layer_activations, local_segment
+from tests.scale.activations import Operations, Peak
+from tests.scale.meta import meta_world
+
+SIZES = {"7B": {"width": 4096, "heads": 32}, "70B": {"width": 8192, "heads": 64}}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "7B": {},
+    "70B": {"tensor": 8, "sequence_parallel": True},
+}
+MIXER_SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    ("window", {}),
+    ("window", {"positions": "rotary"}),
+    ("window", {"qkv": "multiplicative"}),
+    ("recurrent", {}),
+    ("recurrent", {"cell": "single"}),
+    ("recurrent", {"cell": "dual", "gate": "lstm", "positions": "rotary"}),
+    ("recurrent", {"cell": "single", "gate": "lstm", "state_dtype": "model"}),
+    ("linear", {}),
+    ("delta", {}),
+    ("delta", {"gate": True, "value_dim": 64}),
+    ("gated_delta", {}),
+    ("memsizer", {}),
+    ("lstm", {}),
+]
+FFN_SETTINGS: list[tuple[str, dict[str, Any]]] = [
+    ("relu", {"width": 16384}),
+    ("sparse", {"blocks": 256}),
+    ("sigma_moe", {}),
+    ("sigma_moe", {"entropy": 0.0, "chosen": 4}),
+]
+WITHOUT_FORMULA = {"bst", "switchhead", "fnet", "nprf_rpe"}
+
+
+def config(size: str, mixer: tuple[str, Mapping[str, Any]], ffn: tuple[str, Mapping[str, Any]], **given: Any) -> Config:
+    """One layer; a loop over tokens reads one block only."""
+    model = {"layers": 1, "head_dim": 128, "window": 512, "dropout": 0.0, "vocab_size": 131072, **SIZES[size]}
+    model |= {"mixers": {mixer[0]: {"layers": None, **mixer[1]}}, "ffns": {ffn[0]: ffn[1]}}
+    layout = {**LAYOUTS[size], **given.pop("parallel", {})}
+    return Config.model_validate(
+        {
+            "model": model | given,
+            "data": {"dataset": "unused", "segment": 512 if mixer[0] == "lstm" else 4096, "streams": 2},
+            "parallel": layout,
+            "run": {"directory": "unused", "steps": 1},
+        }
+    )
+
+
+@contextmanager
+def world(given: Config) -> Iterator[None]:
+    """This process as a rank of the layout; routers choose all experts equally often, and no masks are drawn."""
+    with meta_world(given), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch, "bincount", lambda x, minlength: torch.full((minlength,), x.numel() // minlength, device="cpu")
+        )
+        patch.setattr(Dropout, "_draw", lambda self, shape, device, *key: torch.empty(shape, device=device))
+        yield
+
+
+def hidden(given: Config) -> Tensor:
+    part = local_segment(given)
+    shape = (part.own_tokens // part.streams, part.streams, given.model.width)
+    return torch.empty(shape, dtype=torch.bfloat16, requires_grad=True)
+
+
+def counted(given: Config, recompute: Recompute = "none", backward: bool = False) -> int:
+    """Bytes that a layer keeps for its backward, its input among them; or those in use at the peak of the backward."""
+    model, how, part = given.model, calls(recompute), local_segment(given)
+    with world(given):
+        layer = Layer(model, 0, megatron_config(given.parallel.sequence_parallel)).bfloat16()
+        x, starts = hidden(given), torch.zeros(part.streams, part.segment // part.window, dtype=torch.bool)
+        dropout = Dropout(model.dropout, 0, 0, tuple(range(part.streams)), part.sequence_parallel)
+        memory = layer.blank_memory(part.streams)
+        with Operations() as operations:
+            y, after = how.layer(layer, x, memory, starts, dropout, None, how.mixer)
+            after = carried(after)  # as in training, gradients end here
+        if not backward:
+            return operations.bytes_left([y, *after.values()]) + x.nbytes
+        del after
+        with Peak(operations) as peak:
+            y.backward(torch.empty_like(y))
+        weights = sum(weight.nbytes for weight in layer.parameters())  # gradients of weights are planned apart
+        return peak.bytes + x.nbytes - weights
+
+
+def planned(given: Config, recompute: Recompute = "none") -> int:
+    found = layer_activations(given.model, 0, local_segment(given), recompute)
+    assert not found.uncounted
+    return found.kept
+
+
+def test_every_kind_has_a_formula_or_is_told_as_uncounted() -> None:
+    relu = ("relu", {})
+    for kind in MIXERS:
+        given = config("7B", (kind, {}), relu)
+        found = layer_activations(given.model, 0, local_segment(given), "none").uncounted
+        assert found == ((kind,) if kind in WITHOUT_FORMULA else ())
+    assert {kind for kind, _ in MIXER_SETTINGS} == set(MIXERS) - WITHOUT_FORMULA
+    assert {kind for kind, _ in FFN_SETTINGS} == set(FFNS)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mixer", MIXER_SETTINGS, ids=str)
+def test_mixers(mixer: tuple[str, dict[str, Any]], size: str) -> None:
+    given = config(size, mixer, ("relu", {"width": 4096}))
+    assert planned(given) == pytest.approx(counted(given), rel=0.05)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("ffn", FFN_SETTINGS, ids=str)
+def test_ffns(ffn: tuple[str, dict[str, Any]], size: str) -> None:
+    given = config(size, ("window", {}), ffn)
+    for recompute in ("none", "attention"):  # without and with most of the layer's other half
+        assert planned(given, recompute) == pytest.approx(counted(given, recompute), rel=0.05)
+
+
+@pytest.mark.parametrize("mixer", ["window", "recurrent", "gated_delta"])
+def test_other_layouts_dropout_and_recompute(mixer: str) -> None:
+    relu = ("relu", {"width": 28672})
+    for recompute in ("attention", "layer"):
+        given = config("70B", (mixer, {}), relu)
+        assert planned(given, recompute) == pytest.approx(counted(given, recompute), rel=0.05)
+    for changes in ({"dropout": 0.1}, {"parallel": {"sequence_parallel": False, "tensor": 2}}):
+        given = config("70B", (mixer, {}), relu, **changes)
+        assert planned(given) == pytest.approx(counted(given), rel=0.05)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mixer", ["window", "recurrent", "delta"])
+def test_a_backward_needs_no_more_than_planned(mixer: str, size: str) -> None:
+    given = config(size, (mixer, {}), ("relu", {"width": 4 * SIZES[size]["width"]}))
+    found = layer_activations(given.model, 0, local_segment(given), "layer")
+    assert counted(given, "layer", backward=True) <= (1 + BACKWARD) * found.full + found.kept
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_head(size: str) -> None:
+    given = config(size, ("window", {}), ("relu", {}))
+    part = local_segment(given)
+    with world(given):
+        parallel = megatron_config(part.sequence_parallel)
+        norm, embedding = FinalNorm(given.model).bfloat16(), TokenEmbedding(given.model, parallel).bfloat16()
+        x, target = hidden(given), torch.zeros(part.segment, part.streams, dtype=torch.long)
+        with Operations() as operations:
+            losses = embedding.losses(norm(x), target)
+        found = operations.bytes_left([losses]) + x.nbytes
+    assert head_activations(given.model, part) == pytest.approx(found, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [*((mixer, ("relu", {})) for mixer in MIXER_SETTINGS if mixer[0] != "lstm"), (("window", {}), FFN_SETTINGS[2])],
+    ids=str,
+)
+def test_operations(settings: tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]) -> None:
+    """About how many a device is given, with the kernel that has as many as the one for GPUs."""
+    given = config("7B", *settings, attention_kernel="plain")
+    model, part = given.model, local_segment(given)
+    with world(given):
+        layer = Layer(model, 0, megatron_config()).bfloat16()
+        starts = torch.zeros(part.streams, part.segment // part.window, dtype=torch.bool)
+        with Operations() as ahead:
+            y, after = layer(hidden(given), layer.blank_memory(part.streams), starts)
+            del after
+        with Operations() as back:
+            y.backward(torch.empty_like(y))
+    declared = sum(half.operations(model, part.segment) for half in (model.mixer_of(0), model.ffn_of(0)))
+    assert declared == pytest.approx(ahead.count + back.count, rel=0.3)
