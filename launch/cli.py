@@ -14,6 +14,7 @@ from brt_dist.kinds import BACKENDS, WEIGHT_FORMATS
 # command: ("module:attribute", its line in the help)
 _COMMANDS = {
     "data": ("launch.commands.data:data", "Build, verify and inspect datasets."),
+    "plan": ("launch.commands.plan:plan", "Compute memory, time and price of a run before it starts."),
     "train": ("launch.commands.train:train", "Train a model from a config, or resume its run."),
     "sweep": ("launch.commands.sweep:sweep", "Train a config once per combination of values."),
     "submit": ("launch.commands.submit:submit", f"Submit a run to a backend: {', '.join(BACKENDS)}."),

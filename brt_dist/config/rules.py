@@ -56,6 +56,11 @@ def check(config: Config, dataset: DatasetFacts | None = None, validation: Datas
     raise ConfigError(text)
 
 
+def layout_problems(config: Config) -> list[str]:
+    """Broken rules of the layout (`parallel`), ZeRO's included; empty if the engine can run it."""
+    return [*_broken(config), *broken_zero_rules(config)]
+
+
 def nearest_layout(config: Config) -> ParallelConfig:
     """The layout nearest to the given one that breaks no layout rule.
 

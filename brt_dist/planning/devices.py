@@ -1,0 +1,128 @@
+"""The devices that a plan knows: a table of data sheets (devices.yaml), this machine's CPUs, or a file of the user."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+
+from brt_dist.config.section import Section
+from brt_dist.errors import ConfigError
+
+TABLE = Path(__file__).with_name("devices.yaml")
+_CORE_FLOPS = 50e9  # of a core with 256-bit vectors at 3 GHz, about half of its peak
+
+
+class Peaks(Section):
+    """Dense floating point operations a second of matrix products, without sparsity."""
+
+    bf16: PositiveFloat
+    fp32: PositiveFloat
+
+
+class DeviceSpec(Section):
+    """A kind of device, and the node that it is in.  Rates are bytes a second, in one direction."""
+
+    name: str = Field(description="as the driver gives it")
+    peak_flops: Peaks = Field(description="peak FLOP/s by precision: {bf16: ..., fp32: ...}")
+    memory: PositiveFloat = Field(description="bytes of memory of a device")
+    memory_rate: PositiveFloat = Field(description="to and from its memory")
+    link_rate: PositiveFloat = Field(description="between devices of a node")
+    network_rate: PositiveFloat = Field(description="of one device's share of the network")
+    host_rate: PositiveFloat = Field(description="between device and host memory")
+    host_memory: PositiveFloat = Field(description="bytes of host memory of a node")
+    devices_per_node: PositiveInt = Field(description="devices of a node")
+    price: NonNegativeFloat | None = Field(None, description="of one device for an hour, in dollars; unset: unknown")
+    matmul_efficiency: PositiveFloat = Field(0.65, le=1.0, description="share of the peak that matrix products reach")
+    link_efficiency: PositiveFloat = Field(0.8, le=1.0, description="share of link and network rates that is reached")
+    launch_seconds: NonNegativeFloat = Field(5e-6, description="least time of an operation")
+    reserved: NonNegativeFloat = Field(
+        4e9, description="bytes of a device that libraries, communication buffers and fragmentation take"
+    )
+    source: str = Field("", description="where these numbers are from")
+
+    @property
+    def room(self) -> float:
+        """Bytes of a device that a plan may use."""
+        return self.memory - self.reserved
+
+
+def known_devices() -> tuple[str, ...]:
+    """Names that :func:`device_spec` knows."""
+    return (*_table(), "cpu")
+
+
+def device_spec(name: str, ranks_per_node: int = 1) -> DeviceSpec:
+    """The device of that name, or of a YAML file with the keys of :class:`DeviceSpec`.
+
+    Args:
+        name: one of `known_devices`, or a file.  "cpu" is this machine.
+        ranks_per_node: ranks that share this machine; only "cpu" depends on it.
+
+    Raises:
+        ConfigError: there is no such device or file, or the file does not fit; says what is wrong.
+    """
+    if name in _table():
+        return _table()[name]
+    if name == "cpu":
+        return this_machine(ranks_per_node)
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(
+            f"unknown device {name!r}; known: {', '.join(known_devices())}, or a YAML file with the same keys"
+        )
+    try:
+        return DeviceSpec.model_validate(_numbers(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"device file {path}: cannot be read ({str(error).splitlines()[0]})") from None
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in error.errors())
+        raise ConfigError(f"device file {path}: {found}; keys: {', '.join(DeviceSpec.model_fields)}") from None
+
+
+def device_of_driver(name: str, ranks_per_node: int = 1) -> DeviceSpec | None:
+    """The device with the name that the driver gives; None if the table does not have it."""
+    if name == "cpu":
+        return this_machine(ranks_per_node)
+    return next((spec for spec in _table().values() if name == spec.name or name.startswith(f"{spec.name} ")), None)
+
+
+def this_machine(ranks: int) -> DeviceSpec:
+    """A rank's share of the CPUs of this machine.  Rates are assumptions; the memory is that of the machine."""
+    cores, memory = os.cpu_count() or 1, float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    flops = _CORE_FLOPS * max(cores / ranks, 1)
+    return DeviceSpec(
+        name="cpu",
+        peak_flops=Peaks(bf16=flops, fp32=flops),
+        memory=memory / ranks,
+        memory_rate=20e9 / ranks,
+        link_rate=5e9 / ranks,
+        network_rate=1e9 / ranks,
+        host_rate=20e9 / ranks,
+        host_memory=memory,
+        devices_per_node=ranks,
+        matmul_efficiency=1.0,
+        launch_seconds=10e-6,
+        reserved=min(0.6e9, memory / ranks / 2),
+        source="this machine's memory and cores; rates are assumptions",
+    )
+
+
+@cache
+def _table() -> dict[str, DeviceSpec]:
+    found: dict[str, Any] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    return {name: DeviceSpec.model_validate(_numbers(entry)) for name, entry in found.items()}
+
+
+def _numbers(given: Any) -> Any:
+    """YAML reads 80e9 as text, and people write it."""
+    if isinstance(given, dict):
+        return {key: _numbers(value) for key, value in given.items()}
+    if isinstance(given, str):
+        try:
+            return float(given)
+        except ValueError:
+            return given
+    return given

@@ -1,0 +1,104 @@
+"""What the parts of a model cost on a rank of any layout, each computed once: a search asks for them many times."""
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+from brt_dist.config.local_segment import LocalSegment
+from brt_dist.config.schema import Config, ParallelConfig
+from brt_dist.config.stages import stage_layers
+from brt_dist.planning.activations import LayerActivations, Recompute, layer_activations
+from brt_dist.planning.memory import Needed, needed_by
+from brt_dist.planning.parameters import layer_parameters
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """What a layer computes for a token, on all tensor parallel ranks together.
+
+    Attributes:
+        mixer, ffn: FLOPs of a forward, masked ones included.
+        states: state vectors that a forward updates for each token; they are reduced over tensor parallel ranks too.
+        operations: of a forward and a backward of a stream's segment.
+        largest: elements of its parameters.
+    """
+
+    mixer: float
+    ffn: float
+    states: float
+    operations: int
+    parameters: int
+
+
+class ModelSizes:
+    """Sizes of the model of `config`; `model.vocab_size` must be set.  Of `config.parallel` nothing is used."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._known: dict[Hashable, Any] = {}
+
+    @cached_property
+    def kinds(self) -> list[int]:
+        """For each layer a number; layers with the same are alike."""
+        model = self.config.model
+        halves = [(id(model.mixer_of(layer)), id(model.ffn_of(layer))) for layer in range(model.layers)]
+        first = {pair: index for index, pair in reversed(list(enumerate(halves)))}
+        return [first[pair] for pair in halves]
+
+    def on(self, parallel: ParallelConfig) -> Config:
+        """The config on another layout."""
+        return self.config.model_copy(update={"parallel": parallel})
+
+    def stages(self, parallel: ParallelConfig) -> list[range]:
+        """The layers of each stage."""
+        key = "stages", parallel.pipeline, parallel.recompute, parallel.stage_layers
+        return self._once(key, lambda: stage_layers(self.on(parallel)))
+
+    def counts(self, parallel: ParallelConfig, stage: int) -> dict[int, int]:
+        """How many layers of each kind a stage has."""
+        return dict(sorted(Counter(self.kinds[layer] for layer in self.stages(parallel)[stage]).items()))
+
+    def work(self, kind: int) -> LayerWork:
+        return self._once(("work", kind), lambda: self._work(kind))
+
+    def activations(self, kind: int, local: LocalSegment, recompute: Recompute) -> LayerActivations:
+        return self._once(
+            ("activations", kind, local, recompute),
+            lambda: layer_activations(self.config.model, kind, local, recompute),
+        )
+
+    def held(self, parallel: ParallelConfig, stage: int) -> Needed:
+        """What a rank of a stage needs with a single stream; all but the memory of streams is as with many."""
+        ends = stage == 0, stage == parallel.pipeline - 1
+        counts = tuple(self.counts(parallel, stage).items())
+        split = parallel.tensor, parallel.sequence_parallel, parallel.data, parallel.zero_stage
+        key = "held", counts, ends, split, parallel.zero
+        return self._once(key, lambda: self._held(parallel, stage))
+
+    def _held(self, parallel: ParallelConfig, stage: int) -> Needed:
+        counts = tuple(len(layers) for layers in self.stages(parallel))
+        changes = {"micro_batch": 1, "stream_memory": "device", "stage_layers": counts}
+        config = self.on(parallel.model_copy(update=changes))
+        data = config.data.model_copy(update={"streams": parallel.data})
+        return needed_by(config.model_copy(update={"data": data}), stage)
+
+    def _work(self, kind: int) -> LayerWork:
+        model, segment = self.config.model, self.config.data.segment
+        mixer, ffn = model.mixer_of(kind), model.ffn_of(kind)
+        return LayerWork(
+            mixer=mixer.flops(model, True),
+            ffn=ffn.flops(model, True),
+            states=mixer.states_fed_back() / model.window,
+            operations=mixer.operations(model, segment) + ffn.operations(model, segment),
+            parameters=sum(matrix.size for matrix in layer_parameters(model, kind)),
+        )
+
+    def _once(self, key: Hashable, make: Callable[[], T]) -> T:
+        if key not in self._known:
+            self._known[key] = make()
+        found: T = self._known[key]
+        return found

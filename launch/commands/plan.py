@@ -1,0 +1,95 @@
+"""`brt plan`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from launch.commands.arguments import config_argument, json_option, split
+
+
+@click.command()
+@config_argument
+@click.option("--gpus", type=click.IntRange(min=1), help="Devices in all.  [default: those of the layout]")
+@click.option(
+    "--device", "device_name", default="h100", show_default=True, metavar="NAME|FILE",
+    help="h100, h200, a100, b200, mi300x, cpu (this machine), or a YAML file with the keys of one of these.",
+)  # fmt: skip
+@click.option("--nodes", type=click.IntRange(min=1), help="Nodes.  [default: of as many devices as the device has]")
+@click.option("--network", type=click.FloatRange(min=0, min_open=True), help="Gbit/s of network for each device.")
+@click.option("--price", type=click.FloatRange(min=0), help="Dollars for a device and an hour.")
+@click.option("--search", "is_search", is_flag=True, help="Try all layouts, and plan the fastest that fits.")
+@click.option("--most", type=click.IntRange(min=1), default=10, show_default=True, help="Layouts that --search shows.")
+@click.option("--timeline", type=click.Path(path_type=Path, dir_okay=False), help="Write the pipeline as HTML.")
+@json_option
+def plan(
+    settings: tuple[str, ...],
+    gpus: int | None,
+    device_name: str,
+    nodes: int | None,
+    network: float | None,
+    price: float | None,
+    is_search: bool,
+    most: int,
+    timeline: Path | None,
+    as_json: bool,
+) -> int:
+    """Compute what training CONFIG needs, before a device is paid for: memory, time, price.
+
+    \b
+      brt plan examples/scale_70b.yaml model.vocab_size=131072 --gpus 64 --search
+      brt plan my.yaml --device a100 --nodes 4
+      brt plan my.yaml --device my-gpu.yaml --json
+
+    Memory is counted, time is a model: matrix products reach a share of the peak that the device's entry gives, and
+    rates are those of data sheets.  With --gpus, parallel.data changes so that the layout has as many ranks; --search
+    looks at all layouts.  The exit code is 13 (out of memory) if the plan does not fit.
+    """
+    from brt_dist.errors import ConfigError, ExitCode
+    from brt_dist.planning.layout_plan import Planner
+    from brt_dist.planning.search import search
+    from launch.run.sizes import device_in, for_plan, on_devices
+    from launch.views.plan import plan_text, search_text
+
+    files, overrides = split(settings)
+    if not files and not overrides:
+        raise ConfigError("no config given; example: brt plan examples/scale_7b.yaml model.vocab_size=32000")
+    config = for_plan(files, overrides)
+    world = gpus or config.parallel.world_size
+    device = device_in(device_name, world, nodes, network, price)
+    planner = Planner(config, device)
+    found = None
+    if is_search:
+        found = search(planner, world)
+        candidates = found.plans or found.oversize
+        if not candidates:
+            raise ConfigError(
+                f"no layout of {world} devices suits data.streams={config.data.streams} and the sizes of the model; "
+                "nearest: a number of devices that divides data.streams"
+            )
+        chosen = candidates[0]
+    else:
+        chosen = planner.plan(on_devices(config, world, device))
+    if timeline is not None:
+        from launch.report.timeline import write_timeline
+
+        write_timeline(planner, chosen, timeline)
+    if as_json:
+        told = {**chosen.to_json(), "parameters": planner.parameters, "flops_per_token": planner.flops_per_token}
+        told |= {"not_counted": planner.uncounted, "timeline": str(timeline) if timeline else None}
+        if found is not None:
+            told["search"] = {
+                "fit": len(found.plans),
+                "oversize": len(found.oversize),
+                "plans": [{**one.to_json(), "why": found.why_not_first(one)} for one in found.plans[:most]],
+            }
+        click.echo(json.dumps(told))
+    else:
+        if found is not None:
+            click.echo(search_text(found, most) + "\n")
+        click.echo(plan_text(planner, chosen))
+        if timeline is not None:
+            click.echo(f"\ntimeline  {timeline}")
+    if chosen.problem is not None:
+        click.echo(f"does not fit: {chosen.problem}", err=True)
+    return 0 if chosen.problem is None else int(ExitCode.OUT_OF_MEMORY)
