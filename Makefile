@@ -10,11 +10,11 @@ INSTALLED := $(VENV)/.installed
 TRANSFORMERS := $(VENV)/transformers/.installed
 STEPS ?= 600
 
-# make test-long    the tests that take minutes each
+# make test-long    the tests that take minutes each      make test-gpu   the tests that need a GPU
 # make test-faults   injects real faults into real runs; prints the table of docs/faults.md
 # make -C tests/cluster TARGET   tests that need root or apt: several nodes, Slurm, Kubernetes, PostgreSQL, a browser
 
-.PHONY: quickstart install test test-long test-faults check format parity lock clean
+.PHONY: quickstart install test test-long test-gpu test-faults check format parity lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/brt data corpus books --out quickstart/corpus
@@ -58,6 +58,9 @@ format: $(INSTALLED)
 
 parity: $(INSTALLED)
 	$(BIN)/python -m tests.parallel
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -n 4 tests/gpu
 
 test-faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults

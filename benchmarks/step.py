@@ -1,11 +1,15 @@
-"""`python -m benchmarks.step`: what a whole training step costs on a CPU core: forward, backward, clipping and AdamW.
+"""`python -m benchmarks.step`: what a whole training step costs: forward, backward, clipping and AdamW, one process.
 
-Each row trains in a process of its own, with one thread; the processes take turns, one step each, so that a machine
-that is busy for a while slows all rows alike.  Seconds are CPU seconds of the process.  The rate is the best fp32
-matrix product of the same process; useful FLOPs count visible pairs only and nothing that is computed twice.
+Each row trains in a process of its own; the processes take turns, one step each, so that a machine that is busy for a
+while slows all rows alike.  On a CPU each has one thread and seconds are CPU seconds of the process; on a GPU they are
+those on the clock, from idle to idle.  The rate is the best matrix product of the same process in the same precision;
+useful FLOPs count visible pairs only and nothing that is computed twice.
 
---shapes NAME ...   of small, medium, tiny (all)          --repeats N    steps of each row (5)
+--device D          cpu (default): fp32, small shapes; cuda: bf16, the shapes of the paper
+--shapes NAME ...   of small, medium, tiny on a CPU, of 150m, 1b3 on a GPU (all)      --repeats N    steps of each row
+--rows NAME ...     which rows (all)
 --against KEY=VALUE each row also with this setting, for example model.attention_kernel=plain
+--profile FILE      the first row's step, operator by operator, as text
 --json FILE         all figures as JSON
 """
 
@@ -19,65 +23,94 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-VOCAB = 4096
-RECURRENT = {"window": {}, "recurrent": {"layers": [-2]}}
+RECURRENT = {"window": {}, "recurrent": {"layers": [-3]}}
 ROWS: dict[str, dict[str, Any]] = {
     "fixed:skip": {"mixers": RECURRENT},
     "sliding window": {"mixers": {"window": {}}},
     "sliding window, a layer more": {"mixers": {"window": {}}, "more_layers": 1},
     "XL, window and segment N/2": {"mixers": {"window": {}}, "xl": True},
 }
-SHAPES: dict[str, dict[str, int]] = {
-    "small": {"width": 512, "layers": 4, "heads": 4, "head_dim": 128, "segment": 2048, "window": 256, "streams": 1},
-    "medium": {"width": 1024, "layers": 3, "heads": 8, "head_dim": 128, "segment": 4096, "window": 512, "streams": 1},
-    "tiny": {"width": 128, "layers": 4, "heads": 4, "head_dim": 32, "segment": 512, "window": 32, "streams": 16},
-}
+SHAPES: dict[str, dict[str, dict[str, int]]] = {
+    "cpu": {
+        "small": {"width": 512, "layers": 4, "heads": 4, "head_dim": 128, "segment": 2048, "window": 256, "streams": 1},
+        "medium": {
+            "width": 1024, "layers": 3, "heads": 8, "head_dim": 128, "segment": 4096, "window": 512, "streams": 1,
+        },
+        "tiny": {"width": 128, "layers": 4, "heads": 4, "head_dim": 32, "segment": 512, "window": 32, "streams": 16},
+    },
+    "cuda": {
+        "150m": {
+            "width": 1024, "layers": 12, "heads": 8, "head_dim": 128, "segment": 4096, "window": 512, "streams": 8,
+        },
+        "1b3": {
+            "width": 2048, "layers": 24, "heads": 16, "head_dim": 128, "segment": 4096, "window": 512, "streams": 2,
+        },
+    },
+}  # fmt: skip
+VOCAB = {"cpu": 4096, "cuda": 32768}
+WARM_UP = {"cpu": 1, "cuda": 3}
+PRODUCT = {"cpu": 1024, "cuda": 8192}  # rows and columns
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="which shapes")
+    parser.add_argument("--device", choices=SHAPES, default="cpu", help="which device")
+    parser.add_argument("--shapes", nargs="+", help="which shapes")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows")
     parser.add_argument("--repeats", type=int, default=5, help="steps of each row")
     parser.add_argument("--against", metavar="KEY=VALUE", help="each row also with this setting")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="the first row's step, operator by operator")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures as JSON")
     options = parser.parse_args()
-    os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", PYTHONWARNINGS="ignore")
+    shapes = options.shapes or list(SHAPES[options.device])
+    if unknown := set(shapes) - set(SHAPES[options.device]):
+        parser.error(
+            f"no shape {', '.join(unknown)} for {options.device}; there is {', '.join(SHAPES[options.device])}"
+        )
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    if options.device == "cpu":
+        os.environ["OMP_NUM_THREADS"] = "1"
     figures = []
-    for shape in options.shapes:
-        figures += measure(shape, options.rows, options.repeats, options.against)
-        print_table(shape, figures)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
+    for shape in shapes:
+        figures += measure(options.device, shape, options.rows, options.repeats, options.against, options.profile)
+        print_table(SHAPES[options.device][shape], shape, figures)
+        if options.json:
+            options.json.write_text(json.dumps(figures, indent=1))
 
 
-def measure(shape: str, rows: list[str], repeats: int, against: str | None) -> list[dict[str, Any]]:
+def measure(
+    device: str, shape: str, rows: list[str], repeats: int, against: str | None, profile: Path | None
+) -> list[dict[str, Any]]:
     """The figures of each row of a shape; the rows take turns."""
     context = get_context("spawn")
     running = []
     for row in rows:
         for override in (None, against) if against else (None,):
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs, config(shape, row), override), daemon=True)
+            process = context.Process(target=serve, args=(theirs, config(device, shape, row), override), daemon=True)
             process.start()
-            name = f"{row}, {override}" if override else row
-            running.append((ours, process, {"shape": shape, "row": name, **ours.recv(), "seconds": [], "rates": []}))
+            running.append((ours, process, {"shape": shape, "row": f"{row}, {override}" if override else row}))
+    for connection, _, figures in running:
+        figures |= {**connection.recv(), "seconds": [], "rates": []}
     for _ in range(repeats):
         for connection, _, figures in running:
-            connection.send(True)
+            connection.send("step")
             seconds, rate = connection.recv()
             figures["seconds"].append(seconds)
             figures["rates"].append(rate)
-    for connection, process, figures in running:
-        connection.send(False)
+    for number, (connection, process, figures) in enumerate(running):
+        if number == 0 and profile is not None:
+            connection.send("profile")
+            profile.write_text(connection.recv())
+        connection.send("end")
         figures["peak_bytes"] = connection.recv()
         process.join()
     return [figures for _, _, figures in running]
 
 
-def config(shape: str, row: str) -> dict[str, Any]:
+def config(device: str, shape: str, row: str) -> dict[str, Any]:
     """The config of a row, as plain values."""
-    sizes, kind = dict(SHAPES[shape]), dict(ROWS[row])
+    sizes, kind = dict(SHAPES[device][shape]), dict(ROWS[row])
     segment, streams = sizes.pop("segment"), sizes.pop("streams")
     sizes["layers"] += kind.pop("more_layers", 0)
     if kind.pop("xl", False):
@@ -85,14 +118,15 @@ def config(shape: str, row: str) -> dict[str, Any]:
     width = sizes["width"]
     mixers = {name: {**mixer, **({"states": sizes["window"]} if name == "recurrent" else {})}
               for name, mixer in kind["mixers"].items()}  # fmt: skip
-    model = {**sizes, "mixers": mixers, "ffns": {"relu": {"width": 4 * width}}, "vocab_size": VOCAB, "dropout": 0.0}
+    model = {**sizes, "mixers": mixers, "ffns": {"relu": {"width": 4 * width}}, "vocab_size": VOCAB[device]}
     return {
-        "model": model,
+        "model": {**model, "dropout": 0.0},
         "data": {"dataset": "unused", "segment": segment, "streams": streams},
         "parallel": {"micro_batch": streams},
         "optimizer": {"name": "adamw"},
-        "run": {"directory": "unused", "steps": 1000, "precision": "fp32", "device": "cpu"},
-    }
+        "run": {"directory": "unused", "steps": 1000, "device": device,
+                "precision": {"cpu": "fp32", "cuda": "bf16"}[device]},
+    }  # fmt: skip
 
 
 def serve(connection: Connection, values: dict[str, Any], override: str | None) -> None:
@@ -100,71 +134,101 @@ def serve(connection: Connection, values: dict[str, Any], override: str | None) 
     import torch
     import yaml
 
-    torch.set_num_threads(1)
     from brt_dist.config.loading import load
-    from brt_dist.parallel.engine import StepInput, build_engine
     from brt_dist.parallel.layout import Layout, single_process
     from brt_dist.planning.flops import TRAINING, forward_flops
+    from brt_dist.planning.memory import plan_of
 
     given = load(yaml.safe_dump(values), [override] if override else []).config
+    kind = given.run.device
+    if kind == "cpu":
+        torch.set_num_threads(1)
     streams, segment = given.data.streams, given.data.segment
-    with single_process() as device:
+    with single_process(kind) as device:
+        from brt_dist.parallel.engine import StepInput, build_engine
+
         engine = build_engine(given, Layout.of(given, 0), device)
-        starts = torch.zeros(streams, segment // given.model.window, dtype=torch.bool)
-        mask = torch.ones(streams, segment, dtype=torch.bool)
+        starts = torch.zeros(streams, segment // given.model.window, dtype=torch.bool, device=device.torch)
+        mask = torch.ones(streams, segment, dtype=torch.bool, device=device.torch)
+        now = time.process_time if kind == "cpu" else time.perf_counter
 
         def step(number: int) -> float:
-            tokens = torch.randint(VOCAB, (streams, segment + 1))
-            before = time.process_time()
+            tokens = torch.randint(given.model.vocab_size or 0, (streams, segment + 1)).to(device.torch)
+            device.synchronize()
+            before = now()
             engine.train_step(StepInput(number, starts, tokens[:, :-1], tokens[:, 1:], mask, mask.numel()), 1e-4)
-            return time.process_time() - before
+            device.synchronize()
+            return now() - before
 
-        step(1)  # memory is allocated
+        number = WARM_UP[kind]
+        for warming in range(number):  # memory is allocated, kernels are compiled
+            step(warming + 1)
         connection.send(
             {
+                "device": device.name,
                 "parameters": sum(parameter.local.numel() for parameter in engine.parameters),
                 "tokens": streams * segment,
                 "useful_flops": TRAINING * forward_flops(given.model) * streams * segment,
+                "planned_bytes": plan_of(given).fullest_rank.device,
+                "held_bytes": torch.cuda.memory_allocated() if kind == "cuda" else None,
             }
         )
-        number = 1
-        while connection.recv():
+        while (asked := connection.recv()) != "end":
             number += 1
-            connection.send((step(number), product_rate()))
+            if asked == "profile":
+                connection.send(profiled(lambda: step(number), kind))  # noqa: B023
+            else:
+                connection.send((step(number), product_rate(device, given.run.precision, PRODUCT[kind])))
         connection.send(device.peak_memory_bytes())
         engine.close()
 
 
-def product_rate(size: int = 1024, tries: int = 5) -> float:
-    """FLOP/s of the best of some fp32 matrix products, by CPU seconds."""
+def profiled(step: Any, kind: str) -> str:
+    """A table of the operators of a step, by their own time on the device."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if kind == "cuda" else [])
+    with profile(activities=activities) as seen:
+        step()
+    return str(seen.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=60, max_name_column_width=90))
+
+
+def product_rate(device: Any, precision: str, size: int, tries: int = 5) -> float:
+    """FLOP/s of the best of some matrix products."""
     import torch
 
-    a, b = torch.randn(size, size), torch.randn(size, size)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device.torch, dtype=dtype) for _ in range(2))
+    now = time.process_time if device.kind == "cpu" else time.perf_counter
     best = float("inf")
     for _ in range(tries):
-        before = time.process_time()
+        device.synchronize()
+        before = now()
         a @ b
-        best = min(best, time.process_time() - before)
+        device.synchronize()
+        best = min(best, now() - before)
     return 2 * size**3 / best
 
 
-def print_table(shape: str, figures: list[dict[str, Any]]) -> None:
+def print_table(sizes: dict[str, int], shape: str, figures: list[dict[str, Any]]) -> None:
     """One line a row: medians, and the range of tokens/s."""
-    sizes = SHAPES[shape]
-    print(f"\n{shape}: D {sizes['width']}, {sizes['layers']} layers, N {sizes['segment']}, W {sizes['window']}, "
-          f"{sizes['streams']} streams")  # fmt: skip
-    print(f"{'row':58} {'params M':>8} {'tokens/s':>8} {'range':>13} {'FLOPs/rate':>10} {'peak GB':>7} {'step':>6}")
     here = [row for row in figures if row["shape"] == shape]
+    print(f"\n{shape}: D {sizes['width']}, {sizes['layers']} layers, N {sizes['segment']}, W {sizes['window']}, "
+          f"{sizes['streams']} streams, on {here[0]['device']}")  # fmt: skip
+    print(f"{'row':58} {'params M':>8} {'tokens/s':>8} {'range':>13} {'FLOPs/rate':>10} {'TFLOP/s':>7} "
+          f"{'peak GB':>7} {'plan GB':>7} {'step':>6}")  # fmt: skip
     for row in here:
         rates = sorted(row["tokens"] / seconds for seconds in row["seconds"])
         share = statistics.median(
             row["useful_flops"] / seconds / rate for seconds, rate in zip(row["seconds"], row["rates"], strict=True)
         )
-        per_token = statistics.median(row["seconds"]) / row["tokens"]
-        first = statistics.median(here[0]["seconds"]) / here[0]["tokens"]
+        median, first = statistics.median(row["seconds"]), here[0]
+        relative = (median / row["tokens"]) / (statistics.median(first["seconds"]) / first["tokens"])
         print(
             f"{row['row']:58} {row['parameters'] / 1e6:8.1f} {statistics.median(rates):8.0f} "
-            f"{rates[0]:6.0f} {rates[-1]:6.0f} {share:10.2f} {row['peak_bytes'] / 1e9:7.2f} {per_token / first:6.2f}"
+            f"{rates[0]:6.0f} {rates[-1]:6.0f} {share:10.2f} {row['useful_flops'] / median / 1e12:7.2f} "
+            f"{row['peak_bytes'] / 1e9:7.2f} {row['planned_bytes'] / 1e9:7.2f} {relative:6.2f}",
+            flush=True,
         )
 
 

@@ -155,6 +155,7 @@ def choose(kind: str, local_rank: int) -> Device:
                 "Start at most one rank per GPU, or set run.device=cpu."
             )
         torch.cuda.set_device(local_rank)
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32; for matrix products it is torch's default
     os.environ["DS_ACCELERATOR"] = kind
     os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed requires it
     if kind == "cpu":

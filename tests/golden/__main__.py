@@ -1,4 +1,4 @@
-"""`python -m tests.golden FILE.npz [FILE.npz ...]`: compare the model with golden files, one line each.
+"""`python -m tests.golden [--device cuda] FILE.npz [FILE.npz ...]`: compare the model with golden files, one line each.
 
 Each is described by the .json of its name beside it, or by its entry in the index.json there.
 
@@ -9,18 +9,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from brt_dist.errors import DataError
+from brt_dist.errors import DataError, PlatformError
 from brt_dist.parallel.layout import single_process
 from tests.golden.check import compare
 from tests.golden.differences import FORWARD_TOLERANCE, GRADIENT_TOLERANCE, UnknownKind
 
 
 def main(arguments: list[str]) -> int:
+    kind = "cpu"
+    if arguments[:1] == ["--device"] and arguments[1:2] in (["cpu"], ["cuda"]):
+        kind, arguments = arguments[1], arguments[2:]
     if not arguments or any(argument.startswith("-") for argument in arguments):
         print(__doc__, file=sys.stderr)
         return 1
-    with single_process():
-        return report([Path(argument) for argument in arguments])
+    try:
+        with single_process(kind) as device, device.torch:
+            return report([Path(argument) for argument in arguments])
+    except PlatformError as error:  # there is no GPU
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def report(paths: Sequence[Path]) -> int:

@@ -37,7 +37,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         config = json.loads(path.with_suffix(".json").read_text())["config"]
         with np.load(path) as arrays:
-            return config, {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
+            here = torch.get_default_device()
+            return config, {name: torch.from_numpy(np.array(arrays[name])).to(here) for name in arrays.files}
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a golden file with its .json beside it ({error})") from None
 

@@ -86,7 +86,8 @@ def read(path: Path) -> dict[str, Tensor]:
     """
     try:
         with np.load(path) as arrays:
-            return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
+            here = torch.get_default_device()
+            return {name: torch.from_numpy(np.array(arrays[name])).to(here) for name in arrays.files}
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a golden file ({error})") from None
 
