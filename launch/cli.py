@@ -26,6 +26,7 @@ _COMMANDS = {
     "eval": ("launch.commands.eval:evaluate", "Measure a trained model on whole documents."),
     "generate": ("launch.commands.generate:generate", "Continue a text with a trained model."),
     "serve": ("launch.commands.serve:serve", "Serve a trained model over HTTP."),
+    "simulate": ("launch.commands.simulate:simulate", "Simulate a config on many GPUs: step, scaling, failures."),
     "doctor": ("launch.commands.doctor:doctor", "Check the nodes: versions, devices, network, storage, clocks."),
     "checkpoint": ("launch.commands.checkpoint:checkpoint", "List, show, verify and prune the checkpoints of a run."),
     "export": ("launch.commands.export:export", f"Export the weights of a run: {', '.join(WEIGHT_FORMATS)}."),

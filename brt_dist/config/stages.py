@@ -1,6 +1,7 @@
 """Which layers each pipeline stage has: explicit in the config, or balanced by the work of a training step."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 from brt_dist.config.schema import Config
@@ -21,7 +22,7 @@ def stage_layers(config: Config) -> list[range]:
         return _ranges([0, *accumulate(counts)])
     *layers, head = work(config)
     layers[-1] += head
-    return _ranges(balanced(layers, config.parallel.pipeline))
+    return _ranges(_balanced(tuple(layers), config.parallel.pipeline))
 
 
 def work(config: Config) -> list[int]:
@@ -71,6 +72,11 @@ def balanced(work: Sequence[int], stages: int) -> list[int]:
     for rest in reversed(found):
         bounds.append(rest[bounds[-1]][1])
     return bounds
+
+
+@lru_cache(maxsize=64)  # a plan asks for the same cut again and again
+def _balanced(work: tuple[int, ...], stages: int) -> tuple[int, ...]:
+    return tuple(balanced(work, stages))
 
 
 def _smallest_limit(sums: Sequence[int], stages: int) -> int:

@@ -9,9 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-_SAMPLES = 400_000
+_SAMPLES = 100_000
 _SEARCH = (0.25, 4.0)  # times the interval of Daly
-_STEPS = 161
+_STEPS = 81
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,237 @@
+"""`brt simulate`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from brt_dist.errors import ConfigError
+from launch.commands.arguments import config_argument, json_option, quiet_libraries, split
+
+if TYPE_CHECKING:
+    from brt_dist.config.schema import Config
+    from brt_dist.planning.simulator.failure_rates import FailureRate
+    from brt_dist.planning.simulator.scaling import Kept, Point
+    from brt_dist.planning.simulator.step import Step
+
+_GB = 1e9
+_MINUTES = 24 * 60
+_MOST_REPLICAS = 64  # of a disturbed step; all others are like them
+
+
+@click.command()
+@config_argument
+@click.option("--device", default="h100", show_default=True, help="a100, h100, h200 or b200, eight in a node.")
+@click.option("--efficiency", type=click.FloatRange(0, 1, min_open=True), help="Share of the peak that products of "
+              "matrices reach.  [default: fitted on published runs]")  # fmt: skip
+@click.option(
+    "--jitter", type=click.FloatRange(0), default=0.0, help="Relative deviation of each forward and backward."
+)
+@click.option("--straggler", "stragglers", metavar="STAGE:FACTOR", multiple=True, help="A stage of one data parallel "
+              "rank that computes FACTOR times as long; may be repeated.")  # fmt: skip
+@click.option("--slow-link", "slow_links", metavar="STAGE:FACTOR", multiple=True, help="A link from STAGE to the next, "
+              "of one data parallel rank, that takes FACTOR times as long; may be repeated.")  # fmt: skip
+@click.option("--seed", default=0, help="Of the jitter.")
+@click.option("--failures", default="llama3", show_default=True, metavar="llama3|opt|rsc1|rsc2|RATE", help="Failures "
+              "for each GPU and hour: of a published run, or a number.")  # fmt: skip
+@click.option("--restart", type=click.FloatRange(0), default=300.0, show_default=True, help="Seconds from a failure "
+              "until training goes on.")  # fmt: skip
+@click.option("--interval", type=click.FloatRange(0, min_open=True), help="Seconds between saves.  [default: the best]")
+@click.option("--to-host", default=25.0, show_default=True, help="GB/s that a GPU copies to its host in a save.")
+@click.option("--to-storage", default=2.0, show_default=True, help="GB/s that a node writes to storage.")
+@click.option("--timeline", type=click.Path(path_type=Path, dir_okay=False), help="Draw the step: FILE.html, or its "
+              "intervals: FILE.json.")  # fmt: skip
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw scaling and goodput (PNG).")
+@json_option
+def simulate(
+    settings: tuple[str, ...],
+    device: str,
+    efficiency: float | None,
+    jitter: float,
+    stragglers: tuple[str, ...],
+    slow_links: tuple[str, ...],
+    seed: int,
+    failures: str,
+    restart: float,
+    interval: float | None,
+    to_host: float,
+    to_storage: float,
+    timeline: Path | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Simulate a config on GPUs that nobody has to have: a step, its scaling, and what failures leave of a run.
+
+    \b
+      brt simulate examples/scale_70b.yaml model.vocab_size=131072 --timeline step.html --plot scaling.png
+      brt simulate my.yaml --straggler 3:1.5 --jitter 0.05
+      brt simulate my.yaml --failures 2e-5 --restart 600 --json
+
+    The step executes what DeepSpeed's engine would, instruction by instruction, each as long as a roofline of the
+    device says.  Scaling: the layout of the config with more data parallel ranks, on up to 16,384 GPUs, with the same
+    streams (strong) or with streams in proportion (weak).  docs/scaling.md compares it with published runs.
+    """
+    from brt_dist.config.loading import load
+    from brt_dist.config.rules import check
+    from brt_dist.parallel.device import choose
+    from brt_dist.planning.simulator.disturbance import Disturbance
+    from brt_dist.planning.simulator.machine import machine
+    from brt_dist.planning.simulator.scaling import SIZES, curve, goodputs, saving_of, scaled, step_of
+
+    quiet_libraries()
+    files, overrides = split(settings)
+    config = load(files, overrides).config
+    if config.data.dataset is None and not config.data.mixture:
+        config = load(files, [*overrides, "data.dataset=none-is-read"]).config
+    check(config)
+    if config.model.vocab_size is None:
+        raise ConfigError(
+            "model.vocab_size is unset, and a simulation reads no dataset; nearest: model.vocab_size=32768, or as many "
+            "as your tokenizer has"
+        )
+    choose("cpu", 0)  # before DeepSpeed is imported, whose schedule is read
+    gpus = machine(device, efficiency)
+    disturbance = Disturbance(
+        jitter, seed, _places(stragglers, config, "--straggler"), _places(slow_links, config, "--slow-link", 1)
+    )
+    is_disturbed = bool(jitter or disturbance.places)
+    replicas = min(config.parallel.data, _MOST_REPLICAS) if is_disturbed else 1
+    step = step_of(config, gpus, replicas, disturbance)
+    curves = {"strong": curve(config, gpus, "strong"), "weak": curve(config, gpus, "weak")}
+    sizes = {size: one for size in SIZES if (one := scaled(config, size, "weak")) is not None}
+    rate = _rate(failures)
+    savings = [(size, saving_of(one, gpus, to_host * _GB, to_storage * _GB, restart)) for size, one in sizes.items()]
+    kept = goodputs(config, rate, savings, interval)
+    title = f"{config.run.name or 'a step'} on {config.parallel.world_size:,} {device}"
+    if timeline is not None:
+        _write_timeline(timeline, step, title)
+    if plot is not None:
+        from launch.views.simulation_plot import plot_simulation
+
+        plot_simulation(plot, curves, kept, f"{title}: simulated")
+    if as_json:
+        click.echo(json.dumps(_found(config, step, curves, kept, rate)))
+    else:
+        _show(config, step, curves, kept, rate, title)
+
+
+def _places(given: Sequence[str], config: "Config", option: str, links: int = 0) -> dict[tuple[int, int], float]:
+    """`STAGE:FACTOR` as places of data parallel rank 0.
+
+    Args:
+        links: 1 if it is about links, of which there is one less than stages.
+    """
+    stages = config.parallel.pipeline - links
+    found = {}
+    for text in given:
+        stage, colon, factor = text.partition(":")
+        try:
+            place, times = int(stage), float(factor)
+        except ValueError:
+            raise ConfigError(f"{option} {text} is not STAGE:FACTOR; nearest: {option} 0:1.5") from None
+        if not (colon and 0 <= place < stages and times > 0):
+            raise ConfigError(
+                f"{option} {text}: parallel.pipeline={config.parallel.pipeline} has "
+                + (f"stages 0 to {stages - 1} there, and FACTOR must be positive" if stages else "no links")
+            )
+        found[0, place] = times
+    return found
+
+
+def _rate(text: str) -> "FailureRate":
+    from brt_dist.planning.simulator.failure_rates import RATES, FailureRate
+
+    if text in RATES:
+        return RATES[text]
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if rate < 0:
+        raise ConfigError(f"--failures {text} is neither a number nor {', '.join(RATES)}; nearest: --failures llama3")
+    return FailureRate(rate, "given with --failures")
+
+
+def _write_timeline(path: Path, step: "Step", title: str) -> None:
+    from brt_dist.files import write_atomic
+    from launch.views.timeline import timeline_html
+
+    if path.suffix == ".json":
+        write_atomic(path, json.dumps([asdict(one) for one in step.intervals]) + "\n")
+    else:
+        write_atomic(path, timeline_html(step, title))
+
+
+def _found(
+    config: "Config", step: "Step", curves: "Mapping[str, Sequence[Point]]", kept: "Sequence[Kept]", rate: "FailureRate"
+) -> dict[str, Any]:
+    return {
+        "step": {
+            "seconds": step.seconds,
+            "bubble": step.bubble,
+            "busy": [step.busy(stage) for stage in range(step.stages)],
+            "micro_batches": config.micro_batches,
+            "replicas_simulated": step.replicas,
+        },
+        "scaling": {name: [asdict(point) for point in points] for name, points in curves.items()},
+        "failures": {"per_gpu_hour": rate.per_gpu_hour, "source": rate.source},
+        "goodput": [
+            # infinite is no number in JSON
+            asdict(one) | {"hours_between": one.hours_between if rate.per_gpu_hour else None}
+            | {"young": one.young if rate.per_gpu_hour else None}
+            for one in kept
+        ],
+    }  # fmt: skip
+
+
+def _show(
+    config: "Config",
+    step: "Step",
+    curves: "Mapping[str, Sequence[Point]]",
+    kept: "Sequence[Kept]",
+    rate: "FailureRate",
+    title: str,
+) -> None:
+    from pipelines.tables import show, table
+
+    tokens = config.data.streams * config.data.segment
+    click.secho(f"{title}: {step.seconds:.3f} s, {tokens / step.seconds:,.0f} tokens/s", bold=True)
+    click.echo(f"ranks wait {step.bubble:.1%} of a step; {config.micro_batches} micro-batches")
+    rows = [
+        (str(stage), _bar(step.busy(stage) / step.seconds), f"{step.busy(stage):.3f}") for stage in range(step.stages)
+    ]
+    show(table(("stage", "computes", "s"), rows, right=("s",)))
+    for name, points in curves.items():
+        click.secho(f"\n{name} scaling", bold=True)
+        cells = [
+            (f"{p.gpus:,}", f"{p.micro_batches}", f"{p.seconds:.3f}", f"{p.bubble:.1%}", f"{p.tokens_per_second:,.0f}",
+             f"{p.mfu:.1%}", f"{p.efficiency:.1%}")
+            for p in points
+        ]  # fmt: skip
+        head = ("GPUs", "micro-batches", "step s", "wait", "tokens/s", "MFU", "efficiency")
+        show(table(head, cells, right=head))
+    click.secho("\nruns with failures", bold=True)
+    click.echo(f"{rate.per_gpu_hour:.3g} for each GPU and hour: {rate.source}")
+    columns = ("GPUs", "hours between", "stall s", "write s", "save every s", "goodput", "saving", "lost", "restarting",
+               "lost min/day")  # fmt: skip
+    show(table(columns, [_kept_cells(one) for one in kept], right=columns))
+
+
+def _kept_cells(kept: "Kept") -> list[str]:
+    shares, saving = kept.goodput, kept.saving
+    return [
+        f"{kept.gpus:,}",
+        f"{kept.hours_between:,.1f}",
+        f"{saving.stall:.2f}",
+        f"{saving.write:.0f}",
+        f"{kept.interval:,.0f}",
+        *(f"{share:.2%}" for share in (shares.trained, shares.saving, shares.lost, shares.restarting)),
+        f"{_MINUTES * (1 - shares.trained):.1f}",
+    ]
+
+
+def _bar(share: float, width: int = 40) -> str:
+    return "█" * round(share * width) + "·" * (width - round(share * width))

@@ -1,0 +1,64 @@
+"""Scaling curves and goodput of configs."""
+
+from dataclasses import replace
+
+import pytest
+
+from brt_dist.planning.simulator.failure_rates import RATES, FailureRate
+from brt_dist.planning.simulator.goodput import Saving
+from brt_dist.planning.simulator.machine import machine
+from brt_dist.planning.simulator.scaling import SIZES, curve, goodputs, saving_of, scaled
+from tests.scale.settings import small
+from tests.unit.planning.test_roofline import recipe
+
+H100 = machine("h100")
+
+
+def test_sizes_are_8_to_16384() -> None:
+    assert (SIZES[0], SIZES[-1]) == (8, 16384)
+
+
+def test_strong_scaling_divides_the_streams_and_weak_scaling_multiplies_them() -> None:
+    config = recipe("scale_70b")  # 64 GPUs for each data parallel rank, of which it has 8 with 128 streams each
+    assert scaled(config, 32, "strong") is None and scaled(config, 96, "weak") is None
+    strong, weak = scaled(config, 1024, "strong"), scaled(config, 1024, "weak")
+    assert strong is not None and (strong.parallel.data, strong.data.streams, strong.micro_batches) == (16, 1024, 64)
+    assert weak is not None and (weak.parallel.data, weak.data.streams, weak.micro_batches) == (16, 2048, 128)
+
+
+def test_curves_stay_below_linear_and_strong_scaling_pays_the_bubble() -> None:
+    config = recipe("scale_70b")
+    strong, weak = (curve(config, H100, kind, (64, 512, 4096, 16384)) for kind in ("strong", "weak"))
+    assert [one.gpus for one in strong] == [one.gpus for one in weak] == [64, 512, 4096, 16384]
+    for points in (strong, weak):
+        shares = [one.efficiency for one in points]
+        assert shares[0] == 1.0 and shares == sorted(shares, reverse=True)
+        assert all(0 < one.mfu < H100.efficiency for one in points)
+    # 16384 / 64 = 256 ranks with 4 micro-batches in 8 stages: 7 of 11 parts are bubble, and a little more
+    assert strong[-1].bubble == pytest.approx(7 / 11, abs=0.06)
+    assert weak[-1].bubble == pytest.approx(7 / (128 + 7), abs=0.05)
+
+
+def test_goodput_falls_with_the_gpus_and_is_all_but_the_stall_without_failures() -> None:
+    savings = [(gpus, Saving(5.0, 20.0, 300.0)) for gpus in SIZES]
+    for rate in RATES.values():
+        shares = [one.goodput.trained for one in goodputs(small(), rate, savings)]
+        assert shares == sorted(shares, reverse=True) and shares[0] > 0.99
+    (without,) = goodputs(small(), FailureRate(0.0, "none"), savings[:1])
+    assert without.goodput.trained == pytest.approx(1 - 5 / (without.interval + 5))
+
+
+def test_llama_3_is_met_with_what_its_report_says() -> None:
+    """More than 90 % of the time trained, with 466 interruptions in 54 days: restarts took 10 minutes at most."""
+    rate = FailureRate(466 / (54 * 24 * 16384), "all interruptions")
+    for restart in (300.0, 600.0):
+        (kept,) = goodputs(small(), rate, [(16384, Saving(5.0, 30.0, restart))])
+        assert 0.90 < kept.goodput.trained < 0.97
+
+
+def test_saves_take_as_long_as_the_bytes_of_the_plan() -> None:
+    config = recipe("scale_70b")
+    saving = saving_of(config, H100, 25e9, 2e9, 300.0)
+    # 70.6 billion weights with 12 bytes, and 1,409 GB of memory of streams (docs/scaling.md), written by 64 nodes
+    assert saving.write == pytest.approx((847e9 + 1409e9) / 64 / 2e9, rel=0.02)
+    assert saving_of(config, replace(H100, node=4), 25e9, 2e9, 300.0).write == pytest.approx(saving.write / 2)
