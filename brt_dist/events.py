@@ -127,9 +127,22 @@ class PositionLoss:
     tokens: int
 
 
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Statistics of a layer, by name; its mixer says which there are."""
+
+    layer: int
+    values: Mapping[str, float] = field(default_factory=dict, metadata={"rest": True})
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationEvent(Event):
-    """An evaluation of one dataset (`train`, `validation`) with memory `carried` or `cleared`."""
+    """An evaluation of one dataset (`train`, `validation`).
+
+    Args:
+        memory: "carried"; or "cleared", "state cleared", "cache cleared": at the start of every segment.
+        layers: what was seen of layers that tell something of their forward; with memory carried only.
+    """
 
     kind = "evaluation"
     step: int
@@ -139,6 +152,7 @@ class EvaluationEvent(Event):
     bits_per_token: float | None = None
     tokens: int | None = None
     positions: tuple[PositionLoss, ...] = ()
+    layers: tuple[LayerStatistics, ...] = field(default=(), metadata=_LATER)
     seconds: float | None = None
 
 
@@ -175,14 +189,6 @@ class CheckpointEvent(Event):
     seconds: float | None = None
     stall_seconds: float | None = None
     bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class LayerStatistics:
-    """Statistics of a layer's memory, by name; the mixer says which there are."""
-
-    layer: int
-    values: Mapping[str, float] = field(default_factory=dict, metadata={"rest": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +269,23 @@ class DriftEvent(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class IgnoredStateEvent(Event):
+    """The model makes no use of the state that it carries.
+
+    Args:
+        dataset: that was evaluated.
+        bits: per token that was read with carried memory, what carrying the state is worth.
+        least: what it should be worth (`run.guards.state_bits`).
+    """
+
+    kind = "ignored_state"
+    step: int
+    dataset: str | None = None
+    bits: float | None = None
+    least: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class MessageEvent(Event):
     """Something to tell the user."""
 
@@ -302,6 +325,7 @@ _KINDS: dict[str, type[Event]] = {
         DivergedEvent,
         StragglerEvent,
         DriftEvent,
+        IgnoredStateEvent,
         MessageEvent,
         EndEvent,
         SystemEvent,
@@ -355,7 +379,7 @@ def _plain(value: Any) -> Any:
 def _plain_fields(fields: Iterable[tuple["dataclasses.Field[Any]", Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for one, value in fields:
-        if value is None and "later" in one.metadata:
+        if value in (None, ()) and "later" in one.metadata:
             continue
         found |= value if "rest" in one.metadata else {_key(one): _plain(value)}
     return found

@@ -24,6 +24,7 @@ from brt_dist.errors import CheckpointError, DataError
 from brt_dist.evaluation.score import Score, score
 from brt_dist.export.load import load_weights
 from brt_dist.export.open import open_weights
+from brt_dist.export.weights import Weights
 from brt_dist.generation.choose import Sampling
 from brt_dist.generation.decoder import Decoder
 from brt_dist.generation.generate import Continuation, generate
@@ -170,7 +171,7 @@ class TrainedModel:
         if isinstance(data, Sequence):
             data = InMemoryDataset.of_texts(data, self.tokenizer)
         size = segment or 8 * self.config.window
-        return score(self.network, data, segment=size, streams=8, clear_memory=clear_memory)
+        return score(self.network, data, segment=size, streams=8, memory_use="cleared" if clear_memory else "carried")
 
     def encode(self, prompt: str) -> list[int]:
         """Tokens of a prompt.
@@ -209,16 +210,27 @@ def load(
             place = stack.enter_context(single_process(device)).torch
         with open_weights(source, step, verify=verify) as weights:
             network = load_weights(weights).to(place)
-            found = weights.tokenizer if tokenizer is None else _file(tokenizer)
-            origin = tokenizer or weights.where
-            where, facts = weights.where, weights.facts
-        parsed = None if found is None else parse_tokenizer(found, origin)
-        if parsed is not None and tokenizer is not None and parsed.vocab_size > (network.config.vocab_size or 0):
-            raise CheckpointError(
-                f"{tokenizer} has {parsed.vocab_size} tokens and {where} knows {network.config.vocab_size}"
-            )
+            parsed, where, facts = tokenizer_of(weights, tokenizer), weights.where, weights.facts
         held = stack.pop_all()
     return TrainedModel(network, parsed, where, facts, held)
+
+
+def tokenizer_of(weights: Weights, file: str | None) -> Tokenizer | None:
+    """The tokenizer in `file`, or else the one that is with the weights, if there is one.
+
+    Raises:
+        CheckpointError: the one in `file` has tokens that the model does not know.
+        DataError: it cannot be read.
+    """
+    found = weights.tokenizer if file is None else _file(file)
+    if found is None:
+        return None
+    parsed = parse_tokenizer(found, file or weights.where)
+    if file is not None and parsed.vocab_size > (weights.model.vocab_size or 0):
+        raise CheckpointError(
+            f"{file} has {parsed.vocab_size} tokens and {weights.where} knows {weights.model.vocab_size}"
+        )
+    return parsed
 
 
 def _file(path: str) -> bytes:

@@ -115,7 +115,7 @@ def main() -> None:
 
         # What is the carried memory worth?  Both read the same text, which was never trained on.
         for memory in ("carried", "cleared"):
-            found = evaluate(engine, held_out, max_steps=1000, clear_memory=memory == "cleared")
+            found = evaluate(engine, held_out, max_steps=1000, memory_use=memory)
             say(f"held out, memory {memory}: {found.bits_per_token:.3f} bits/byte")
 
         # Read them with brt_dist.export.load.load_model(OUT), or train on with `brt train ... run.init_from=OUT`.

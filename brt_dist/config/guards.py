@@ -8,7 +8,7 @@ from brt_dist.config.section import Section
 
 
 class GuardsConfig(Section):
-    """Checks that every rank makes at every step."""
+    """Checks while a run trains."""
 
     nonfinite: Literal["stop", "skip"] = Field(
         "stop",
@@ -35,6 +35,11 @@ class GuardsConfig(Section):
         1.5,
         gt=1.0,
         description="a rank is a straggler if a step takes it more than this many times the median rank's time",
+    )
+    state_bits: NonNegativeFloat = Field(
+        0.001,
+        description="warn that the model ignores its state if carrying it is worth fewer bits/token than this at the "
+        "last evaluation, or at three in a row; 0: never",
     )
     collective_seconds: PositiveFloat = Field(
         600.0, description="timeout of collectives after the first step, in seconds"

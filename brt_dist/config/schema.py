@@ -292,6 +292,11 @@ class RunConfig(Section):
     allow: tuple[str, ...] = Field((), description="settings that may differ from those of the checkpoint on resume")
     evaluate_every: NonNegativeInt = Field(0, description="steps between evaluations; 0: only after the last step")
     evaluation_steps: PositiveInt = Field(50, description="most segments that an evaluation reads per stream")
+    evaluate_parts: bool = Field(
+        True,
+        description="evaluate held-out text also with only the carried state, and only the carried cache, cleared: "
+        "what each of them is worth",
+    )
     sample_tokens: NonNegativeInt = Field(
         0, description="tokens to generate at each evaluation, after the beginnings of 4 documents; 0: none"
     )

@@ -1,6 +1,7 @@
 """A dataset in memory: for a corpus so small that building shards of it would be the larger part of the work."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,3 +50,14 @@ class InMemoryDataset:
 
     def expect(self, documents: Sequence[int]) -> None:
         """Do nothing: all documents are here already."""
+
+    def save(self, path: Path) -> None:
+        """Write it to a file, for :meth:`load` in another process."""
+        np.savez(path, tokens=np.concatenate(self._documents), lengths=self.lengths, vocab_size=self.vocab_size)
+
+    @classmethod
+    def load(cls, path: Path) -> "InMemoryDataset":
+        """Read what :meth:`save` wrote."""
+        with np.load(path, allow_pickle=False) as held:
+            ends = held["lengths"].cumsum()[:-1]
+            return cls(np.split(held["tokens"], ends), int(held["vocab_size"]))

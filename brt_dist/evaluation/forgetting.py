@@ -1,6 +1,7 @@
-"""Clearing one part of memory between segments: what the carried state and the carried cache are each worth."""
+"""Clearing memory, or one part of it, between segments: what the carried state and the carried cache are each worth."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal, TypeAlias, cast
 
@@ -11,8 +12,18 @@ from brt_dist.config.schema import ModelConfig
 from brt_dist.model.layers import Layer
 from brt_dist.model.memory import Memory
 from brt_dist.model.mixers.base import MemoryField
+from brt_dist.model.sequence import own_part
 
 MemoryPart: TypeAlias = Literal["state", "cache"]
+MemoryUse: TypeAlias = Literal["carried", "cleared", "state cleared", "cache cleared"]
+"""What an evaluation does with memory at the start of every segment."""
+
+_PARTS: dict[MemoryUse, MemoryPart] = {"state cleared": "state", "cache cleared": "cache"}
+
+
+def part_of(use: MemoryUse) -> MemoryPart | None:
+    """The part of memory that is cleared; None: all or nothing."""
+    return _PARTS.get(use)
 
 
 def parts_of(config: ModelConfig) -> list[MemoryPart]:
@@ -22,22 +33,81 @@ def parts_of(config: ModelConfig) -> list[MemoryPart]:
     return [*found, "cache"] if any(field.is_cache for field in fields) else found
 
 
-def clear(network: nn.Module, memory: Sequence[Memory], part: MemoryPart) -> None:
+@dataclass(frozen=True)
+class MemoryPass:
+    """Reading all text once.
+
+    Attributes:
+        name: for people.
+        use: of memory.
+        layers: of which a part is cleared; None: of all.
+    """
+
+    name: str
+    use: MemoryUse
+    layers: tuple[int, ...] | None = None
+
+
+def passes(config: ModelConfig, *, cleared: bool, parts: bool) -> list[MemoryPass]:
+    """How to read text to learn what memory is worth.
+
+    Args:
+        config: the network.
+        cleared: with all memory cleared too.
+        parts: with each part of it cleared too; and, if several layers have a state, the state of each.
+    """
+    uses: list[MemoryUse] = ["carried", "cleared"] if cleared else ["carried"]
+    if not parts:
+        return [MemoryPass(use, use) for use in uses]
+    uses += [use for use, part in _PARTS.items() if part in parts_of(config)]
+    stateful = [
+        layer
+        for layer in range(config.layers)
+        if any(not field.is_cache for field in config.mixer_of(layer).memory(config))
+    ]
+    single = [MemoryPass(f"state of layer {layer} cleared", "state cleared", (layer,)) for layer in stateful]
+    return [*(MemoryPass(use, use) for use in uses), *(single if len(single) > 1 else [])]
+
+
+def parts_to_clear(config: ModelConfig) -> list[MemoryUse]:
+    """The evaluations that tell the parts of memory apart; none if there is one part, as that is all of memory."""
+    parts = parts_of(config)
+    return [use for use, part in _PARTS.items() if part in parts] if len(parts) > 1 else []
+
+
+def clear(network: nn.Module, memory: Sequence[Memory], part: MemoryPart, layers: Sequence[int] | None = None) -> None:
     """Put into one part of the memory of all streams what a document starts with, in place.
 
     Args:
         network: a `BlockRecurrentModel`.
         memory: of each layer.
         part: the state, or the cache of the last tokens.
+        layers: of which; None: of all.
     """
     for module, carried in zip(cast(nn.ModuleList, network.layers), memory, strict=True):
         layer = cast(Layer, module)
-        for field in layer.model.mixer_of(layer.index).memory(layer.model):
-            if field.is_cache == (part == "cache"):
-                carried[field.name] = _start(layer, field).expand_as(carried[field.name]).to(carried[field.name])
+        if layers is not None and layer.index not in layers:
+            continue
+        for name, start in starts_of(layer, part):
+            carried[name] = start.expand_as(carried[name]).to(carried[name])
 
 
-def _start(layer: Layer, field: MemoryField) -> torch.Tensor:
-    if field.start == "zeros":
-        return torch.zeros((), device=next(layer.parameters()).device)
-    return cast(torch.Tensor, attrgetter(field.start)(layer.mixer)).detach()
+def starts_of(layer: Layer, part: MemoryPart) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a document starts with in the fields of a part, on this rank, to be expanded over streams."""
+    for field in _fields(layer, part):
+        if field.start == "zeros":
+            yield field.name, torch.zeros((), device=next(layer.parameters()).device)
+            continue
+        start = cast(torch.Tensor, attrgetter(field.start)(layer.mixer)).detach()
+        is_split = layer.splits_sequence and field.is_split_by_sequence
+        yield field.name, own_part(start) if is_split else start
+
+
+def start_parameters(layer: Layer, part: MemoryPart) -> list[nn.Parameter]:
+    """Parameters that `starts_of` reads, to be gathered first where they are sharded."""
+    return [attrgetter(field.start)(layer.mixer) for field in _fields(layer, part) if field.start != "zeros"]
+
+
+def _fields(layer: Layer, part: MemoryPart) -> list[MemoryField]:
+    fields = layer.model.mixer_of(layer.index).memory(layer.model)
+    return [field for field in fields if field.is_cache == (part == "cache")]

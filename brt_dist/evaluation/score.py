@@ -1,14 +1,15 @@
-"""Loss of a trained model on whole documents, in one process.
+"""Loss of a trained model on whole documents.
 
 Every document is read from its first token to its last with memory carried, and each of its tokens but the first is
-predicted; so the result does not depend on the segment or on how many streams are read at a time.  (Training evaluates
-with `evaluate`, in the run's layout and on a number of segments.)
+predicted; so the result does not depend on the segment, on how many streams are read at a time, or on the layout.
+(Training evaluates with `evaluate`, on a number of segments.)
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,14 @@ import torch
 
 from brt_dist.data.one_pass import OnePassSchedule
 from brt_dist.data.reader import Documents, SegmentReader
+from brt_dist.data.stream_schedule import StepReads
 from brt_dist.errors import ConfigError, DataError
-from brt_dist.evaluation.forgetting import MemoryPart, clear
+from brt_dist.evaluation.forgetting import MemoryUse, clear, part_of
+from brt_dist.evaluation.layer_tally import LayerTally, statistics_by_layer
 from brt_dist.evaluation.positions import PositionBins, by_position
-from brt_dist.events import PositionLoss
+from brt_dist.events import LayerStatistics, PositionLoss
+from brt_dist.model.layers import Layer
+from brt_dist.model.memory import Memory
 from brt_dist.model.model import BlockRecurrentModel
 
 Float64Array = npt.NDArray[np.float64]
@@ -34,11 +39,13 @@ class Score:
         document_nats: (K,) sum of the nats of each document.
         document_tokens: (K,) predicted tokens of each: all but the first.
         positions: mean loss by position in the document.
+        layers: what was seen of layers with a state (`Mixer.statistics`, `Mixer.watched`), if asked for.
     """
 
     document_nats: Float64Array
     document_tokens: Int64Array
     positions: tuple[PositionLoss, ...]
+    layers: tuple[LayerStatistics, ...] = ()
 
     @property
     def nats(self) -> float:
@@ -79,6 +86,33 @@ class Score:
         except OverflowError:
             return math.inf
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, for another process."""
+        return {
+            "document_nats": self.document_nats.tolist(),
+            "document_tokens": self.document_tokens.tolist(),
+            "positions": [asdict(position) for position in self.positions],
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> "Score":
+        """Back from :meth:`to_json`."""
+        return cls(
+            np.array(found["document_nats"], np.float64),
+            np.array(found["document_tokens"], np.int64),
+            tuple(PositionLoss(**position) for position in found["positions"]),
+            tuple(LayerStatistics(**layer) for layer in found["layers"]),
+        )
+
+
+class Reading(Protocol):
+    """Reads documents through a model, one step after the other, with memory of its own."""
+
+    def read(self, plan: StepReads) -> Float64Array:
+        """Nats of each block of a step, (B, N/W)."""
+        ...
+
 
 @torch.no_grad()
 def score(
@@ -87,51 +121,64 @@ def score(
     *,
     segment: int,
     streams: int,
-    clear_memory: bool = False,
-    clear_part: MemoryPart | None = None,
+    memory_use: MemoryUse = "carried",
+    layers: Sequence[int] | None = None,
+    watch: bool = False,
     on_tokens: Callable[[int], None] = lambda tokens: None,
 ) -> Score:
-    """Read all documents once.
+    """Read all documents once, in one process.
 
     Args:
         network: in evaluation mode.
         documents: to read.
         segment: tokens read of a stream at a time, a multiple of the window.
         streams: documents read at a time.
-        clear_memory: clear memory at the start of every segment: how much worse this is shows what memory is worth.
-        clear_part: clear only the state, or only the cache, at the start of every segment.
+        memory_use: carry memory, or clear all or a part of it at the start of every segment; how much worse that is
+            shows what it is worth.
+        layers: of which a part is cleared; None: of all.
+        watch: also look at layers with a state.
         on_tokens: called after each step with the number of tokens predicted in it.
 
     Raises:
         ConfigError: `segment` is not a multiple of the window.
         DataError: no document has two tokens, so nothing can be predicted.
     """
-    window, device = network.config.window, next(network.parameters()).device
+    schedule = one_pass(documents, segment, min(streams, len(documents.lengths)), network.config.window)
+    reading = NetworkReading(network, SegmentReader(documents, schedule), memory_use, layers)
+    with ExitStack() as stack:
+        if watch:
+            stack.enter_context(reading.watching())
+        found = add_up(documents, schedule, reading, on_tokens)
+    return replace(found, layers=reading.tally.result()) if watch else found
+
+
+def one_pass(documents: Documents, segment: int, streams: int, window: int) -> OnePassSchedule:
+    """The schedule that reads all documents once.
+
+    Raises:
+        ConfigError: `segment` is not a multiple of the window.
+        DataError: no document has two tokens, so nothing can be predicted.
+    """
     if segment % window or segment < window:
         nearest = max(round(segment / window), 1) * window
         raise ConfigError(f"segment={segment} is not a multiple of model.window={window}; nearest: {nearest}")
     lengths = np.asarray(documents.lengths)
     if int(lengths.max(initial=0)) < 2:
         raise DataError("no document has two tokens or more, so there is nothing to predict")
-    streams = min(streams, len(lengths))
-    schedule = OnePassSchedule(lengths, streams=streams, segment=segment, window=window)
-    reader, bins = SegmentReader(documents, schedule), PositionBins(lengths, window)
+    return OnePassSchedule(lengths, streams=streams, segment=segment, window=window)
+
+
+def add_up(
+    documents: Documents, schedule: OnePassSchedule, reading: Reading, on_tokens: Callable[[int], None]
+) -> Score:
+    """Read all documents and add up nats by document and by position."""
+    lengths, cursor = np.asarray(documents.lengths), schedule.start()
+    bins = PositionBins(lengths, schedule.window)
     document_nats, document_tokens = np.zeros(len(lengths)), np.zeros(len(lengths), np.int64)
     bin_nats, bin_tokens = np.zeros(len(bins.edges)), np.zeros(len(bins.edges), np.int64)
-    memory, cursor = network.blank_memory(streams), schedule.start()
     while not schedule.is_finished(cursor):
         plan, cursor = schedule.step(cursor)
-        read = reader.read(plan, range(streams))
-        starts = read.starts.copy()
-        if clear_memory:
-            starts[:, 0] = True
-        tokens, target, mask = (_tensor(values, device) for values in (read.input, read.target, read.mask))
-        if clear_part is not None:
-            clear(network, memory, clear_part)
-        losses, memory = network(tokens, memory, _tensor(starts, device), None, target)
-        losses = losses.double().masked_fill(~mask, 0.0)
-        blocks = losses.unflatten(1, (-1, window)).sum(2).cpu().numpy()
-        targets = bins.targets(plan)
+        blocks, targets = reading.read(plan), bins.targets(plan)
         for sums, counts, index in (
             (document_nats, document_tokens, plan.document),
             (bin_nats, bin_tokens, bins.of(plan)),
@@ -142,5 +189,52 @@ def score(
     return Score(document_nats, document_tokens, by_position(bins.edges, bin_nats.tolist(), bin_tokens.tolist()))
 
 
-def _tensor(values: Any, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(values).to(device)
+class NetworkReading:
+    """A whole network in this process; see `score` for the arguments."""
+
+    def __init__(
+        self, network: BlockRecurrentModel, reader: SegmentReader, memory_use: MemoryUse, layers: Sequence[int] | None
+    ) -> None:
+        self._network, self._reader, self._use, self._layers = network, reader, memory_use, layers
+        self._device = next(network.parameters()).device
+        self._memory: list[Memory] | None = None
+        self.tally = LayerTally(statistics_by_layer(network.config), self._device)
+        self._watches = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Also look at layers with a state."""
+        self._watches = True
+        with self.tally.watching(cast(Iterable[Layer], self._network.layers)):
+            yield
+
+    def read(self, plan: StepReads) -> Float64Array:
+        read = self._reader.read(plan, range(len(plan.document)))
+        starts = read.starts.copy()
+        if self._use == "cleared":
+            starts[:, 0] = True
+        tokens, target, mask = (self._tensor(values) for values in (read.input, read.target, read.mask))
+        memory = self._memory or self._network.blank_memory(len(starts))
+        part = part_of(self._use)
+        if part is not None:
+            clear(self._network, memory, part, self._layers)
+        losses, self._memory = self._network(tokens, memory, self._tensor(starts), None, target)
+        if self._watches:
+            self._look()
+        return block_nats(losses, mask, plan.document.shape[1]).cpu().numpy()
+
+    def _look(self) -> None:
+        """At the memory that the segment leaves."""
+        for run, (layer, memory) in enumerate(zip(self._network.layers, self._memory or (), strict=True)):
+            mixer: Any = layer.mixer
+            if self._network.config.mixer_of(run).statistics:
+                for name, values in mixer.statistics([memory]):
+                    self.tally.add(run, name, values)
+
+    def _tensor(self, values: Any) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+
+def block_nats(losses: torch.Tensor, mask: torch.Tensor, blocks: int) -> torch.Tensor:
+    """Sums of nats (b, N) over the tokens of each block that have a target, (b, N/W) float64."""
+    return losses.double().masked_fill(~mask, 0.0).unflatten(1, (blocks, -1)).sum(2)

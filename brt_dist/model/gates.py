@@ -1,8 +1,11 @@
 """Gates of the recurrent cell: how the new content z enters the state (arXiv 2203.07852, section 3.1)."""
 
+from collections.abc import Callable
+
 import torch
 from megatron.core import ModelParallelConfig
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from brt_dist.model.linear import RowLinear
 from brt_dist.model.norms import widened
@@ -24,6 +27,10 @@ class FixedGate(nn.Module):
         """New state (S, b, D) in the type of `state`; `h` is not looked at."""
         gate = torch.sigmoid(widened(self.bias))
         return (state * gate + z * (1 - gate)).to(state.dtype)
+
+    def watch(self, tell: Callable[[Tensor], None]) -> RemovableHandle:
+        """Tell the share of the state that is kept, by channel, whenever the gate is used."""
+        return self.register_forward_pre_hook(lambda *_: tell(torch.sigmoid(widened(self.bias.detach()))))
 
 
 class LSTMGate(nn.Module):
@@ -47,6 +54,15 @@ class LSTMGate(nn.Module):
         into = torch.sigmoid(into + widened(self.input_bias) - 1)
         keep = torch.sigmoid(keep + widened(self.forget_bias) + 1)
         return (state * keep + z * into).to(state.dtype)
+
+    def watch(self, tell: Callable[[Tensor], None]) -> RemovableHandle:
+        """Tell the share of the state that is kept, (S, b, D), whenever the gate is used."""
+
+        def told(kernels: nn.Module, given: object, output: Tensor) -> None:
+            keep = widened(output.detach()).chunk(2, -1)[1]
+            tell(torch.sigmoid(keep + widened(self.forget_bias.detach()) + 1))
+
+        return self.kernels.register_forward_hook(told)
 
 
 class GatedUpdate(nn.Module):

@@ -42,7 +42,7 @@ class Layer(nn.Module):
             raise ConfigError("model.feedback is set, and no layer has a state to feed back")
         self.model, self.index = model, index
         mixer, ffn = model.mixer_of(index), model.ffn_of(index)
-        self._splits_sequence = parallel.sequence_parallel
+        self.splits_sequence = parallel.sequence_parallel
         self._shapes = {
             field.name: field.local_shape(ranks, parallel.sequence_parallel) for field in mixer.memory(model)
         }

@@ -1,17 +1,21 @@
 """Window attention beside a recurrent state: the vertical and the horizontal direction of a recurrent layer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from megatron.core import ModelParallelConfig
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.attention import Window
 from brt_dist.model.cell import RecurrentCell
 from brt_dist.model.dropout import Dropout
+from brt_dist.model.gates import FixedGate, LSTMGate
+from brt_dist.model.linear import RowLinear
 from brt_dist.model.memory import Memory
+from brt_dist.model.sequence import gathered
 from brt_dist.model.window_attention import ProjectedState, TokenHeads, WindowAttention
 
 if TYPE_CHECKING:
@@ -64,6 +68,7 @@ class RecurrentAttention(WindowAttention):
         for memory in memories:
             yield "state_rms", memory["state"].double()
             yield "state_max", memory["state"].double()
+            yield "state_rank", effective_rank(self._whole(memory["state"]))
         for gate, offset in self._gates():
             # what an LSTM gate keeps of the state depends on its input; this is its share without any
             yield "kept", torch.sigmoid(gate.detach().double() + offset)
@@ -80,8 +85,48 @@ class RecurrentAttention(WindowAttention):
             elif name.endswith("gate.forget_bias"):
                 yield parameter, 1.0
 
+    def watch(self, tell: Callable[[str, Tensor], None]) -> list[RemovableHandle]:
+        """Tell of every forward, without a gradient, what `RecurrentMixer.watched` declares, until the handles go.
+
+        Attention to tokens and attention to states are two softmaxes, so there is no mass that they share; what they
+        share is the output of the layer, so each token tells which part of its length comes from the states.
+        """
+
+        def parts(merge: RowLinear, given: tuple[Tensor]) -> None:
+            heads = given[0].detach().unflatten(-1, (-1, 2, self.tokens.model.head_dim))
+            tokens, states = heads.clone(), heads.clone()
+            tokens[..., 1, :], states[..., 0, :] = 0, 0
+            of_tokens, of_states = (merge.forward(kind.flatten(-3)).double().norm(dim=-1) for kind in (tokens, states))
+            tell("from_states", of_states / (of_tokens + of_states).clamp_min(torch.finfo(torch.float64).tiny))
+
+        def gates(kept: Tensor) -> None:
+            tell("gates_shut", kept > 0.9)
+            tell("gates_open", kept < 0.1)
+
+        handles = [self.tokens.merge.register_forward_pre_hook(parts)]
+        gate_modules = (module for module in self.cell.modules() if isinstance(module, FixedGate | LSTMGate))
+        return [*handles, *(gate.watch(gates) for gate in gate_modules)]
+
+    def _whole(self, state: Tensor) -> Tensor:
+        """A state (b, S, D) with those of all ranks, which under sequence parallel share them."""
+        return gathered(state.transpose(0, 1)).transpose(0, 1) if self.cell.is_split else state
+
     def _state_starts(self, starts: Tensor) -> Tensor:
         """Blocks (b, t) that the initial state enters: where documents start, and the first one with `clear_state`."""
         if not self._clears_state:
             return starts
         return torch.cat([torch.ones_like(starts[:, :1]), starts[:, 1:]], 1)
+
+
+def effective_rank(states: Tensor) -> Tensor:
+    """How many directions the vectors of a state use: (sum of σ²)² / sum of σ⁴ of its singular values σ.
+
+    Args:
+        states: (b, S, D).
+
+    Returns:
+        (b,) between 1, where all vectors are multiples of one, and min(S, D); 0 for a state of zeros.
+    """
+    products = states.double() @ states.double().transpose(1, 2)
+    total = products.diagonal(dim1=1, dim2=2).sum(1)
+    return total.square() / products.square().sum((1, 2)).clamp_min(torch.finfo(torch.float64).tiny)

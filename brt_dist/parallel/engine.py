@@ -195,6 +195,11 @@ class Engine(ABC):
         return any(model.mixer_of(layer).memory(model) for layer in range(model.layers))
 
     @property
+    def holds_streams(self) -> bool:
+        """Whether the micro-batch whose forward runs holds streams; idle ones, of uneven layouts, do not."""
+        return self._context.position < self.layout.filled_micro_batches
+
+    @property
     def updates(self) -> int:
         """Optimizer updates so far."""
         return self._state.updates

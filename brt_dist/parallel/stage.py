@@ -58,6 +58,11 @@ class StageContext:
         self.memory.prefetch(self._position + 1)
 
     @property
+    def position(self) -> int:
+        """Number of the micro-batch whose forward runs."""
+        return self._position
+
+    @property
     def micro_batch(self) -> MicroBatch:
         return self._micro_batches[self._position]
 

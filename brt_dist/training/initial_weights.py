@@ -34,19 +34,28 @@ def load_initial_weights(source: str, config: Config, tokenizer: str, engine: En
     """
     with open_weights(source, verify=False) as weights:
         _check(weights, config, tokenizer)
-        _verify(weights, engine.layout)
-
-        def read(tensor: LogicalTensor, region: Region) -> Tensor:
-            kind, _, name = tensor.name.partition("/")
-            if kind != "weights":
-                return torch.zeros(region.size, dtype=tensor.dtype)
-            if weights.shapes.get(name) != tensor.shape:
-                found = weights.shapes.get(name, "missing")
-                raise CheckpointError(f"{weights.where}: tensor {name} is {found}, but the model needs {tensor.shape}")
-            return weights.part(name, region)
-
-        engine.load(read, 0)
+        fill(engine, weights)
         return f"weights of {weights.where}"
+
+
+def fill(engine: Engine, weights: Weights) -> None:
+    """Verify weights and load them into the engine, with a new optimizer and blank memory.  Collective.
+
+    Raises:
+        CheckpointError: they are damaged, or belong to another model.
+    """
+    _verify(weights, engine.layout)
+
+    def read(tensor: LogicalTensor, region: Region) -> Tensor:
+        kind, _, name = tensor.name.partition("/")
+        if kind != "weights":
+            return torch.zeros(region.size, dtype=tensor.dtype)
+        if weights.shapes.get(name) != tensor.shape:
+            found = weights.shapes.get(name, "missing")
+            raise CheckpointError(f"{weights.where}: tensor {name} is {found}, but the model needs {tensor.shape}")
+        return weights.part(name, region)
+
+    engine.load(read, 0)
 
 
 def _verify(weights: Weights, layout: Layout) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from markupsafe import Markup
 
-from brt_dist.events import MemoryEvent, StepEvent
+from brt_dist.events import EvaluationEvent, MemoryEvent, StepEvent
 from brt_dist.kinds import MIXERS
 from launch.report.charts import Below, Curve, chart, short
 from launch.report.collect import RunFacts
@@ -65,10 +65,12 @@ def _positions(history: History) -> Markup:
 
 def _memory(run: RunFacts) -> list[Markup]:
     """A chart for each statistic that a kind of mixer declares, with a curve for each layer that has it."""
-    declared = {name: statistic for mixer in MIXERS.values() for name, statistic in mixer.statistics.items()}
+    declared = {
+        name: statistic for mixer in MIXERS.values() for name, statistic in (mixer.statistics | mixer.watched).items()
+    }
     curves: dict[str, dict[int, dict[int, float]]] = {name: {} for name in declared}
     for event in run.events:
-        if not isinstance(event, MemoryEvent):
+        if not isinstance(event, MemoryEvent | EvaluationEvent):
             continue
         for layer in event.layers:
             for key, by_layer in curves.items():

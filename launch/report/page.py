@@ -13,6 +13,7 @@ from brt_dist.events import (
     DivergedEvent,
     DriftEvent,
     HeldEvent,
+    IgnoredStateEvent,
     MessageEvent,
     SampleEvent,
     SkipEvent,
@@ -202,7 +203,9 @@ def _guards(run: RunFacts) -> ReportTable:
     for event in run.events:
         if isinstance(event, MessageEvent):
             rows.append(("-", event.kind, event.message, _time(event.time)))
-        elif isinstance(event, SkipEvent | SpikeEvent | StragglerEvent | DivergedEvent | DriftEvent):
+        elif isinstance(
+            event, SkipEvent | SpikeEvent | StragglerEvent | DivergedEvent | DriftEvent | IgnoredStateEvent
+        ):
             said = ", ".join(f"{key} {_plain(value)}" for key, value in event.details().items())
             rows.append(("-" if event.step is None else event.step, event.kind, said, _time(event.time)))
     return ReportTable("Guards and messages", ("step", "event", "details", "at"), rows[-200:])

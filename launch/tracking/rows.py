@@ -11,6 +11,7 @@ from brt_dist.events import (
     DriftEvent,
     EvaluationEvent,
     Event,
+    IgnoredStateEvent,
     MemoryEvent,
     SampleEvent,
     SkipEvent,
@@ -65,6 +66,8 @@ def rows(events: Iterable[Event], sent: dict[str, int]) -> Iterator[Row | Tag | 
             case EvaluationEvent():
                 curve = f"{event.dataset}/{event.memory}"
                 yield from _once(curve, f"{curve}/", event, event.step, event.details(), sent)
+                if event.layers:
+                    yield from _once(f"{curve}/layers", "", event, event.step, _by_layer(event), sent)
             case CheckpointEvent():
                 yield from _once("checkpoint", "checkpoint/", event, event.step, event.details(), sent)
                 yield Tag("checkpoint", event.path or str(event.step))
@@ -72,9 +75,9 @@ def rows(events: Iterable[Event], sent: dict[str, int]) -> Iterator[Row | Tag | 
                 yield TextFile(f"samples/step_{event.step:08d}.txt", sample_text(event))
             case MemoryEvent():
                 yield from _once("memory", "", event, event.step, _by_layer(event), sent)
-            case SkipEvent() | SpikeEvent() | StragglerEvent() | DivergedEvent() | DriftEvent() if (
-                event.step is not None
-            ):
+            case (
+                SkipEvent() | SpikeEvent() | StragglerEvent() | DivergedEvent() | DriftEvent() | IgnoredStateEvent()
+            ) if event.step is not None:
                 curve = f"guards/{event.kind}"
                 yield from _once(curve, f"{curve}/", event, event.step, {**event.details(), "count": 1}, sent)
             case AttemptEvent():
@@ -118,7 +121,7 @@ def _rows(prefix: str, event: Event, step: int, values: Mapping[str, Any]) -> It
             yield Row(prefix + name, float(value), round(event.time * 1000), step)
 
 
-def _by_layer(event: MemoryEvent) -> dict[str, float]:
+def _by_layer(event: MemoryEvent | EvaluationEvent) -> dict[str, float]:
     return {
         f"memory/layer_{layer.layer}/{name}": value for layer in event.layers for name, value in layer.values.items()
     }

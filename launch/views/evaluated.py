@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from brt_dist.events import EvaluationEvent
+from brt_dist.events import EvaluationEvent, LayerStatistics
+from brt_dist.kinds import MIXERS
 from pipelines.tables import show, table
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Evaluated:
         }
         if self.size is not None:
             found |= {"text_bytes": self.size.text_bytes, "words": self.size.words}
+        if carried.layers:
+            found["layers"] = [{"layer": one.layer, **one.values} for one in carried.layers]
         for memory, score in self.scores.items():
             found[memory] = {
                 "nats": score.nats,
@@ -69,6 +72,7 @@ def events_of(found: Sequence[Evaluated], step: int) -> list[EvaluationEvent]:
             bits_per_token=score.bits_per_token,
             tokens=score.tokens,
             positions=score.positions,
+            layers=score.layers,
             seconds=one.seconds,
         )
         for one in found
@@ -93,6 +97,10 @@ def show_evaluated(facts: Mapping[str, Any], found: Sequence[Evaluated]) -> None
         click.echo("")
         head = ("position in the document", "tokens", *one.scores)
         show(table(head, list(_position_rows(one)), right=head[1:]))
+        if carried.layers:
+            click.echo("")
+            head = ("in layers with a state", *(f"layer {layer.layer}" for layer in carried.layers))
+            show(table(head, list(_layer_rows(carried.layers)), right=head[1:]))
 
 
 def _number(value: float) -> str:
@@ -105,6 +113,14 @@ def _position_rows(one: Evaluated) -> Iterator[tuple[str, ...]]:
         end = "" if first.end is None else f"{first.end - 1:,}"
         bits = (f"{position.loss / math.log(2):.4f}" for position in same)
         yield f"{first.begin:,} to {end}".rstrip(), f"{first.tokens:,}", *bits
+
+
+def _layer_rows(layers: Sequence[LayerStatistics]) -> Iterator[tuple[str, ...]]:
+    declared = {name: how for mixer in MIXERS.values() for name, how in (mixer.statistics | mixer.watched).items()}
+    for name, how in declared.items():
+        values = [layer.values.get(name) for layer in layers]
+        if any(value is not None for value in values):
+            yield f"{how.label} ({how.axis})", *("-" if value is None else _number(value) for value in values)
 
 
 def _rows(one: Evaluated) -> Iterator[tuple[str, list[float]]]:

@@ -77,7 +77,8 @@ def test_a_run_with_a_killed_rank_goes_on_by_itself_and_ends_as_the_one_without(
     assert losses(straight).keys() == set(range(1, STEPS + 1))
     assert losses(straight)[STEPS] < losses(straight)[1] - 0.5
     named = {(e["dataset"], e["memory"]) for e in outcome["evaluations"]}
-    assert named == {(d, m) for d in ("train", "validation") for m in ("carried", "cleared")}
+    parts = {("validation", f"{part} cleared") for part in ("state", "cache")}
+    assert named == parts | {(d, m) for d in ("train", "validation") for m in ("carried", "cleared")}
     code, again, errors = finish(brt_train(tmp_path / "straight.yaml", "run.tracking.enabled=false"))
     assert code == 0 and f"finished already, after step {STEPS}" in again["reason"], errors
     assert again["step"] == STEPS and not (straight / "attempts" / "002").exists()
@@ -98,7 +99,7 @@ def test_a_run_with_a_killed_rank_goes_on_by_itself_and_ends_as_the_one_without(
     # every line, also of steps that ran twice, is that of the straight run
     assert all(event["loss"] == losses(straight)[event["step"]] for event in events(killed, "step"))
     assert losses(killed) == losses(straight)
-    last = [[e["loss"] for e in events(run, "evaluation")][-4:] for run in (straight, killed)]
+    last = [[e["loss"] for e in events(run, "evaluation")][-6:] for run in (straight, killed)]
     assert last[0] == last[1]
     in_mlflow(killed, losses(straight))
 

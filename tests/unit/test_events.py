@@ -20,6 +20,7 @@ from brt_dist.events import (
     EvaluationEvent,
     Event,
     HeldEvent,
+    IgnoredStateEvent,
     LayerStatistics,
     LayoutSizes,
     MemoryEvent,
@@ -73,6 +74,7 @@ ONE_OF_EACH: tuple[Event, ...] = (
         bits_per_token=2.1,
         tokens=100,
         positions=(PositionLoss(0, 16, 2.0, 60), PositionLoss(16, None, 1.0, 40)),
+        layers=(LayerStatistics(1, {"from_states": 0.3}),),
         seconds=0.5,
     ),
     SampleEvent(step=4, samples=(Sample(3, "Once upon", " a time\n\u2028\x00"),)),
@@ -84,6 +86,7 @@ ONE_OF_EACH: tuple[Event, ...] = (
     DivergedEvent(step=7, loss="nan", grad_norm="nan"),
     StragglerEvent(step=8, rank=3, host="node", seconds=2.0, median_seconds=1.0),
     DriftEvent(step=8, weight="final_norm.weight", ranks=(1,), others=(0, 2, 3)),
+    IgnoredStateEvent(step=8, dataset="validation", bits=-0.0002, least=0.001),
     MessageEvent(message="resumed after step 3"),
     EndEvent(status="finished", exit_code=0),
     SystemEvent(values={"cpu_utilization_percentage": 12.5, "gpu_0_power_usage_watts": 300.0}),
@@ -128,7 +131,7 @@ def test_the_file_of_an_older_version_is_read_and_written_the_same() -> None:
     (memory,) = (event for event in found if isinstance(event, MemoryEvent))
     assert memory.layers[0].values.keys() == {"state_rms", "state_max", "kept"}
     kinds = {type(event) for event in found}
-    assert kinds == {*events._KINDS.values()} - {SystemEvent, DriftEvent}
+    assert kinds == {*events._KINDS.values()} - {SystemEvent, DriftEvent, IgnoredStateEvent}
 
 
 def test_what_is_not_known_is_ignored_and_what_is_missing_has_its_default() -> None:

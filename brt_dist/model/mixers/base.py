@@ -83,6 +83,7 @@ class Statistic:
 
 STATE_RMS = Statistic("Size of the states", "root mean square", "rms")
 STATE_MAX = Statistic("Largest entry of the states", "size", "max")
+STATE_RANK = Statistic("Effective rank of the states", "directions", "mean")
 
 
 class Mixer(Half):
@@ -94,6 +95,8 @@ class Mixer(Half):
     """why a mixer is not causal, as the end of a sentence"""
     statistics: ClassVar[dict[str, Statistic]] = {}
     """what the module's `statistics` gives, by name"""
+    watched: ClassVar[dict[str, Statistic]] = {}
+    """what the module's `watch` gives of every forward, by name"""
 
     def memory(self, model: "ModelConfig") -> Sequence[MemoryField]:
         """What the layer carries of a stream; nothing in a mixer without memory."""

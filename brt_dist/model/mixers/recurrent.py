@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt
 
 from brt_dist.config.halves import Matrix
 from brt_dist.config.local_segment import LocalSegment
-from brt_dist.model.mixers.base import STATE_MAX, STATE_RMS, MemoryField, Statistic
+from brt_dist.model.mixers.base import STATE_MAX, STATE_RANK, STATE_RMS, MemoryField, Statistic
 from brt_dist.model.mixers.window import AttentionMixer
 
 if TYPE_CHECKING:
@@ -43,7 +43,13 @@ class RecurrentMixer(AttentionMixer):
     statistics: ClassVar[dict[str, Statistic]] = {
         "state_rms": STATE_RMS,
         "state_max": STATE_MAX,
+        "state_rank": STATE_RANK,
         "kept": Statistic("Share of the state that the gates keep", "share", "mean"),
+    }
+    watched: ClassVar[dict[str, Statistic]] = {
+        "from_states": Statistic("Part of the layer's output that comes from the states", "share", "mean"),
+        "gates_shut": Statistic("Gates that keep more than 90% of the state", "share", "mean"),
+        "gates_open": Statistic("Gates that keep less than 10% of the state", "share", "mean"),
     }
 
     def crosses(self, model: "ModelConfig") -> bool:

@@ -78,7 +78,7 @@ def test_cleared_memory_begins_anew_in_every_segment(network: BlockRecurrentMode
     """One document at a time, so that segments begin where documents do."""
     for number, length in enumerate(LENGTHS[4:], 4):
         one = InMemoryDataset([documents.tokens(number, 0, length)], VOCABULARY)
-        found = score(network, one, segment=2 * WINDOW, streams=1, clear_memory=True)
+        found = score(network, one, segment=2 * WINDOW, streams=1, memory_use="cleared")
         assert found.nats == pytest.approx(alone(network, documents, cleared_every=2 * WINDOW)[number], abs=1e-4)
 
 
@@ -100,7 +100,7 @@ def test_one_part_of_memory_is_cleared(network: BlockRecurrentModel, documents: 
                 for name in set(names) & set(carried):
                     initial = layer.mixer.cell.initial_state if name == "state" else torch.zeros(())  # type: ignore[union-attr]
                     carried[name] = initial.detach().expand_as(carried[name])
-        found = score(network, one, segment=2 * WINDOW, streams=1, clear_part=part)  # type: ignore[arg-type]
+        found = score(network, one, segment=2 * WINDOW, streams=1, memory_use=f"{part} cleared")  # type: ignore[arg-type]
         assert found.nats == pytest.approx(nats, abs=1e-4)
 
 

@@ -76,6 +76,12 @@ def test_a_dataset_and_its_text_measure_the_same(
         assert other["cleared"]["nats"] == pytest.approx(one["cleared"]["nats"], abs=1e-5)
     code, out, _ = run(capsys, "eval", model, "--data", dataset, "--parts", "--segment", 16)
     assert code == 0 and "lost by clearing" in out and "state cleared" in out and "cache cleared" in out
+    assert "layer 1" in out and "Effective rank of the states" in out and "from the states" in out
+    for setting in ("tensor=2", "parallel.tensor"):
+        code, _, errors = run(capsys, "eval", model, setting, "--data", dataset)
+        assert code == 10 and "as in parallel.tensor=2" in errors
+    code, _, errors = run(capsys, "eval", model, "parallel.tensor=3", "--data", dataset)
+    assert code == 10 and "nearest" in errors
     code, out, _ = run(capsys, "eval", model, "--data", dataset, "--documents", 2, "--carried-only")
     assert code == 0 and "2 documents" in out and "cleared" not in out
 

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from brt_dist.config.guards import GuardsConfig
+from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import DivergedError
+from brt_dist.evaluation.evaluate import EvaluationResult
 from brt_dist.events import Event, to_json
 from brt_dist.parallel.engine import StepResult
 from brt_dist.run_directory import AttemptDirectory
 from brt_dist.training.hooks.heartbeat import Heartbeat
 from brt_dist.training.hooks.number_guard import NumberGuard
+from brt_dist.training.hooks.state_guard import StateGuard, worth_of_state
 from brt_dist.training.hooks.stragglers import stragglers
 
 
@@ -110,3 +113,52 @@ def test_signs_of_life(tmp_path: Path) -> None:
     heart.beat()
     assert json.loads(path.read_text())["phase"] == "training"
     Heartbeat(None).beat()
+
+
+def state_guard(**settings: Any) -> tuple[StateGuard, Told]:
+    told = Told()
+    return StateGuard(GuardsConfig.model_validate(settings), told), told
+
+
+def test_an_ignored_state_is_told_after_three_evaluations_in_a_row() -> None:
+    watch, told = state_guard(state_bits=0.01)
+    for step, bits in enumerate((0.0, -0.1, 0.02, 0.009, None, 0.0, 0.0, 0.0, 0.0), 1):
+        watch.check(step, False, "validation", bits)
+    (name, fields), (message, said) = told
+    assert (name, fields) == (
+        "ignored_state",
+        {"step": 7, "dataset": "validation", "bits": 0.0, "least": 0.01},
+    )
+    assert message == "message" and "ignores its state" in said["message"] and "0.0000 bits/token" in said["message"]
+
+
+def test_at_the_end_of_a_run_one_evaluation_is_enough() -> None:
+    for bits, count in ((0.0, 2), (0.02, 0)):
+        watch, told = state_guard(state_bits=0.01)
+        watch.check(9, True, "validation", bits)
+        assert len(told) == count
+    watch, told = state_guard(state_bits=0)
+    watch.check(9, True, "validation", 0.0)
+    assert not told
+
+
+def result(bits: float, carried: int = 50) -> EvaluationResult:
+    return EvaluationResult(bits * math.log(2), tokens=100, carried_tokens=carried)
+
+
+@pytest.mark.parametrize(
+    ("mixers", "found", "worth"),
+    [
+        # 0.25 bits over all tokens, half of which were read with carried memory
+        ({"recurrent": {"layers": [1]}, "window": {}}, {"carried": 1.0, "cleared": 2.0, "state cleared": 1.25}, 0.5),
+        ({"recurrent": {"layers": [1]}, "window": {}}, {"carried": 1.0, "cleared": 2.0}, None),  # not evaluated
+        ({"lstm": {}}, {"carried": 1.0, "cleared": 1.5}, 1.0),  # a state and nothing else
+        ({"window": {}}, {"carried": 1.0, "cleared": 1.5}, None),
+    ],
+)
+def test_worth_of_the_state(mixers: dict[str, Any], found: dict[Any, float], worth: float | None) -> None:
+    model = ModelConfig.model_validate({"layers": 2, "mixers": mixers})
+    got = worth_of_state(model, {use: result(bits) for use, bits in found.items()})
+    assert got == pytest.approx(worth)
+    short = {use: result(bits, carried=0) for use, bits in found.items()}  # no document goes over a segment
+    assert worth_of_state(model, short) is None
