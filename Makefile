@@ -11,10 +11,11 @@ TRANSFORMERS := $(VENV)/transformers/.installed
 STEPS ?= 600
 
 # make test-long    the tests that take minutes each      make test-gpu   the tests that need a GPU
+# make test-triton  the kernels for GPUs, interpreted on a CPU
 # make test-faults   injects real faults into real runs; prints the table of docs/faults.md
 # make -C tests/cluster TARGET   tests that need root or apt: several nodes, Slurm, Kubernetes, PostgreSQL, a browser
 
-.PHONY: quickstart install test test-long test-gpu test-faults check format parity lock clean
+.PHONY: quickstart install test test-long test-gpu test-triton test-faults check format parity lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/brt data corpus books --out quickstart/corpus
@@ -61,6 +62,10 @@ parity: $(INSTALLED)
 
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -n 4 tests/gpu
+
+test-triton: $(INSTALLED)
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/triton "triton==3.6.0" "numpy==2.2.6"
+	PYTHONPATH=$(VENV)/triton TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/unit/model/test_triton_kernels.py
 
 test-faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults

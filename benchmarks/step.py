@@ -184,13 +184,15 @@ def serve(connection: Connection, values: dict[str, Any], override: str | None) 
 
 
 def profiled(step: Any, kind: str) -> str:
-    """A table of the operators of a step, by their own time on the device."""
+    """The operators of a step, by their own time on the device, and on the CPU."""
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if kind == "cuda" else [])
     with profile(activities=activities) as seen:
         step()
-    return str(seen.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=60, max_name_column_width=90))
+    orders = dict.fromkeys([f"self_{kind}_time_total", "self_cpu_time_total"])
+    tables = (seen.key_averages().table(sort_by=order, row_limit=60, max_name_column_width=90) for order in orders)
+    return "\n".join(tables)
 
 
 def product_rate(device: Any, precision: str, size: int, tries: int = 5) -> float:

@@ -83,6 +83,6 @@ ATTENTION_KERNELS: "Registry[AttentionKernel]" = Registry(
     {
         "plain": "brt_dist.model.kernels.plain:Plain",
         "blocked": "brt_dist.model.kernels.blocked:Blocked",
-        "flex": "brt_dist.model.kernels.flex:Flex",
+        "triton": "brt_dist.model.kernels.triton:Triton",
     },
 )

@@ -73,8 +73,8 @@ class ModelConfig(Section):
     feedback: bool = Field(False, description="let every layer attend to the state of the last recurrent layer")
     attention_kernel: Kernel = Field(
         "auto",
-        description="how window attention is computed, which changes rounding only: flex (CUDA), blocked (sub-blocks, "
-        "for CPUs), plain (as in 0.1.0), or auto: the fastest for the device",
+        description="how window attention is computed, which changes rounding only: triton (GPUs), blocked "
+        "(sub-blocks, for CPUs), plain (as in 0.1.0), or auto: the fastest for the device",
     )
     logit_scale: Literal["width", "vocab"] = Field(
         "width", description="divide the logits by the square root of this; 'vocab': as in the paper's 2022 code"

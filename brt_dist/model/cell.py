@@ -8,8 +8,9 @@ from megatron.core import ModelParallelConfig
 from torch import Tensor, nn
 
 from brt_dist.config.schema import ModelConfig
-from brt_dist.model.attention import Window, attend, merge_heads, split_heads
+from brt_dist.model.attention import Window, merge_heads, split_heads
 from brt_dist.model.gates import GatedUpdate
+from brt_dist.model.kernels.base import kernel
 from brt_dist.model.linear import ColumnLinear, gather
 from brt_dist.model.norms import RMSNorm, unit_length
 from brt_dist.model.parameters import declare, normal
@@ -44,7 +45,7 @@ class RecurrentCell(nn.Module):
     def __init__(self, settings: "RecurrentMixer", model: ModelConfig, parallel: ModelParallelConfig) -> None:
         super().__init__()
         width, attended = model.width, 2 * model.heads * model.head_dim
-        self.head_dim = model.head_dim
+        self.head_dim, self._kernel = model.head_dim, model.attention_kernel
         self.carries_float32 = settings.state_dtype == "float32"
         self.is_split = parallel.sequence_parallel
 
@@ -108,8 +109,9 @@ class RecurrentCell(nn.Module):
 
     def _update(self, projected: ProjectedState, token_keys: Tensor, token_values: Tensor) -> Tensor:
         """The state out of a block (S, b, D), whose states see these tokens (b, h, 2W, E)."""
-        to_states = attend(projected.queries, projected.keys, projected.values)
-        to_tokens = attend(projected.token_queries, token_keys, token_values)
+        compute = kernel(self._kernel, token_keys.device).everywhere
+        to_states = compute(projected.queries, projected.keys, projected.values)
+        to_tokens = compute(projected.token_queries, token_keys, token_values)
         return self.tail(projected.state, merge_heads([to_states, to_tokens]))
 
 

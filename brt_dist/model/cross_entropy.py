@@ -13,10 +13,11 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
+from brt_dist.model import rows as row_kernels
 from brt_dist.model.norms import widened
 from brt_dist.model.sequence import gathered, summed_part
 
-TOKENS, COLUMNS = 1024, 4096  # of a tile
+TOKENS, COLUMNS = 4096, 8192  # of a tile
 
 
 class Vocabulary(NamedTuple):
@@ -71,11 +72,10 @@ class _CrossEntropy(torch.autograd.Function):
         for columns in _slices(len(weight), COLUMNS):
             tile, of_columns = weight[columns], None
             for part in parts:
-                of_logits = _logits(rows[part], tile, columns, ctx.vocabulary.valid)
-                of_logits = of_logits.sub_(largest[part, None]).exp_().div_(total[part, None])
-                place, is_in = _places(local[part], columns)
-                of_logits[torch.arange(len(place), device=place.device), place] -= is_in.to(of_logits.dtype)
-                rounded = of_logits.mul_(of_loss[part, None]).to(rows.dtype)
+                rounded = _slope(
+                    rows[part], tile, columns, ctx.vocabulary.valid,
+                    largest[part], total[part], local[part], of_loss[part],
+                )  # fmt: skip
                 of_rows[part] += rounded @ tile
                 product = rounded.t() @ rows[part]
                 of_columns = product if of_columns is None else widened(of_columns) + product
@@ -93,25 +93,47 @@ def _scan(rows: Tensor, weight: Tensor, local: Tensor, valid: int) -> tuple[Tens
     """Largest logit, sum of exp(logit - largest), and logit of the target or 0, each (n,), of rows (n, D)."""
     largest = total = chosen = None
     for columns in _slices(len(weight), COLUMNS):
-        logits = _logits(rows, weight[columns], columns, valid)
+        product = rows @ weight[columns].t()
         place, is_in = _places(local, columns)
-        here = logits.amax(-1).clamp_min(torch.finfo(logits.dtype).min)  # there may be padding only
-        target = logits[torch.arange(len(place), device=place.device), place].where(is_in, 0.0)
+        target = widened(product[torch.arange(len(place), device=place.device), place]).where(is_in, 0.0)
+        here, sums = _sums(product, max(valid - columns.start, 0))
         if largest is None or total is None or chosen is None:
-            largest, total, chosen = here, logits.sub_(here[:, None]).exp_().sum(-1), target
+            largest, total, chosen = here, sums, target
             continue
         above = torch.maximum(largest, here)
-        total = total * (largest - above).exp() + logits.sub_(above[:, None]).exp_().sum(-1)
+        total = total * (largest - above).exp() + sums * (here - above).exp()
         largest, chosen = above, chosen + target
     return cast(Tensor, largest), cast(Tensor, total), cast(Tensor, chosen)
 
 
-def _logits(rows: Tensor, tile: Tensor, columns: slice, valid: int) -> Tensor:
-    """Of a tile, float32 or wider, in memory of its own; -inf at padding."""
-    product = rows @ tile.t()
+def _sums(product: Tensor, valid: int) -> tuple[Tensor, Tensor]:
+    """Largest of the first `valid` logits of each row (n, c), and the sum of exp(logit - largest), each (n,)."""
+    if (kernels := row_kernels.fused(product)) is not None:
+        return cast(tuple[Tensor, Tensor], kernels.softmax_scan(product, min(valid, product.shape[1])))
+    logits = _without_padding(product, valid)
+    largest = logits.amax(-1).clamp_min(torch.finfo(logits.dtype).min)  # there may be padding only
+    return largest, logits.sub_(largest[:, None]).exp_().sum(-1)
+
+
+def _slope(
+    rows: Tensor, tile: Tensor, columns: slice, valid: int,
+    largest: Tensor, total: Tensor, local: Tensor, of_loss: Tensor,
+) -> Tensor:  # fmt: skip
+    """Gradient of the logits of a tile, of the type of `rows`."""
+    product, here = rows @ tile.t(), max(valid - columns.start, 0)
+    place, is_in = _places(local, columns)
+    if (kernels := row_kernels.fused(product)) is not None:
+        place = place.where(is_in, -1)
+        return cast(Tensor, kernels.softmax_slope(product, min(here, len(tile)), largest, total, place, of_loss))
+    of_logits = _without_padding(product, here).sub_(largest[:, None]).exp_().div_(total[:, None])
+    of_logits[torch.arange(len(place), device=place.device), place] -= is_in.to(of_logits.dtype)
+    return of_logits.mul_(of_loss[:, None]).to(rows.dtype)
+
+
+def _without_padding(product: Tensor, valid: int) -> Tensor:
+    """The logits of a tile in float32 or wider, which may be the same memory; -inf from column `valid` on."""
     logits = widened(product)
-    if columns.stop > valid:
-        logits[:, max(valid - columns.start, 0) :] = -torch.inf
+    logits[:, valid:] = -torch.inf
     return logits
 
 

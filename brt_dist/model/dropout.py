@@ -44,10 +44,11 @@ class Mask:
     rate: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        return (widened(x.masked_fill(self.dropped, 0.0)) * self._factor).to(x.dtype)
+        return (widened(x.masked_fill(self.dropped, 0.0)) * self.factor).to(x.dtype)
 
     @property
-    def _factor(self) -> float:
+    def factor(self) -> float:
+        """1/(1 - rate), rounded to float32."""
         return float(np.float32(1.0) / np.float32(1.0 - self.rate))
 
 

@@ -5,6 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from brt_dist.model import rows
 from brt_dist.model.parameters import constant, declare, ones
 
 EPSILON = 1e-6
@@ -68,18 +69,25 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, measured: Tensor, weight: Tensor | None, count: int, dtype: torch.dtype) -> Tensor:
+        ctx.count = count
+        if (kernels := rows.fused(x)) is not None:
+            out, inverse = kernels.normalise(x, weight, count, EPSILON, dtype)
+            ctx.save_for_backward(x, weight, inverse)
+            return cast(Tensor, out)
         wide = widened(x)
         squares = wide.square()
         mean = squares.mean(-1, True) if count > 1 else squares.sum(-1, True)
         inverse = torch.rsqrt(mean + EPSILON)
         ctx.save_for_backward(x, weight, inverse)
-        ctx.count = count
         out = torch.mul(wide, inverse, out=squares)
         return (out if weight is None else out.mul_(widened(weight))).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
+        if (kernels := rows.fused(x)) is not None:
+            of_x, of_weight = kernels.normalise_backward(gradient, x, weight, inverse, ctx.count)
+            return of_x, None, None if weight is None else of_weight.to(weight.dtype), None, None
         wide, of_unit, of_weight = widened(x), widened(gradient), None
         if weight is not None:
             of_weight = (of_unit * (wide * inverse)).sum_to_size(weight.shape).to(weight.dtype)

@@ -6,7 +6,7 @@ from megatron.core import ModelParallelConfig
 from torch import Tensor, nn
 
 from brt_dist.config.schema import ModelConfig
-from brt_dist.model.attention import Window, attend, merge_heads, split_heads, with_previous_block
+from brt_dist.model.attention import Window, merge_heads, split_heads, with_previous_block
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.kernels.base import kernel
 from brt_dist.model.linear import ColumnLinear, RowLinear
@@ -139,7 +139,8 @@ class TokenAttention(nn.Module):
 
     def to_states(self, heads: TokenHeads, keys: Tensor, values: Tensor) -> Tensor:
         """Attention to all states (b, t, h, S, E) that entered the token's block -> (b, t, h, W, E)."""
-        return attend(cast(Tensor, heads.state_queries), keys, values)
+        queries = cast(Tensor, heads.state_queries)
+        return kernel(self.model.attention_kernel, queries.device).everywhere(queries, keys, values)
 
     def output(self, attended: list[Tensor]) -> Tensor:
         """(b, t, h, W, E) of each kind of attention -> (N, b, D)."""

@@ -1,7 +1,7 @@
-"""Kernels: how attention to the window of tokens before each token is computed.
+"""Kernels: how attention is computed, to the window of tokens before each token and to states.
 
 All kernels compute the same function; they differ in rounding, in speed, and in what they keep for backward.
-Besides the device adapter (`brt_dist/parallel/device.py`) only this file asks which device it is.
+Besides the device adapter (`brt_dist/parallel/device.py`) only these files and `rows.py` ask which device it is.
 """
 
 from abc import ABC, abstractmethod
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from brt_dist.kinds import ATTENTION_KERNELS
-from brt_dist.model.attention import Window
+from brt_dist.model.attention import Window, attend
 from brt_dist.model.dropout import Mask
 
-_BEST = {"cuda": "flex"}
+_BEST = {"cuda": "triton"}
 _ELSEWHERE = "blocked"
 
 
 class AttentionKernel(ABC):
-    """Computes window attention in one way."""
+    """Computes attention in one way."""
 
     @abstractmethod
     def __call__(self, queries: Tensor, window: Window, visible: Tensor, mask: Mask | None) -> Tensor:
@@ -33,6 +33,10 @@ class AttentionKernel(ABC):
         Returns:
             (b, t, h, W, E), of the type of the values.
         """
+
+    def everywhere(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attention of (b, ..., h, n, E) to all keys and values (b, ..., h, m, E), without a bias."""
+        return attend(queries, keys, values)
 
 
 def kernel(name: str, device: torch.device) -> AttentionKernel:

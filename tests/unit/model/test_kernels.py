@@ -8,12 +8,11 @@ from brt_dist.config.loading import recorded
 from brt_dist.config.schema import ModelConfig
 from brt_dist.kinds import ATTENTION_KERNELS
 from brt_dist.model.attention import Window
-from brt_dist.model.dropout import Dropout, Mask
+from brt_dist.model.dropout import Dropout
 from brt_dist.model.kernels import blocked
 from brt_dist.model.kernels.base import kernel
 from brt_dist.model.kernels.blocked import Blocked, sub_block
-from brt_dist.model.kernels.flex import Flex, is_possible, with_bias, within
-from brt_dist.model.positions import banded
+from brt_dist.model.kernels.triton import Triton, installed, is_possible
 from tests.unit.model.networks import small, starts_of
 from tests.unit.model.test_oracle import compare
 
@@ -100,38 +99,11 @@ def test_bf16_is_near_float32(name: str) -> None:
         assert (ours.float() - theirs).abs().max() < 0.05 * theirs.abs().max()
 
 
-@pytest.mark.parametrize("size", [8, 130])  # more than one part of the block mask
-def test_flex_computes_what_plain_does(size: int) -> None:
-    """It runs eagerly here, and without gradients."""
-    generator = torch.Generator().manual_seed(0)
-    queries, keys, values = (torch.randn(2, 3, 2, rows, 8, generator=generator) for rows in (size, 2 * size, 2 * size))
-    for visible in (torch.randn(2, 1, size, generator=generator), torch.zeros(1, 1, size)):
-        assert is_possible(queries, None)
-        found = Flex()(queries, Window(keys, values), visible, None)
-        expected = kernel("plain", queries.device)(queries, Window(keys, values), visible, None)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_the_functions_that_flex_compiles_give_the_band_and_the_gradient_of_the_bias() -> None:
-    bias = torch.randn(3, 6, dtype=torch.float64).requires_grad_()
-    zero, heads, rows, columns = torch.tensor(0), torch.arange(3), torch.arange(6), torch.arange(12)
-    grid = heads[:, None, None], rows[:, None], columns
-    scores = with_bias(bias)(torch.zeros(3, 6, 12, dtype=torch.float64), zero, *grid)
-    found = scores.masked_fill(~within(6)(zero, *grid), -torch.inf)
-    expected = banded(bias.unsqueeze(1))
-    assert torch.equal(found, expected)
-    (ours,), (theirs,) = (torch.autograd.grad(x.softmax(-1).square().sum(), bias) for x in (found, expected))
-    torch.testing.assert_close(ours, theirs)
-
-
-def test_flex_leaves_to_plain_what_it_cannot() -> None:
-    queries = torch.zeros(1, 1, 1, 8, 16)
-    assert is_possible(queries, None)
-    assert not is_possible(queries, Mask(torch.ones((), dtype=torch.bool), 0.1))
-    assert not is_possible(queries.requires_grad_(), None)
+def test_triton_leaves_to_plain_what_it_has_no_kernel_for() -> None:
+    assert not is_possible(torch.zeros(1, 1, 1, 8, 16))  # there is no GPU
     with FakeTensorMode():
         on_gpu = {size: torch.empty(1, 1, 1, 8, size, device="cuda") for size in (8, 16, 24, 128)}
-    assert [is_possible(fake, None) for fake in on_gpu.values()] == [False, True, False, True]
+    assert [is_possible(fake) for fake in on_gpu.values()] == [False, installed(), False, installed()]
 
 
 def test_a_sub_block_divides_the_window_and_is_not_too_small() -> None:
@@ -140,7 +112,7 @@ def test_a_sub_block_divides_the_window_and_is_not_too_small() -> None:
 
 def test_auto_takes_the_device_into_account() -> None:
     assert isinstance(kernel("auto", torch.device("cpu")), Blocked)
-    assert isinstance(kernel("auto", torch.device("cuda")), Flex)
+    assert isinstance(kernel("auto", torch.device("cuda")), Triton)
     assert ModelConfig().attention_kernel == "auto"
 
 
