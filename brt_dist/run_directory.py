@@ -145,8 +145,13 @@ class RunDirectory:
 
     @property
     def mlflow_store(self) -> Path:
-        """MLflow's database, unless `run.tracking.uri` is set."""
+        """MLflow's database for this run alone."""
         return self.tracking / "mlflow.db"
+
+    @property
+    def shared_mlflow_store(self) -> Path:
+        """MLflow's database for all runs beside this one."""
+        return self.path.parent / "mlflow.db"
 
     @property
     def sync_state(self) -> Path:

@@ -1,6 +1,8 @@
 """`brt train`: checks the config, claims the run directory, runs the attempts and returns a verdict."""
 
-from collections.abc import Sequence
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from launch.supervision.signals import StopRequests
 from launch.supervision.verdict import Verdict
 from launch.tracking.health import Health
 from launch.tracking.process import SyncerProcess, finish_command
-from launch.tracking.uri import page_command
+from launch.tracking.uri import page_command, page_link
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,6 +64,7 @@ class Outcome:
             "checkpoint": saved.path if saved else None,
             "plot": str(self.plot) if self.plot else None,
             "mlflow": page_command(tracking, self.run) if tracking.enabled else None,
+            "mlflow_page": page_link(tracking, self.run) if tracking.enabled else None,
             "tracked": self.tracked,
         }
 
@@ -123,6 +126,10 @@ def check_with_data(config: Config) -> None:
     training, validation = _dataset_facts(config)
     check(config, training, validation)
     run = config.run
+    if run.tracking.logs_model:
+        from brt_dist.export.formats.hf import refuse_unknown_kinds
+
+        refuse_unknown_kinds(config.model)
     if run.init_from is not None and not History.read(run.directory).checkpoints:
         from brt_dist.training.initial_weights import check_initial_weights
 
@@ -173,7 +180,11 @@ def _attempts(
     try:
         verdict = Attempts(config, worker, address, stop, tell, look).run()
         _plot(config, run)
-        return verdict, _finish(syncers[0] if syncers else None, run, stop, console)
+        _report(run, tell)
+        tracked = _finish(syncers[0] if syncers else None, run, stop, console)
+        if tracked and verdict.exit_code == ExitCode.FINISHED and config.run.tracking.logs_model:
+            _log_model(config, tell)
+        return verdict, tracked
     finally:
         for syncer in syncers:
             syncer.kill()
@@ -198,6 +209,30 @@ def _finish(syncer: SyncerProcess | None, run: Path, stop: StopRequests, console
             soft_wrap=True,
         )
     return done
+
+
+def _log_model(config: Config, tell: Callable[[str], None]) -> None:
+    """Log the weights to MLflow from another process; the run has ended well whether or not that works."""
+    run, name = config.run.directory, config.run.tracking.register_model
+    command = module_command("launch.tracking.model", str(run), *(("--register", name) if name else ()))
+    tell("logging the model to MLflow" + (f" as {name}" if name else ""))
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        problem = done.stderr.strip().splitlines()[-1:] if done.returncode else None
+    except KeyboardInterrupt:
+        problem = ["stopped by you"]
+    if problem is not None:
+        tell(f"the model was not logged ({' '.join(problem)}); to log it later:\n  {shlex.join(command)}")
+
+
+def _report(run: Path, tell: Callable[[str], None]) -> None:
+    """Write RUN/report.html, which also goes to MLflow.  A page that cannot be drawn fails no run."""
+    from launch.report.page import write_report
+
+    try:
+        write_report([run], RunDirectory(run).report)
+    except Exception as error:
+        tell(f"warning: no report was written ({type(error).__name__}: {error})")
 
 
 def _plot(config: Config, run: Path) -> Path | None:

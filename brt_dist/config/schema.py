@@ -241,7 +241,8 @@ class TrackingConfig(Section):
 
     enabled: bool = Field(True, description="track the run in MLflow")
     uri: str | None = Field(
-        None, description="MLflow tracking URI; unset: MLFLOW_TRACKING_URI, or else a SQLite file in the run directory"
+        None,
+        description="MLflow tracking URI; unset: MLFLOW_TRACKING_URI, or else mlflow.db beside the run directory",
     )
     experiment: str = Field(
         "brt", min_length=1, description="name of the MLflow experiment; unset: MLFLOW_EXPERIMENT_NAME, or else brt"
@@ -249,7 +250,17 @@ class TrackingConfig(Section):
     system_seconds: NonNegativeFloat = Field(
         15.0, description="seconds between system metrics of each node (CPU, memory, disk, network, GPUs); 0: none"
     )
+    log_model: bool = Field(
+        False, description="at the end of the run, log its weights as a model that `mlflow models serve` runs"
+    )
+    register_model: str | None = Field(
+        None, min_length=1, description="name to register that model under; it is then logged in any case"
+    )
     parent: str | None = Field(None, description="the sweep that the run belongs to; set by `brt sweep`")
+
+    @property
+    def logs_model(self) -> bool:
+        return self.enabled and (self.log_model or self.register_model is not None)
 
 
 class RunConfig(Section):

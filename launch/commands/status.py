@@ -48,7 +48,7 @@ def describe(run: Path) -> dict[str, Any]:
     from launch.run.history import History
     from launch.supervision.verdict import verdict_of
     from launch.tracking.health import Health
-    from launch.tracking.uri import page_command
+    from launch.tracking.uri import page_command, page_link
 
     directory = RunDirectory.existing(run)
     config = load(directory.config).config
@@ -78,6 +78,7 @@ def describe(run: Path) -> dict[str, Any]:
         "plot": str(plot) if plot.is_file() else None,
         "submission": _submission(run),
         "mlflow": page_command(tracking, run) if tracking.enabled else None,
+        "mlflow_page": page_link(tracking, run) if tracking.enabled else None,
         "tracking": asdict(health) if (health := Health.read(run)) else None,
     }
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _IDENTITY = "brt.identity"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 # Notice an unreachable server within seconds; the caller decides how long to retry.
 _SHORT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -31,16 +32,19 @@ def connect(uri: str) -> "MlflowClient":
 
 
 def experiment_id(client: "MlflowClient", name: str, uri: str) -> str:
-    """The id of the experiment, created if needed; for a SQLite file, artifacts are stored beside it."""
+    """The id of the experiment, created if needed; for a SQLite file, artifacts are stored beside it.
+
+    A new experiment is of the kind that trains models, so that MLflow's page shows its runs and not traces of agents.
+    """
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
     file = _sqlite_file(uri)
-    artifacts = (file.absolute().parent / "artifacts").as_uri() if file else None
+    artifacts = (file.absolute().parent / "mlartifacts").as_uri() if file else None
     try:
-        return str(client.create_experiment(name, artifact_location=artifacts))
+        return str(client.create_experiment(name, artifact_location=artifacts, tags=_KIND))
     except MlflowException:  # another process has just created it
         found = client.get_experiment_by_name(name)
         if found is None:
@@ -49,12 +53,22 @@ def experiment_id(client: "MlflowClient", name: str, uri: str) -> str:
 
 
 def find_or_make(
-    client: "MlflowClient", experiment: str, identity: str, name: str, tags: Mapping[str, str] | None = None
+    client: "MlflowClient",
+    experiment: str,
+    identity: str,
+    name: str,
+    tags: Mapping[str, str] | None = None,
+    begun: float | None = None,
 ) -> str:
-    """The id of the run with this identity, created if needed; two processes that create it agree on one."""
+    """The id of the run with this identity, created if needed; two processes that create it agree on one.
+
+    `begun` is when it began, in unix seconds; None: now.
+    """
     if found := _with_identity(client, experiment, identity):
         return found[0]
-    made = str(client.create_run(experiment, run_name=name, tags={_IDENTITY: identity, **(tags or {})}).info.run_id)
+    start = None if begun is None else round(begun * 1000)
+    tags = {_IDENTITY: identity, **(tags or {})}
+    made = str(client.create_run(experiment, start_time=start, run_name=name, tags=tags).info.run_id)
     first = _with_identity(client, experiment, identity)[0]
     if first != made:
         client.delete_run(made)

@@ -1,38 +1,46 @@
 """The one MLflow run of a run directory: found or created, described, logged to in batches, ended.  Imports mlflow."""
 
+import getpass
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from brt_dist.config.schema import TrackingConfig
+from brt_dist.config.schema import Config
+from launch.run.attempt_record import read_attempts
+from launch.run.dataset_record import dataset_name, dataset_record
 from launch.run.redact import redact
 from launch.tracking.client import connect, experiment_id, find_or_make, sweep_name
+from launch.tracking.params import description
 from launch.tracking.rows import Row, Tag, TextFile
 from launch.tracking.state import SyncState
 
 _BATCH_METRICS = 1000  # limits of MLflow's API
 _BATCH_PARAMS = 100
 _DIGEST_LENGTH = 36
+_NAME_LENGTH = 500
 _VALUE_LENGTH = 5000
 
 
 class MlflowRun:
     """Connects at once; every method raises whatever MLflow raises if the server fails."""
 
-    def __init__(self, uri: str, tracking: TrackingConfig, name: str, run: Path, state: SyncState) -> None:
+    def __init__(self, uri: str, config: Config, run: Path, state: SyncState) -> None:
+        tracking = config.run.tracking
         self._client = connect(uri)
         self._run, self._state = run, state
         if state.experiment_id is None:
             state.experiment_id = experiment_id(self._client, tracking.experiment, uri)
         if state.run_id is None:
             state.save(run)  # the identity first: if this process is killed now, it finds the run again
-            tags = {"mlflow.source.name": "brt train"}
+            tags = {"mlflow.source.name": "brt train", "mlflow.source.type": "LOCAL"}
+            tags |= {"mlflow.user": _user(), "mlflow.note.content": description(config)}
             if tracking.parent is not None:
                 parent = find_or_make(self._client, state.experiment_id, tracking.parent, sweep_name(tracking.parent))
                 tags["mlflow.parentRunId"] = parent
-            state.run_id = find_or_make(self._client, state.experiment_id, state.identity, name, tags)
+            begun = min((record.start for record in read_attempts(run) if record.start is not None), default=None)
+            state.run_id = find_or_make(self._client, state.experiment_id, state.identity, config.run.name, tags, begun)
             state.save(run)
         self._client.update_run(state.run_id, status="RUNNING")
 
@@ -42,17 +50,17 @@ class MlflowRun:
         return self._state.run_id
 
     def describe(self, params: Mapping[str, str]) -> None:
-        """Log params once; a value that changes later becomes a tag `changed.KEY`."""
+        """Log params that are new; a value that has changed becomes a tag `changed.KEY`, as params are for good."""
         from mlflow.entities import Param
 
-        known = self._state.params
-        if known is None:
-            items = [Param(key, value[:_VALUE_LENGTH]) for key, value in params.items()]
-            for start in range(0, len(items), _BATCH_PARAMS):
-                self._client.log_batch(self.id, params=items[start : start + _BATCH_PARAMS])
-            self._state.params = known = dict(params)
+        known = self._state.params or {}
+        items = [Param(key, value[:_VALUE_LENGTH]) for key, value in params.items() if key not in known]
+        for start in range(0, len(items), _BATCH_PARAMS):
+            self._client.log_batch(self.id, params=items[start : start + _BATCH_PARAMS])
+        if items:
+            self._state.params = {**params, **known}
             self._state.save(self._run)
-        self.tag({f"changed.{key}": value for key, value in params.items() if known.get(key) != value})
+        self.tag({f"changed.{key}": value for key, value in params.items() if known.get(key, value) != value})
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags; earlier values are overwritten."""
@@ -71,15 +79,14 @@ class MlflowRun:
 
         inputs = []
         for context, folder in datasets:
-            record = _dataset_record(Path(folder)) if isinstance(folder, Path) else {}  # ranks read URLs, not we
+            record = dataset_record(folder)
             digest = str(record.get("digest", ""))
             profile = {key: record[key] for key in ("documents", "tokens", "digest") if key in record}
-            name, uri = shown_place(folder)
             dataset = Dataset(
-                name=name,
+                name=dataset_name(folder)[-_NAME_LENGTH:],
                 digest=digest.removeprefix("sha256:")[:_DIGEST_LENGTH] or "unknown",
                 source_type="local" if isinstance(folder, Path) else "url",
-                source=json.dumps({"uri": uri}),
+                source=json.dumps({"uri": redact(str(folder))}),
                 profile=json.dumps(profile),
             )
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
@@ -115,15 +122,9 @@ class MlflowRun:
         self._client.set_terminated(self.id, status=status, end_time=round((at or time.time()) * 1000))
 
 
-def shown_place(place: Path | str) -> tuple[str, str]:
-    """Name and URI of a dataset, without passwords and tokens."""
-    uri = redact(str(place))
-    return uri.partition("?")[0].rstrip("/").rpartition("/")[2], uri
-
-
-def _dataset_record(folder: Path) -> dict[str, Any]:
+def _user() -> str:
+    """Who runs this; containers may have no name for it."""
     try:
-        record = json.loads((folder / "dataset.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

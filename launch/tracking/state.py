@@ -7,6 +7,8 @@ from pathlib import Path
 
 from brt_dist.files import write_atomic
 from brt_dist.run_directory import RunDirectory
+from launch.tracking.names import CURRENT, FIRST
+from launch.tracking.rows import Carried
 
 
 @dataclass
@@ -22,6 +24,8 @@ class SyncState:
         sent: see `rows`.
         params: what was sent as params, which cannot change on the server.
         samples: by file of RUN/system, bytes and samples sent.
+        carried: see `rows`.
+        names: version of the names of metrics; older files have none, and their runs the first names.
     """
 
     server: str
@@ -32,12 +36,14 @@ class SyncState:
     sent: dict[str, int] = field(default_factory=dict)
     params: dict[str, str] | None = None
     samples: dict[str, tuple[int, int]] = field(default_factory=dict)
+    carried: Carried = field(default_factory=dict)
+    names: int = CURRENT
 
     @staticmethod
     def load(run: Path, server: str) -> "SyncState":
         """The state for this server; a new one if there is none or it belongs to another server."""
         try:
-            state = SyncState(**json.loads(RunDirectory(run).sync_state.read_text()))
+            state = SyncState(**{"names": FIRST, **json.loads(RunDirectory(run).sync_state.read_text())})
         except (OSError, ValueError, TypeError):
             return SyncState(server)
         return state if state.server == server else SyncState(server)

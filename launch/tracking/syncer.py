@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TextIO, cast
 
-from brt_dist.config.loading import dump, flatten, load
+from brt_dist.config.loading import dump, load
 from brt_dist.errors import BrtError, ExitCode
 from brt_dist.event_log import EventReader
 from brt_dist.events import AttemptEvent, CheckpointEvent, EndEvent, Event, SystemEvent
@@ -28,7 +28,8 @@ from launch.tracking import facts
 from launch.tracking.client import refusal
 from launch.tracking.health import HealthRecord
 from launch.tracking.mlflow_run import MlflowRun
-from launch.tracking.rows import rows, system_rows
+from launch.tracking.params import params, sizes
+from launch.tracking.rows import Rows
 from launch.tracking.state import SyncState
 from launch.tracking.uri import fingerprint, tracking_uri
 
@@ -66,11 +67,12 @@ class Syncer:
         return False
 
     def finish(self) -> str:
-        """Send the plots and the final status; returns the id of the MLflow run."""
+        """Send the report, the plots and the final status; returns the id of the MLflow run."""
         mlflow = self._connected()
-        plot = RunDirectory(self._run).loss_plot
-        if plot.is_file():
-            mlflow.log_file(plot, "plots")
+        directory = RunDirectory(self._run)
+        for file, folder in ((directory.report, None), (directory.loss_plot, "plots")):
+            if file.is_file():
+                mlflow.log_file(file, folder)
         status, at = final_status(self._run)
         mlflow.end(status, at)
         return mlflow.id
@@ -78,12 +80,13 @@ class Syncer:
     def _send_events(self, mlflow: MlflowRun) -> bool:
         self._reader.offset = self._state.offset
         events = self._reader.read(_LINES)
-        sent = dict(self._state.sent)
-        mlflow.log(rows(events, sent))
+        rows = Rows(dict(self._state.sent), dict(self._state.carried), self._state.names)
+        mlflow.log(rows.of(events))
         moved = self._reader.offset != self._state.offset
         if moved:
             # If killed before this line, the same rows are sent again with the same times; the server merges them.
-            self._state.offset, self._state.sent = self._reader.offset, sent
+            self._state.offset = self._reader.offset
+            self._state.sent, self._state.carried = rows.sent, rows.carried
             self._state.save(self._run)
         return moved
 
@@ -94,7 +97,7 @@ class Syncer:
             reader = EventReader(self._run, offset, path)
             samples = [event for event in reader.read(_LINES) if isinstance(event, SystemEvent)]
             if reader.offset != offset:
-                mlflow.log(system_rows(samples, path.stem, count))
+                mlflow.log(Rows(names=self._state.names).of_node(samples, path.stem, count))
                 self._state.samples[path.name] = (reader.offset, count + len(samples))
                 self._state.save(self._run)
                 moved = True
@@ -102,7 +105,9 @@ class Syncer:
 
     def _send_facts(self, mlflow: MlflowRun) -> None:
         """Send what is not a curve and has changed: tags of the last attempt, tables, the plan."""
-        self._told += self._facts_reader.read()
+        if news := self._facts_reader.read():
+            self._told += news
+            mlflow.describe(sizes(self._config, self._told))
         now = facts.tags(self._run)
         if now != self._tags:
             mlflow.tag(now)
@@ -115,8 +120,8 @@ class Syncer:
     def _connected(self) -> MlflowRun:
         if self._mlflow is None:
             config = self._config
-            mlflow = MlflowRun(self._uri, config.run.tracking, config.run.name, self._run, self._state)
-            mlflow.describe({key: redact(str(value)) for key, value in flatten(config).items()})
+            mlflow = MlflowRun(self._uri, config, self._run, self._state)
+            mlflow.describe(params(config))
             places = [("training", place) for place, _ in config.data.training]
             places += [("validation", config.data.validation)] if config.data.validation else []
             mlflow.log_datasets(places)

@@ -32,6 +32,8 @@ def summary(outcome: Mapping[str, Any]) -> str:
         rows.insert(0, ("submission", f"{submission['backend']} job {submission['job']}, {submission['state']}"))
     if outcome["mlflow"]:
         rows.append(("MLflow", outcome["mlflow"]))
+        if (page := outcome.get("mlflow_page")) and page not in outcome["mlflow"]:
+            rows.append(("its page", page))
     tracking = outcome.get("tracking")
     if tracking and tracking["problem"]:
         rows.append(("not sent", f"since {when(tracking['since'])}: {tracking['problem']}"))

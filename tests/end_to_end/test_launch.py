@@ -69,9 +69,9 @@ def test_ranks_on_two_nodes_meet_and_the_run_goes_on_in_one_mlflow_run(config: P
     assert json.loads((run / "provenance.json").read_text())["run.steps"] == "command line"
     assert (run / "plots" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
-    client = MlflowClient(f"sqlite:///{run}/tracking/mlflow.db")
+    client = MlflowClient(f"sqlite:///{run.parent}/mlflow.db")
     (found,) = client.search_runs([client.get_experiment_by_name("brt").experiment_id])
-    history = client.get_metric_history(found.info.run_id, "loss")
+    history = client.get_metric_history(found.info.run_id, "loss/train")
     assert [(metric.step, metric.value) for metric in history] == [(step, 3.0) for step in (1, 2, 3, 4)]
     events = events_of(run, StepEvent)
     assert [metric.timestamp for metric in history] == [round(event.time * 1000) for event in events]
@@ -81,7 +81,9 @@ def test_ranks_on_two_nodes_meet_and_the_run_goes_on_in_one_mlflow_run(config: P
     (samples,) = (run / "system").iterdir()
     assert samples.name == f"{host}.jsonl"
     assert client.get_metric_history(found.info.run_id, f"system/{host}/cpu_utilization_percentage")
-    for path in run.rglob("*"):  # the database of MLflow, its artifacts and all logs among them
+    artifacts = list((run.parent / "mlartifacts").rglob("*"))
+    assert artifacts
+    for path in [*run.rglob("*"), run.parent / "mlflow.db", *artifacts]:
         assert path.is_dir() or b"hunter2" not in path.read_bytes(), path
     assert found.data.tags["attempts"] == "2" and found.data.tags["changed.run.steps"] == "8"
 

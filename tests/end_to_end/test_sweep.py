@@ -73,7 +73,7 @@ def test_a_sweep_is_stopped_and_gone_on_with(config: Path) -> None:
     assert code == 17, errors
     assert [run["verdict"] for run in found["runs"]] == ["preempted", "not started"]
     assert 0 < found["runs"][0]["step"] < STEPS and not second.exists()
-    client = MlflowClient(f"sqlite:///{folder}/tracking/mlflow.db")
+    client = MlflowClient(f"sqlite:///{folder.parent}/mlflow.db")
     assert parent_of(client)[0].info.status == "KILLED"
 
     code, found, errors = finish(brt_sweep(config, *GRID))

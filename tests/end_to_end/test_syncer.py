@@ -1,5 +1,6 @@
 """The syncer against real MLflow stores: SQLite, a server that is killed and comes back, one that never answers."""
 
+import getpass
 import json
 import os
 import signal
@@ -79,16 +80,17 @@ def found_run(uri: str) -> tuple[MlflowClient, Any]:
 
 
 def losses(client: MlflowClient, found: Any) -> list[tuple[int, float, int]]:
-    return [(m.step, m.value, m.timestamp) for m in client.get_metric_history(found.info.run_id, "loss")]
+    return [(m.step, m.value, m.timestamp) for m in client.get_metric_history(found.info.run_id, "loss/train")]
 
 
 def test_everything_once_over_two_attempts_in_a_file_in_the_run(run: Path, dataset: Path) -> None:
-    uri = f"sqlite:///{run}/tracking/mlflow.db"
+    uri = f"sqlite:///{run.parent}/mlflow.db"
     begin(run, 1, 0)
     append(run, 1, 8, at=1000.0)
     end(run, 1, 17, at=1010.0)
     (run / "plots").mkdir()
     (run / "plots" / "loss.png").write_bytes(b"picture")
+    (run / "report.html").write_text("<html></html>")
     assert synchronize(run).returncode == 0
     client, found = found_run(uri)
     assert (found.info.status, found.info.end_time) == ("KILLED", 1010000)
@@ -104,12 +106,15 @@ def test_everything_once_over_two_attempts_in_a_file_in_the_run(run: Path, datas
     expected = [(s, 100.0 - s, (1000 + s) * 1000) for s in range(1, 9)]
     expected += [(s, 100.0 - s, (2000 + s) * 1000) for s in (9, 10)]
     assert losses(client, found) == expected
-    again = client.get_metric_history(found.info.run_id, "attempt_2/loss")
+    again = client.get_metric_history(found.info.run_id, "loss/train_attempt_2")
     assert [(m.step, m.timestamp) for m in again] == [(s, (2000 + s) * 1000) for s in (6, 7, 8)]
     assert (found.info.status, found.info.run_name, found.info.end_time) == ("FINISHED", "a run", 2020000)
     assert found.data.params["model.width"] == "64" and found.data.params["optimizer.learning_rate"] == "0.001"
-    assert len(found.data.params) > 50
+    assert 40 < len(found.data.params) < 60 and "launch.slurm.partition" not in found.data.params
     tags = found.data.tags
+    assert tags["mlflow.user"] == getpass.getuser() and "width 64" in tags["mlflow.note.content"]
+    kind = client.get_experiment(found.info.experiment_id).tags["mlflow.experimentKind"]
+    assert kind == "custom_model_development"
     assert (tags["host"], tags["git_commit"], tags["layout"], tags["attempts"]) == ("here", "abc", "tensor=2", "2")
     assert (found.data.params["run.steps"], tags["changed.run.steps"]) == ("100", "120")
     (used,) = found.inputs.dataset_inputs
@@ -117,11 +122,11 @@ def test_everything_once_over_two_attempts_in_a_file_in_the_run(run: Path, datas
     assert digest.startswith(used.dataset.digest) and len(used.dataset.digest) == 36
     assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
     names = [item.path for item in client.list_artifacts(found.info.run_id)]
-    assert names == ["attempts.json", "checkpoints.json", "config.yaml", "plots"]
-    (attempts,) = (run / "tracking" / "artifacts").rglob("attempts.json")
+    assert names == ["attempts.json", "checkpoints.json", "config.yaml", "plots", "report.html"]
+    (attempts,) = (run.parent / "mlartifacts").rglob("attempts.json")
     table = json.loads(attempts.read_text())
     assert [row[:4] for row in table["data"]] == [[1, 0, None, 1010.0], [2, 5, None, 2020.0]]
-    assert list((run / "tracking" / "artifacts").rglob("loss.png"))
+    assert list((run.parent / "mlartifacts").rglob("loss.png"))
 
 
 def test_killed_at_any_moment_nothing_is_missing_or_double(run: Path) -> None:
@@ -138,7 +143,7 @@ def test_killed_at_any_moment_nothing_is_missing_or_double(run: Path) -> None:
     kept = json.loads(state.read_text())
     state.write_text(json.dumps({**kept, "offset": 0, "sent": {}}))
     assert synchronize(run).returncode == 0
-    client, found = found_run(f"sqlite:///{run}/tracking/mlflow.db")
+    client, found = found_run(f"sqlite:///{run.parent}/mlflow.db")
     assert [step for step, _, _ in losses(client, found)] == list(range(1, 3001))
     assert found.info.status == "FAILED"
 
@@ -162,15 +167,16 @@ def test_a_server_that_is_killed_and_comes_back_10_000_steps_later(run: Path, da
             _, found = found_run(uri)
             assert found.info.status == "FINISHED"
             with closing(sqlite3.connect(tmp_path / "server" / "server.db")) as store:  # all, and none twice
-                query = "SELECT step, value, timestamp FROM metrics WHERE key = 'loss' ORDER BY step"
+                query = "SELECT step, value, timestamp FROM metrics WHERE key = 'loss/train' ORDER BY step"
                 sent = store.execute(query).fetchall()
             assert sent == [(step, 100.0 - step, (1000 + step) * 1000) for step in range(1, 10_001)]
             shown = "".join(found.data.params.values()) + "".join(found.data.tags.values())
-            assert "hunter2" not in shown and "***" in found.data.params["run.tracking.uri"]
+            assert "hunter2" not in shown
     finally:
         syncer.kill()
     files = [path for path in (tmp_path / "server").rglob("*") if path.is_file() and path.suffix != ".db"]
     assert any(path.name == "config.yaml" for path in files)
+    assert any(b"***" in path.read_bytes() for path in files if path.name == "config.yaml")
     for path in [*files, *(run / "tracking").iterdir()]:
         assert path.is_dir() or b"hunter2" not in path.read_bytes(), path
 

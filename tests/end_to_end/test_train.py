@@ -107,10 +107,10 @@ def test_a_run_with_a_killed_rank_goes_on_by_itself_and_ends_as_the_one_without(
 def in_mlflow(run: Path, truth: dict[int, float]) -> None:
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{run}/tracking/mlflow.db")
+    client = MlflowClient(f"sqlite:///{run.parent}/mlflow.db")
     (found,) = client.search_runs([client.get_experiment_by_name("brt").experiment_id])
     assert found.info.status == "FINISHED"
-    history = client.get_metric_history(found.info.run_id, "loss")
+    history = client.get_metric_history(found.info.run_id, "loss/train")
     assert [(metric.step, metric.value) for metric in history] == sorted(truth.items())
     assert found.data.params["model.mixers.recurrent.cell"] == "skip"
     (tracked,) = [i for i in found.inputs.dataset_inputs if i.dataset.name and "validation" not in str(i.tags)][:1]

@@ -1,6 +1,8 @@
 """What is sent to a tracking server, once, and what may be shown of its address."""
 
+import dataclasses
 import json
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,18 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from brt_dist.config.loading import load
 from brt_dist.config.schema import TrackingConfig
 from brt_dist.event_log import EventReader
-from brt_dist.events import Event, SystemEvent, from_json
+from brt_dist.events import CheckpointEvent, EvaluationEvent, Event, StepEvent, SystemEvent, from_json
 from brt_dist.run_directory import RunDirectory
 from launch.nodes.system_metrics import SystemSampler
+from launch.run.dataset_record import dataset_name
 from launch.run.redact import redact
 from launch.run.submission import Submission
 from launch.tracking import facts
-from launch.tracking.mlflow_run import shown_place
-from launch.tracking.rows import Row, Tag, TextFile, rows, system_rows
+from launch.tracking.names import FIRST, METRICS, metric
+from launch.tracking.params import params, sizes
+from launch.tracking.rows import Row, Rows, Tag, TextFile
 from launch.tracking.state import SyncState
-from launch.tracking.uri import fingerprint, page_command, tracking_uri
+from launch.tracking.uri import fingerprint, page_command, page_link, tracking_uri
 
 
 def parsed(*events: dict[str, Any]) -> list[Event]:
@@ -35,17 +40,52 @@ def step(number: int, at: float, **values: Any) -> dict[str, Any]:
 
 
 def test_rows_have_the_times_of_the_events() -> None:
-    sent: dict[str, int] = {}
-    found = list(rows(parsed(step(3, 12.3456, loss=1.5, note="text", flag=True)), sent))
-    assert found == [Row("loss", 1.5, 12346, 3)]
-    assert sent == {"step": 3}
+    rows = Rows()
+    found = list(rows.of(parsed(step(3, 12.3456, loss=1.5, note="text", flag=True))))
+    assert found == [Row("loss/train", 1.5, 12346, 3)]
+    assert rows.sent == {"step": 3}
 
 
 def test_evaluations_are_curves_of_their_own() -> None:
     event = {"event": "evaluation", "time": 1.0, "attempt": 1, "step": 3, "dataset": "validation", "memory": "cleared"}
-    assert list(rows(parsed({**event, "bits_per_token": 2.0}), {"step": 9})) == [
-        Row("validation/cleared/bits_per_token", 2.0, 1000, 3)
+    rows = Rows({"step": 9})
+    carried = parsed({**event, "memory": "carried", "bits_per_token": 1.75})
+    assert list(rows.of(carried)) == [Row("bits_per_token/validation", 1.75, 1000, 3)]
+    later = Rows(rows.sent, rows.carried)  # another batch: what memory gains is the difference
+    assert list(later.of(parsed({**event, "bits_per_token": 2.0}))) == [
+        Row("bits_per_token/validation_cleared", 2.0, 1000, 3),
+        Row("memory_gain/validation", 0.25, 1000, 3),
     ]
+    other = parsed({**event, "step": 4, "bits_per_token": 2.5})  # without its carried half there is no difference
+    assert [row.key for row in later.of(other) if isinstance(row, Row)] == ["bits_per_token/validation_cleared"]
+
+
+def test_a_run_keeps_the_names_with_which_it_began(tmp_path: Path) -> None:
+    RunDirectory(tmp_path).tracking.mkdir()
+    RunDirectory(tmp_path).sync_state.write_text(json.dumps({"server": "a", "run_id": "id", "offset": 7}))
+    state = SyncState.load(tmp_path, "a")
+    assert (state.run_id, state.offset, state.names) == ("id", 7, FIRST)
+    event = {"event": "evaluation", "time": 1.0, "attempt": 1, "step": 3, "dataset": "validation", "memory": "cleared"}
+    rows = Rows(names=state.names)
+    found = list(rows.of(parsed(step(3, 1.0, loss=1.5), {**event, "bits_per_token": 2.0})))
+    assert [row.key for row in found if isinstance(row, Row)] == ["loss", "validation/cleared/bits_per_token"]
+    assert SyncState.load(tmp_path, "another").names > FIRST  # a new run in another store
+
+
+def test_every_number_of_an_event_has_a_name_and_the_docs_have_all_names() -> None:
+    for kind in (StepEvent, EvaluationEvent, CheckpointEvent):
+        numbers = {f.name for f in dataclasses.fields(kind) if "int" in str(f.type) or "float" in str(f.type)}
+        for name in numbers - {"time", "attempt", "step"}:
+            assert f"{kind.kind}.{name}" in METRICS
+    docs = (Path(__file__).parents[3] / "docs" / "tracking.md").read_text()
+    for names in METRICS.values():
+        prefix, _, _ = names.now.rpartition("/")
+        group = re.sub(r"\{.*?\}", "...", prefix)
+        assert f"`{group}/" in docs, names.now
+    # what people look for is first in the order of the alphabet, in which MLflow's page shows the groups
+    shown = {one.now.partition("/")[0] for one in METRICS.values()} - {"system"}
+    assert sorted(shown)[:3] == ["bits_per_token", "loss", "memory_gain"]
+    assert metric("checkpoint.bytes") == "system/checkpoint/bytes"
 
 
 def test_what_guards_and_carried_states_tell_are_curves_too() -> None:
@@ -60,26 +100,26 @@ def test_what_guards_and_carried_states_tell_are_curves_too() -> None:
         {"event": "skip", "time": 2.0, "attempt": 1, "step": 4, "why": "not finite"},
         {"event": "straggler", "time": 3.0, "attempt": 1, "step": 5, "rank": 3, "host": "a", "seconds": 2.0},
     ]
-    assert list(rows(parsed(*events), {})) == [
-        Row("memory/layer_2/rms", 0.5, 1000, 4),
-        Row("memory/layer_2/kept", 0.9, 1000, 4),
-        Row("guards/skip/count", 1.0, 2000, 4),
-        Row("guards/straggler/rank", 3.0, 3000, 5),
-        Row("guards/straggler/seconds", 2.0, 3000, 5),
-        Row("guards/straggler/count", 1.0, 3000, 5),
+    assert list(Rows().of(parsed(*events))) == [
+        Row("system/memory/layer_2/rms", 0.5, 1000, 4),
+        Row("system/memory/layer_2/kept", 0.9, 1000, 4),
+        Row("warnings/skip_count", 1.0, 2000, 4),
+        Row("warnings/straggler_rank", 3.0, 3000, 5),
+        Row("warnings/straggler_seconds", 2.0, 3000, 5),
+        Row("warnings/straggler_count", 1.0, 3000, 5),
     ]
 
 
 def test_samples_are_text_files() -> None:
     made = {"document": 3, "prompt": "Once upon", "text": " a time"}
-    assert list(rows(parsed({"event": "sample", "time": 1.0, "attempt": 1, "step": 40, "samples": [made]}), {})) == [
+    assert list(Rows().of(parsed({"event": "sample", "time": 1.0, "attempt": 1, "step": 40, "samples": [made]}))) == [
         TextFile("samples/step_00000040.txt", "document 3\nOnce upon\n>>>  a time\n")
     ]
 
 
 def test_samples_of_a_node_are_numbered_and_named_as_mlflow_does() -> None:
     samples = [SystemEvent(time=float(at), values={"gpu_0_power_usage_watts": 300.0 + at}) for at in (1, 2)]
-    assert list(system_rows(samples, "node-a", 7)) == [
+    assert list(Rows().of_node(samples, "node-a", 7)) == [
         Row("system/node-a/gpu_0_power_usage_watts", 301.0, 1000, 7),
         Row("system/node-a/gpu_0_power_usage_watts", 302.0, 2000, 8),
     ]
@@ -156,10 +196,10 @@ def test_tags_of_attempts_and_checkpoints() -> None:
         },
         {"event": "message", "time": 1.0, "attempt": 2, "message": "resumed"},
     ]
-    assert list(rows(parsed(*events), {})) == [
+    assert list(Rows().of(parsed(*events))) == [
         Tag("attempts", "2"),
         Tag("layout", "tensor=2 data=1"),
-        Row("checkpoint/seconds", 1.0, 1000, 5),
+        Row("system/checkpoint/seconds", 1.0, 1000, 5),
         Tag("checkpoint", "checkpoints/step_00000005"),
     ]
 
@@ -174,19 +214,19 @@ def test_whatever_is_trained_again_no_step_is_sent_twice(attempts: list[tuple[in
         again = range(first, last + 1)
         events += [{**step(at, number + at / 10, loss=float(number)), "attempt": number} for at in again]
         trained |= dict.fromkeys(again, float(number))
-    sent: dict[str, int] = {}
+    rows = Rows()
     found: list[Row | Tag | TextFile] = []
     while events:
         count = data.draw(st.integers(1, len(events)))
-        found += rows(parsed(*events[:count]), sent)
+        found += rows.of(parsed(*events[:count]))
         events = events[count:]
-    curve = [row for row in found if isinstance(row, Row) and row.key == "loss"]
+    curve = [row for row in found if isinstance(row, Row) and row.key == "loss/train"]
     assert [row.step for row in curve] == list(range(1, max(trained) + 1))
     assert len({(row.key, row.step) for row in found if isinstance(row, Row)}) == len(found)
     # the loss that counts is that of the last attempt that trained the step
     last_of = {row.step: row.value for row in curve}
     for row in found:
-        if isinstance(row, Row) and row.key.startswith("attempt_"):
+        if isinstance(row, Row) and row.key.startswith("loss/train_attempt_"):
             last_of[row.step] = row.value
     assert last_of == trained
 
@@ -214,13 +254,29 @@ def test_harmless_text_stays(text: str) -> None:
     assert redact(text) == text
 
 
-def test_default_uri_and_the_command_for_the_page(tmp_path: Path) -> None:
-    run = tmp_path / "a run"
-    assert tracking_uri(TrackingConfig(), run) == f"sqlite:///{run}/tracking/mlflow.db"
-    command = page_command(TrackingConfig(), run)
-    assert command == f"mlflow ui --backend-store-uri 'sqlite:///{run}/tracking/mlflow.db' --host 127.0.0.1"
-    remote = TrackingConfig(uri="https://user:hunter2@host:5000")
-    assert page_command(remote, run) == "open https://***@host:5000"
+def test_runs_of_a_folder_share_a_store_and_the_command_for_the_page_shows_all_of_them(tmp_path: Path) -> None:
+    runs = tmp_path / "my runs"
+    for run in (runs / "a", runs / "b"):
+        run.mkdir(parents=True)
+        assert tracking_uri(TrackingConfig(), run) == f"sqlite:///{runs}/mlflow.db"
+        command = page_command(TrackingConfig(), run)
+        assert command == f"mlflow ui --backend-store-uri 'sqlite:///{runs}/mlflow.db' --host 127.0.0.1"
+    old = RunDirectory(runs / "b").mlflow_store  # a run of an older version stays where it is
+    old.parent.mkdir()
+    old.touch()
+    assert tracking_uri(TrackingConfig(), runs / "b") == f"sqlite:///{old}"
+    assert tracking_uri(TrackingConfig(uri="http://host"), runs / "b") == "http://host"
+    assert tracking_uri(TrackingConfig(), Path("/proc")) == "sqlite:////proc/tracking/mlflow.db"  # a volume of its own
+
+
+def test_the_page_of_a_run_is_that_of_model_training(tmp_path: Path) -> None:
+    remote = TrackingConfig(uri="https://user:hunter2@host:5000/")
+    assert page_command(remote, tmp_path) == "open https://***@host:5000"
+    state = SyncState(fingerprint("https://user:hunter2@host:5000/"), experiment_id="7", run_id="abc")
+    state.save(tmp_path)
+    page = "https://***@host:5000/#/experiments/7/runs/abc?workflowType=machine_learning"
+    assert page_command(remote, tmp_path) == f"open {page}" and page_link(remote, tmp_path) == page
+    assert page_link(TrackingConfig(), tmp_path) == "http://127.0.0.1:5000"  # another store: not sent yet
 
 
 def test_the_state_is_kept_per_server(tmp_path: Path) -> None:
@@ -239,7 +295,41 @@ def test_new_credentials_are_the_same_server() -> None:
     assert fingerprint("http://host/x") != fingerprint("http://host/y")
 
 
-def test_a_dataset_is_recorded_without_the_password_of_its_url() -> None:
-    name, uri = shown_place("https://me:hunter2@host/data/books?token=hunter2")
-    assert (name, uri) == ("books", "https://***@host/data/books?token=***")
-    assert shown_place(Path("/data/books")) == ("books", "/data/books")
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("https://me:hunter2@host/data/books?token=hunter2", "books"),
+        (Path("/data/books"), "books"),
+        (Path("/corpora/books/train"), "books/train"),
+        (Path("/work/quickstart/data/validation"), "quickstart/data/validation"),
+        ("s3://bucket/pile/train/", "pile/train"),
+        (Path("/train"), "train"),
+    ],
+)
+def test_datasets_are_named_after_themselves(place: Path | str, name: str) -> None:
+    assert dataset_name(place) == name
+
+
+def test_params_are_what_shapes_a_run(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps({"tokens": 6400}))
+    text = f"""\
+data: {{dataset: {tmp_path}}}
+parallel: {{zero: {{reduce_bucket: 1000}}}}
+run: {{directory: runs/a, steps: 200}}
+"""
+    config = load([text]).config
+    found = params(config)
+    assert (found["model.width"], found["run.steps"], found["optimizer.name"]) == ("1024", "200", "adamw")
+    assert found["parallel.zero.reduce_bucket"] == "1000" and "parallel.zero.pin_memory" not in found
+    # where it runs, how it is watched, what is unset
+    assert not {key for key in found if key.startswith(("launch.slurm", "launch.kubernetes", "run.tracking"))}
+    assert not {"None", "[]", "()"} & set(found.values()) and len(found) <= 60
+    plan = {"parameters": 1234, "tokens_per_step": 64, "flops_per_step": 1.5}
+    plan["fullest_rank"] = {"parameters": 1, "weights": 1, "optimizer": 1, "carried": 1}  # type: ignore[assignment]
+    assert sizes(config, parsed({"event": "attempt", "attempt": 1, "plan": plan})) == {
+        "parameters": "1234",
+        "tokens_per_step": "64",
+        "tokens": "12800",
+        "epochs": "2",
+    }
+    assert sizes(config, []) == {}
