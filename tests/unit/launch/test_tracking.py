@@ -1,5 +1,6 @@
 """What is sent to a tracking server, once, and what may be shown of its address."""
 
+import ast
 import dataclasses
 import json
 import re
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from brt_dist.config.loading import load
 from brt_dist.config.schema import TrackingConfig
+from brt_dist.errors import ConfigError
 from brt_dist.event_log import EventReader
 from brt_dist.events import CheckpointEvent, EvaluationEvent, Event, StepEvent, SystemEvent, from_json
 from brt_dist.run_directory import RunDirectory
@@ -22,11 +24,14 @@ from launch.run.dataset_record import dataset_name
 from launch.run.redact import redact
 from launch.run.submission import Submission
 from launch.tracking import facts
+from launch.tracking.model import CODE, requirements
 from launch.tracking.names import FIRST, METRICS, metric
 from launch.tracking.params import params, sizes
 from launch.tracking.rows import Row, Rows, Tag, TextFile
 from launch.tracking.state import SyncState
 from launch.tracking.uri import fingerprint, page_command, page_link, tracking_uri
+from launch.train import check_with_data
+from tests.datasets import make_dataset
 
 
 def parsed(*events: dict[str, Any]) -> list[Event]:
@@ -333,3 +338,23 @@ run: {{directory: runs/a, steps: 200}}
         "epochs": "2",
     }
     assert sizes(config, []) == {}
+
+
+def test_the_code_in_a_logged_model_needs_nothing_of_ours() -> None:
+    tree = ast.parse(CODE.read_text())
+    imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    installed = {re.split("[=<>]", requirement)[0] for requirement in requirements()}
+    assert imported and {name.partition(".")[0] for name in imported} <= installed
+
+
+def test_a_model_that_no_export_knows_is_refused_before_the_run(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path, ["a text of some length " * 20] * 4).folder
+    text = f"""\
+model: {{layers: 2, width: 16, heads: 2, head_dim: 8, window: 8, repeat: 2, mixers: {{window: {{}}}}}}
+data: {{dataset: {folder}, segment: 16, streams: 2}}
+run: {{directory: {tmp_path / "run"}, steps: 2, tracking: {{register_model: bard}}}}
+"""
+    with pytest.raises(ConfigError, match="model.repeat=2: not in the exported code"):
+        check_with_data(load([text]).config)
+    check_with_data(load([text.replace("register_model: bard", "log_model: false")]).config)
