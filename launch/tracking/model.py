@@ -45,7 +45,7 @@ def log_model(run: Path, register: str | None = None) -> str:
     with tempfile.TemporaryDirectory(prefix="brt-model-") as folder:
         exported = Path(folder) / "hf"
         step = _export(run, exported)
-        return _send(uri, state.run_id, exported, step, register)
+        return _send(uri, state, exported, step, register)
 
 
 def _export(run: Path, out: Path) -> int:
@@ -60,18 +60,19 @@ def _export(run: Path, out: Path) -> int:
         return int(weights.facts.get("step", 0))
 
 
-def _send(uri: str, run_id: str, exported: Path, step: int, register: str | None) -> str:
+def _send(uri: str, state: SyncState, exported: Path, step: int, register: str | None) -> str:
     connect(uri)  # short timeouts
     os.environ["MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT"] = "600"  # weights are larger than a table
     import mlflow
     from mlflow.models import Model
 
     mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment(experiment_id=state.experiment_id)  # else it goes to the default one, in the working folder
     info = Model.log(
         None,
         mlflow.pyfunc,
         name=NAME,
-        run_id=run_id,
+        run_id=state.run_id,
         registered_model_name=register,
         python_model=str(CODE),
         artifacts={"model": str(exported)},

@@ -62,4 +62,4 @@ def metric(what: str, version: int = CURRENT, **values: object) -> str | None:
 def evaluated(dataset: str, memory: str) -> str:
     """What an evaluation is called in names: `validation`, `validation_cleared`, `train_documents`, ..."""
     place = "train_documents" if dataset == "train" else dataset  # `train` alone is the loss of the steps
-    return place if memory == "carried" else f"{place}_{memory}"
+    return place if memory == "carried" else f"{place}_{memory.replace(' ', '_')}"

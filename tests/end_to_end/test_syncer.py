@@ -110,7 +110,7 @@ def test_everything_once_over_two_attempts_in_a_file_in_the_run(run: Path, datas
     assert [(m.step, m.timestamp) for m in again] == [(s, (2000 + s) * 1000) for s in (6, 7, 8)]
     assert (found.info.status, found.info.run_name, found.info.end_time) == ("FINISHED", "a run", 2020000)
     assert found.data.params["model.width"] == "64" and found.data.params["optimizer.learning_rate"] == "0.001"
-    assert 40 < len(found.data.params) < 60 and "launch.slurm.partition" not in found.data.params
+    assert len(found.data.params) > 40 and "launch.slurm.partition" not in found.data.params
     tags = found.data.tags
     assert tags["mlflow.user"] == getpass.getuser() and "width 64" in tags["mlflow.note.content"]
     kind = client.get_experiment(found.info.experiment_id).tags["mlflow.experimentKind"]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brt_dist.config.loading import load
+from brt_dist.config.loading import flatten, load
 from brt_dist.config.schema import TrackingConfig
 from brt_dist.errors import ConfigError
 from brt_dist.event_log import EventReader
@@ -328,7 +328,7 @@ run: {{directory: runs/a, steps: 200}}
     assert found["parallel.zero.reduce_bucket"] == "1000" and "parallel.zero.pin_memory" not in found
     # where it runs, how it is watched, what is unset
     assert not {key for key in found if key.startswith(("launch.slurm", "launch.kubernetes", "run.tracking"))}
-    assert not {"None", "[]", "()"} & set(found.values()) and len(found) <= 60
+    assert not {"None", "[]", "()"} & set(found.values()) and len(found) < len(flatten(config)) / 2
     plan = {"parameters": 1234, "tokens_per_step": 64, "flops_per_step": 1.5}
     plan["fullest_rank"] = {"parameters": 1, "weights": 1, "optimizer": 1, "carried": 1}  # type: ignore[assignment]
     assert sizes(config, parsed({"event": "attempt", "attempt": 1, "plan": plan})) == {
@@ -353,8 +353,9 @@ def test_a_model_that_no_export_knows_is_refused_before_the_run(tmp_path: Path) 
     text = f"""\
 model: {{layers: 2, width: 16, heads: 2, head_dim: 8, window: 8, repeat: 2, mixers: {{window: {{}}}}}}
 data: {{dataset: {folder}, segment: 16, streams: 2}}
+optimizer: {{warmup_steps: 1}}
 run: {{directory: {tmp_path / "run"}, steps: 2, tracking: {{register_model: bard}}}}
 """
-    with pytest.raises(ConfigError, match="model.repeat=2: not in the exported code"):
+    with pytest.raises(ConfigError, match=r"model\.repeat=2: not in the exported code"):
         check_with_data(load([text]).config)
     check_with_data(load([text.replace("register_model: bard", "log_model: false")]).config)
