@@ -15,6 +15,7 @@ from brt_dist.config.schema import Config
 from brt_dist.errors import ExitCode
 from brt_dist.events import to_json
 from brt_dist.run_directory import RunDirectory
+from launch.doctor.fitting import laid_out, refuse_oversize
 from launch.run.claim import claimed
 from launch.run.config_file import absolute, refuse_other_run, write_config
 from launch.run.history import History
@@ -89,7 +90,7 @@ def train(
         BrtError: no attempt could be started.
     """
     resolved = load(sources, overrides)
-    resolved = replace(resolved, config=absolute(resolved.config))
+    resolved = laid_out(replace(resolved, config=absolute(resolved.config)))
     config, run = resolved.config, resolved.config.run.directory
     check(config)
     check_with_data(config)
@@ -119,7 +120,7 @@ def check_with_data(config: Config) -> None:
     """Check the rules that need the datasets, and that the initial weights fit the model.
 
     Raises:
-        ConfigError: a rule is broken.
+        ConfigError: a rule is broken, or the run needs more memory than its devices have.
         DataError: a dataset cannot be opened or does not fit.
         CheckpointError: the initial weights cannot be opened or do not fit.
     """
@@ -130,10 +131,11 @@ def check_with_data(config: Config) -> None:
         from brt_dist.export.formats.hf import refuse_unknown_kinds
 
         refuse_unknown_kinds(config.model)
+    model = config.model.model_copy(update={"vocab_size": training.vocab_size})
+    refuse_oversize(config.model_copy(update={"model": model}))
     if run.init_from is not None and not History.read(run.directory).checkpoints:
         from brt_dist.training.initial_weights import check_initial_weights
 
-        model = config.model.model_copy(update={"vocab_size": training.vocab_size})
         check_initial_weights(run.init_from, config.model_copy(update={"model": model}), training.tokenizer_digest)
 
 

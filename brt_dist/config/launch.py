@@ -26,6 +26,11 @@ class LaunchSettings(Section):
     gpus_per_node: NonNegativeInt | None = Field(
         None, description="GPUs to request per node; unset: one per rank if run.device=cuda, otherwise none"
     )
+    gpu_kind: str | None = Field(
+        None,
+        description="kind of the GPUs, for the plan: h100, h200, a100, b200, mi300x, or a file as for `brt plan "
+        "--device`; unset: those of this machine if the run is local",
+    )
     time_limit: str | None = Field(
         None,
         pattern=r"^([0-9]{1,4}-)?[0-9]{1,3}:[0-5][0-9](:[0-5][0-9])?$",

@@ -136,7 +136,20 @@ def _merge(target: Tree, update: Tree) -> None:
 
 def _respelled(tree: Tree, problems: list[str]) -> Tree:
     """`tree` with keys of earlier versions in their current spelling."""
-    return {**tree, **_respelled_model(tree, problems), **_respelled_optimizer(tree, problems)}
+    return {
+        **tree,
+        **_respelled_model(tree, problems),
+        **_respelled_optimizer(tree, problems),
+        **_respelled_parallel(tree),
+    }
+
+
+def _respelled_parallel(tree: Tree) -> Tree:
+    """`parallel: auto` in full."""
+    node = tree.get("parallel")
+    if not isinstance(node, Leaf) or node.value != "auto":
+        return {}
+    return {"parallel": {"auto": Leaf(True, node.place)}}
 
 
 def _respelled_model(tree: Tree, problems: list[str]) -> Tree:

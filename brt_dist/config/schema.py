@@ -199,8 +199,11 @@ class DataConfig(Section):
 
 
 class ParallelConfig(Section):
-    """The layout: world size = tensor * pipeline * data."""
+    """The layout: world size = tensor * pipeline * data.  `parallel: auto` is short for `parallel: {auto: true}`."""
 
+    auto: bool = Field(
+        False, description="let the plan choose the layout when the run starts, for the GPUs that it gets"
+    )
     tensor: PositiveInt = Field(1, description="tensor parallel size [tp]: splits heads, MLPs and the vocabulary")
     pipeline: PositiveInt = Field(1, description="pipeline stages [pp]")
     stage_layers: tuple[PositiveInt, ...] = Field(
@@ -299,6 +302,9 @@ class RunConfig(Section):
     )
     init_from: str | None = Field(
         None, description="initial weights: output of `brt import` or `brt export`, a run directory or a checkpoint"
+    )
+    allow_oversize: bool = Field(
+        False, description="start although the plan says that ranks need more memory than their devices have"
     )
     allow: tuple[str, ...] = Field((), description="settings that may differ from those of the checkpoint on resume")
     evaluate_every: NonNegativeInt = Field(0, description="steps between evaluations; 0: only after the last step")

@@ -20,14 +20,13 @@ class RankMemory:
         gradients: and their sums over micro-batches.
         masters: float32 weights.
         optimizer: its state.
-        buckets: through which gradients are reduced.
+        buckets: through which gradients are reduced, and ZeRO-3 gathers weights.
         activations: of the micro-batches between forward and backward.
         streams: memory of streams on the device, both slots or those in flight.
         logits: what the loss is computed with, on the last stage.
-        workspace: what the backward of a layer needs: what it computes again, gradients and temporaries; ZeRO-3:
-            gathered weights.
+        workspace: what the backward of a layer needs: what it computes again, gradients and temporaries.
         host_streams: memory of streams in host memory.
-        host_optimizer: masters and state of the optimizer in host memory.
+        host_offloaded: what ZeRO keeps in host memory.
     """
 
     weights: int
@@ -40,7 +39,7 @@ class RankMemory:
     logits: int
     workspace: int
     host_streams: int = 0
-    host_optimizer: int = 0
+    host_offloaded: int = 0
 
     @cached_property
     def device(self) -> int:
@@ -48,7 +47,7 @@ class RankMemory:
 
     @property
     def host(self) -> int:
-        return self.host_streams + self.host_optimizer
+        return self.host_streams + self.host_offloaded
 
     def parts(self) -> Iterator[tuple[str, int]]:
         """Name and bytes of what is on the device."""
@@ -75,10 +74,6 @@ def rank_memory(sizes: ModelSizes, parallel: ParallelConfig, stage: int) -> Rank
     largest = max(layers.values(), key=lambda layer: layer.full)
     again = 0 if parallel.recompute == "none" else largest.full
     workspace = again + round(BACKWARD * largest.full)
-    if parallel.zero_stage == 3:
-        elements = max(sizes.work(kind).parameters for kind in counts) // parallel.tensor
-        live = min(parallel.zero.most_live, 2 * elements + parallel.zero.prefetch_bucket)
-        workspace += live * local.itemsize
     micro_batch = held.carried * parallel.micro_batch
     slots = 2 * micro_batch * config.micro_batches
     on_host = parallel.stream_memory == "host"
@@ -87,18 +82,24 @@ def rank_memory(sizes: ModelSizes, parallel: ParallelConfig, stage: int) -> Rank
     shards = parallel.data if parallel.zero_stage else 1
     has_masters = parallel.zero_stage > 0 or local.itemsize == 2
     masters = _MASTER * held.parameters // shards if has_masters else 0
-    offloaded = parallel.zero.offload_optimizer != "none"
+    state = held.optimizer - masters
+    if parallel.zero.offload_optimizer != "none":
+        masters = state = 0
+    weights = held.weights if parallel.zero.offload_parameters == "none" else 0
+    # of gradients and buffers the accounting has those in host memory too
+    rest = held.device - 2 * held.carried - weights - masters - state
+    buckets = min(held.buckets, rest)
     return RankMemory(
-        weights=held.weights,
-        gradients=held.gradients,
-        masters=0 if offloaded else masters,
-        optimizer=0 if offloaded else held.optimizer - masters,
-        buckets=held.buckets,
+        weights=weights,
+        gradients=rest - buckets,
+        masters=masters,
+        optimizer=state,
+        buckets=buckets,
         activations=begun * kept,
         streams=streams,
         logits=logits,
         # the loss is done before the first layer's backward begins
         workspace=max(workspace - logits, 0),
         host_streams=slots if on_host else 0,
-        host_optimizer=held.optimizer if offloaded else 0,
+        host_offloaded=held.host,
     )

@@ -9,7 +9,6 @@ from brt_dist.planning.devices import DeviceSpec
 from brt_dist.planning.layout_plan import LayoutPlan, Planner
 
 _MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
-_LARGEST = 1 << 20  # devices that `least_devices` tries
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,17 @@ def search(planner: Planner, devices: int) -> Ranked:
     return found
 
 
-def least_devices(planner: Planner, devices: int) -> tuple[int, LayoutPlan] | None:
-    """The smallest number of devices, `devices` doubled again and again, on which some layout fits, and its plan."""
-    while devices <= min(_LARGEST, planner.config.data.streams * 1024):
-        found = search(planner, devices)
-        if found.plans:
-            return devices, found.plans[0]
+def least_devices(planner: Planner, devices: int) -> LayoutPlan | None:
+    """A plan on the fewest devices that are enough, `devices` doubled again and again; None if none are.
+
+    Of each number, only layouts are tried that save memory at every cost.
+    """
+    largest = planner.device.devices_per_node * planner.config.model.layers * planner.config.data.streams
+    while devices <= largest:
+        plans = [planner.plan(layout) for layout in _thrifty(planner, devices)]
+        fitting = [plan for plan in plans if plan.problem is None]
+        if fitting:
+            return min(fitting, key=lambda plan: plan.time.total)
         devices *= 2
     return None
 
@@ -101,6 +105,13 @@ def _variants(config: Config, layout: ParallelConfig, device: DeviceSpec) -> Ite
                 continue
             for recompute in ("none", "attention", "layer"):
                 yield divided.model_copy(update={"micro_batch": streams, "recompute": recompute})
+
+
+def _thrifty(planner: Planner, devices: int) -> Iterator[ParallelConfig]:
+    """Of all degrees, the layout that needs least memory."""
+    for layout in _layouts(planner.config, devices, planner.device):
+        if layout.recompute == "layer" and layout.micro_batch == 1 and layout.sequence_parallel == (layout.tensor > 1):
+            yield list(_by_place(planner, layout))[-1]
 
 
 def _by_place(planner: Planner, layout: ParallelConfig) -> Iterator[ParallelConfig]:

@@ -227,9 +227,9 @@ def _once_a_step(
         reduce += 4 * table / (device.network_rate * device.link_efficiency)
     touched = 2 * (memory.masters + memory.optimizer) + memory.gradients / max(parallel.data, 1) + memory.weights
     update = touched / device.memory_rate
-    if memory.host_optimizer:
-        own = memory.host_optimizer
-        update += (2 * own + 2 * own / 3) / device.host_rate  # updated in host memory; gradients come, weights go back
+    if parallel.zero.offload_optimizer != "none":  # updated in host memory; gradients come, weights go back
+        own = sizes.held(parallel, stage).optimizer
+        update += (2 * own + count // max(parallel.data, 1) * (4 + itemsize)) / device.host_rate
     return reduce, gather, update
 
 

@@ -18,6 +18,7 @@ from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.kinds import BACKENDS
 from brt_dist.run_directory import RunDirectory
 from launch.backends.job import Job, chunks
+from launch.doctor.fitting import laid_out, refuse_oversize
 from launch.run.claim import claimed
 from launch.run.config_file import absolute, refuse_other_run, write_config
 from launch.run.redact import redact
@@ -65,7 +66,7 @@ def submit(sources: Sequence[Path | str], overrides: Sequence[str], *, dry_run: 
         PlatformError: the backend refuses, or the run is already submitted.
     """
     resolved = load(sources, overrides)
-    resolved = replace(resolved, config=absolute(resolved.config))
+    resolved = laid_out(replace(resolved, config=absolute(resolved.config)))
     config, run = resolved.config, resolved.config.run.directory
     check(config)
     _check_here(config)
@@ -190,6 +191,8 @@ def _check_here(config: Config) -> None:
     # Folders of a cluster need not exist here.
     if backend.shares_folders or _are_here(config):
         check_with_data(config)
+    else:
+        refuse_oversize(config)
 
 
 def _are_here(config: Config) -> bool:

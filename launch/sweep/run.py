@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import CheckpointError, ConfigError, DataError, ExitCode
 from brt_dist.run_directory import RunDirectory
+from launch.doctor.fitting import laid_out
 from launch.run.claim import claimed
 from launch.run.config_file import absolute, refuse_other_run
 from launch.sweep.grid import Point, axes, points
@@ -138,7 +139,8 @@ def _check(request: _Request) -> None:
     problems: dict[str, list[str]] = {}
     for point in request.points:
         try:
-            config = absolute(load(request.sources, request.overrides_of(point)).config)
+            resolved = load(request.sources, request.overrides_of(point))
+            config = laid_out(replace(resolved, config=absolute(resolved.config))).config
             check(config)
             check_with_data(config)
             if RunDirectory(config.run.directory).is_run:

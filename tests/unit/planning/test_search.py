@@ -58,15 +58,9 @@ def test_it_says_why_others_lose() -> None:
     assert "slower, most for compute" in found.why_not_first(recomputing)
 
 
-def test_the_optimizer_is_offloaded_where_nothing_else_fits() -> None:
-    config = recipe("scale_7b", "data.streams=16")
-    found = search(Planner(config, H100), 1)
-    assert found.plans and all(plan.parallel.zero.offload_optimizer == "cpu" for plan in found.plans)
-
-
 def test_the_least_number_of_devices() -> None:
     planner = Planner(recipe("scale_70b"), H100)
-    assert not search(planner, 2).plans
     found = least_devices(planner, 2)
-    assert found is not None and found[0] > 2 and found[1].problem is None
-    assert not search(planner, found[0] // 2).plans
+    assert found is not None and found.problem is None
+    count = found.parallel.world_size
+    assert count > 2 and not search(planner, count // 2).plans
