@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TRANSFORMERS := $(VENV)/transformers/.installed
+LM_EVAL := $(VENV)/lm_eval/.installed
 STEPS ?= 600
 
 # make test-long    the tests that take minutes each      make test-gpu   the tests that need a GPU
@@ -15,7 +16,9 @@ STEPS ?= 600
 # make test-faults   injects real faults into real runs; prints the table of docs/faults.md
 # make -C tests/cluster TARGET   tests that need root or apt: several nodes, Slurm, Kubernetes, PostgreSQL, a browser
 
-.PHONY: quickstart install test test-long test-gpu test-triton test-faults check format parity lock clean
+# make test-lm-eval  lm-evaluation-harness on an export for transformers, in an environment of its own; offline
+
+.PHONY: quickstart install test test-long test-gpu test-triton test-lm-eval test-faults check format parity lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/brt data corpus books --out quickstart/corpus
@@ -38,6 +41,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 $(TRANSFORMERS): $(INSTALLED) requirements-transformers.lock
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(@D) --requirement requirements-transformers.lock
+	@touch $@
+
+$(LM_EVAL): $(INSTALLED) requirements-transformers.lock requirements-lm-eval.lock
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(@D) --requirement requirements-transformers.lock \
+		--requirement requirements-lm-eval.lock
 	@touch $@
 
 test: $(INSTALLED) $(TRANSFORMERS)
@@ -66,6 +74,9 @@ test-gpu: $(INSTALLED)
 test-triton: $(INSTALLED)
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/triton "triton==3.6.0" "numpy==2.2.6"
 	PYTHONPATH=$(VENV)/triton TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/unit/model/test_triton_kernels.py
+
+test-lm-eval: $(LM_EVAL)
+	$(BIN)/python -m pytest tests/harness
 
 test-faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults

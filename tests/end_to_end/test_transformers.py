@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.data.tokenizers import BYTES_FILE, Tokenizer, load_tokenizer, parse_tokenizer
@@ -22,6 +23,7 @@ from brt_dist.kinds import WEIGHT_FORMATS
 from brt_dist.model.model import BlockRecurrentModel
 from brt_dist.model.parameters import logical_parameters
 from brt_dist.parallel.layout import single_process
+from launch.cli import brt
 from tests.datasets import make_dataset
 
 TRANSFORMERS = Path(sys.prefix) / "transformers"
@@ -143,6 +145,12 @@ def test_it_is_imported_again_exactly(tmp_path: Path) -> None:
     tokenizer = parse_tokenizer(BYTES_FILE, "bytes")
     network = export("dual-raw", tmp_path / "hf", tokenizer)
     with open_weights(str(tmp_path / "hf")) as weights:
+        assert weights.tokenizer == BYTES_FILE and weights.model == network.config
+        for parameter in logical_parameters(network):
+            assert torch.equal(weights.read(parameter.name), parameter.whole([parameter.local.detach()]))
+    done = CliRunner().invoke(brt, ["import", str(tmp_path / "hf"), "--out", str(tmp_path / "imported")])
+    assert done.exit_code == 0, done.output
+    with open_weights(str(tmp_path / "imported")) as weights:
         assert weights.tokenizer == BYTES_FILE and weights.model == network.config
         for parameter in logical_parameters(network):
             assert torch.equal(weights.read(parameter.name), parameter.whole([parameter.local.detach()]))

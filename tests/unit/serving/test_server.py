@@ -215,3 +215,89 @@ def test_the_token(model: TrainedModel) -> None:
             assert call(port, "/v1/completions", {"prompt": "x"}, given)[0] == 401
             assert call(port, "/metrics", headers=given)[0] == 401
         assert call(port, "/v1/completions", {"prompt": "x"}, {"Authorization": "Bearer secret"})[0] == 200
+
+
+def begin_stream(port: int, **body: Any) -> socket.socket:
+    """A client that has asked for a stream and read its first bytes."""
+    data = json.dumps({"stream": True, **body}).encode()
+    client = socket.create_connection(("127.0.0.1", port), timeout=60)
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json"
+    client.sendall(f"{head}\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+    assert client.recv(10)
+    return client
+
+
+def test_a_session_that_is_cut_off_is_as_it_was_before(model: TrainedModel) -> None:
+    with serving(model, Limits(streams=2, new_tokens=10**9)) as port:
+        complete(port, prompt="One text", max_tokens=11, seed=4, session="s", session_new=True)
+        known = texts(complete(port, prompt=" More.", max_tokens=9, seed=4, session="s"))
+        complete(port, prompt="One text", max_tokens=11, seed=4, session="s", session_new=True)
+        with begin_stream(port, prompt=" More.", max_tokens=10**8, seed=4, session="s"):
+            status, answer = call(port, "/v1/completions", {"prompt": "x", "session": "s"})
+            assert status == 409 and "under way" in answer["error"]["message"]
+        deadline = time.monotonic() + 60
+        while 'brt_requests_total{ended="cancelled"} 1.0' not in call(port, "/metrics")[1]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert texts(complete(port, prompt=" More.", max_tokens=9, seed=4, session="s")) == known
+
+
+def test_sessions_at_once_see_nothing_of_each_other(model: TrainedModel) -> None:
+    """Each client's text, in four requests beside those of others, against the same requests one after the other."""
+    parts = ["The story of {n}: ", "it was {n} again. ", "", "And {n}."]
+
+    def told(port: int, number: int) -> list[str]:
+        return [
+            texts(
+                complete(
+                    port,
+                    prompt=part.format(n=str(number) * (number + 1)),
+                    max_tokens=7 + number,
+                    seed=number,
+                    session=f"client {number}",
+                    session_new=place == 0,
+                )
+            )[0]
+            for place, part in enumerate(parts)
+        ]
+
+    limits = Limits(streams=3, sessions=9)
+    with serving(model, limits) as port:
+        alone_first = [told(port, number) for number in range(8)]
+    with serving(model, limits) as port, ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda number: told(port, number), range(8))) == alone_first
+    assert len({story[0] for story in alone_first}) == 8
+
+
+def test_forgotten_sessions_are_unknown(model: TrainedModel) -> None:
+    with serving(model, Limits(sessions=2, session_seconds=0.5)) as port:
+        for name in ("a", "b", "c"):
+            complete(port, prompt="x", max_tokens=1, session=name, session_new=True)
+        status, answer = call(port, "/v1/completions", {"prompt": "x", "session": "a"})
+        assert status == 404 and "session_new=true" in answer["error"]["message"]  # two are kept
+        time.sleep(0.6)
+        status, answer = call(port, "/v1/completions", {"prompt": "x", "session": "c"})
+        assert status == 404 and "0.5 s" in answer["error"]["message"]
+
+
+def test_slow_clients_hold_up_nobody(model: TrainedModel) -> None:
+    """One that sends its body late, one that never does, and one that does not read what it is sent."""
+    with (
+        serving(model, Limits(streams=2, new_tokens=10**6)) as port,
+        socket.create_connection(("127.0.0.1", port)) as never,
+    ):
+        body = json.dumps({"prompt": "One text", "max_tokens": 5}).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        never.sendall(head + b"Content-Length: 1000\r\n\r\n{")
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as late:
+            late.sendall(head + f"Content-Length: {len(body)}\r\n\r\n".encode() + body[:7])
+            with begin_stream(port, prompt="x", max_tokens=10**6):
+                for seed in range(3):
+                    assert texts(complete(port, prompt="One text", max_tokens=5, seed=seed)) == [
+                        alone(model, "One text", 5, seed)
+                    ]
+            late.sendall(body[7:])
+            answer = b""
+            while piece := late.recv(10_000):
+                answer += piece
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["choices"][0]["text"] == alone(model, "One text", 5)
