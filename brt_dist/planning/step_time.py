@@ -19,6 +19,9 @@ from brt_dist.planning.simulator.seconds import StageSeconds
 
 _FORWARD_OPERATIONS = 0.4  # share of a layer's operations that the forward has
 
+_DISTURBED = 0.2
+"""For how long compute is held up by communication beside it, which takes multiprocessors and memory: an assumption"""
+
 
 @dataclass(frozen=True)
 class StepTime:
@@ -108,9 +111,9 @@ def stage_time(sizes: ModelSizes, parallel: ParallelConfig, stage: int, device: 
         ahead_sent = 4 * half + of_states
         back_sent = (ahead_sent / (1 if parallel.recompute == "layer" else 2)) * (passes - 1) + of_states
         if parallel.sequence_parallel:
-            back_sent += 2 * half + max(0.0, 4 * half - 2 * (mixer + ffn))  # the rest runs beside the products
+            back_sent += 2 * half + _exposed(4 * half, 2 * (mixer + ffn))  # the rest runs beside the products
         else:
-            back_sent += max(0.0, 4 * half - (mixer + ffn))
+            back_sent += _exposed(4 * half, mixer + ffn)
         forward += times * ahead
         backward += times * back
         launches += times * (ahead_idle + back_idle)
@@ -216,11 +219,11 @@ def _once_a_step(
     if parallel.zero_stage == 0:
         reduce, gather = 2 * count * itemsize * moved, 0.0
     elif scatters_sums(config) and parallel.zero.overlap is not False:
-        reduce = max(0.0, sums - time.backward)  # beside the last backward
+        reduce = _exposed(sums, time.backward)  # beside the last backward
     elif parallel.zero_stage == 2:
         reduce = micro_batches * sums
     elif parallel.zero_stage == 3:
-        reduce = micro_batches * max(0.0, sums + 2 * weights - time.compute)
+        reduce = micro_batches * _exposed(sums + 2 * weights, time.compute)
         gather = 0.0
     if parallel.pipeline > 1 and stage in (0, parallel.pipeline - 1):
         table = padded_vocab(config.model.vocab_size or 0, parallel.tensor) // parallel.tensor * config.model.width
@@ -231,6 +234,11 @@ def _once_a_step(
         own = sizes.held(parallel, stage).optimizer
         update += (2 * own + count // max(parallel.data, 1) * (4 + itemsize)) / device.host_rate
     return reduce, gather, update
+
+
+def _exposed(seconds: float, beside: float) -> float:
+    """What communication costs that runs beside so many seconds of compute."""
+    return max(0.0, seconds - beside) + _DISTURBED * min(seconds, beside)
 
 
 def _flops(config: Config, device: DeviceSpec) -> float:

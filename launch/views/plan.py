@@ -1,6 +1,6 @@
 """What `brt plan` prints: memory and time by part, with bars; and the table of a search."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from brt_dist.planning.layout_plan import LayoutPlan, Planner, layout_json, layout_words
 from brt_dist.planning.search import Ranked
@@ -35,9 +35,9 @@ def search_text(found: Ranked, most: int) -> str:
         for number, plan in enumerate(found.plans[:most], 1)
     ]  # fmt: skip
     rows += [("-", layout(plan), "", "", size(plan.memory.device), str(plan.problem)) for plan in found.oversize[:3]]
-    head = ("", "layout", "step", "MFU", "memory", "")
+    head = ("", "layout", "step", "MFU", "memory", "why")
     counts = f"{len(found.plans)} layouts fit, {len(found.oversize)} do not"
-    return f"{text_of(table(head, rows, right=('', 'step', 'MFU', 'memory')))}\n{counts}"
+    return f"{text_of(table(head, rows, right=('step', 'MFU', 'memory')))}\n{counts}"
 
 
 def layout(plan: LayoutPlan) -> str:
@@ -104,7 +104,7 @@ def _facts(plan: LayoutPlan) -> Iterator[tuple[str, str]]:
     found = plan.to_json()
     yield "speed", f"{plan.tokens_per_second:,.0f} tokens/s, MFU {plan.mfu:.1%}"
     tokens = plan.steps * plan.tokens
-    yield "run", f"{plan.steps:,} steps, {tokens / 1e9:,.1f} billion tokens, {plan.days:,.1f} days"
+    yield "run", f"{plan.steps:,} steps, {tokens / 1e9:,.1f} billion tokens, {_length(plan.days)}"
     yield "cost", "price unknown; give --price" if plan.cost is None else f"${plan.cost:,.0f} at ${plan.device.price}/h"
     saved = f"{size(int(plan.saved))} every {plan.checkpoint_every:,} steps"
     yield "checkpoints", f"{saved}, {size(int(found['checkpoint_bytes_per_second']))}/s"
@@ -115,14 +115,18 @@ def _bar(part: float, whole: float) -> str:
     return "█" * max(round(_BAR * part / whole), 0) if whole else ""
 
 
-def plans_table(plans: Sequence[tuple[str, LayoutPlan | None]], head: str) -> list[str]:
-    """Rows in Markdown: of each name, its plan in short."""
-    lines = [f"| {head} | layout | memory | step | MFU | days | cost |", "|---|---|---:|---:|---:|---:|---:|"]
-    for name, plan in plans:
-        if plan is None:
-            lines.append(f"| {name} | no layout fits | | | | | |")
-            continue
-        cost = "-" if plan.cost is None else f"${plan.cost:,.0f}"
-        cells = (name, layout(plan), size(plan.memory.device), f"{plan.time.total:.2f} s", f"{plan.mfu:.1%}")
-        lines.append(f"| {' | '.join(cells)} | {plan.days:,.1f} | {cost} |")
-    return lines
+def plan_row(plan: LayoutPlan) -> tuple[str, ...]:
+    """Layout, memory, step, MFU, time and cost of a plan."""
+    cost = "-" if plan.cost is None else f"${plan.cost:,.0f}"
+    return (
+        layout(plan),
+        size(plan.memory.device),
+        f"{plan.time.total:.2f} s",
+        f"{plan.mfu:.1%}",
+        _length(plan.days),
+        cost,
+    )
+
+
+def _length(days: float) -> str:
+    return f"{days:,.1f} days" if days >= 2 else f"{24 * days:.1f} hours"
