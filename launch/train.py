@@ -240,4 +240,4 @@ def _report(run: Path, tell: Callable[[str], None]) -> None:
 def _plot(config: Config, run: Path) -> Path | None:
     from launch.views.plots import plot_loss
 
-    return plot_loss(run, config.run.name)
+    return plot_loss(run, config.run.name, config.optimizer.warmup_steps)

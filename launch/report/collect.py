@@ -1,7 +1,9 @@
 """The facts of a report, collected from the files of a run directory."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ from brt_dist.event_log import read_events
 from brt_dist.events import AttemptEvent, Event
 from brt_dist.run_directory import RunDirectory
 from launch.run.attempt_record import AttemptRecord, read_attempts
+from launch.run.dataset_record import dataset_tokens
 from launch.run.history import History
 from launch.run.redact import redact
+
+_MOST_SCALED = 400  # steps whose tokens and time are on the page
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class RunFacts:
         attempts: their records.
         config: values by flat key.
         origins: of those values.
+        warmup: steps of the learning rate's warm-up.
+        epoch_tokens: of the training dataset, if there is one and it is known here.
     """
 
     folder: Path
@@ -35,6 +42,8 @@ class RunFacts:
     attempts: list[AttemptRecord]
     config: dict[str, Any]
     origins: dict[str, str]
+    warmup: int = 0
+    epoch_tokens: int | None = None
 
     @classmethod
     def of(cls, folder: Path) -> "RunFacts":
@@ -52,11 +61,51 @@ class RunFacts:
         # the tracking URI may hold a password
         flat = {key: redact(value) if isinstance(value, str) else value for key, value in flatten(config).items()}
         records = read_attempts(folder)
-        return cls(folder, config.run.name, config.run.steps, read_events(folder), records, flat, origins)
+        places = config.data.training
+        return cls(
+            folder,
+            config.run.name,
+            config.run.steps,
+            read_events(folder),
+            records,
+            flat,
+            origins,
+            config.optimizer.warmup_steps,
+            dataset_tokens(places[0][0]) if len(places) == 1 else None,
+        )
 
-    @property
+    @cached_property
     def history(self) -> History:
         return History.of(self.events)
+
+    @property
+    def parameters(self) -> int | None:
+        plan = self.history.attempt.plan if self.history.attempt else None
+        return None if plan is None else plan.parameters
+
+    @property
+    def epochs(self) -> float | None:
+        """How often the training dataset was read so far."""
+        last = self.history.latest_step()
+        if last is None or last.tokens is None or self.epoch_tokens is None:
+            return None
+        return last.tokens / self.epoch_tokens
+
+    def scales(self) -> dict[str, list[float]]:
+        """Tokens and hours of training at some steps, from step 0: hours are those of steps, evaluations and saves."""
+        known = [event for _, event in sorted(self.history.steps.items())]
+        every = max(len(known) // _MOST_SCALED, 1)
+        steps, tokens, hours = [0.0], [0.0], [0.0]
+        elapsed, before = 0.0, None
+        for number, event in enumerate(known):
+            own = event.step_seconds or 0.0
+            elapsed += own if before is None or before.attempt != event.attempt else max(event.time - before.time, 0.0)
+            before = event
+            if number % every == 0 or number == len(known) - 1:
+                steps.append(event.step)
+                tokens.append(event.tokens or tokens[-1])
+                hours.append(round(elapsed / 3600, 6))
+        return {"step": steps, "tokens": tokens, "hours": hours}
 
     @property
     def status(self) -> str:
@@ -93,3 +142,22 @@ class RunFacts:
             (event.start_step, f"attempt {event.attempt} after: {reasons.get((event.attempt or 0) - 1, '')}")
             for event in begins
         ]
+
+
+def labels(runs: Sequence[RunFacts]) -> list[str]:
+    """A name for each run; those of the same name are told apart by the ends of their directories."""
+    names = [run.name for run in runs]
+    parts = [run.folder.absolute().parts for run in runs]
+    found = []
+    for number, name in enumerate(names):
+        same = [i for i, other in enumerate(names) if other == name and i != number]
+        depth = next(
+            (
+                depth
+                for depth in range(1, len(parts[number]) + 1)
+                if all(parts[i][-depth:] != parts[number][-depth:] for i in same)
+            ),
+            1,
+        )
+        found.append(f"{name} ({'/'.join(parts[number][-depth:])})" if same else name)
+    return found

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from markupsafe import Markup
 
@@ -10,40 +11,53 @@ from brt_dist.kinds import MIXERS
 from launch.report.charts import Below, Curve, chart, short
 from launch.report.collect import RunFacts
 from launch.run.history import History
+from launch.views.smoothing import RAW_ALONE, settled, smooth
 
 COLOURS = 8  # of the page
 NAMES = {"train": "training text", "validation": "held-out text"}
 
 
-def charts(run: RunFacts) -> list[Markup]:
-    """All figures that are not empty."""
+def charts(run: RunFacts, number: int = 0) -> list[Markup]:
+    """All figures that are not empty; `number` is that of the run on the page."""
     history, lines = run.history, run.restarts
-    loss = [Curve("training", points(history, lambda step: step.bits_per_token), 0)]
-    for number, dataset in enumerate(("train", "validation")):
+    loss = smoothed("training", points(history, lambda step: step.bits_per_token), 0, run, number)
+    gains = []
+    for dataset, colour in (("train", 1), ("validation", 3)):
         for memory in ("carried", "cleared"):
-            colour = 1 + 2 * number + (memory == "cleared")
             name = f"{NAMES[dataset]}, memory {memory}"
-            loss.append(Curve(name, evaluation_points(history, dataset, memory), colour, marks=True))
+            evaluated = evaluation_points(history, dataset, memory)
+            cleared = memory == "cleared"
+            loss.append(Curve(name, evaluated, colour + cleared, marks=True, counts=settled(evaluated, run.warmup)))
+        gains.append(gain_curve(NAMES[dataset], history, dataset, colour, number))
     mfu = [(step, 100 * share) for step, share in points(history, lambda step: step.mfu)]
     wait = [(step, 100 * share) for step, share in points(history, _wait_share)]
+    speed = points(history, lambda step: step.tokens_per_second)
+    norm = points(history, lambda step: step.grad_norm)
+    draw = partial(chart, run=number)
     figures = [
-        chart("Loss", loss, "bits/token", lines),
-        chart(
-            "Gradient norm before clipping",
-            [Curve("norm", points(history, lambda step: step.grad_norm))],
-            "norm",
-            lines,
-        ),
-        chart("Learning rate", [Curve("rate", points(history, lambda step: step.learning_rate))], "rate", lines),
-        chart(
-            "Speed", [Curve("all ranks", points(history, lambda step: step.tokens_per_second), 2)], "tokens/s", lines
-        ),
-        chart("Waiting for data", [Curve("rank 0", wait, 1)], "% of the step", lines),
-        chart("MFU", [Curve("all ranks", mfu, 4)], "% of the peak", lines),
+        draw("Loss", loss, "bits/token", lines),
+        draw("What memory gains: cleared minus carried", gains, "bits/token", lines),
+        draw("Gradient norm before clipping", smoothed("norm", norm, 0, run, number), "norm", lines),
+        draw("Learning rate", [Curve("rate", points(history, lambda step: step.learning_rate))], "rate", lines),
+        draw("Speed", smoothed("all ranks", speed, 2, run, number), "tokens/s", lines),
+        draw("Waiting for data", smoothed("rank 0", wait, 1, run, number), "% of the step", lines),
+        draw("MFU", smoothed("all ranks", mfu, 4, run, number), "% of the peak", lines),
     ]
-    figures += _memory(run)
+    figures += _memory(run, number)
     figures.append(_positions(history))
     return [figure for figure in figures if figure]
+
+
+def smoothed(name: str, found: list[tuple[float, float]], colour: int, run: RunFacts, number: int) -> list[Curve]:
+    """A curve, or a pale one and its mean over it if it has many points."""
+    counts = settled(found, run.warmup) if found else []
+    if len(found) <= RAW_ALONE:
+        return [Curve(name, found, colour, run=number, counts=counts)]
+    means = list(zip([x for x, _ in found], smooth([y for _, y in found]), strict=True))
+    return [
+        Curve(f"{name}, raw", found, colour, faint=True, run=number, counts=counts),
+        Curve(f"{name}, smoothed", means, colour, run=number, counts=()),
+    ]
 
 
 def _positions(history: History) -> Markup:
@@ -63,7 +77,7 @@ def _positions(history: History) -> Markup:
     return chart("Loss by position in the document", curves, "bits/token", below=below)
 
 
-def _memory(run: RunFacts) -> list[Markup]:
+def _memory(run: RunFacts, number: int) -> list[Markup]:
     """A chart for each statistic that a kind of mixer declares, with a curve for each layer that has it."""
     declared = {
         name: statistic for mixer in MIXERS.values() for name, statistic in (mixer.statistics | mixer.watched).items()
@@ -83,7 +97,7 @@ def _memory(run: RunFacts) -> list[Markup]:
             for number, (layer, points) in enumerate(sorted(curves[key].items()))
         ]
 
-    return [chart(statistic.label, drawn(name), statistic.axis) for name, statistic in declared.items()]
+    return [chart(statistic.label, drawn(name), statistic.axis, run=number) for name, statistic in declared.items()]
 
 
 def points(history: History, value: Callable[[StepEvent], float | None]) -> list[tuple[float, float]]:
@@ -95,6 +109,18 @@ def points(history: History, value: Callable[[StepEvent], float | None]) -> list
 def evaluation_points(history: History, dataset: str, memory: str) -> list[tuple[float, float]]:
     found = [(key[0], event) for key, event in sorted(history.evaluations.items()) if key[1:] == (dataset, memory)]
     return [(step, event.bits_per_token) for step, event in found if event.bits_per_token is not None]
+
+
+def gain_points(history: History, dataset: str) -> list[tuple[float, float]]:
+    """Bits per token that clearing memory loses, at the steps that have both evaluations."""
+    carried = dict(evaluation_points(history, dataset, "carried"))
+    return [(x, y - carried[x]) for x, y in evaluation_points(history, dataset, "cleared") if x in carried]
+
+
+def gain_curve(name: str, history: History, dataset: str, colour: int, run: int) -> Curve:
+    """The curve of what memory gains, in a figure that shows zero."""
+    found = gain_points(history, dataset)
+    return Curve(name, found, colour, marks=True, run=run, counts=[*found, (0.0, 0.0)])
 
 
 def _wait_share(step: StepEvent) -> float | None:

@@ -1,7 +1,7 @@
 """The report of a run: one HTML file with everything in it."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,83 +23,135 @@ from brt_dist.events import (
 )
 from brt_dist.files import write_atomic
 from launch.report.charts import Curve, chart
-from launch.report.collect import RunFacts
-from launch.report.curves import COLOURS, NAMES, charts, evaluation_points, points
+from launch.report.collect import RunFacts, labels
+from launch.report.curves import COLOURS, NAMES, charts, evaluation_points, gain_curve, points, smoothed
+from launch.report.sweep import Swept, parallel, sweep_table
+from launch.report.tables import ReportTable
 from launch.report.templates import render
 from launch.run.history import History
 from launch.views.progress import duration
+from launch.views.smoothing import settled
 
 
-@dataclass(frozen=True)
-class ReportTable:
-    """A heading with a table below it."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-
-
-def write_report(runs: Sequence[Path], path: Path) -> Path:
+def write_report(runs: Sequence[Path], path: Path, sweep: Swept | None = None) -> Path:
     """Write the report of the runs in these folders to `path`.
+
+    Args:
+        runs: run directories.
+        path: of the file.
+        sweep: the sweep whose runs these are.
 
     Raises:
         ConfigError: one of the folders holds no run.
     """
-    write_atomic(path, page([RunFacts.of(run) for run in runs]))
+    write_atomic(path, page([RunFacts.of(run) for run in runs], sweep))
     return path
 
 
-def page(runs: Sequence[RunFacts]) -> str:
+def page(runs: Sequence[RunFacts], sweep: Swept | None = None) -> str:
     """The report; for several runs, their curves are compared first and each run follows."""
-    compared = _compared(runs) if len(runs) > 1 else None
-    return render("page.html.jinja", runs=[_run(run) for run in runs], compared=compared, colours=COLOURS)
+    names = labels(runs)
+    scales = json.dumps([run.scales() for run in runs]).replace("<", "\\u003c")
+    return render(
+        "page.html.jinja",
+        title=", ".join(names),
+        runs=[_run(run, name, number) for number, (run, name) in enumerate(zip(runs, names, strict=True))],
+        compared=_compared(runs, names) if len(runs) > 1 else None,
+        sweep=None if sweep is None else {"title": sweep.title, "best": sweep.best, "table": sweep_table(sweep)},
+        parallel=None if sweep is None else parallel(sweep),
+        colours=COLOURS,
+        scales=Markup(scales),
+    )
 
 
-def _compared(runs: Sequence[RunFacts]) -> list[Markup]:
-    curves = [
-        Curve(run.name, points(run.history, lambda step: step.bits_per_token), number % COLOURS)
-        for number, run in enumerate(runs)
-    ]
-    held_out = [
-        Curve(run.name, evaluation_points(run.history, "validation", "carried"), number % COLOURS, marks=True)
-        for number, run in enumerate(runs)
-    ]
+def _compared(runs: Sequence[RunFacts], names: Sequence[str]) -> list[Markup]:
+    training, held_out, gains = list[Curve](), list[Curve](), list[Curve]()
+    for number, (run, name) in enumerate(zip(runs, names, strict=True)):
+        colour, history = number % COLOURS, run.history
+        training += smoothed(name, points(history, lambda step: step.bits_per_token), colour, run, number)
+        found = evaluation_points(history, "validation", "carried")
+        counts = settled(found, run.warmup)
+        held_out.append(Curve(name, found, colour, marks=True, run=number, counts=counts))
+        gains.append(gain_curve(name, history, "validation", colour, number))
     figures = [
-        chart("Training loss", curves, "bits/token"),
+        chart("Training loss", training, "bits/token"),
         chart("Held-out loss, memory carried", held_out, "bits/token"),
+        chart("What memory gains on held-out text", gains, "bits/token"),
     ]
     return [figure for figure in figures if figure]
 
 
-def _run(run: RunFacts) -> dict[str, Any]:
+def _run(run: RunFacts, name: str, number: int) -> dict[str, Any]:
     """The values of a run for the template."""
-    sections = [_attempts(run), _planned(run), _evaluations(run.history), *_samples(run), _checkpoints(run.history)]
+    changed, usual = _config(run)
     return {
-        "name": run.name,
+        "name": name,
         "folder": run.folder,
+        "first": _held_out(run),
         "tiles": _tiles(run),
-        "figures": charts(run),
-        "sections": [*sections, _guards(run)],
-        "config": _config(run),
+        "figures": charts(run, number),
+        "sections": [
+            _evaluations(run.history),
+            *_samples(run),
+            _attempts(run),
+            _planned(run),
+            _checkpoints(run.history),
+            _guards(run),
+            _about(run),
+        ],
+        "changed": changed,
+        "usual": usual,
     }
 
 
+def _held_out(run: RunFacts) -> dict[str, str]:
+    """The first tile: bits per token with memory carried and cleared, and the difference."""
+    history = run.history
+    for dataset in ("validation", "train"):
+        carried = evaluation_points(history, dataset, "carried")
+        if not carried:
+            continue
+        step, bits = carried[-1]
+        cleared = dict(evaluation_points(history, dataset, "cleared")).get(step)
+        about = {"name": f"{NAMES[dataset]}, bits/token at step {step:,.0f}", "value": f"{bits:.3f}", "of": "carried"}
+        if cleared is not None:
+            about |= {"cleared": f"{cleared:.3f}", "gain": f"{cleared - bits:+.3f}"}
+        return about
+    last = history.latest_step()
+    value = "-" if last is None or last.bits_per_token is None else f"{last.bits_per_token:.3f}"
+    return {"name": "training, bits/token (not evaluated yet)", "value": value, "of": ""}
+
+
 def _tiles(run: RunFacts) -> list[tuple[str, str, str]]:
-    """Name, value and tone of the tiles at the top."""
+    """Name, value and tone of the tiles after the first."""
     last = run.history.latest_step() or StepEvent(step=0)
     status = run.status
     tone = "good" if status in ("finished", "running") else "bad" if status not in ("not started", "preempted") else ""
+    epochs = "" if run.epochs is None else f" ({run.epochs:.3g} epochs)"
     return [
         ("status", status, tone),
         ("step", f"{last.step:,} of {run.steps:,}", ""),
-        ("loss", _number(last.bits_per_token, "{:.3f} bits/token"), ""),
-        ("tokens", f"{last.tokens or 0:,}", ""),
+        ("training loss", _number(last.bits_per_token, "{:.3f} bits/token"), ""),
+        ("tokens", f"{last.tokens or 0:,}{epochs}", ""),
+        ("parameters", _number(run.parameters, "{:,}"), ""),
         ("speed", _number(last.tokens_per_second, "{:,.0f} tokens/s"), ""),
         ("MFU", _utilization(run), ""),
         ("time in attempts", duration(run.seconds), ""),
-        ("layout", run.layout, ""),
-        ("hosts", ", ".join(run.hosts) or "-", ""),
     ]
+
+
+def _about(run: RunFacts) -> ReportTable:
+    """Where it ran, with which code."""
+    record = run.attempts[-1] if run.attempts else None
+    versions = ", ".join(f"{name} {version}" for name, version in (record.versions if record else {}).items())
+    rows = [
+        ("directory", str(run.folder.absolute())),
+        ("layout", run.layout),
+        ("hosts", ", ".join(run.hosts) or "-"),
+        ("commit", (record.git_commit if record else None) or "-"),
+        ("versions", versions or "-"),
+    ]
+    return ReportTable("Code and machines", ("", ""), rows)
 
 
 def _utilization(run: RunFacts) -> str:
@@ -172,12 +224,27 @@ def _number(value: Any, form: str) -> str:
 
 
 def _evaluations(history: History) -> ReportTable:
-    rows = [
-        (f"{step:,}", NAMES.get(dataset, dataset), memory, f"{event.bits_per_token:.4f}", f"{event.tokens:,}")
-        for (step, dataset, memory), event in sorted(history.evaluations.items(), reverse=True)
-        if event.bits_per_token is not None and event.tokens is not None
-    ]
-    return ReportTable("Evaluations", ("step", "dataset", "memory", "bits/token", "tokens"), rows)
+    """One row a step, with the uses of memory side by side."""
+    found = {key: event for key, event in history.evaluations.items() if event.bits_per_token is not None}
+    order = {"carried": 0, "cleared": 1}
+    kinds = sorted({key[1:] for key in found}, key=lambda kind: (kind[0] == "train", order.get(kind[1], 2), kind))
+    head = ["step"]
+    for dataset, memory in kinds:
+        head.append(f"{NAMES.get(dataset, dataset)}, {memory}")
+        if memory == "cleared":
+            head.append("gain")
+    rows = []
+    for step in sorted({key[0] for key in found}, reverse=True):
+        cells = [f"{step:,}"]
+        for dataset, memory in kinds:
+            event, carried = found.get((step, dataset, memory)), found.get((step, dataset, "carried"))
+            bits = None if event is None else event.bits_per_token
+            cells.append(_number(bits, "{:.4f}"))
+            if memory == "cleared":
+                before = None if carried is None else carried.bits_per_token
+                cells.append("-" if bits is None or before is None else f"{bits - before:+.4f}")
+        rows.append(cells)
+    return ReportTable("Evaluations (bits/token)", head, rows)
 
 
 def _samples(run: RunFacts) -> list[ReportTable]:
@@ -185,8 +252,8 @@ def _samples(run: RunFacts) -> list[ReportTable]:
     event = next((event for event in reversed(run.events) if isinstance(event, SampleEvent)), None)
     if event is None:
         return []
-    rows = [(one.document, one.prompt[-200:], one.text) for one in event.samples]
-    return [ReportTable(f"Samples at step {event.step:,}", ("document", "prompt", "continuation"), rows)]
+    rows = [(one.document, one.prompt[-400:], one.text) for one in event.samples]
+    return [ReportTable(f"Samples at step {event.step:,}", ("document", "prompt", "continuation"), rows, text=True)]
 
 
 def _checkpoints(history: History) -> ReportTable:
@@ -208,12 +275,16 @@ def _guards(run: RunFacts) -> ReportTable:
         ):
             said = ", ".join(f"{key} {_plain(value)}" for key, value in event.details().items())
             rows.append(("-" if event.step is None else event.step, event.kind, said, _time(event.time)))
-    return ReportTable("Guards and messages", ("step", "event", "details", "at"), rows[-200:])
+    return ReportTable("Warnings and messages", ("step", "event", "details", "at"), rows[-200:])
 
 
-def _config(run: RunFacts) -> ReportTable:
+def _config(run: RunFacts) -> tuple[ReportTable, ReportTable]:
+    """The values that someone set, and the defaults."""
     rows = [(key, _plain(value), run.origins.get(key, "")) for key, value in run.config.items()]
-    return ReportTable("Config", ("key", "value", "origin"), rows)
+    head = ("key", "value", "origin")
+    changed = [row for row in rows if row[2] != "default"]
+    usual = [row[:2] for row in rows if row[2] == "default"]
+    return ReportTable("Config", head, changed), ReportTable("Defaults", head[:2], usual)
 
 
 def _plain(value: Any) -> str:

@@ -136,4 +136,4 @@ def result_table(results: Sequence[Result]) -> "Table":
         ]
         for result in results
     ]
-    return table([*keys, "verdict", "step", "loss", "bits/token"], rows)
+    return table([*keys, "verdict", "step", "training loss (nats)", "held-out bits/token"], rows)

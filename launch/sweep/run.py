@@ -22,6 +22,8 @@ from launch.train import WORKER, check_with_data, train
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from launch.report.sweep import Swept as ReportedSweep
+
 _OF_THE_USER = (ExitCode.PREEMPTED, ExitCode.INTERRUPTED)
 
 Teller = Callable[[str], None]
@@ -183,13 +185,25 @@ def _submit_all(request: _Request, tell: Teller) -> None:
             tell(f"{point.name}: {record.backend} job {record.job}" if record else point.name)
 
 
+def _swept(request: _Request, results: Sequence[Result]) -> "ReportedSweep":
+    """The sweep as its report shows it."""
+    from launch.report.sweep import Swept as ReportedSweep
+    from launch.report.sweep import SweptRun
+
+    top = best(results)
+    runs = [
+        SweptRun(one.run.name, one.settings, one.verdict, one.step, one.loss, one.bits_per_token) for one in results
+    ]
+    return ReportedSweep(f"Sweep {request.base.run.name}", runs, top.run.name if top else None)
+
+
 def _finish(request: _Request, tell: Teller) -> Swept:
     """Write the report of all runs, and update the parent run in MLflow."""
     from launch.report.page import write_report
 
     folder, results = request.sweep.folder, request.sweep.results()
     begun = [result.run for result in results if RunDirectory(result.run).is_run]
-    report = write_report(begun, RunDirectory(folder).report) if begun else None
+    report = write_report(begun, RunDirectory(folder).report, _swept(request, results)) if begun else None
     if request.base.run.tracking.enabled and begun:
         from launch.sweep.parent import send_apart
 

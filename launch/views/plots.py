@@ -8,13 +8,20 @@ from brt_dist.events import EvaluationEvent
 from brt_dist.files import atomic_file
 from brt_dist.run_directory import RunDirectory
 from launch.run.history import History
+from launch.views.smoothing import RAW_ALONE, settled, smooth
 
 # One colour for what is trained on, one for what is held out; cleared memory is the same colour, hollow.
 _COLOURS = {"train": "#1f5fa8", "validation": "#c2571a"}
 
 
-def plot_loss(run: Path, title: str = "") -> Path | None:
-    """Draw RUN/plots/loss.png: bits/token over steps, with evaluations.  Returns None if there is nothing to draw."""
+def plot_loss(run: Path, title: str = "", warmup: int = 0) -> Path | None:
+    """Draw RUN/plots/loss.png: bits/token over steps, with evaluations.  Returns None if there is nothing to draw.
+
+    Args:
+        run: the run directory.
+        title: above the plot.
+        warmup: steps whose loss does not decide how high the plot is.
+    """
     history = History.read(run)
     bits_of = {step: event.bits_per_token for step, event in history.steps.items() if event.bits_per_token is not None}
     if not bits_of:
@@ -27,12 +34,14 @@ def plot_loss(run: Path, title: str = "") -> Path | None:
     figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120, layout="constrained")
     order = sorted(bits_of)
     bits = [bits_of[step] for step in order]
-    if len(order) > 50:
+    if len(order) > RAW_ALONE:
         axes.plot(order, bits, color=_COLOURS["train"], alpha=0.25, linewidth=0.8)
-        axes.plot(order, _smooth(bits), color=_COLOURS["train"], linewidth=1.6, label="training (smoothed)")
+        axes.plot(order, smooth(bits), color=_COLOURS["train"], linewidth=1.6, label="training (smoothed)")
     else:
         axes.plot(order, bits, color=_COLOURS["train"], linewidth=1.6, label="training")
     _mark_evaluations(axes, history.evaluations)
+    axes.set_xlim(0, order[-1] * 1.015)  # room for the last mark
+    axes.set_ylim(*_heights(list(zip(order, bits, strict=True)), history, warmup))
     axes.set_xlabel("step")
     axes.set_ylabel("bits per token")
     axes.grid(alpha=0.25)
@@ -44,6 +53,19 @@ def plot_loss(run: Path, title: str = "") -> Path | None:
         figure.savefig(file, format="png")
     pyplot.close(figure)
     return path
+
+
+def _heights(points: list[tuple[float, float]], history: History, warmup: int) -> tuple[float, float]:
+    """Lowest and highest value to show, with some room."""
+    values = [bits for _, bits in settled(points, warmup)]
+    values += [
+        event.bits_per_token
+        for (step, *_), event in history.evaluations.items()
+        if event.bits_per_token is not None and step > warmup
+    ]
+    low, high = min(values), max(values)
+    room = 0.05 * (high - low) or 0.5
+    return low - room, high + room
 
 
 def _mark_evaluations(axes: Any, evaluations: Mapping[tuple[int, str, str], EvaluationEvent]) -> None:
@@ -62,13 +84,3 @@ def _mark_evaluations(axes: Any, evaluations: Mapping[tuple[int, str, str], Eval
             markerfacecolor=colour if memory == "carried" else "white",
             label=f"evaluation: {dataset}, memory {memory}",
         )
-
-
-def _smooth(values: list[float], share: float = 0.04) -> list[float]:
-    """Mean over a window of `share` of all points around each point."""
-    half = max(int(len(values) * share / 2), 1)
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    bounds = [(max(i - half, 0), min(i + half + 1, len(values))) for i in range(len(values))]
-    return [(sums[end] - sums[begin]) / (end - begin) for begin, end in bounds]
