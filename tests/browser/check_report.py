@@ -1,9 +1,11 @@
 """The report of a run in a real browser (Chromium).  Run by `make -C tests/cluster report`, not by `make test`."""
 
+import html
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +21,12 @@ QUIET = ("--no-first-run", "--disable-background-networking", "--disable-compone
 
 
 def screenshot(
-    page: Path, folder: Path, *options: str
+    page: Path, folder: Path, *options: str, size: str = "1300,1400"
 ) -> tuple["np.ndarray[tuple[int, ...], np.dtype[np.int64]]", str]:
     """The page as the browser draws it, (height, width, 3) from 0 to 255, and what was said on its console."""
     png = folder / "page.png"
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *QUIET, *options]
-    command += [f"--user-data-dir={folder / 'profile'}", "--window-size=1300,1400", f"--screenshot={png}"]
+    command += [f"--user-data-dir={folder / 'profile'}", f"--window-size={size}", f"--screenshot={png}"]
     done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     console = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
     return (image.imread(png)[..., :3] * 255).round().astype(int), console
@@ -42,23 +44,33 @@ def page(tmp_path: Path) -> Path:
     return run / "report.html"
 
 
-def boxes(page: Path, folder: Path) -> dict[str, list[dict[str, float]]]:
-    """Where the browser puts figures, pictures, curves and the page, in pixels: asked by a script put at its end."""
-    script = """<script>
+def asked(page: Path, folder: Path, script: str, width: int = 1300) -> dict[str, Any]:
+    """What a script finds that is put at the end of the page; it ends with `answer(OBJECT)`."""
+    code = f"""<script>
+      const answer = found => {{ document.body.textContent = JSON.stringify(found); }};
+      {script}
+    </script></body>"""
+    copy = folder / "asked.html"
+    copy.write_text(page.read_text().replace("</body>", code))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", *QUIET, f"--window-size={width},1400"]
+    command += [f"--user-data-dir={folder / 'profile'}", "--dump-dom", copy.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    body = done.stdout[done.stdout.index("<body>") + len("<body>") : done.stdout.index("</body>")]
+    found: dict[str, Any] = json.loads(html.unescape(body))
+    return found
+
+
+def boxes(page: Path, folder: Path, width: int = 1300) -> dict[str, list[dict[str, float]]]:
+    """Where the browser puts figures, pictures, curves and the page, in pixels."""
+    script = """
       const place = r => ({x: r.x, y: r.y, width: r.width, height: r.height});
       const box = e => place(e.getBoundingClientRect());
       const all = what => [...document.querySelectorAll(what)].map(box);
-      document.body.textContent = JSON.stringify({page: all("main"), figure: all("figure"), svg: all("figure svg"),
-        curve: all("polyline"), dot: all("circle"), caption: all("figcaption"), text: all("svg text")});
-    </script></body>"""
-    asked = folder / "asked.html"
-    asked.write_text(page.read_text().replace("</body>", script))
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", *QUIET, "--window-size=1300,1400"]
-    command += [f"--user-data-dir={folder / 'profile'}", "--dump-dom", asked.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    body = done.stdout[done.stdout.index("<body>") + len("<body>") : done.stdout.index("</body>")]
-    found: dict[str, list[dict[str, float]]] = json.loads(body)
-    return found
+      answer({page: all("main"), figure: all("figure"), svg: all("figure > svg"), window: [{width: innerWidth}],
+        curve: all("polyline:not(.faint)"), dot: all("circle"), caption: all("figcaption"), text: all("figure text"),
+        tile: all(".tile"), inside: all(".tile b"), scroll: [{width: document.documentElement.scrollWidth}]});
+    """
+    return asked(page, folder, script, width)
 
 
 def overlap(one: dict[str, float], other: dict[str, float]) -> bool:
@@ -91,7 +103,8 @@ run: {{name: real, directory: {folder / "run"}, steps: 20, precision: fp32, devi
 def test_every_chart_of_a_real_run_has_its_size_and_place(trained: Path, tmp_path: Path) -> None:
     found = boxes(trained, tmp_path)
     (page,), figures, pictures = found["page"], found["figure"], found["svg"]
-    assert len(figures) == len(pictures) == 9  # loss, norm, rate, speed, waiting, three of memory, positions
+    assert len(figures) == len(pictures) >= 10  # loss, gain, norm, rate, speed, waiting, those of memory, positions
+    assert len({round(figure["height"]) for figure in figures}) == 1
     for figure, picture in zip(figures, pictures, strict=True):
         assert picture["width"] > 500 and 190 < picture["height"] < 300
         assert page["x"] <= figure["x"] and figure["x"] + figure["width"] <= page["x"] + page["width"]
@@ -102,12 +115,63 @@ def test_every_chart_of_a_real_run_has_its_size_and_place(trained: Path, tmp_pat
         next((p for p in pictures if overlap(p, curve) or p["y"] <= curve["y"] <= p["y"] + p["height"]), None)
         for curve in found["curve"]
     ]
-    assert len(found["curve"]) >= 14 and all(inside)
+    assert len(found["curve"]) >= 12 and all(inside)
     assert sum(curve["width"] > 300 for curve in found["curve"]) >= 12  # they go from side to side
     marks = [box for box in found["text"] if box["width"]]
     for mark in marks:
         assert any(p["x"] <= mark["x"] and mark["x"] + mark["width"] <= p["x"] + p["width"] for p in pictures)
     assert not [1 for n, one in enumerate(marks) for other in marks[:n] if overlap(one, other)]
+
+
+@pytest.mark.parametrize("width", [500, 900, 1900])
+def test_nothing_is_clipped_at_any_width(trained: Path, tmp_path: Path, width: int) -> None:
+    found = boxes(trained, tmp_path, width)
+    assert found["scroll"][0]["width"] <= found["window"][0]["width"]  # the page is not wider than the window
+    for mark in (box for box in found["text"] if box["width"]):
+        assert any(p["x"] <= mark["x"] and mark["x"] + mark["width"] <= p["x"] + p["width"] for p in found["svg"])
+    for value in found["inside"]:
+        assert any(t["x"] <= value["x"] and value["x"] + value["width"] <= t["x"] + t["width"] for t in found["tile"])
+
+
+def test_values_are_shown_under_the_pointer(trained: Path, tmp_path: Path) -> None:
+    script = """
+      const svg = document.querySelector("figure > svg[data-last]"), box = svg.getBoundingClientRect();
+      const at = {clientX: box.right - box.width / 40, clientY: box.top + 60};
+      svg.dispatchEvent(new PointerEvent("pointermove", at));
+      const tip = document.getElementById("tip");
+      const shown = [tip.textContent, tip.style.display];
+      svg.dispatchEvent(new PointerEvent("pointerleave"));
+      answer({shown, after: tip.style.display});
+    """
+    found = asked(trained, tmp_path, script)
+    text, display = found["shown"]
+    assert display == "block" and found["after"] == "none"
+    last = json.loads((trained.parent / "metrics.jsonl").read_text().splitlines()[-1])
+    assert text.startswith("step 20") and "held-out text, memory carried: " in text and last
+
+
+def test_the_x_axis_can_be_tokens_or_time(trained: Path, tmp_path: Path) -> None:
+    script = """
+      const svg = document.querySelector("figure > svg[data-last]");
+      const read = () => ({below: svg.querySelector(".below").textContent,
+        marks: [...svg.querySelectorAll(".columns text")].map(t => t.textContent),
+        line: svg.querySelector("polyline").getAttribute("points")});
+      const found = {step: read()};
+      for (const axis of ["tokens", "hours", "step"]) {
+        document.querySelector(`input[value=${axis}]`).click(); found[axis + "_now"] = read();
+      }
+      answer(found);
+    """
+    found = asked(trained, tmp_path, script)
+    step, tokens, hours, back = (found[key] for key in ("step", "tokens_now", "hours_now", "step_now"))
+    assert (step["below"], tokens["below"], back["below"]) == ("step", "tokens", "step")
+    assert "of training" in hours["below"] and hours["line"] != step["line"]
+    assert all(one["marks"][0] in ("0", "0.0") for one in (step, tokens, hours, back))
+    events = [json.loads(line) for line in (trained.parent / "metrics.jsonl").read_text().splitlines()]
+    last = max(event["tokens"] for event in events if event["event"] == "step")
+    assert float(tokens["marks"][-1].replace("k", "e3")) <= last < 2 * float(tokens["marks"][-1].replace("k", "e3"))
+    ends = [one["line"].split()[-1] for one in (step, tokens, back)]
+    assert len(set(ends)) == 1  # the last step is at the right end of each axis
 
 
 def test_a_real_run_says_nothing_on_the_console(trained: Path, tmp_path: Path) -> None:
