@@ -15,6 +15,7 @@ from launch.run.attempt_record import AttemptRecord, read_attempts
 from launch.run.dataset_record import dataset_tokens
 from launch.run.history import History
 from launch.run.redact import redact
+from launch.views.planned import Compared, compared
 
 _MOST_SCALED = 400  # steps whose tokens and time are on the page
 
@@ -33,6 +34,7 @@ class RunFacts:
         origins: of those values.
         warmup: steps of the learning rate's warm-up.
         epoch_tokens: of the training dataset, if there is one and it is known here.
+        planned: the plan beside what was measured.
     """
 
     folder: Path
@@ -44,6 +46,7 @@ class RunFacts:
     origins: dict[str, str]
     warmup: int = 0
     epoch_tokens: int | None = None
+    planned: Sequence[Compared] = ()
 
     @classmethod
     def of(cls, folder: Path) -> "RunFacts":
@@ -61,17 +64,18 @@ class RunFacts:
         # the tracking URI may hold a password
         flat = {key: redact(value) if isinstance(value, str) else value for key, value in flatten(config).items()}
         records = read_attempts(folder)
-        places = config.data.training
+        places, events = config.data.training, read_events(folder)
         return cls(
             folder,
             config.run.name,
             config.run.steps,
-            read_events(folder),
+            events,
             records,
             flat,
             origins,
             config.optimizer.warmup_steps,
             dataset_tokens(places[0][0]) if len(places) == 1 else None,
+            compared(config, events),
         )
 
     @cached_property

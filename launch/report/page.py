@@ -29,6 +29,7 @@ from launch.report.sweep import Swept, parallel, sweep_table
 from launch.report.tables import ReportTable
 from launch.report.templates import render
 from launch.run.history import History
+from launch.views.planned import Compared
 from launch.views.progress import duration
 from launch.views.smoothing import settled
 
@@ -202,12 +203,18 @@ def _planned(run: RunFacts) -> ReportTable:
         if planned is not None:
             measured = "-" if found is None else f"{_bytes(found)}, rank 0"
             rows.append((f"{name} per rank", f"{_bytes(planned)} at most", measured))
-    peak = last.peak_memory_bytes if last else None
-    rows += [
-        ("peak memory", "not computed: depends on activations and libraries", _bytes(peak)),
-        ("compute per step", f"{plan.flops_per_step:.3g} FLOP", ""),
-    ]
+    rows.append(("compute per step", f"{plan.flops_per_step:.3g} FLOP", ""))
+    rows += [(one.name, _value(one, one.planned), _value(one, one.measured)) for one in run.planned]
+    if not run.planned:
+        peak = last.peak_memory_bytes if last else None
+        rows.append(("peak memory", "not known for this device", _bytes(peak)))
     return ReportTable(title, ("", "planned", "measured"), rows)
+
+
+def _value(one: Compared, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return {"bytes": _bytes, "seconds": _seconds, "share": "{:.1%}".format}[one.unit](value)
 
 
 def _tokens_per_step(history: History) -> float | None:

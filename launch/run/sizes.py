@@ -7,6 +7,7 @@ from brt_dist.config.loading import load
 from brt_dist.config.rules import check
 from brt_dist.config.schema import Config, LaunchConfig, ParallelConfig
 from brt_dist.errors import BrtError, ConfigError
+from brt_dist.files import is_url
 from brt_dist.planning.devices import DeviceSpec, device_spec
 from brt_dist.planning.search import with_devices
 
@@ -29,13 +30,19 @@ def for_plan(files: Sequence[Path], overrides: Sequence[str]) -> Config:
     return known
 
 
-def with_vocabulary(config: Config) -> Config | None:
-    """The config with `model.vocab_size` set, from its dataset if need be; None if there is no dataset."""
+def with_vocabulary(config: Config, ask_servers: bool = True) -> Config | None:
+    """The config with `model.vocab_size` set, from its dataset if need be; None if there is none that can be opened.
+
+    Args:
+        config: the config.
+        ask_servers: also open datasets at URLs, which may take long.
+    """
     if config.model.vocab_size is not None:
         return config
     from brt_dist.data.open import open_training
 
-    if not config.data.training:
+    places = [place for place, _ in config.data.training]
+    if not places or (not ask_servers and any(is_url(place) for place in places)):
         return None
     try:
         with open_training(config.data) as dataset:

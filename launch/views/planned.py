@@ -1,0 +1,78 @@
+"""The plan of a run beside what happened, part by part."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Literal
+
+from brt_dist.config.schema import Config
+from brt_dist.events import AttemptEvent, CheckpointEvent, Event, StepEvent
+from brt_dist.planning.devices import device_of_driver
+from brt_dist.planning.layout_plan import LayoutPlan, Planner
+from launch.run.sizes import with_vocabulary
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A part of the plan, and what was measured of it; None: not planned, or not measured.
+
+    Attributes:
+        name: what it is.
+        unit: of both.
+    """
+
+    name: str
+    unit: Literal["bytes", "seconds", "share"]
+    planned: float | None
+    measured: float | None
+
+    @property
+    def ratio(self) -> float | None:
+        """Measured over planned."""
+        return self.measured / self.planned if self.planned and self.measured is not None else None
+
+
+def compared(config: Config, events: Sequence[Event]) -> list[Compared]:
+    """Of the last attempt; empty if its device is not one that the plan knows, or the vocabulary is not known.
+
+    Times of a CPU are not planned: the plan knows its memory only.
+    """
+    attempt = next((event for event in reversed(events) if isinstance(event, AttemptEvent)), None)
+    plan = _plan(config, attempt) if attempt is not None else None
+    return list(_parts(plan, events, attempt)) if plan is not None and attempt is not None else []
+
+
+def _plan(config: Config, attempt: AttemptEvent) -> LayoutPlan | None:
+    """The plan of the layout that the attempt had, which may be one of fewer nodes."""
+    ranks = (attempt.world_size or 1) // config.launch.nodes
+    device = device_of_driver(attempt.device or "", max(ranks, 1))
+    known = with_vocabulary(config, ask_servers=False)
+    if device is None or known is None:
+        return None
+    return Planner(known, device).plan(config.parallel.model_copy(update={"data": attempt.layout.data or 1}))
+
+
+def _parts(plan: LayoutPlan, events: Sequence[Event], attempt: AttemptEvent) -> Iterator[Compared]:
+    steps = [one for one in events if isinstance(one, StepEvent) and one.attempt == attempt.attempt]
+    stalls = [one.stall_seconds for one in events if isinstance(one, CheckpointEvent) and one.stall_seconds is not None]
+    peaks = [step.peak_memory_bytes for step in steps if step.peak_memory_bytes is not None]
+    seconds = [step.step_seconds for step in steps[1:] if step.step_seconds is not None]  # the first one compiles
+    first = plan.stages[0]  # of rank 0, which measures
+    on_cpu = plan.device.name == "cpu"  # where host memory is the device's, and libraries are measured too
+    yield Compared("peak memory of rank 0", "bytes", first.device + on_cpu * first.host, max(peaks, default=None))
+    for name, size in first.parts():
+        yield Compared(f"{name} of rank 0", "bytes", size, None)
+    time = None if on_cpu else plan.time
+    yield Compared("step", "seconds", time.total if time else None, median(seconds) if seconds else None)
+    waits = [step.data_wait_seconds for step in steps[1:] if step.data_wait_seconds is not None]
+    yield Compared("waiting for data", "seconds", time.data if time else None, median(waits) if waits else None)
+    stall = time.checkpoint * plan.checkpoint_every if time else None
+    yield Compared("stall of a checkpoint", "seconds", stall, fmean(stalls) if stalls else None)
+    if time is None:
+        return
+    told = ("total", "data", "checkpoint")
+    for name, value in time.to_json().items():
+        if name not in told and value:
+            yield Compared(f"{name} of a step", "seconds", value, None)
+    shares = [step.mfu for step in steps[1:] if step.mfu is not None]
+    yield Compared("MFU", "share", plan.mfu, median(shares) if shares else None)
