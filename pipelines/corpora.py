@@ -7,9 +7,10 @@ import random
 import shutil
 import sysconfig
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from brt_dist.errors import DataError
 from brt_dist.files import sync_directory, temporary_name, write_atomic
@@ -44,7 +45,9 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class _Text:
+class Text:
+    """A document of a corpus."""
+
     data: bytes
     time: float  # of change, in unix seconds: the same whenever the corpus is fetched
 
@@ -105,21 +108,21 @@ def write_words(
         part: "".join(json.dumps({"text": text}) + "\n" for text in found).encode() for part, found in parts.items()
     }
     origin = f"words of {name} ({language}) of at most {longest} symbols, drawn uniformly with seed {seed}"
-    return _write(folder, origin, {part: {WORDS_FILE: _Text(data, 0.0)} for part, data in texts.items()})
+    return write_corpus(folder, origin, {part: {WORDS_FILE: Text(data, 0.0)} for part, data in texts.items()})
 
 
-def _books(package: bytes) -> dict[str, _Text]:
+def _books(package: bytes) -> dict[str, Text]:
     texts = {}
     with tarfile.open(fileobj=io.BytesIO(package)) as tar:
         for member in tar:
             name = member.name.removeprefix(BOOKS_FOLDER)
             if member.name.startswith(BOOKS_FOLDER) and name.endswith(BOOKS_SUFFIX) and "/" not in name:
                 file = tar.extractfile(member)
-                texts[name] = _Text(file.read() if file else b"", member.mtime)
+                texts[name] = Text(file.read() if file else b"", member.mtime)
     return texts
 
 
-def standard_library() -> dict[str, _Text]:
+def standard_library() -> dict[str, Text]:
     """One text per package of the standard library: its modules in the order of their paths.
 
     Left out: the tests of Python itself, and modules that are not UTF-8 (test data, mostly).
@@ -131,15 +134,16 @@ def standard_library() -> dict[str, _Text]:
         modules, time = [], 0.0
         for path in sorted(folder.rglob("*.py")):
             data = path.read_bytes()
-            if data.strip() and _is_text(data):
+            if data.strip() and is_text(data):
                 modules.append(data)
                 time = max(time, path.stat().st_mtime)
         if modules:
-            texts[f"{folder.name}.txt"] = _Text(b"\n".join(modules), time)
+            texts[f"{folder.name}.txt"] = Text(b"\n".join(modules), time)
     return texts
 
 
-def _is_text(data: bytes) -> bool:
+def is_text(data: bytes) -> bool:
+    """Whether it is UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError:
@@ -147,19 +151,25 @@ def _is_text(data: bytes) -> bool:
     return True
 
 
-def _store(folder: Path, origin: str, texts: dict[str, _Text], held_out: tuple[str, ...]) -> Corpus:
+def _store(folder: Path, origin: str, texts: dict[str, Text], held_out: tuple[str, ...]) -> Corpus:
     parts = {
         "train": {name: text for name, text in texts.items() if name not in held_out},
         "validation": {name: text for name, text in texts.items() if name in held_out},
     }
-    return _write(folder, origin, parts)
+    return write_corpus(folder, origin, parts)
 
 
-def _write(folder: Path, origin: str, parts: dict[str, dict[str, _Text]]) -> Corpus:
+def write_corpus(
+    folder: Path, origin: str, parts: Mapping[str, Mapping[str, Text]], licences: Mapping[str, str] | None = None
+) -> Corpus:
     """Write a corpus beside and rename it into place, folder and all.
 
     Args:
         parts: the texts of "train" and "validation" by name.
+        licences: of what the texts are made of, by name.
+
+    Raises:
+        DataError: the folder holds something.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} holds something else; give a new folder for the corpus")
@@ -170,7 +180,8 @@ def _write(folder: Path, origin: str, parts: dict[str, dict[str, _Text]]) -> Cor
             for name, text in texts.items():
                 write_atomic(temporary / part / name, text.data)
                 os.utime(temporary / part / name, (text.time, text.time))
-        content = {"origin": origin, **{part: sorted(texts) for part, texts in parts.items()}}
+        content: dict[str, Any] = {"origin": origin, **{part: sorted(texts) for part, texts in parts.items()}}
+        content |= {"licences": dict(licences)} if licences else {}
         write_atomic(temporary / CORPUS_FILE, json.dumps(content, indent=1) + "\n")
         os.replace(temporary, folder)
     except BaseException:

@@ -314,6 +314,7 @@ class RunConfig(Section):
         description="evaluate held-out text also with only the carried state, and only the carried cache, cleared: "
         "what each of them is worth",
     )
+    evaluate_training: bool = Field(True, description="also evaluate on the training data, if data.validation is set")
     sample_tokens: NonNegativeInt = Field(
         0, description="tokens to generate at each evaluation, after the beginnings of 4 documents; 0: none"
     )

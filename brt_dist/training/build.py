@@ -70,7 +70,11 @@ def build_trainer(
     engine = build_engine(config, layout, device, blank=True)  # `resume` sets the weights
     storage = open_storage(config.run.checkpoints or RunDirectory(run).checkpoints)
     store = CheckpointStore(storage, config, layout, train.digest, report, train.tokenizer_sha256)
-    datasets = {"train": train} | ({"validation": validation} if validation else {})
+    datasets: dict[str, Dataset | Mixture] = {}
+    if validation is None or config.run.evaluate_training:
+        datasets["train"] = train
+    if validation is not None:
+        datasets["validation"] = validation
     return Trainer(
         engine,
         train,
@@ -108,6 +112,6 @@ def hooks_of_a_run(
         CollectiveTimeout(config.run.guards.collective_seconds),
         heartbeat,
         Evaluation(engine, datasets, tell, heartbeat),
-        Samples(engine, datasets.get("validation", datasets["train"]), tell, heartbeat),
+        Samples(engine, list(datasets.values())[-1], tell, heartbeat),
         Checkpoints(store, engine, tell, heartbeat),
     ]
