@@ -10,15 +10,17 @@ INSTALLED := $(VENV)/.installed
 TRANSFORMERS := $(VENV)/transformers/.installed
 LM_EVAL := $(VENV)/lm_eval/.installed
 STEPS ?= 600
+LAYOUTS ?= 40
 
 # make test-long    the tests that take minutes each      make test-gpu   the tests that need a GPU
 # make test-triton  the kernels for GPUs, interpreted on a CPU
+# make test-layouts  every rank of 40 random layouts of up to 64 ranks, in one process: none may hang; LAYOUTS=100
 # make test-faults   injects real faults into real runs; prints the table of docs/faults.md
 # make -C tests/cluster TARGET   tests that need root or apt: several nodes, Slurm, Kubernetes, PostgreSQL, a browser
 
 # make test-lm-eval  lm-evaluation-harness on an export for transformers, in an environment of its own; offline
 
-.PHONY: quickstart install test test-long test-gpu test-triton test-lm-eval test-faults check format parity lock clean
+.PHONY: quickstart install test test-long test-layouts test-gpu test-triton test-lm-eval test-faults check format parity lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/brt data corpus books --out quickstart/corpus
@@ -77,6 +79,9 @@ test-triton: $(INSTALLED)
 
 test-lm-eval: $(LM_EVAL)
 	$(BIN)/python -m pytest tests/harness
+
+test-layouts: $(INSTALLED)
+	$(BIN)/python -m tests.scale --layouts $(LAYOUTS) > /dev/null
 
 test-faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults

@@ -1,6 +1,7 @@
 """Everything that we use of torch and that it does not document.  No other file may; see deepspeed_internals."""
 
 from datetime import timedelta
+from typing import Any
 
 
 def set_timeout_of_all_groups(seconds: float) -> None:
@@ -9,3 +10,10 @@ def set_timeout_of_all_groups(seconds: float) -> None:
 
     for group in [*distributed_c10d._world.pg_map]:
         distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+
+def store_of_nobody() -> Any:
+    """A store for process groups of backend "fake", which one process makes alone and which move nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # importing it registers the backend
+
+    return FakeStore()

@@ -8,7 +8,7 @@ from brt_dist.config.schema import Config
 from brt_dist.parallel.layout import Layout
 from tests.scale.meta import meta_world
 from tests.scale.recorder import Collective
-from tests.scale.world import axes
+from tests.scale.world import axes, fake_world
 
 
 def with_micro_batches(config: Config, count: int) -> Config:
@@ -34,14 +34,25 @@ def kinds(config: Config) -> list[int]:
     return sorted(_rank(first, stage, *place) for stage in range(first.pipeline) for place in product(*ends))
 
 
-def traces(config: Config, told: Callable[[str], None] = lambda text: None) -> dict[int, list[Collective]]:
-    """What every rank of the world calls, from the building of its engine to the end of a step."""
+def traces(
+    config: Config, told: Callable[[str], None] = lambda text: None, everyone: bool = False
+) -> dict[int, list[Collective]]:
+    """What every rank of the world calls, from the building of its engine to the end of a step.
+
+    Args:
+        told: is told what was built.
+        everyone: build every rank; else one of each kind, which stands for the others.
+    """
     made = {}
-    for rank in kinds(config):
-        with meta_world(config, rank) as world, world.recorder() as recorder, world.engine() as engine:
+    for rank in range(config.parallel.world_size) if everyone else kinds(config):
+        # ZeRO-3 copies weights when it takes them apart, and needs values
+        alone = fake_world if config.parallel.zero_stage == 3 else meta_world
+        with alone(config, rank) as world, world.recorder() as recorder, world.engine() as engine:
             world.recorded_step(engine, recorder, 1)
         made[rank] = recorder.collectives
         told(f"rank {rank} of {config.parallel.world_size}: {len(recorder.collectives)} calls")
+    if everyone:
+        return made
     layouts = [Layout.of(config, rank) for rank in range(config.parallel.world_size)]
     return {layout.rank: [_moved(call, layout) for call in made[kind_of(layout)]] for layout in layouts}
 
