@@ -1,5 +1,6 @@
-"""The progress of a run: a live line on a terminal, plain lines elsewhere.  Reads only the events."""
+"""The progress of a run: a bar on a terminal, plain lines elsewhere.  Reads only the files of the run directory."""
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from brt_dist.event_log import EventReader
 from brt_dist.events import AttemptEvent, CheckpointEvent, EvaluationEvent, Event, LayoutSizes, StepEvent
+from brt_dist.run_directory import RunDirectory
 from launch.run.history import History
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 _SPEED_WINDOW = 50  # steps whose mean speed makes the forecast
 _PLAIN_SECONDS = 10.0  # between plain lines
+_TEXTS = {"train": "training text", "validation": "held out"}
 
 
 class ProgressLine:
@@ -28,6 +31,7 @@ class ProgressLine:
     """
 
     def __init__(self, run: Path, steps: int, console: "Console", clock: Callable[[], float] = time.time) -> None:
+        self._run = run
         self._reader = EventReader(run)
         self._steps = steps
         self._console = console
@@ -42,7 +46,7 @@ class ProgressLine:
         """Read new events and show them."""
         events = self.read()
         if self._console.is_terminal:
-            self._show_live()
+            self._show_live(events)
         else:
             self._show_plain(events)
 
@@ -60,9 +64,10 @@ class ProgressLine:
 
     def close(self) -> None:
         if self._live is not None:
-            self._live.update(self._render())
-            self._live.stop()
+            self._live.stop()  # the bar goes, so that there is never more than one
             self._live = None
+            if self.history.steps:
+                self._tell(self.line())
 
     def seconds_left(self) -> float | None:
         """Estimate from the mean speed of the last steps, including evaluations and saves between them."""
@@ -83,6 +88,8 @@ class ProgressLine:
             return [("starting", duration(self._clock() - self._begun))]
         left = self.seconds_left()
         facts = [("step", f"{step.step}/{self._steps}")]
+        if (doing := self._doing()) is not None:
+            facts.append(doing)
         for name, value, form in (
             ("loss", step.loss, ".4f"),
             ("bits/token", step.bits_per_token, ".3f"),
@@ -96,28 +103,50 @@ class ProgressLine:
         if carried:
             key = max(carried)  # of the newest, the held out one: "train" < "validation"
             bits = number(self.history.evaluations[key].bits_per_token, ".3f")
-            facts.append((f"{key[1]} bits/token", f"{bits} at {key[0]}"))
+            facts.append((f"{_TEXTS.get(key[1], key[1])} bits/token", f"{bits} at {key[0]}"))
         if self.history.checkpoints:
             facts.append(("saved", str(max(self.history.checkpoints))))
         return facts
 
+    def _doing(self) -> tuple[str, str] | None:
+        """What the ranks do instead of training, and for how long; None while they train or are not seen."""
+        attempt = self.history.attempt
+        if attempt is None or attempt.attempt is None or self.history.end is not None:
+            return None
+        try:
+            beat = json.loads(RunDirectory(self._run).attempt(attempt.attempt).heartbeat.read_text())
+            phase, since = str(beat["phase"]), float(beat["time"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return None if phase == "training" else (phase, duration(self._clock() - since))
+
     def _show_plain(self, events: list[Event]) -> None:
-        for event in events:
-            if text := describe(event):
-                self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._announce(events)
         now = self._clock()
         steps = [event.step for event in events if isinstance(event, StepEvent)]
         if steps and (self._steps in steps or now - self._last_plain >= _PLAIN_SECONDS):
             self._last_plain = now
-            self._console.print(self.line(), markup=False, highlight=False, soft_wrap=True)
+            self._tell(self.line())
 
-    def _show_live(self) -> None:
+    def _show_live(self, events: list[Event]) -> None:
         if self._live is None:
             from rich.live import Live
 
-            self._live = Live(self._render(), console=self._console, auto_refresh=False, redirect_stdout=False)
-            self._live.start()
+            live = Live(
+                self._render(), console=self._console, auto_refresh=False, redirect_stdout=False, transient=True
+            )
+            self._live = live
+            live.start()
+        self._announce(events)  # above the bar, where it stays
         self._live.update(self._render(), refresh=True)
+
+    def _announce(self, events: list[Event]) -> None:
+        for event in events:
+            if text := describe(event):
+                self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> "RenderableType":
         from rich.progress_bar import ProgressBar
@@ -145,7 +174,8 @@ def describe(event: Event) -> str:
             )
         case EvaluationEvent():
             bits = number(event.bits_per_token, ".3f")
-            return f"step {event.step}: {event.dataset}, memory {event.memory}: {bits} bits/token"
+            memory = event.memory if " " in event.memory else f"memory {event.memory}"
+            return f"step {event.step}: {_TEXTS.get(event.dataset, event.dataset)}, {memory}: {bits} bits/token"
         case CheckpointEvent():
             return f"step {event.step}: saved {event.path or ''} in {number(event.seconds, '.1f')} s"
     return ""

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from brt_dist.event_log import EventReader, read_events
 from brt_dist.events import EvaluationEvent, Event, StepEvent, from_json
+from brt_dist.run_directory import RunDirectory
 from launch.run.history import History
 from launch.views.plots import plot_loss
 from launch.views.progress import ProgressLine, duration
@@ -108,7 +110,7 @@ def test_plain_progress_and_the_time_that_is_left(tmp_path: Path) -> None:
     assert "step 12: saved checkpoints/x in 1.0 s" in lines
     assert lines[-1] == (
         "step 12/100  loss 1.0000  bits/token 1.443  tokens/s 1,234  left 2:56  "
-        "validation bits/token 2.750 at 12  saved 12"
+        "held out bits/token 2.750 at 12  saved 12"
     )
     append(tmp_path, step(13, 1006.0))
     progress.update()
@@ -129,6 +131,60 @@ def test_live_progress_on_a_terminal(tmp_path: Path) -> None:
     text = output.getvalue()
     assert "2/10" in text and "0:08" in text and "1,234" in text
     assert "\x1b[?25h" in text, "the cursor is back"
+
+
+def test_on_a_terminal_evaluations_and_saves_stay_and_there_is_one_bar(tmp_path: Path) -> None:
+    output = io.StringIO()
+    console = Console(file=output, width=120, force_terminal=True)
+    saved = {"event": "checkpoint", "time": 1, "attempt": 1, "step": 2, "path": "checkpoints/x", "seconds": 1}
+    for number in (1, 2):  # each attempt has a progress of its own
+        progress = ProgressLine(tmp_path, 10, console)
+        append(tmp_path, attempt(number, 0, at=1.0), step(1, 2.0), step(2, 3.0))
+        progress.update()
+        append(tmp_path, evaluation(2, "validation", "carried", 2.75), {**saved, "attempt": number})
+        progress.update()
+        progress.close()
+    assert shown(output.getvalue()) == [
+        line
+        for number in (1, 2)
+        for line in (
+            f"attempt {number}: 2 processes (tensor=2 data=1), from the start",
+            "step 2: held out, memory carried: 2.750 bits/token",
+            "step 2: saved checkpoints/x in 1.0 s",
+            "step 2/10  loss 1.0000  bits/token 1.443  tokens/s 1,234  left 0:08  held out bits/token 2.750 at 2"
+            "  saved 2",
+        )
+    ]
+
+
+def shown(output: str) -> list[str]:
+    """The lines that a terminal shows in the end: what moves the cursor and erases lines is done."""
+    lines, row = [""], 0
+    for part in re.findall(r"\x1b\[[?0-9;]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", output):
+        if part == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif part.endswith("A") and part.startswith("\x1b"):
+            row -= int(part[2:-1] or 1)
+        elif part == "\x1b[2K":
+            lines[row] = ""
+        elif not part.startswith("\x1b") and part != "\r":
+            lines[row] += part
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+def test_what_is_done_instead_of_training_is_shown(tmp_path: Path) -> None:
+    progress = ProgressLine(tmp_path, 10, Console(file=io.StringIO()), clock=lambda: 1065.0)
+    append(tmp_path, attempt(1, 0, at=1000.0), step(1, 1001.0))
+    progress.update()
+    assert "evaluating" not in progress.line()  # no heartbeat yet
+    beat = RunDirectory(tmp_path).attempt(1).heartbeat
+    beat.parent.mkdir(parents=True)
+    for phase, told in (("evaluating", "evaluating 1:00"), ("saving", "saving 1:00"), ("training", None)):
+        beat.write_text(json.dumps({"phase": phase, "step_seconds": 1.0, "time": 1005.0}))
+        assert (told or "loss") in progress.line() and ("1:00" in progress.line()) == (told is not None)
+    beat.write_text("{")
+    assert "step 1/10" in progress.line()
 
 
 def test_durations() -> None:
