@@ -195,7 +195,7 @@ def _attempts(
 def _finish(syncer: SyncerProcess | None, run: Path, stop: StopRequests, console: "Console") -> bool | None:
     if syncer is None:
         return None
-    console.print("sending the remaining metrics to MLflow", markup=False, highlight=False)
+    console.print("uploading the remaining metrics to MLflow", markup=False, highlight=False)
     stop.counting = False  # Ctrl-C here means: do not wait
     try:
         done = syncer.finish()

@@ -32,6 +32,7 @@ from launch.run.history import History
 from launch.views.planned import Compared
 from launch.views.progress import duration
 from launch.views.smoothing import settled
+from launch.views.summary import verdict_words
 
 
 def write_report(runs: Sequence[Path], path: Path, sweep: Swept | None = None) -> Path:
@@ -130,7 +131,7 @@ def _tiles(run: RunFacts) -> list[tuple[str, str, str]]:
     tone = "good" if status in ("finished", "running") else "bad" if status not in ("not started", "preempted") else ""
     epochs = "" if run.epochs is None else f" ({run.epochs:.3g} epochs)"
     return [
-        ("status", status, tone),
+        ("status", verdict_words(status), tone),
         ("step", f"{last.step:,} of {run.steps:,}", ""),
         ("training loss", _number(last.bits_per_token, "{:.3f} bits/token"), ""),
         ("tokens", f"{last.tokens or 0:,}{epochs}", ""),
@@ -170,10 +171,10 @@ def _attempts(run: RunFacts) -> ReportTable:
         decision = record.decision
         seconds = None if record.start is None or record.end is None else record.end - record.start
         follows = f"{decision.get('action', '')}: {decision.get('why', '')}" if decision else ""
+        verdict = verdict_words(record.verdict) if record.verdict else "running, or its launcher was killed"
         rows.append(
             (record.attempt, _time(record.start), "-" if seconds is None else duration(seconds),
-             starts.get(record.attempt, "-"), record.verdict or "running, or its launcher was killed", record.reason,
-             follows)
+             starts.get(record.attempt, "-"), verdict, record.reason, follows)
         )  # fmt: skip
     return ReportTable("Attempts", ("", "started", "duration", "resumed after step", "verdict", "reason", "next"), rows)
 

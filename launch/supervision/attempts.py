@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -66,7 +67,7 @@ class Attempts:
             if decision.action == "stop":
                 return verdict
             self._tell(f"attempt {number} failed: {verdict.reason}")
-            self._tell(f"{decision.action} in {decision.pause:g} s: {decision.why}")
+            self._tell(decision.told)
             if self._paused(decision.pause):
                 return Verdict(
                     ExitCode.INTERRUPTED, "stopped between two attempts; training resumes from the last checkpoint"
@@ -110,7 +111,7 @@ class Attempts:
             if told:
                 verdict = Verdict(ExitCode.INTERRUPTED, "stopped before training started")
             else:
-                reason = f"the supervisor process exited with code {process.returncode}; was the Ray head lost?"
+                reason = f"the process that supervises the ranks {_ended(process.returncode)}"
                 verdict = Verdict.of(Failure(ExitCode.LOST_NODE, reason, time=time.time()))
             answer = {"verdict": verdict.to_json()}
         return answer if isinstance(answer, dict) else {}
@@ -174,3 +175,11 @@ def _error(answer: dict[str, Any]) -> BrtError:
     error = BrtError(answer["error"])
     error.exit_code = ExitCode(answer["exit_code"])
     return error
+
+
+def _ended(code: int) -> str:
+    """How a process ended that said nothing in its answer."""
+    if code >= 0:
+        return f"ended with code {code}; its own error is above"
+    killed = signal.Signals(-code).name
+    return f"was killed ({killed})" + ("; probably out of memory" if killed == "SIGKILL" else "")

@@ -33,6 +33,13 @@ class Decision:
     pause: float = 0.0
     adjustments: Adjustments | None = None
 
+    @property
+    def told(self) -> str:
+        """The decision to start another attempt, for the terminal."""
+        if self.action == "retry":
+            return f"retrying in {self.pause:g} s ({self.why})"
+        return f"rolling back: {self.why}"
+
     def to_json(self) -> dict[str, str]:
         return {"action": self.action, "why": self.why}
 
@@ -74,7 +81,9 @@ class Recovery:
             return Decision("stop", f"{self._failures} failures without a new checkpoint (launch.recovery.retries)")
         pause = min(self._config.pause_seconds * 2 ** (self._failures - 1), _LONGEST_PAUSE_SECONDS)
         left = self._config.retries - self._failures
-        return Decision("retry", f"{left} retries left before a new checkpoint", pause)
+        return Decision(
+            "retry", f"{left} {'retry' if left == 1 else 'retries'} left; each checkpoint resets them", pause
+        )
 
     def _after_divergence(self, at: int | None, saved: int, adjustments: Adjustments) -> Decision:
         config = self._config

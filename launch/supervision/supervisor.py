@@ -134,7 +134,7 @@ class Supervisor:
             if self._stop.count > stops:
                 stops = self._stop.count
                 if stops == 1:
-                    self._tell("stopping: the ranks save and exit; press Ctrl-C again to stop at once")
+                    self._tell("stopping: the ranks save and exit; press Ctrl-C again to quit without saving")
                     self._ranks.terminate()
                     deadline = now + self._patience.saving
                 else:

@@ -77,13 +77,15 @@ def judge(ends: Mapping[int, End], folder: Path, stop_asked: bool) -> Verdict:
     failed = [end for end in ends.values() if end.code not in _CLEAN]
     if not failed:
         if any(end.code == ExitCode.PREEMPTED for end in ends.values()):
-            return Verdict(ExitCode.PREEMPTED, "stopped and saved; run the same command again to resume")
+            return Verdict(ExitCode.PREEMPTED, "saved as requested; run the same command to continue")
         return Verdict(ExitCode.FINISHED, "finished")
     untold = [end for end in failed if not end.told]
     if untold:
         return Verdict.of(_first_failure(untold, AttemptDirectory(folder)))
     if stop_asked:
-        return Verdict(ExitCode.INTERRUPTED, "stopped before it could save; training resumes from the last checkpoint")
+        return Verdict(
+            ExitCode.INTERRUPTED, "stopped without saving; run the same command to continue from the last checkpoint"
+        )
     names = ", ".join(str(end.rank) for end in failed)
     reason = f"rank {names} did not exit although the others had"
     return Verdict(ExitCode.HUNG, reason, Failure(ExitCode.HUNG, reason, rank=failed[0].rank, time=failed[0].time))

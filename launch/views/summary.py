@@ -10,6 +10,14 @@ from pipelines.tables import table, text_of
 if TYPE_CHECKING:
     from rich.table import Table
 
+_WORDS = {
+    "preempted": "stopped",
+    "interrupted": "stopped",
+    "lost_node": "lost a rank or a node",
+    "internal": "failed",
+    "environment": "failed",
+}
+
 
 def summary(outcome: Mapping[str, Any]) -> str:
     """The summary as text, from `Outcome.to_json()` or `brt status --json`."""
@@ -17,7 +25,9 @@ def summary(outcome: Mapping[str, Any]) -> str:
     if outcome.get("detail"):
         lines += [f"--- error of rank {outcome['failed_rank']}", *str(outcome["detail"]).splitlines(), "---"]
     lines.append(
-        f"{outcome['verdict']}: {outcome['reason']}" if outcome["reason"] != outcome["verdict"] else "finished"
+        f"{verdict_words(outcome['verdict'])}: {outcome['reason']}"
+        if outcome["reason"] != outcome["verdict"]
+        else "finished"
     )
     events = map(from_json, outcome["evaluations"])
     evaluations = [event for event in events if isinstance(event, EvaluationEvent) and event.step == outcome["step"]]
@@ -39,6 +49,11 @@ def summary(outcome: Mapping[str, Any]) -> str:
         rows.append(("not sent", f"since {when(tracking['since'])}: {tracking['problem']}"))
     lines.append(text_of(table(("", ""), [(name, str(value)) for name, value in rows])))
     return "\n".join(lines)
+
+
+def verdict_words(verdict: str) -> str:
+    """A verdict in the words of people: it is the name of an exit code."""
+    return _WORDS.get(verdict, verdict.replace("_", " "))
 
 
 def evaluation_table(evaluations: Sequence[EvaluationEvent], step: int) -> "Table":

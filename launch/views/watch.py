@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from launch.run.attempt_record import AttemptRecord, read_attempts, read_last_attempt
 from launch.run.claim import is_claimed, launcher_of
 from launch.views.progress import ProgressLine, duration
+from launch.views.summary import verdict_words
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -99,7 +100,7 @@ class Watch:
             nodes = ", ".join(sorted(set(record.nodes)))
             verdict = record.verdict or "running"
             what = f": {record.reason}" if record.reason and record.reason != verdict else ""
-            found.append((f"attempt {record.attempt}", f"{verdict}{what}  [{nodes}]"))
+            found.append((f"attempt {record.attempt}", f"{verdict_words(verdict)}{what}  [{nodes}]"))
         if not self.records:
             found.append(("", "not started yet; waiting for the first attempt"))
         elif self.is_lost:

@@ -23,6 +23,7 @@ from launch.supervision.hang import HangWatch
 from launch.supervision.recovery import Decision, Recovery
 from launch.supervision.signals import StopRequests
 from launch.supervision.verdict import Verdict, judge, verdict_of
+from launch.views.summary import verdict_words
 
 
 class Run:
@@ -252,3 +253,16 @@ def test_the_step_of_a_divergence_is_that_of_the_record(tmp_path: Path) -> None:
     assert [step for step in range(1, 21) if Adjustments.load(tmp_path).skips(step)] == [12]
     record = read_attempt(tmp_path, 1)
     assert record.failure and record.failure["step"] == 12 and record.decision["action"] == "rollback"
+
+
+def test_decisions_are_told_in_words() -> None:
+    assert Decision("retry", "2 retries left; each checkpoint resets them", 5.0).told == (
+        "retrying in 5 s (2 retries left; each checkpoint resets them)"
+    )
+    assert Decision("rollback", "resume after step 4").told == "rolling back: resume after step 4"
+
+
+def test_verdicts_are_told_in_words() -> None:
+    assert verdict_words("preempted") == verdict_words("interrupted") == "stopped"
+    assert verdict_words("out_of_memory") == "out of memory" and verdict_words("finished") == "finished"
+    assert all("_" not in verdict_words(code.name.lower()) for code in ExitCode)

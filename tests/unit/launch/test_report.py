@@ -209,7 +209,10 @@ def test_the_live_view(tmp_path: Path) -> None:
     said = dict(view.lines())
     assert said["checkpoint"] == "step 40, 0:50 ago" and said["last step"] == "1:00 ago"
     assert said["step"] == "0.1 s, of which 20% waiting for data"
-    assert said["attempt 1"] == "lost_node: rank 1 was killed  [here]" and said["attempt 2"] == "running  [here]"
+    assert (
+        said["attempt 1"] == "lost a rank or a node: rank 1 was killed  [here]"
+        and said["attempt 2"] == "running  [here]"
+    )
     assert not view.is_over
 
 
@@ -224,7 +227,7 @@ def test_a_launcher_that_was_killed_is_told_and_ends_the_watching(tmp_path: Path
     assert view.is_over and dict(view.lines())["launcher"].startswith("was killed")
     done = CliRunner().invoke(brt, ["status", str(run), "--watch"])
     assert done.exit_code == 0 and "launcher: was killed" in done.stderr
-    assert done.stdout.startswith("launcher_gone: attempt 2, step 40 of 40; run the same command again, or brt resume")
+    assert done.stdout.startswith("launcher gone: attempt 2, step 40 of 40; run the same command again, or brt resume")
 
 
 def test_a_run_that_has_not_begun_is_waited_for(tmp_path: Path) -> None:

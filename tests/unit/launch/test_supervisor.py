@@ -113,7 +113,7 @@ def test_stopping(tmp_path: Path, program: str, signals: int, expected: ExitCode
             tmp_path, program, program, patience=patience, stop=stop, on_look=interrupt, tell=told.append
         )
     assert verdict.exit_code == expected
-    assert len(told) == 1 and "again to stop at once" in told[0]
+    assert len(told) == 1 and "again to quit without saving" in told[0]
     assert signal.getsignal(signal.SIGINT) is before
 
 
