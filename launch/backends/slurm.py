@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _END = "END_OF_BRT_JOB"
 _QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "REQUEUE_FED", "SPECIAL_EXIT")
 _RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "RESIZING")
+_WORD = re.compile(r"[\w.-]+$")
 _SIZE = re.compile(r"\d+[KMGT]?$")
 # Options of sbatch that the launcher sets itself.
 _TAKEN: tuple[str, ...] = (
@@ -40,6 +41,7 @@ _TAKEN: tuple[str, ...] = (
     "--signal",
     "--requeue",
 )
+_TAKEN += ("--mail-user", "--mail-type", "--gpus-per-node", "--gres")
 _TAKEN += ("--no-requeue", "--array", "-a", "--job-name", "-J", "--parsable", "--wrap", "--chdir", "-D", "--export")
 
 
@@ -55,7 +57,18 @@ class SlurmConfig(Section):
     )
     memory: str | None = Field(None, description="memory requested per node, for example 200G; unset: Slurm's default")
     options: tuple[str, ...] = Field((), description="more options for sbatch, for example [--reservation=june]")
-    setup: tuple[str, ...] = Field((), description="shell lines that run first in the job, for example [module load x]")
+    gpus: Literal["gpus-per-node", "gres", "none"] = Field(
+        "gpus-per-node", description="option of sbatch that asks for GPUs; none: the partition gives them"
+    )
+    gpu_type: str | None = Field(None, description="kind of GPU to ask for, for example h100, as the site calls it")
+    mail: str | None = Field(None, description="address that Slurm writes to when the job ends, fails or is requeued")
+    setup: tuple[str, ...] = Field(
+        (),
+        description="shell lines that run first in the job, for example [module load x]; the first that fails ends it",
+    )
+    python: str | None = Field(
+        None, min_length=1, description="Python interpreter on the nodes or in the container; unset: this one"
+    )
     container: tuple[str, ...] = Field(
         (), description="prefix of each command on a node, for example [apptainer, exec, --nv, image.sif]"
     )
@@ -95,6 +108,10 @@ class SlurmBackend(Backend):
             )
         if slurm.memory is not None and not _SIZE.match(slurm.memory):
             yield f"launch.slurm.memory={slurm.memory!r} must be a number with an optional K, M, G or T, such as 200G"
+        if slurm.gpu_type is not None and not _WORD.match(slurm.gpu_type):
+            yield f"launch.slurm.gpu_type={slurm.gpu_type!r} must be one word, such as h100"
+        if slurm.mail is not None and not re.match(r"[^\s,@]+@[^\s,@]+$", slurm.mail):
+            yield f"launch.slurm.mail={slurm.mail!r} is not an address; example: me@example.org"
         if slurm.interface is not None and not re.match(r"[\w.@:-]+$", slurm.interface):
             yield f"launch.slurm.interface={shlex.quote(slurm.interface)} is not the name of a network interface"
 
@@ -151,9 +168,9 @@ def _sbatch(job: Job) -> list[str]:
         "mem": slurm.memory,
         "cpus-per-task": str(slurm.cpus_per_node) if slurm.cpus_per_node else None,
     }
-    gpus = gpus_per_node(job.config)
     flags = ["--requeue" if slurm.requeue else "--no-requeue"]
-    flags += [f"--gpus-per-node={gpus}"] if gpus else []
+    flags += _gpus(job)
+    flags += [f"--mail-user={slurm.mail}", "--mail-type=END,FAIL,REQUEUE"] if slurm.mail else []
     flags += [] if slurm.cpus_per_node else ["--exclusive"]
     return [
         "sbatch",
@@ -162,6 +179,15 @@ def _sbatch(job: Job) -> list[str]:
         *flags,
         *slurm.options,
     ]
+
+
+def _gpus(job: Job) -> list[str]:
+    """The option that asks for GPUs, in the way of the site."""
+    slurm, gpus = job.config.launch.of(SlurmConfig), gpus_per_node(job.config)
+    if not gpus or slurm.gpus == "none":
+        return []
+    amount = f"{slurm.gpu_type}:{gpus}" if slurm.gpu_type else str(gpus)
+    return [f"--gres=gpu:{amount}" if slurm.gpus == "gres" else f"--gpus-per-node={amount}"]
 
 
 def _slurm_time(seconds: int | None) -> str | None:
@@ -176,7 +202,7 @@ def _slurm_time(seconds: int | None) -> str | None:
 
 def _script(job: Job) -> str:
     launch, slurm = job.config.launch, job.config.launch.of(SlurmConfig)
-    python = [*slurm.container, sys.executable]
+    python = [*slurm.container, slurm.python or sys.executable]
     interface = ["--interface", slurm.interface] if slurm.interface else []
     node = [
         *module_command("launch.nodes.ray_node", str(job.folder), python=python),
@@ -193,30 +219,40 @@ def _script(job: Job) -> str:
         stopped=shlex.quote(str(RunDirectory(job.run).stop_request)),
         node=shlex.join(node),
         train=shlex.join(train),
-        interface=f"export GLOO_SOCKET_IFNAME={shlex.quote(slurm.interface)}\n" if slurm.interface else "",
+        interface="".join(
+            f"export {name}={shlex.quote(slurm.interface or '')}\n" for name in _OF_INTERFACE if slurm.interface
+        ),
         requeue="1" if slurm.requeue else "0",
         patience=f"{launch.start_seconds:.0f}",
     )
 
 
+_OF_INTERFACE = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
 # 17 is ExitCode.PREEMPTED, 16 LOST_NODE, 18 ENVIRONMENT.
 _TEMPLATE = """\
 #!/bin/bash
 # Starts a Ray cluster on the nodes of this allocation and trains on it.  Written by brt submit.
+set -eo pipefail
+trap 'echo "failed: $BASH_COMMAND (line $LINENO of the job script)" >&2; exit 18' ERR
 umask 077
-{setup}cd {directory} || exit 18
+{setup}set -u  # from here on: the lines above may read variables that are not set, as conda and modules do
+cd {directory}
 folder={folder}
 stopped={stopped}
 requeue={requeue}
-mkdir -p "$folder" && rm -f "$folder/head" "$folder/token" || exit 18
+mkdir -p "$folder"
+rm -f "$folder/head" "$folder/token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$folder/token"
 {interface}
 # Before its time limit, and when it is preempted, Slurm sends SIGTERM to this script alone.
 asked=0 train=0
-trap 'asked=1; [ "$train" != 0 ] && kill -TERM "$train" 2>/dev/null' TERM
+trap 'asked=1; if [ "$train" != 0 ]; then kill -TERM "$train" 2>/dev/null || true; fi' TERM
 
-# One task per node; each is a node of the cluster, and the first one is its head.
-srun --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c 'exec "$@" --node "$SLURM_PROCID"' - \\
+# One task per node; each is a node of the cluster, and the first one is its head.  It gets all CPUs of the job there:
+# srun does not take their number from sbatch.
+srun --ntasks-per-node=1 --cpus-per-task="${{SLURM_CPUS_PER_TASK:-${{SLURM_CPUS_ON_NODE:-1}}}}" --kill-on-bad-exit=1 \
+  bash -c 'exec "$@" --node "$SLURM_PROCID"' - \\
   {node} &
 cluster=$!
 waited=0
@@ -231,23 +267,27 @@ if [ "$asked" = 1 ]; then
 elif [ -s "$folder/head" ]; then
   {train} --ray-address "$(cat "$folder/head")" &
   train=$!
-  [ "$asked" = 1 ] && kill -TERM "$train"
-  wait "$train"
-  code=$?
+  if [ "$asked" = 1 ]; then kill -TERM "$train" || true; fi
+  code=0
+  wait "$train" || code=$?
   # A trap ends a wait, so wait again until the process is gone; 127: the wait before had the exit code.
-  while kill -0 "$train" 2>/dev/null; do wait "$train"; code=$?; done
+  while kill -0 "$train" 2>/dev/null; do
+    code=0
+    wait "$train" || code=$?
+  done
   if [ "$code" -gt 128 ]; then
-    wait "$train"
-    again=$?
+    again=0
+    wait "$train" || again=$?
     [ "$again" = 127 ] || code=$again
   fi
 fi
-kill -TERM "$cluster" 2>/dev/null
-wait "$cluster"
+kill -TERM "$cluster" 2>/dev/null || true
+wait "$cluster" || true
 rm -f "$folder/token"
 if [ "$code" = 17 ] && [ "$requeue" = 1 ] && [ ! -e "$stopped" ]; then
-  echo "preempted: saved and requeued"
-  scontrol requeue "$SLURM_JOB_ID" && sleep 60  # Slurm ends this script
+  echo "stopped by Slurm: saved and requeued"
+  scontrol requeue "$SLURM_JOB_ID"
+  sleep 60  # Slurm ends this script
 fi
 exit "$code"
 """

@@ -48,7 +48,7 @@ def asked(page: Path, folder: Path, script: str, width: int = 1300) -> dict[str,
     """What a script finds that is put at the end of the page; it ends with `answer(OBJECT)`."""
     code = f"""<script>
       const answer = found => {{ document.body.textContent = JSON.stringify(found); }};
-      {script}
+      {{ {script} }}
     </script></body>"""
     copy = folder / "asked.html"
     copy.write_text(page.read_text().replace("</body>", code))
@@ -146,8 +146,7 @@ def test_values_are_shown_under_the_pointer(trained: Path, tmp_path: Path) -> No
     found = asked(trained, tmp_path, script)
     text, display = found["shown"]
     assert display == "block" and found["after"] == "none"
-    last = json.loads((trained.parent / "metrics.jsonl").read_text().splitlines()[-1])
-    assert text.startswith("step 20") and "held-out text, memory carried: " in text and last
+    assert text.startswith("step 20") and "held-out text, memory carried: " in text
 
 
 def test_the_x_axis_can_be_tokens_or_time(trained: Path, tmp_path: Path) -> None:
@@ -187,8 +186,8 @@ def test_it_is_drawn(page: Path, tmp_path: Path) -> None:
     assert console == ""
     assert picture.shape == (1400, 1300, 3)
     assert pixels(picture, "#f6f7f9") > 100_000  # the page around the cards
-    for colour in ("#1f5fa8", "#2e7d4f", "#c2571a"):
-        assert pixels(picture, colour) > 100, colour
+    for colour, least in (("#1f5fa8", 100), ("#2e7d4f", 100), ("#c2571a", 30)):  # the last is dots alone
+        assert pixels(picture, colour) > least, colour
     red, green, blue = picture[..., 0], picture[..., 1], picture[..., 2]
     assert ((red - green > 50) & (abs(green - blue) < 25)).sum() > 100  # dashes, blended with the white behind them
 

@@ -214,3 +214,55 @@ def test_a_dry_run_prints_what_is_applied_and_leaves_nothing(tmp_path: Path, nam
         "ray",
         "kubernetes",
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (("launch.gpus_per_node=8",), "--gpus-per-node=8"),
+        (("launch.gpus_per_node=8", "launch.slurm.gpus=gres"), "--gres=gpu:8"),
+        (("launch.gpus_per_node=4", "launch.slurm.gpus=gres", "launch.slurm.gpu_type=h100"), "--gres=gpu:h100:4"),
+        (("launch.gpus_per_node=4", "launch.slurm.gpu_type=h100"), "--gpus-per-node=h100:4"),
+        (("launch.gpus_per_node=8", "launch.slurm.gpus=none"), None),
+    ],
+)
+def test_slurm_is_asked_for_gpus_in_the_way_of_the_site(
+    run: Path, stubs: Path, settings: tuple[str, ...], expected: str | None
+) -> None:
+    BACKENDS["slurm"]().submit(Job(config(run, "slurm", *settings), 1))
+    (words,) = calls(stubs)
+    assert [word for word in words if word.startswith(("--gpus", "--gres"))] == ([expected] if expected else [])
+
+
+def test_slurm_writes_mail_and_takes_another_python(run: Path, stubs: Path) -> None:
+    settings = ["launch.slurm.mail=me@example.org", "launch.slurm.python=/opt/conda/bin/python"]
+    BACKENDS["slurm"]().submit(Job(config(run, "slurm", *settings), 1))
+    (words,) = calls(stubs)
+    assert "--mail-user=me@example.org" in words and "--mail-type=END,FAIL,REQUEUE" in words
+    script = Path(f"{stubs}.script").read_text()
+    assert script.count("/opt/conda/bin/python -P -m launch.") == 2 and sys.executable not in script
+    problems = list(
+        BACKENDS["slurm"].broken_rules(config(run, "slurm", "launch.slurm.mail=me", "launch.slurm.gpu_type=a b"))
+    )
+    assert len(problems) == 2 and "is not an address" in problems[1]
+
+
+def test_a_setup_line_that_fails_ends_the_job_and_is_told(run: Path, stubs: Path) -> None:
+    (run.parent / "activate").write_text('export SEEN="$NEVER_SET"\n')  # as scripts of conda do
+    setup = json.dumps([f". {run.parent / 'activate'}", "module_load_x 12"])
+    BACKENDS["slurm"]().submit(Job(config(run, "slurm", f"launch.slurm.setup={setup}"), 1))
+    stubs.unlink()
+    done = subprocess.run(["bash", f"{stubs}.script"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 18 and "failed: module_load_x 12 (line 7 of the job script)" in done.stderr
+    assert "unbound" not in done.stderr and not stubs.exists()  # srun was not reached
+
+
+def test_the_task_of_a_node_gets_its_cpus(run: Path, stubs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = submitted(run, stubs)
+    for variables, expected in (({"SLURM_CPUS_ON_NODE": "64"}, "64"), ({"SLURM_CPUS_PER_TASK": "12"}, "12")):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        subprocess.run(["bash", str(script)], capture_output=True, timeout=60, check=False)
+        (srun,) = [words for words in calls(stubs) if words[0] == "srun"]
+        assert f"--cpus-per-task={expected}" in srun
+        stubs.unlink()
