@@ -21,13 +21,24 @@ if TYPE_CHECKING:
     from brt_dist.config.schema import Config
 
 _CONFIG = "/etc/brt/config.yaml"
+_QUEUE = "kueue.x-k8s.io/queue-name"
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTP]i?)?$")
+_TOLERATION = re.compile(
+    r"(?P<key>[\w./-]+)(=(?P<value>[\w.-]+))?(:(?P<effect>NoSchedule|PreferNoSchedule|NoExecute))?$"
+)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
 
-# YAML reads an empty mapping like a section without keys.
-Texts = Annotated[dict[str, str], BeforeValidator(lambda given: {} if given is None else given)]
+
+def _texts(given: Any) -> Any:
+    """YAML reads an empty mapping like a section without keys, and `rdma/ib: 1` as a number."""
+    if not isinstance(given, dict):
+        return {} if given is None else given
+    return {key: str(value) if type(value) is int else value for key, value in given.items()}
+
+
+Texts = Annotated[dict[str, str], BeforeValidator(_texts)]
 
 
 class KubernetesConfig(Section):
@@ -43,7 +54,15 @@ class KubernetesConfig(Section):
     shared_memory: str = Field("16Gi", min_length=1, description="size of /dev/shm, part of the pod's memory")
     gpu_resource: str = Field("nvidia.com/gpu", min_length=1, description="name of the resource that counts GPUs")
     node_selector: Texts = Field({}, description="labels that a node must have")
-    tolerations: tuple[str, ...] = Field((), description="keys of the taints to tolerate")
+    tolerations: tuple[str, ...] = Field((), description="taints to tolerate, as KEY, KEY=VALUE or KEY=VALUE:EFFECT")
+    resources: Texts = Field({}, description="more resources of a node's pod, for RDMA for example {rdma/ib: 1}")
+    ipc_lock: bool = Field(False, description="let the pods lock memory (IPC_LOCK), which RDMA needs")
+    queue: str | None = Field(None, description="local queue of Kueue, which starts the job when there is room")
+    priority_class: str | None = Field(None, description="priority class of the pods")
+    host_paths: Texts = Field({}, description="folders of the nodes, as MOUNT_PATH: FOLDER_ON_THE_NODE")
+    init: tuple[str, ...] = Field(
+        (), description="shell lines that run first in each pod, with its volumes, for example to copy a dataset"
+    )
     volumes: Texts = Field({}, description="persistent volumes, as MOUNT_PATH: CLAIM")
     secret_environment: Texts = Field({}, description="environment variables from secrets, as NAME: SECRET/KEY")
     token_secret: str | None = Field(None, description="secret with Ray's token; unset: the operator creates one")
@@ -82,6 +101,17 @@ class KubernetesBackend(Backend):
         for variable, source in there.secret_environment.items():
             if not _VARIABLE.match(variable) or not re.match(r"[a-z0-9.-]+/[\w.-]+$", source):
                 yield f"launch.kubernetes.secret_environment: {variable}: {source!r} must be NAME: SECRET/KEY"
+        for name, value in there.resources.items():
+            if not _QUANTITY.match(value):
+                yield f"launch.kubernetes.resources: {name}: {value!r} is not a quantity; example: rdma/ib: 1"
+        for text in there.tolerations:
+            if not _TOLERATION.match(text):
+                yield (
+                    f"launch.kubernetes.tolerations: {text!r} must be KEY, KEY=VALUE or KEY=VALUE:EFFECT, where EFFECT "
+                    "is NoSchedule, PreferNoSchedule or NoExecute"
+                )
+        for path in (path for pair in there.host_paths.items() for path in pair if not path.startswith("/")):
+            yield f"launch.kubernetes.host_paths: {path!r} must be an absolute path"
         yield from _pod_volumes(config)
 
     def render(self, job: Job) -> str:
@@ -123,7 +153,8 @@ class KubernetesBackend(Backend):
 
 
 def _pod_volumes(config: "Config") -> Iterator[str]:
-    volumes, data = config.launch.of(KubernetesConfig).volumes, config.data
+    there, data = config.launch.of(KubernetesConfig), config.data
+    volumes = [*there.volumes, *there.host_paths]
     if not volumes:
         yield (
             "launch.kubernetes.volumes is empty, so the run directory and the datasets would be lost with the pods; "
@@ -153,11 +184,12 @@ def _name(job: Job) -> str:
 def _manifests(job: Job) -> list[dict[str, Any]]:
     there, launch = job.config.launch.of(KubernetesConfig), job.config.launch
     name = _name(job)
-    common = {
+    common: dict[str, Any] = {
         "namespace": there.namespace,
         "labels": {"app.kubernetes.io/name": "brt", "app.kubernetes.io/instance": name},
         "annotations": {"brt/run": str(job.run), "brt/name": job.config.run.name},
     }
+    queued = {"labels": {**common["labels"], **({_QUEUE: there.queue} if there.queue else {})}}
     config = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -195,7 +227,8 @@ def _manifests(job: Job) -> list[dict[str, Any]]:
     }
     if launch.time_limit_seconds is not None:
         spec["activeDeadlineSeconds"] = launch.time_limit_seconds
-    return [config, {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": name, **common}, "spec": spec}]
+    metadata = {"name": name, **common, **queued}
+    return [config, {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}]
 
 
 def _start_parameters(job: Job) -> dict[str, str]:
@@ -205,13 +238,14 @@ def _start_parameters(job: Job) -> dict[str, str]:
 def _pod(job: Job, name: str) -> dict[str, Any]:
     there, gpus = job.config.launch.of(KubernetesConfig), gpus_per_node(job.config)
     amounts = {"cpu": there.cpus, "memory": there.memory, **({there.gpu_resource: str(gpus)} if gpus else {})}
+    amounts |= there.resources
     claims = sorted(set(there.volumes.values()))
     environment: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in quiet().items()]
     environment += [
         {"name": variable, "valueFrom": {"secretKeyRef": dict(zip(("name", "key"), source.split("/"), strict=True))}}
         for variable, source in there.secret_environment.items()
     ]
-    container = {
+    container: dict[str, Any] = {
         "name": "ray",
         "image": there.image,
         "env": environment,
@@ -223,9 +257,15 @@ def _pod(job: Job, name: str) -> dict[str, Any]:
                 {"name": f"claim-{claims.index(claim)}", "mountPath": path}
                 for path, claim in sorted(there.volumes.items())
             ),
+            *(
+                {"name": f"host-{index}", "mountPath": path}
+                for index, (path, _) in enumerate(sorted(there.host_paths.items()))
+            ),
         ],
         "securityContext": {"allowPrivilegeEscalation": False},
     }
+    if there.ipc_lock:
+        container["securityContext"] = {"allowPrivilegeEscalation": False, "capabilities": {"add": ["IPC_LOCK"]}}
     pod: dict[str, Any] = {
         "containers": [container],
         "volumes": [
@@ -235,15 +275,32 @@ def _pod(job: Job, name: str) -> dict[str, Any]:
                 {"name": f"claim-{index}", "persistentVolumeClaim": {"claimName": claim}}
                 for index, claim in enumerate(claims)
             ),
+            *(
+                {"name": f"host-{index}", "hostPath": {"path": folder, "type": "Directory"}}
+                for index, (_, folder) in enumerate(sorted(there.host_paths.items()))
+            ),
         ],
         "terminationGracePeriodSeconds": 600,  # saving a checkpoint takes time
     }
     if there.node_selector:
         pod["nodeSelector"] = dict(there.node_selector)
     if there.tolerations:
-        pod["tolerations"] = [{"key": key, "operator": "Exists"} for key in there.tolerations]
+        pod["tolerations"] = [_toleration(text) for text in there.tolerations]
+    if there.priority_class:
+        pod["priorityClassName"] = there.priority_class
+    if there.init:
+        lines = "\n".join(there.init)
+        kept = {key: container[key] for key in ("image", "env", "volumeMounts", "securityContext")}
+        pod["initContainers"] = [{"name": "init", **kept, "command": ["bash", "-euo", "pipefail", "-c", lines]}]
     if there.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": secret} for secret in there.image_pull_secrets]
     if there.service_account:
         pod["serviceAccountName"] = there.service_account
     return {"spec": pod}
+
+
+def _toleration(text: str) -> dict[str, str]:
+    """KEY, KEY=VALUE or KEY=VALUE:EFFECT as Kubernetes has it."""
+    found = _TOLERATION.match(text)
+    parts = {name: value for name, value in found.groupdict().items() if value} if found else {"key": text}
+    return {**parts, "operator": "Equal" if "value" in parts else "Exists"}

@@ -251,7 +251,7 @@ trap 'asked=1; if [ "$train" != 0 ]; then kill -TERM "$train" 2>/dev/null || tru
 
 # One task per node; each is a node of the cluster, and the first one is its head.  It gets all CPUs of the job there:
 # srun does not take their number from sbatch.
-srun --ntasks-per-node=1 --cpus-per-task="${{SLURM_CPUS_PER_TASK:-${{SLURM_CPUS_ON_NODE:-1}}}}" --kill-on-bad-exit=1 \
+srun --ntasks-per-node=1 --cpus-per-task="${{SLURM_CPUS_PER_TASK:-${{SLURM_CPUS_ON_NODE:-1}}}}" --kill-on-bad-exit=1 \\
   bash -c 'exec "$@" --node "$SLURM_PROCID"' - \\
   {node} &
 cluster=$!

@@ -29,7 +29,13 @@ launch:
     image_pull_secrets: [registry]
     service_account: brt
     node_selector: {gpu: h100}
-    tolerations: [nvidia.com/gpu]
+    tolerations: [nvidia.com/gpu, "spot=true:NoSchedule"]
+    resources: {rdma/ib: 1}
+    ipc_lock: true
+    queue: training
+    priority_class: high
+    host_paths: {/local: /mnt/nvme}
+    init: ["cp -r /shared/data /local/data"]
     volumes: {/shared: brt-shared, /scratch: brt-scratch}
     secret_environment: {MLFLOW_TRACKING_PASSWORD: mlflow/password}
     token_secret: brt-token

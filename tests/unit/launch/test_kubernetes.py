@@ -7,7 +7,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.cluster.kuberay import rendered
+from brt_dist.config.loading import load
+from launch.backends.kubernetes import KubernetesBackend
+from tests.cluster.kuberay import CONFIG, rendered
 
 ROOT = Path(__file__).parents[3]
 VERSION = "1.32"
@@ -54,3 +56,34 @@ def test_what_an_operator_applies_is_valid(path: Path) -> None:
         assert all((path.parent / name).is_file() for name in manifest["resources"])
     else:
         kubernetes_validate.validate(manifest, VERSION, strict=True)
+
+
+def test_rdma_queues_priorities_and_folders_of_the_nodes() -> None:
+    pod = templates()[0]["spec"]
+    (container,), (init,) = pod["containers"], pod["initContainers"]
+    assert container["resources"]["limits"]["rdma/ib"] == "1" == container["resources"]["requests"]["rdma/ib"]
+    assert container["securityContext"]["capabilities"] == {"add": ["IPC_LOCK"]}
+    assert pod["priorityClassName"] == "high"
+    assert pod["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists"},
+        {"key": "spot", "value": "true", "effect": "NoSchedule", "operator": "Equal"},
+    ]
+    assert {"name": "host-0", "hostPath": {"path": "/mnt/nvme", "type": "Directory"}} in pod["volumes"]
+    assert init["command"] == ["bash", "-euo", "pipefail", "-c", "cp -r /shared/data /local/data"]
+    assert {"name": "host-0", "mountPath": "/local"} in init["volumeMounts"]
+    settings, job = rendered()
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
+    assert "kueue.x-k8s.io/queue-name" not in settings["metadata"]["labels"]
+
+
+def test_what_kubernetes_would_refuse_is_refused_here() -> None:
+    def problems(*settings: str) -> list[str]:
+        return list(KubernetesBackend.broken_rules(load(CONFIG, settings).config))
+
+    assert problems() == []
+    (text,) = problems('launch.kubernetes.tolerations=["spot=true:Never"]')
+    assert "KEY=VALUE:EFFECT" in text
+    (text,) = problems("launch.kubernetes.resources={rdma/ib: many}")
+    assert "is not a quantity" in text
+    found = problems("launch.kubernetes.host_paths={local: /mnt}")
+    assert "launch.kubernetes.host_paths: 'local' must be an absolute path" in found
