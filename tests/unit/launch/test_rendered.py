@@ -65,7 +65,7 @@ def test_the_task_for_skypilot_is_one() -> None:
     for part in ("setup", "run"):
         subprocess.run(["bash", "-n"], input=task[part], text=True, check=True)
         assert task[part].startswith("set -euo pipefail\n")
-    words = shlex.split(task["run"].partition("brt train ")[2])
+    words = shlex.split(task["run"].partition("brt train ")[2].replace("\\\n", " "))
     settings = [word.replace("$SKYPILOT_NUM_GPUS_PER_NODE", "8").replace("$BUCKET", "s3://b") for word in words[1:]]
     config = load([Path(__file__).parents[3] / task["envs"]["CONFIG"]], settings).config
     assert config.parallel.data == 8 and config.run.checkpoints == "s3://b/checkpoints/spot"
