@@ -75,6 +75,11 @@ class Decoder:
                     del left[stream]
         return torch.stack([found[stream] for stream in tokens])
 
+    def carried_bytes(self) -> int:
+        """Bytes of all that is kept of what was read; with every kind of mixer, no more for longer documents."""
+        kept = [value for fields in (*self._memory, *self._blocks) for value in fields.values()]
+        return sum(value.numel() * value.element_size() for value in kept)
+
     def copied(self, streams: Sequence[int]) -> "Decoder":
         """A decoder whose streams begin as copies of these, for several continuations of one text."""
         made = Decoder(self._model, len(streams))

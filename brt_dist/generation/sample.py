@@ -1,10 +1,11 @@
 """Generates text during training, in any layout.
 
-It is slow, and meant for occasional samples: every token runs the whole segment again, so that the pipeline and its
-shapes stay those of training.  All text is in one segment, from blank memory.
+A rank that holds a whole model, or its tensor parallel part of one, reads token by token (:class:`Decoder`).  With a
+pipeline, ZeRO-3 or sequence parallel every token runs the whole segment again, so that the pipeline and its shapes stay
+those of training; that is slow, and meant for occasional samples.  All text is in one segment, from blank memory.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from brt_dist.config.schema import Config
+from brt_dist.generation.decoder import Decoder
 from brt_dist.model.model import full_logits
 from brt_dist.model.parameters import seeded_generator
 from brt_dist.parallel.engine import Engine, StepInput
+from brt_dist.parallel.pipeline import WholeModel
 from brt_dist.parallel.step_input import in_rows
 
 Int64Array = npt.NDArray[np.int64]
@@ -53,7 +57,7 @@ def sample(engine: Engine, prompts: Int64Array, count: int, *, temperature: floa
         ValueError: there is not one prompt for each stream, or prompt and tokens exceed a segment.
     """
     config, layout = engine.config, engine.layout
-    streams, segment, window = config.data.streams, config.data.segment, config.model.window
+    streams, segment = config.data.streams, config.data.segment
     begun = prompts.shape[1]
     if len(prompts) != streams or not 0 < begun <= begun + count <= segment:
         raise ValueError(
@@ -62,20 +66,63 @@ def sample(engine: Engine, prompts: Int64Array, count: int, *, temperature: floa
     rows = list(layout.local_streams)
     tokens = np.zeros((streams, segment), np.int64)
     tokens[:, :begun] = prompts
-    starts = torch.zeros(len(layout.rows), segment // window, dtype=torch.bool)
-    starts[:, 0] = True
+    reader: _Reader = _TokenByToken(engine) if reads_token_by_token(config) else _WholeSegments(engine)
     for end in range(begun, begun + count):
-        watched = NextLogits(end - 1, config.model.vocab_size or 0)
-        with engine.evaluation_memory() as memory:
-            engine.evaluate_step(_step(engine, in_rows(tokens[rows], layout), starts), memory, watched)
+        logits = reader.next(tokens[rows], end)
         chosen = torch.zeros(streams, dtype=torch.int64)
-        if watched.found:  # on the last stage
+        if logits is not None:
             uniform = torch.rand(streams, generator=seeded_generator(f"sample/{seed}/{end}"), dtype=torch.float64)
-            chosen[rows] = _choose(torch.cat(watched.found)[: len(rows)], uniform[rows], temperature)
+            chosen[rows] = _choose(logits, uniform[rows], temperature)
         chosen = chosen.to(engine.device.torch)
         dist.all_reduce(chosen)
         tokens[:, end] = (chosen // layout.tensor).cpu().numpy()
     return tokens[:, : begun + count]
+
+
+def reads_token_by_token(config: Config) -> bool:
+    """Whether a rank has what it takes to read a token: all layers, whole weights, and no split sequence."""
+    parallel = config.parallel
+    is_split = parallel.sequence_parallel and parallel.tensor > 1
+    return parallel.pipeline == 1 and parallel.zero_stage < 3 and not is_split
+
+
+class _Reader(Protocol):
+    """Reads the streams of this rank."""
+
+    def next(self, tokens: Int64Array, end: int) -> Tensor | None:
+        """Logits of the token after the first `end` of tokens (b, N), (b, V) float64; None on ranks without."""
+        ...
+
+
+class _TokenByToken:
+    def __init__(self, engine: Engine) -> None:
+        stage = cast(WholeModel, engine.stage)
+        stage.eval()
+        self._streams = len(engine.layout.local_streams)
+        self._decoder = Decoder(stage.model, self._streams)
+
+    def next(self, tokens: Int64Array, end: int) -> Tensor | None:
+        if not self._streams:
+            return None
+        new = {stream: tokens[stream, self._decoder.read[stream] : end].tolist() for stream in range(self._streams)}
+        return self._decoder.feed(new).double().cpu()
+
+
+class _WholeSegments:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        config = engine.config
+        self._starts = torch.zeros(
+            len(engine.layout.rows), config.data.segment // config.model.window, dtype=torch.bool
+        )
+        self._starts[:, 0] = True
+
+    def next(self, tokens: Int64Array, end: int) -> Tensor | None:
+        engine = self._engine
+        watched = NextLogits(end - 1, engine.config.model.vocab_size or 0)
+        with engine.evaluation_memory() as memory:
+            engine.evaluate_step(_step(engine, in_rows(tokens, engine.layout), self._starts), memory, watched)
+        return torch.cat(watched.found)[: len(tokens)] if watched.found else None  # on the last stage
 
 
 def _choose(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:

@@ -6,14 +6,17 @@ from typing import Any
 import pytest
 
 from brt_dist.config.schema import Config
+from brt_dist.generation.sample import reads_token_by_token
 from tests.parallel.pool import RankPool
 from tests.parallel.relayout import config, documents
+from tests.parallel.test_mixers import model_section
 
 pytestmark = pytest.mark.slow
 
 COUNT = 9
 LAYOUTS: dict[str, dict[str, Any]] = {
     "one": {},
+    "tp2-dp2": {"tensor": 2, "data": 2},  # token by token, like the first
     "tp2-pp2": {"tensor": 2, "pipeline": 2},
     "dp2-zero3": {"data": 2, "zero_stage": 3},
 }
@@ -79,3 +82,15 @@ def test_the_same_text_in_every_layout(ranks: RankPool, tmp_path: Path) -> None:
         for number, result in enumerate(results):
             assert result[:2] == [sampled, likeliest]
             assert result[2] == ([] if number else texts)
+
+
+def test_every_kind_of_mixer_is_read_token_by_token(ranks: RankPool, tmp_path: Path) -> None:
+    """On tensor parallel ranks, and where segments are read again for each token."""
+    documents(tmp_path)
+    found = []
+    for parallel in ({"tensor": 2}, {"tensor": 2, "sequence_parallel": True}):
+        model = model_section(width=32, heads=2, head_dim=16, window=16, vocab_size=256)
+        given = config(tmp_path / "dataset", tmp_path / str(len(found)), parallel, model=model)
+        assert reads_token_by_token(given) == (not found)
+        found.append(ranks.run(2, rank_main, given)[0][:2])
+    assert found[0] == found[1]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import CheckpointError, DataError
@@ -147,3 +148,20 @@ def test_unknown_tokens_are_refused() -> None:
     for given in ([], [VOCABULARY], [-1]):
         with pytest.raises(DataError, match="0 to 49"):
             decoder.feed({0: given})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_costs_the_same_however_long_the_document_is(kind: str) -> None:
+    """Counted: products of matrices of each token of a block, and bytes kept after it."""
+    decoder, costs = Decoder(network(kind), 1), {}
+    for blocks in (2, 60):
+        read = blocks * WINDOW - decoder.read[0]
+        decoder.feed({0: [number % VOCABULARY for number in range(read)]})
+        costs[blocks] = []
+        for token in range(WINDOW):
+            with FlopCounterMode(display=False) as counter:
+                decoder.feed({0: [token]})
+            costs[blocks].append((counter.get_total_flops(), decoder.carried_bytes()))
+    assert costs[2] == costs[60]
+    assert all(flops > 0 and kept > 0 for flops, kept in costs[2])
+    assert all(len(tokens) <= WINDOW for tokens in decoder._tokens)
