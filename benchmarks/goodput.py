@@ -3,9 +3,9 @@
 The tables of docs/scaling.md, for one cost of saves and restarts on all sizes.
 """
 
+from brt_dist.planning.scaling import SIZES
 from brt_dist.planning.simulator.failure_rates import RATES
 from brt_dist.planning.simulator.goodput import Saving, best_interval, daly, simulate_run, young
-from brt_dist.planning.simulator.scaling import SIZES
 
 SAVING = Saving(stall=5.0, write=60.0, restart=300.0)
 _DAY = 24.0

@@ -8,14 +8,20 @@ does not give the micro-batch of each row; it is taken as 1.
 README of NVIDIA/Megatron-LM (2024): a GPT-3 of 175 billion parameters on 96 to 4,608 H100s, always 1,152 sequences.  It
 does not give the layouts; tensor 4, pipeline 8 is taken, with the vocabulary and the sequences of its other models.
 
-One number is fitted for each machine: the share of the peak that products of matrices reach, on one row.
+Two cost models give the seconds of each stage: a roofline of Megatron's software, as far as the papers describe it; and
+that of `brt plan`, for a model of ours that is as close to a plain transformer as it gets: windows as long as the
+sequence, whose products have twice as many keys as a token may see.  One number is fitted for each cost model and
+device, on one row: the share of the peak that products of matrices reach.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from brt_dist.planning.simulator.machine import Machine, machine
-from brt_dist.planning.simulator.roofline import Axes, StageWork, stage_seconds
+from benchmarks.roofline import Axes, StageWork, stage_seconds
+from brt_dist.config.schema import Config
+from brt_dist.planning.devices import DeviceSpec, device_spec
+from brt_dist.planning.scaling import stages_of
 from brt_dist.planning.simulator.seconds import StageSeconds
 from brt_dist.planning.simulator.step import simulate_step
 
@@ -129,6 +135,46 @@ STRONG = [
 ]
 
 
+Stages: TypeAlias = Callable[[Row, DeviceSpec, bool], list[StageSeconds]]
+
+
+def by_roofline(row: Row, device: DeviceSpec, modern: bool) -> list[StageSeconds]:
+    """Stages of Megatron's software."""
+    axes = row.axes
+    return [stage_seconds(work(row, stage, modern), axes, device) for stage in range(axes.pipeline)]
+
+
+def by_plan(row: Row, device: DeviceSpec, modern: bool) -> list[StageSeconds]:
+    """Stages of our engine, as `brt plan` has them."""
+    model, axes = row.model, row.axes
+    config = Config.model_validate(
+        {
+            "model": {
+                "layers": model.layers,
+                "width": model.width,
+                "heads": model.heads,
+                "head_dim": model.width // model.heads,
+                "vocab_size": model.vocabulary,
+                "window": model.sequence,
+                "dropout": 0.0,
+                "mixers": {"window": {}},
+                "ffns": {"relu": {"width": 4 * model.width}},
+            },
+            "data": {"dataset": "none", "segment": model.sequence, "streams": row.batch},
+            "parallel": {
+                "tensor": axes.tensor,
+                "pipeline": axes.pipeline,
+                "data": axes.data,
+                "micro_batch": 1,
+                "sequence_parallel": axes.tensor > 1,
+                "recompute": "attention" if modern else "layer",
+            },
+            "run": {"directory": "none", "steps": 1, "precision": "bf16"},
+        }
+    )
+    return stages_of(config, device)
+
+
 @dataclass(frozen=True)
 class Predicted:
     """What the simulator says of a row, as shares of the peak.
@@ -144,12 +190,10 @@ class Predicted:
     bubble: float
 
 
-def predict(row: Row, machine: Machine, modern: bool) -> Predicted:
+def predict(row: Row, stages: Sequence[StageSeconds], peak: float, modern: bool) -> Predicted:
     """Simulate a step of a row."""
-    axes = row.axes
-    stages = [stage_seconds(work(row, stage, modern), axes, machine) for stage in range(axes.pipeline)]
-    step = simulate_step(stages, row.batch // axes.data)
-    ideal = row.model.flops(row.batch, 3 if modern else 4) / axes.gpus / machine.peak
+    step = simulate_step(stages, row.batch // row.axes.data)
+    ideal = row.model.flops(row.batch, 3 if modern else 4) / row.axes.gpus / peak
     return Predicted(ideal / step.seconds, ideal / (step.seconds - _filled(row, stages)), step.bubble)
 
 
@@ -160,34 +204,56 @@ def _filled(row: Row, stages: Sequence[StageSeconds]) -> float:
     return (row.axes.pipeline - 1) * mean * (1 - 1 / ranges)
 
 
-def fitted(row: Row, of: Callable[[float], Machine], modern: bool) -> float:
-    """The efficiency with which a row is met, with interleaving where it has a pipeline."""
-    low, high = 0.1, 1.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        if predict(row, of(middle), modern).interleaved < row.published:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
 @dataclass(frozen=True)
 class Compared:
-    """A row beside its prediction; `efficiency` was fitted on the row of this machine for which `is_fitted`."""
+    """A row beside its predictions; efficiencies were fitted on the row of this device for which `is_fitted`."""
 
     device: str
     row: Row
     efficiency: float
-    predicted: Predicted
+    roofline: Predicted
+    efficiency_of_plan: float
+    plan: Predicted
     is_fitted: bool
 
 
 def compare(device: str, rows: Sequence[Row], fit: int, modern: bool) -> list[Compared]:
-    """Fit the efficiency on row number `fit`, and predict all."""
-    share = fitted(rows[fit], lambda efficiency: machine(device, efficiency), modern)
-    gpus = machine(device, share)
-    return [Compared(device, row, share, predict(row, gpus, modern), number == fit) for number, row in enumerate(rows)]
+    """Fit the efficiencies on row number `fit`, and predict all."""
+    found = []
+    for stages in (by_roofline, by_plan):
+        share = _fitted(rows[fit], device, stages, modern)
+        found.append((share, [_predicted(row, device, share, stages, modern) for row in rows]))
+    (share, roofline), (of_plan, plan) = found
+    return [
+        Compared(device, row, share, roofline[number], of_plan, plan[number], number == fit)
+        for number, row in enumerate(rows)
+    ]
+
+
+def _predicted(row: Row, device: str, efficiency: float, stages: Stages, modern: bool) -> Predicted:
+    spec = device_spec(device).model_copy(update={"matmul_efficiency": efficiency})
+    return predict(row, stages(row, spec, modern), spec.peak_flops.bf16, modern)
+
+
+def _fitted(row: Row, device: str, stages: Stages, modern: bool) -> float:
+    """The efficiency with which a row is met, with interleaving where it has a pipeline.
+
+    The time of a step is linear in the time of its products, unless they begin or cease to hide something else.
+    """
+
+    def seconds(inverse: float) -> float:
+        return 1 / _predicted(row, device, 1 / inverse, stages, modern).interleaved
+
+    before, inverse = 2.0, 1.5
+    time_before = seconds(before)
+    for _ in range(3):
+        time = seconds(inverse)
+        slope = (time - time_before) / (inverse - before)
+        before, time_before = inverse, time
+        inverse += (1 / row.published - time) / slope
+        if abs(inverse - before) < 1e-9:
+            break
+    return 1 / inverse
 
 
 def all_compared() -> list[Compared]:
@@ -197,20 +263,25 @@ def all_compared() -> list[Compared]:
 
 def table(compared: Sequence[Compared]) -> list[str]:
     """In Markdown."""
-    head = ("GPUs", "parameters", "tensor, pipeline, data", "published", "simulated, 1F1B", "interleaved", "1F1B waits")
-    lines = [f"| {' | '.join(head)} |", "| --- | ---: | --- | ---: | ---: | ---: | ---: |"]
+    head = ("GPUs", "parameters", "tensor, pipeline, data", "published", "roofline, 1F1B", "interleaved",
+            "plan, 1F1B", "interleaved", "1F1B waits")  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
     for one in compared:
-        axes, found = one.row.axes, one.predicted
-        mark = f" (fitted: {one.efficiency:.1%} of peak)" if one.is_fitted else ""
+        axes, shares = one.row.axes, (one.row.published, one.roofline.plain, one.roofline.interleaved)
+        shares += (one.plan.plain, one.plan.interleaved, one.roofline.bubble)
         cells = [
-            f"{axes.gpus:,} {one.device.upper()}",
+            f"{axes.gpus:,} {one.device.upper()}{', fitted' if one.is_fitted else ''}",
             f"{one.row.model.parameters / 1e9:,.1f} B",
-            f"{axes.tensor}, {axes.pipeline}, {axes.data}{mark}",
-            *(f"{share:.1%}" for share in (one.row.published, found.plain, found.interleaved, found.bubble)),
+            f"{axes.tensor}, {axes.pipeline}, {axes.data}",
+            *(f"{share:.1%}" for share in shares),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 if __name__ == "__main__":
-    print("\n".join(table(all_compared())))
+    compared = all_compared()
+    print("\n".join(table(compared)))
+    for one in compared:
+        if one.is_fitted:
+            print(f"{one.device}: {one.efficiency:.3f} of the peak, by the plan {one.efficiency_of_plan:.3f}")

@@ -127,7 +127,7 @@ class Planner:
         self.flops_per_token = TRAINING * forward_flops(config.model)
         stream = found.fullest_rank.carried // config.data.streams
         whole = config.optimizer.state_bytes(_whole(config), 1)
-        self._saved = 4.0 * self.parameters + whole + stream * config.data.streams
+        self.saved = 4.0 * self.parameters + whole + stream * config.data.streams
 
     @property
     def uncounted(self) -> list[str]:
@@ -152,13 +152,13 @@ class Planner:
             parallel=parallel,
             device=device,
             stages=stages,
-            time=step_time(self.sizes, parallel, device, stages, self._saved),
+            time=step_time(self.sizes, parallel, device, stages, self.saved),
             tokens=tokens,
             flops=self.flops_per_token * tokens,
             peak=peak * parallel.world_size,
             steps=config.run.steps,
             checkpoint_every=config.run.checkpoint_every,
-            saved=self._saved,
+            saved=self.saved,
         )
 
 

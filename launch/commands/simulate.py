@@ -13,8 +13,8 @@ from launch.commands.arguments import config_argument, json_option, quiet_librar
 
 if TYPE_CHECKING:
     from brt_dist.config.schema import Config
+    from brt_dist.planning.scaling import Kept, Point
     from brt_dist.planning.simulator.failure_rates import FailureRate
-    from brt_dist.planning.simulator.scaling import Kept, Point
     from brt_dist.planning.simulator.step import Step
 
 _GB = 1e9
@@ -24,9 +24,11 @@ _MOST_REPLICAS = 64  # of a disturbed step; all others are like them
 
 @click.command()
 @config_argument
-@click.option("--device", default="h100", show_default=True, help="a100, h100, h200 or b200, eight in a node.")
+@click.option(
+    "--device", "device_name", default="h100", show_default=True, metavar="NAME|FILE", help="As for `brt plan`."
+)
 @click.option("--efficiency", type=click.FloatRange(0, 1, min_open=True), help="Share of the peak that products of "
-              "matrices reach.  [default: fitted on published runs]")  # fmt: skip
+              "matrices reach.  [default: that of the device]")  # fmt: skip
 @click.option(
     "--jitter", type=click.FloatRange(0), default=0.0, help="Relative deviation of each forward and backward."
 )
@@ -40,7 +42,6 @@ _MOST_REPLICAS = 64  # of a disturbed step; all others are like them
 @click.option("--restart", type=click.FloatRange(0), default=300.0, show_default=True, help="Seconds from a failure "
               "until training goes on.")  # fmt: skip
 @click.option("--interval", type=click.FloatRange(0, min_open=True), help="Seconds between saves.  [default: the best]")
-@click.option("--to-host", default=25.0, show_default=True, help="GB/s that a GPU copies to its host in a save.")
 @click.option("--to-storage", default=2.0, show_default=True, help="GB/s that a node writes to storage.")
 @click.option("--timeline", type=click.Path(path_type=Path, dir_okay=False), help="Draw the step: FILE.html, or its "
               "intervals: FILE.json.")  # fmt: skip
@@ -48,7 +49,7 @@ _MOST_REPLICAS = 64  # of a disturbed step; all others are like them
 @json_option
 def simulate(
     settings: tuple[str, ...],
-    device: str,
+    device_name: str,
     efficiency: float | None,
     jitter: float,
     stragglers: tuple[str, ...],
@@ -57,7 +58,6 @@ def simulate(
     failures: str,
     restart: float,
     interval: float | None,
-    to_host: float,
     to_storage: float,
     timeline: Path | None,
     plot: Path | None,
@@ -70,30 +70,22 @@ def simulate(
       brt simulate my.yaml --straggler 3:1.5 --jitter 0.05
       brt simulate my.yaml --failures 2e-5 --restart 600 --json
 
-    The step executes what DeepSpeed's engine would, instruction by instruction, each as long as a roofline of the
-    device says.  Scaling: the layout of the config with more data parallel ranks, on up to 16,384 GPUs, with the same
+    The step executes what DeepSpeed's engine would, instruction by instruction, each as long as `brt plan` says.
+    Scaling: the layout of the config with more data parallel ranks, on up to 16,384 GPUs, with the same
     streams (strong) or with streams in proportion (weak).  docs/scaling.md compares it with published runs.
     """
-    from brt_dist.config.loading import load
-    from brt_dist.config.rules import check
     from brt_dist.parallel.device import choose
+    from brt_dist.planning.scaling import SIZES, curve, goodputs, saving_of, scaled, step_of
     from brt_dist.planning.simulator.disturbance import Disturbance
-    from brt_dist.planning.simulator.machine import machine
-    from brt_dist.planning.simulator.scaling import SIZES, curve, goodputs, saving_of, scaled, step_of
+    from launch.run.sizes import device_in, for_plan, on_devices
 
     quiet_libraries()
-    files, overrides = split(settings)
-    config = load(files, overrides).config
-    if config.data.dataset is None and not config.data.mixture:
-        config = load(files, [*overrides, "data.dataset=none-is-read"]).config
-    check(config)
-    if config.model.vocab_size is None:
-        raise ConfigError(
-            "model.vocab_size is unset, and a simulation reads no dataset; nearest: model.vocab_size=32768, or as many "
-            "as your tokenizer has"
-        )
     choose("cpu", 0)  # before DeepSpeed is imported, whose schedule is read
-    gpus = machine(device, efficiency)
+    config = for_plan(*split(settings))
+    gpus = device_in(device_name, config.parallel.world_size)
+    if efficiency is not None:
+        gpus = gpus.model_copy(update={"matmul_efficiency": efficiency})
+    on_devices(config, config.parallel.world_size, gpus)  # checks the rules
     disturbance = Disturbance(
         jitter, seed, _places(stragglers, config, "--straggler"), _places(slow_links, config, "--slow-link", 1)
     )
@@ -103,9 +95,9 @@ def simulate(
     curves = {"strong": curve(config, gpus, "strong"), "weak": curve(config, gpus, "weak")}
     sizes = {size: one for size in SIZES if (one := scaled(config, size, "weak")) is not None}
     rate = _rate(failures)
-    savings = [(size, saving_of(one, gpus, to_host * _GB, to_storage * _GB, restart)) for size, one in sizes.items()]
+    savings = [(size, saving_of(one, gpus, to_storage * _GB, restart)) for size, one in sizes.items()]
     kept = goodputs(config, rate, savings, interval)
-    title = f"{config.run.name or 'a step'} on {config.parallel.world_size:,} {device}"
+    title = f"{config.run.name or 'a step'} on {config.parallel.world_size:,} {gpus.name}"
     if timeline is not None:
         _write_timeline(timeline, step, title)
     if plot is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from brt_dist.errors import PlatformError
 from brt_dist.files import atomic_file
-from brt_dist.planning.simulator.scaling import Kept, Point
+from brt_dist.planning.scaling import Kept, Point
 
 _COLOURS = {"strong": "#1f5fa8", "weak": "#c2571a"}
 _SHARES = (

@@ -63,8 +63,9 @@ def test_people_get_tables_that_name_the_source_of_the_failures() -> None:
         (["--slow-link", "7:2"], "--slow-link 7:2: parallel.pipeline=8 has stages 0 to 6"),
         (["--straggler", "slow"], "nearest: --straggler 0:1.5"),
         (["--failures", "often"], "--failures often is neither a number nor llama3"),
-        (["--device", "v100"], "nearest: a100, h100"),
-        (["model.vocab_size=null"], "model.vocab_size is unset"),
+        (["--device", "v100"], "unknown device 'v100'; known: a100, h100"),
+        (["model.vocab_size=null"], "nearest: model.vocab_size=32000"),
+        (["parallel.tensor=3"], "nearest layout"),
     ],
 )
 def test_mistakes_are_answered_with_what_works(options: list[str], message: str) -> None:

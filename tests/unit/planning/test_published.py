@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import pytest
 
 from benchmarks.published import WEAK, Compared, all_compared, table
-from brt_dist.planning.simulator.machine import machine
 from tests.unit.test_docs import ROOT
 
 
@@ -14,22 +13,20 @@ def compared() -> Sequence[Compared]:
     return all_compared()
 
 
-def test_ten_models_on_a100s_are_within_6_per_cent(compared: Sequence[Compared]) -> None:
+def test_ten_models_on_a100s_are_met(compared: Sequence[Compared]) -> None:
     weak = [one for one in compared if one.device == "a100"]
     assert len(weak) == 10 and sum(one.is_fitted for one in weak) == 1
     for one in weak:
-        assert one.predicted.plain == pytest.approx(one.row.published, rel=0.06)
+        assert one.roofline.plain == pytest.approx(one.row.published, rel=0.06)
+        assert one.plan.plain == pytest.approx(one.row.published, rel=0.15)
 
 
 def test_4608_gpus_are_between_1f1b_and_the_most_interleaved(compared: Sequence[Compared]) -> None:
     few, many = (one for one in compared if one.device == "h100")
-    assert few.is_fitted and few.predicted.interleaved == pytest.approx(0.47, abs=1e-3)
-    assert many.predicted.plain < 0.42 and many.predicted.interleaved == pytest.approx(0.42, rel=0.06)
-
-
-def test_efficiencies_of_machines_are_those_that_were_fitted(compared: Sequence[Compared]) -> None:
-    for one in compared:
-        assert machine(one.device).efficiency == pytest.approx(one.efficiency, abs=0.005)
+    assert few.is_fitted
+    assert few.roofline.interleaved == pytest.approx(0.47, abs=1e-3) == few.plan.interleaved
+    assert many.roofline.plain < 0.42 and many.roofline.interleaved == pytest.approx(0.42, rel=0.06)
+    assert many.plan.plain < 0.42 and many.plan.interleaved == pytest.approx(0.42, rel=0.2)
 
 
 def test_parameters_are_those_of_the_paper() -> None:

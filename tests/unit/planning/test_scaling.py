@@ -1,17 +1,16 @@
 """Scaling curves and goodput of configs."""
 
-from dataclasses import replace
-
 import pytest
 
+from brt_dist.planning.devices import device_spec
+from brt_dist.planning.layout_plan import Planner
+from brt_dist.planning.scaling import SIZES, curve, goodputs, saving_of, scaled, step_of
 from brt_dist.planning.simulator.failure_rates import RATES, FailureRate
 from brt_dist.planning.simulator.goodput import Saving
-from brt_dist.planning.simulator.machine import machine
-from brt_dist.planning.simulator.scaling import SIZES, curve, goodputs, saving_of, scaled
 from tests.scale.settings import small
-from tests.unit.planning.test_roofline import recipe
+from tests.scale.test_recipes import recipe
 
-H100 = machine("h100")
+H100 = device_spec("h100")
 
 
 def test_sizes_are_8_to_16384() -> None:
@@ -33,10 +32,18 @@ def test_curves_stay_below_linear_and_strong_scaling_pays_the_bubble() -> None:
     for points in (strong, weak):
         shares = [one.efficiency for one in points]
         assert shares[0] == 1.0 and shares == sorted(shares, reverse=True)
-        assert all(0 < one.mfu < H100.efficiency for one in points)
+        assert all(0 < one.mfu < H100.matmul_efficiency for one in points)
     # 16384 / 64 = 256 ranks with 4 micro-batches in 8 stages: 7 of 11 parts are bubble, and a little more
-    assert strong[-1].bubble == pytest.approx(7 / 11, abs=0.06)
-    assert weak[-1].bubble == pytest.approx(7 / (128 + 7), abs=0.05)
+    assert strong[-1].bubble == pytest.approx(7 / 11, abs=0.08)
+    assert weak[-1].bubble == pytest.approx(7 / (128 + 7), abs=0.08)
+
+
+@pytest.mark.parametrize("streams", [64, 1024])
+def test_a_simulated_step_takes_as_long_as_the_sum_of_its_parts_in_the_plan(streams: int) -> None:
+    config = recipe("scale_70b")
+    config = config.model_copy(update={"data": config.data.model_copy(update={"streams": streams})})
+    planned = Planner(config, H100).plan(config.parallel).time.total
+    assert step_of(config, H100).seconds == pytest.approx(planned, rel=0.03)
 
 
 def test_goodput_falls_with_the_gpus_and_is_all_but_the_stall_without_failures() -> None:
@@ -56,9 +63,8 @@ def test_llama_3_is_met_with_what_its_report_says() -> None:
         assert 0.90 < kept.goodput.trained < 0.97
 
 
-def test_saves_take_as_long_as_the_bytes_of_the_plan() -> None:
-    config = recipe("scale_70b")
-    saving = saving_of(config, H100, 25e9, 2e9, 300.0)
-    # 70.6 billion weights with 12 bytes, and 1,409 GB of memory of streams (docs/scaling.md), written by 64 nodes
+def test_saves_take_as_long_as_the_bytes_of_a_checkpoint() -> None:
+    saving = saving_of(recipe("scale_70b"), H100, 2e9, 300.0)
+    # 70.6 billion weights with 12 bytes, and 1,409 GB of memory of streams (docs/scaling.md), of 512 ranks on 64 nodes
     assert saving.write == pytest.approx((847e9 + 1409e9) / 64 / 2e9, rel=0.02)
-    assert saving_of(config, replace(H100, node=4), 25e9, 2e9, 300.0).write == pytest.approx(saving.write / 2)
+    assert saving.stall == pytest.approx((847e9 + 1409e9) / 512 / 64e9, rel=0.02)

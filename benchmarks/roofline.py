@@ -1,12 +1,12 @@
-"""Seconds of a pipeline stage from what it computes and moves: FLOPs over peak, bytes over bandwidth.
+"""Seconds of a pipeline stage from what it computes and moves, for software that is not ours.
 
-Kernels run one after the other, so products of matrices, which the peak limits, and everything else, which the memory
-limits, are added up.
+FLOPs over peak, bytes over bandwidth.  Kernels run one after the other, so products of matrices, which the peak limits,
+and everything else, which the memory limits, are added up.
 """
 
 from dataclasses import dataclass
 
-from brt_dist.planning.simulator.machine import Machine
+from brt_dist.planning.devices import DeviceSpec
 from brt_dist.planning.simulator.seconds import StageSeconds
 
 
@@ -21,8 +21,6 @@ class StageWork:
         traffic_again: bytes of `traffic` that a backward repeats.
         summed: bytes that a forward sums over the tensor parallel ranks.
         summed_back: the same for a backward.
-        fetched: bytes of weights that forward and backward each get from the data parallel ranks (ZeRO-3), while they
-            compute.
         sent: bytes to the next stage, for a micro-batch.
         reduced: bytes of gradients that a rank sends to the data parallel ranks, in a step.
         late: of those, bytes that are sent when backward is done.
@@ -37,7 +35,6 @@ class StageWork:
     traffic_again: float = 0.0
     summed: float = 0.0
     summed_back: float = 0.0
-    fetched: float = 0.0
     sent: float = 0.0
     reduced: float = 0.0
     late: float = 0.0
@@ -59,26 +56,37 @@ class Axes:
         return self.tensor * self.data * self.pipeline
 
 
-def stage_seconds(work: StageWork, axes: Axes, machine: Machine) -> StageSeconds:
+def stage_seconds(work: StageWork, axes: Axes, device: DeviceSpec) -> StageSeconds:
     """How long a stage takes.
 
     A ring sums in two rounds, in each of which a rank sends all but its own part.
     """
-    peak = machine.peak * machine.efficiency
-    in_tensor, in_data = machine.reach(axes.tensor), machine.reach(axes.data, axes.tensor)
+    peak = device.peak_flops.bf16 * device.matmul_efficiency
+    in_tensor, in_data = rate_of_ring(device, axes.tensor), rate_of_ring(device, axes.data, axes.tensor)
     ring = 2 * (axes.tensor - 1) / axes.tensor / in_tensor
     # the ranks of the next stage are on another node, unless all are on one
-    link = machine.reach(axes.gpus) if axes.gpus <= machine.node else machine.network * machine.link_efficiency
-    forward = work.flops / peak + work.traffic / machine.memory
-    again = work.recomputed / peak + work.traffic_again / machine.memory
-    fetch = work.fetched / in_data
-    backward = max(2 * forward + again + work.summed_back * ring, fetch)
+    link = device.link_rate if axes.gpus <= device.devices_per_node else device.network_rate
+    link *= device.link_efficiency
+    forward = work.flops / peak + work.traffic / device.memory_rate
+    again = work.recomputed / peak + work.traffic_again / device.memory_rate
+    backward = 2 * forward + again + work.summed_back * ring
     hidden = work.reduced - work.late
     return StageSeconds(
-        forward=max(forward + work.summed * ring, fetch),
+        forward=forward + work.summed * ring,
         backward=backward,
-        send=work.sent / link + machine.latency if axes.pipeline > 1 else 0.0,
+        send=work.sent / link if axes.pipeline > 1 else 0.0,
         reduce=work.late / in_data + max(hidden / in_data - backward, 0.0),
-        update=work.updated / machine.memory + work.gathered / in_data,
+        update=work.updated / device.memory_rate + work.gathered / in_data,
         tied=work.tied / link,
     )
+
+
+def rate_of_ring(device: DeviceSpec, ranks: int, stride: int = 1) -> float:
+    """Bytes a second on a ring of `ranks` devices, each `stride` after the one before, that all devices form at once.
+
+    Where a ring crosses from node to node, it has the network of all its devices of a node.
+    """
+    if ranks * stride <= device.devices_per_node:
+        return device.link_rate * device.link_efficiency
+    of_node = max(device.devices_per_node // stride, 1)
+    return min(device.link_rate, device.network_rate * of_node) * device.link_efficiency

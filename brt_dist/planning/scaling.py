@@ -6,21 +6,18 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from brt_dist.config.schema import Config
-from brt_dist.planning.flops import TRAINING, forward_flops
-from brt_dist.planning.memory import held_by, plan_of
+from brt_dist.planning.devices import DeviceSpec
+from brt_dist.planning.layout_plan import Planner
 from brt_dist.planning.simulator.disturbance import UNDISTURBED, Disturbance
 from brt_dist.planning.simulator.failure_rates import FailureRate
 from brt_dist.planning.simulator.goodput import Goodput, Saving, daly, simulate_run, young
-from brt_dist.planning.simulator.machine import Machine
-from brt_dist.planning.simulator.roofline import stage_seconds
 from brt_dist.planning.simulator.seconds import StageSeconds
 from brt_dist.planning.simulator.step import Step, simulate_step
-from brt_dist.planning.simulator.work import axes_of, stage_work
+from brt_dist.planning.step_time import stage_seconds
 
 Scaling: TypeAlias = Literal["strong", "weak"]
 SIZES = tuple(8 * 2**doubled for doubled in range(12))  # 8 to 16,384
 _WITHOUT_FAILURES = 3600.0  # seconds between saves
-_ADAMW = 12  # bytes of a weight in a checkpoint: fp32, with two moments
 
 
 @dataclass(frozen=True)
@@ -69,15 +66,15 @@ class Kept:
     goodput: Goodput
 
 
-def stages_of(config: Config, machine: Machine) -> list[StageSeconds]:
-    """Seconds of each stage, by the roofline."""
-    axes = axes_of(config)
-    return [stage_seconds(stage_work(config, stage), axes, machine) for stage in range(axes.pipeline)]
+def stages_of(config: Config, device: DeviceSpec) -> list[StageSeconds]:
+    """Seconds of each stage, as the plan has them."""
+    planner = Planner(config, device)
+    return stage_seconds(planner.sizes, config.parallel, device, planner.memory(config.parallel))
 
 
-def step_of(config: Config, machine: Machine, replicas: int = 1, disturbance: Disturbance = UNDISTURBED) -> Step:
+def step_of(config: Config, device: DeviceSpec, replicas: int = 1, disturbance: Disturbance = UNDISTURBED) -> Step:
     """A simulated step of a config."""
-    return simulate_step(stages_of(config, machine), config.micro_batches, replicas, disturbance)
+    return simulate_step(stages_of(config, device), config.micro_batches, replicas, disturbance)
 
 
 def scaled(config: Config, gpus: int, scaling: Scaling) -> Config | None:
@@ -102,36 +99,33 @@ def scaled(config: Config, gpus: int, scaling: Scaling) -> Config | None:
     )
 
 
-def curve(config: Config, machine: Machine, scaling: Scaling, sizes: Iterable[int] = SIZES) -> list[Point]:
+def curve(config: Config, device: DeviceSpec, scaling: Scaling, sizes: Iterable[int] = SIZES) -> list[Point]:
     """Points of a scaling curve, at the sizes for which there is a layout."""
     found: list[Point] = []
-    flops = TRAINING * forward_flops(config.model)
+    peak = device.peak_flops.bf16 if config.run.precision == "bf16" else device.peak_flops.fp32
+    flops = Planner(config, device).flops_per_token
     for gpus in sizes:
         one = scaled(config, gpus, scaling)
         if one is None:
             continue
-        step = step_of(one, machine)
+        step = step_of(one, device)
         rate = one.data.streams * one.data.segment / step.seconds
         first = found[0].tokens_per_second / found[0].gpus if found else rate / gpus
-        share, mfu = rate / gpus / first, rate * flops / gpus / machine.peak
-        point = Point(gpus, one.data.streams, one.micro_batches, step.seconds, step.bubble, rate, mfu, share)
-        found.append(point)
+        share, mfu = rate / gpus / first, rate * flops / gpus / peak
+        found.append(Point(gpus, one.data.streams, one.micro_batches, step.seconds, step.bubble, rate, mfu, share))
     return found
 
 
-def saving_of(config: Config, machine: Machine, to_host: float, to_storage: float, restart: float) -> Saving:
-    """Seconds of saves: each rank copies what it holds to its host, then each node writes its share.
+def saving_of(config: Config, device: DeviceSpec, to_storage: float, restart: float) -> Saving:
+    """Seconds of saves: each rank copies its share to its host, then each node writes.
 
     Args:
-        to_host: bytes a second that a GPU copies to its host.
         to_storage: bytes a second that a node writes.
         restart: seconds from a failure until training goes on.
     """
-    held = [held_by(config, stage) for stage in range(config.parallel.pipeline)]
-    of_rank = max(one.optimizer + one.carried for one in held)
-    carried = sum(one.carried for one in held) * config.parallel.tensor * config.parallel.data
-    nodes = max(config.parallel.world_size // machine.node, 1)
-    return Saving(of_rank / to_host, (_ADAMW * plan_of(config).parameters + carried) / nodes / to_storage, restart)
+    saved, ranks = Planner(config, device).saved, config.parallel.world_size
+    nodes = max(ranks // device.devices_per_node, 1)
+    return Saving(saved / ranks / device.host_rate, saved / nodes / to_storage, restart)
 
 
 def goodputs(
