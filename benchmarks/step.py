@@ -10,7 +10,7 @@ useful FLOPs count visible pairs only and nothing that is computed twice.
 --rows NAME ...     which rows (all)
 --against KEY=VALUE each row also with this setting, for example model.attention_kernel=plain
 --profile FILE      the first row's step, operator by operator, as text
---json FILE         all figures as JSON
+--json FILE         all figures as JSON           --show FILE    print the table of such a file, and measure nothing
 """
 
 import argparse
@@ -61,7 +61,11 @@ def main() -> None:
     parser.add_argument("--against", metavar="KEY=VALUE", help="each row also with this setting")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="the first row's step, operator by operator")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures as JSON")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print the table of such a file; measure nothing")
     options = parser.parse_args()
+    if options.show:
+        print(table(json.loads(options.show.read_text())))
+        return
     shapes = options.shapes or list(SHAPES[options.device])
     if unknown := set(shapes) - set(SHAPES[options.device]):
         parser.error(
@@ -73,7 +77,7 @@ def main() -> None:
     figures = []
     for shape in shapes:
         figures += measure(options.device, shape, options.rows, options.repeats, options.against, options.profile)
-        print_table(SHAPES[options.device][shape], shape, figures)
+        print(table([row for row in figures if row["shape"] == shape]), flush=True)
         if options.json:
             options.json.write_text(json.dumps(figures, indent=1))
 
@@ -212,26 +216,29 @@ def product_rate(device: Any, precision: str, size: int, tries: int = 5) -> floa
     return 2 * size**3 / best
 
 
-def print_table(sizes: dict[str, int], shape: str, figures: list[dict[str, Any]]) -> None:
-    """One line a row: medians, and the range of tokens/s."""
-    here = [row for row in figures if row["shape"] == shape]
-    print(f"\n{shape}: D {sizes['width']}, {sizes['layers']} layers, N {sizes['segment']}, W {sizes['window']}, "
-          f"{sizes['streams']} streams, on {here[0]['device']}")  # fmt: skip
-    print(f"{'row':58} {'params M':>8} {'tokens/s':>8} {'range':>13} {'FLOPs/rate':>10} {'TFLOP/s':>7} "
-          f"{'peak GB':>7} {'plan GB':>7} {'step':>6}")  # fmt: skip
-    for row in here:
+def table(rows: list[dict[str, Any]]) -> str:
+    """Of one shape: medians, the range of tokens/s, and the seconds of a token beside those of the first row."""
+    sizes, first = next(shapes[rows[0]["shape"]] for shapes in SHAPES.values() if rows[0]["shape"] in shapes), rows[0]
+    lines = [
+        f"{first['shape']}: D {sizes['width']}, {sizes['layers']} layers, N {sizes['segment']}, W {sizes['window']}, "
+        f"{sizes['streams']} streams, on {first['device']}",
+        "",
+        "| row | parameters M | tokens/s | range | FLOPs/rate | TFLOP/s | peak GB | seconds/token |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
         rates = sorted(row["tokens"] / seconds for seconds in row["seconds"])
         share = statistics.median(
             row["useful_flops"] / seconds / rate for seconds, rate in zip(row["seconds"], row["rates"], strict=True)
         )
-        median, first = statistics.median(row["seconds"]), here[0]
+        median = statistics.median(row["seconds"])
         relative = (median / row["tokens"]) / (statistics.median(first["seconds"]) / first["tokens"])
-        print(
-            f"{row['row']:58} {row['parameters'] / 1e6:8.1f} {statistics.median(rates):8.0f} "
-            f"{rates[0]:6.0f} {rates[-1]:6.0f} {share:10.2f} {row['useful_flops'] / median / 1e12:7.2f} "
-            f"{row['peak_bytes'] / 1e9:7.2f} {row['planned_bytes'] / 1e9:7.2f} {relative:6.2f}",
-            flush=True,
+        lines.append(
+            f"| {row['row']} | {row['parameters'] / 1e6:.1f} | {row['tokens'] / median:.0f} | "
+            f"{rates[0]:.0f} to {rates[-1]:.0f} | {share:.2f} | {row['useful_flops'] / median / 1e12:.1f} | "
+            f"{row['peak_bytes'] / 1e9:.2f} | {relative:.2f} |"
         )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from brt_dist.model.kernels.triton_attention import Sizes
 
 _HEADS = (16, 32, 64, 128, 256)  # sizes that the kernels have
+_HALVES = (torch.bfloat16, torch.float16)  # products of float32 are float32 only without tensor cores, as in plain
 _INTERPRETED = "TRITON_INTERPRET"  # Triton's: kernels then run on a CPU, very slowly, for tests
 
 
@@ -46,8 +47,9 @@ class Triton(AttentionKernel):
 
 def is_possible(queries: Tensor) -> bool:
     """Whether there is a kernel for these queries (..., h, n, E)."""
-    is_there = queries.is_cuda or os.environ.get(_INTERPRETED) == "1"
-    return is_there and installed() and queries.shape[-1] in _HEADS and queries.dtype != torch.float64
+    if os.environ.get(_INTERPRETED) != "1" and not (queries.is_cuda and queries.dtype in _HALVES):
+        return False
+    return installed() and queries.shape[-1] in _HEADS and queries.dtype != torch.float64
 
 
 @cache

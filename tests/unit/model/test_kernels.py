@@ -102,8 +102,9 @@ def test_bf16_is_near_float32(name: str) -> None:
 def test_triton_leaves_to_plain_what_it_has_no_kernel_for() -> None:
     assert not is_possible(torch.zeros(1, 1, 1, 8, 16))  # there is no GPU
     with FakeTensorMode():
-        on_gpu = {size: torch.empty(1, 1, 1, 8, size, device="cuda") for size in (8, 16, 24, 128)}
+        on_gpu = {size: torch.empty(1, 1, 1, 8, size, device="cuda", dtype=torch.bfloat16) for size in (8, 16, 24, 128)}
     assert [is_possible(fake) for fake in on_gpu.values()] == [False, installed(), False, installed()]
+    assert not is_possible(on_gpu[16].float())
 
 
 def test_a_sub_block_divides_the_window_and_is_not_too_small() -> None:
