@@ -134,12 +134,25 @@ def _tiles(run: RunFacts) -> list[tuple[str, str, str]]:
         ("status", verdict_words(status), tone),
         ("step", f"{last.step:,} of {run.steps:,}", ""),
         ("training loss", _number(last.bits_per_token, "{:.3f} bits/token"), ""),
+        *_state(run),
         ("tokens", f"{last.tokens or 0:,}{epochs}", ""),
         ("parameters", _number(run.parameters, "{:,}"), ""),
         ("speed", _number(last.tokens_per_second, "{:,.0f} tokens/s"), ""),
         ("MFU", _utilization(run), ""),
         ("time in attempts", duration(run.seconds), ""),
     ]
+
+
+def _state(run: RunFacts) -> list[tuple[str, str, str]]:
+    """What the carried state is worth at the last evaluation that tells; bad if the run was warned of it there."""
+    warned = {event.step for event in run.events if isinstance(event, IgnoredStateEvent)}
+    for dataset in ("validation", "train"):
+        carried = dict(evaluation_points(run.history, dataset, "carried"))
+        for step, bits in reversed(evaluation_points(run.history, dataset, "state cleared")):
+            if step in carried:
+                tone = "bad" if step in warned else ""
+                return [("the state is worth", f"{bits - carried[step]:+.3f} bits/token", tone)]
+    return []
 
 
 def _about(run: RunFacts) -> ReportTable:

@@ -43,8 +43,8 @@ def inline(document: Path) -> list[str]:
 
 def shell_lines(document: Path, program: str) -> Iterator[list[str]]:
     """Arguments of every call of `program` in the code blocks."""
-    for line in fenced(document, "sh").splitlines():
-        for part in line.split("&&"):
+    for line in fenced(document, "sh").replace("\\\n", " ").splitlines():
+        for part in re.split("&&| & ", line):
             words = shlex.split(part, comments=True)
             if words and Path(words[0]).name == program:
                 yield words[1:]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,6 +163,17 @@ def test_serving_other_machines_needs_a_token(model: Path, tmp_path: Path, capsy
     ):
         found, _, errors = run(capsys, "serve", model, *arguments)
         assert found == code and said in errors
+
+
+def test_the_example(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXTS[1])
+    monkeypatch.setattr("sys.argv", ["use.py", str(model), str(tmp_path / "text.txt")])
+    runpy.run_path("examples/use.py", run_name="__main__")
+    said = capsys.readouterr().out
+    assert f"{len(TEXTS[1]) - 1} tokens: " in said and said.count("... ") == 2
+    assert f"after {len(TEXTS[1]) // WINDOW * WINDOW} tokens" in said
 
 
 def test_the_library_in_a_few_lines(model: Path) -> None:

@@ -283,6 +283,21 @@ def test_the_first_tile_and_figure_tell_what_memory_gains(tmp_path: Path) -> Non
     assert 'data-name="held-out text" data-run="0" data-x="40" data-y="0.25"' in figure[: figure.index("</figure>")]
 
 
+def test_a_state_that_is_ignored_is_told_at_the_top(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    assert "the state is worth" not in report(run)
+    cleared = {"event": "evaluation", "step": 40, "dataset": "validation", "memory": "state cleared", "time": 251.0}
+    warning = {"event": "ignored_state", "step": 40, "bits": 0.0004, "least": 0.001, "time": 252.0}
+    with open(run / "metrics.jsonl", "a") as events:
+        events.write(json.dumps({**cleared, "bits_per_token": 4.2504}) + "\n")
+    page = report(run)
+    assert "the state is worth</span><b>+0.000 bits/token</b>" in page
+    with open(run / "metrics.jsonl", "a") as events:
+        events.write(json.dumps(warning) + "\n")
+    page = report(run)
+    assert 'the state is worth</span><b><span class="bad">+0.000 bits/token</span>' in page and "ignored_state" in page
+
+
 def test_an_evaluation_is_one_row(tmp_path: Path) -> None:
     html = report(write_run(tmp_path))
     table = html[html.index("<h2>Evaluations") :]
