@@ -16,8 +16,8 @@ from torch import Tensor
 from brt_dist.model import rows as row_kernels
 from brt_dist.model.norms import widened
 from brt_dist.model.sequence import gathered, summed_part
-
-TOKENS, COLUMNS = 4096, 8192  # of a tile
+from brt_dist.model.shapes import TILE_COLUMNS as COLUMNS
+from brt_dist.model.shapes import TILE_TOKENS as TOKENS
 
 
 class Vocabulary(NamedTuple):

@@ -1,6 +1,7 @@
 """Sizes that follow from the config.  No torch in here: the config, its rules and the plan use it too."""
 
 POSITION_BUCKETS = 32  # of T5's relative bias
+TILE_TOKENS, TILE_COLUMNS = 4096, 8192  # of the logits that exist at a time
 VOCAB_MULTIPLE = 8  # rows of the token embedding per tensor parallel rank come in multiples of this, for fast products
 
 

@@ -8,10 +8,10 @@ from typing import Literal, TypeAlias
 
 from brt_dist.config.local_segment import LocalSegment
 from brt_dist.config.schema import Config, ModelConfig
+from brt_dist.model.shapes import TILE_COLUMNS, TILE_TOKENS, padded_vocab
 
 Recompute: TypeAlias = Literal["none", "attention", "layer"]
 
-TILE_TOKENS, TILE_COLUMNS = 1024, 4096  # of the logits that exist at a time (model/cross_entropy.py)
 BACKWARD = 0.9
 """Gradients and temporaries while the backward of a layer runs, as a share of all that the layer keeps; at most.
 
@@ -63,9 +63,13 @@ def head_activations(model: ModelConfig, local: LocalSegment) -> int:
 
 
 def logits_workspace(model: ModelConfig, local: LocalSegment) -> int:
-    """Bytes at most while the loss of a micro-batch is computed backward: a tile of logits, and gradients of states."""
-    rows = min(TILE_TOKENS, local.tokens)
-    columns = min(TILE_COLUMNS, -(-(model.vocab_size or 0) // local.tensor))
-    tile = rows * columns * (4 + 2 * local.itemsize)
+    """Bytes at most while the loss of a micro-batch is computed backward.
+
+    A tile of logits and its gradients, the gradients of hidden states in float32, and that of the token embedding,
+    which is copied to float32 when the tiles are done.
+    """
+    table = padded_vocab(model.vocab_size or 0, local.tensor) // local.tensor
+    tile = min(TILE_TOKENS, local.tokens) * min(TILE_COLUMNS, table) * (4 + 3 * local.itemsize)
     gathered = local.tokens * model.width * local.itemsize if local.sequence_parallel else 0
-    return tile + gathered + local.tokens * model.width * (4 + local.itemsize)
+    of_table = table * model.width * local.itemsize
+    return of_table + gathered + local.tokens * model.width * 4 + max(tile, table * model.width * 4)
