@@ -77,6 +77,13 @@ def step_of(config: Config, device: DeviceSpec, replicas: int = 1, disturbance: 
     return simulate_step(stages_of(config, device), config.micro_batches, replicas, disturbance)
 
 
+def sizes_of(config: Config) -> list[int]:
+    """Numbers of GPUs for scaling curves, 8 to 16,384: doubled again and again from what holds the model once."""
+    model = config.parallel.tensor * config.parallel.pipeline
+    doubled = (model * 2**times for times in range(SIZES[-1].bit_length()))
+    return [gpus for gpus in doubled if SIZES[0] <= gpus <= SIZES[-1]]
+
+
 def scaled(config: Config, gpus: int, scaling: Scaling) -> Config | None:
     """The config with as many data parallel ranks as make `gpus`; None if there is no such layout.
 
@@ -99,12 +106,12 @@ def scaled(config: Config, gpus: int, scaling: Scaling) -> Config | None:
     )
 
 
-def curve(config: Config, device: DeviceSpec, scaling: Scaling, sizes: Iterable[int] = SIZES) -> list[Point]:
-    """Points of a scaling curve, at the sizes for which there is a layout."""
+def curve(config: Config, device: DeviceSpec, scaling: Scaling, sizes: Iterable[int] | None = None) -> list[Point]:
+    """Points of a scaling curve, at the sizes for which there is a layout; by default `sizes_of` the config."""
     found: list[Point] = []
     peak = device.peak_flops.bf16 if config.run.precision == "bf16" else device.peak_flops.fp32
     flops = Planner(config, device).flops_per_token
-    for gpus in sizes:
+    for gpus in sizes_of(config) if sizes is None else sizes:
         one = scaled(config, gpus, scaling)
         if one is None:
             continue

@@ -1,6 +1,7 @@
 """`brt simulate`."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from brt_dist.errors import ConfigError
+from brt_dist.errors import ConfigError, PlatformError
 from launch.commands.arguments import config_argument, json_option, quiet_libraries, split
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 _GB = 1e9
 _MINUTES = 24 * 60
-_MOST_REPLICAS = 64  # of a disturbed step; all others are like them
+_MOST_PASSES = 64 * 1024  # micro-batches times stages that are simulated; other data parallel ranks are like these
 
 
 @click.command()
@@ -42,7 +43,13 @@ _MOST_REPLICAS = 64  # of a disturbed step; all others are like them
 @click.option("--restart", type=click.FloatRange(0), default=300.0, show_default=True, help="Seconds from a failure "
               "until training goes on.")  # fmt: skip
 @click.option("--interval", type=click.FloatRange(0, min_open=True), help="Seconds between saves.  [default: the best]")
-@click.option("--to-storage", default=2.0, show_default=True, help="GB/s that a node writes to storage.")
+@click.option(
+    "--to-storage",
+    type=click.FloatRange(0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="GB/s that a node writes to storage.",
+)
 @click.option("--timeline", type=click.Path(path_type=Path, dir_okay=False), help="Draw the step: FILE.html, or its "
               "intervals: FILE.json.")  # fmt: skip
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw scaling and goodput (PNG).")
@@ -75,12 +82,14 @@ def simulate(
     streams (strong) or with streams in proportion (weak).  docs/scaling.md compares it with published runs.
     """
     from brt_dist.parallel.device import choose
-    from brt_dist.planning.scaling import SIZES, curve, goodputs, saving_of, scaled, step_of
+    from brt_dist.planning.scaling import curve, goodputs, saving_of, scaled, sizes_of, step_of
     from brt_dist.planning.simulator.disturbance import Disturbance
     from launch.run.sizes import device_in, for_plan, on_devices
 
     quiet_libraries()
     choose("cpu", 0)  # before DeepSpeed is imported, whose schedule is read
+    if not settings:
+        raise ConfigError("no config given; example: brt simulate examples/scale_7b.yaml model.vocab_size=32000")
     config = for_plan(*split(settings))
     gpus = device_in(device_name, config.parallel.world_size)
     if efficiency is not None:
@@ -90,10 +99,11 @@ def simulate(
         jitter, seed, _places(stragglers, config, "--straggler"), _places(slow_links, config, "--slow-link", 1)
     )
     is_disturbed = bool(jitter or disturbance.places)
-    replicas = min(config.parallel.data, _MOST_REPLICAS) if is_disturbed else 1
+    most = max(_MOST_PASSES // (config.micro_batches * config.parallel.pipeline), 1)
+    replicas = min(config.parallel.data, most) if is_disturbed else 1
     step = step_of(config, gpus, replicas, disturbance)
     curves = {"strong": curve(config, gpus, "strong"), "weak": curve(config, gpus, "weak")}
-    sizes = {size: one for size in SIZES if (one := scaled(config, size, "weak")) is not None}
+    sizes = {size: one for size in sizes_of(config) if (one := scaled(config, size, "weak")) is not None}
     rate = _rate(failures)
     savings = [(size, saving_of(one, gpus, to_storage * _GB, restart)) for size, one in sizes.items()]
     kept = goodputs(config, rate, savings, interval)
@@ -124,7 +134,7 @@ def _places(given: Sequence[str], config: "Config", option: str, links: int = 0)
             place, times = int(stage), float(factor)
         except ValueError:
             raise ConfigError(f"{option} {text} is not STAGE:FACTOR; nearest: {option} 0:1.5") from None
-        if not (colon and 0 <= place < stages and times > 0):
+        if not (colon and 0 <= place < stages and 0 < times < math.inf):
             raise ConfigError(
                 f"{option} {text}: parallel.pipeline={config.parallel.pipeline} has "
                 + (f"stages 0 to {stages - 1} there, and FACTOR must be positive" if stages else "no links")
@@ -142,7 +152,7 @@ def _rate(text: str) -> "FailureRate":
         rate = float(text)
     except ValueError:
         rate = -1.0
-    if rate < 0:
+    if not 0 <= rate < math.inf:
         raise ConfigError(f"--failures {text} is neither a number nor {', '.join(RATES)}; nearest: --failures llama3")
     return FailureRate(rate, "given with --failures")
 
@@ -152,9 +162,13 @@ def _write_timeline(path: Path, step: "Step", title: str) -> None:
     from launch.views.timeline import timeline_html
 
     if path.suffix == ".json":
-        write_atomic(path, json.dumps([asdict(one) for one in step.intervals]) + "\n")
+        text = json.dumps([asdict(one) for one in step.intervals]) + "\n"
     else:
-        write_atomic(path, timeline_html(step, title))
+        text = timeline_html(step, title)
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        raise PlatformError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _found(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from brt_dist.errors import ConfigError
+from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.planning.simulator.disturbance import Disturbance
 from brt_dist.planning.simulator.seconds import StageSeconds
 from brt_dist.planning.simulator.step import simulate_step
@@ -61,6 +61,9 @@ def test_people_get_tables_that_name_the_source_of_the_failures() -> None:
     [
         (["--straggler", "8:2"], "--straggler 8:2: parallel.pipeline=8 has stages 0 to 7"),
         (["--slow-link", "7:2"], "--slow-link 7:2: parallel.pipeline=8 has stages 0 to 6"),
+        (["--straggler", "1:inf"], "FACTOR must be positive"),
+        (["--failures", "nan"], "--failures nan is neither a number"),
+        (["--failures", "inf"], "--failures inf is neither a number"),
         (["--straggler", "slow"], "nearest: --straggler 0:1.5"),
         (["--failures", "often"], "--failures often is neither a number nor llama3"),
         (["--device", "v100"], "unknown device 'v100'; known: a100, h100"),
@@ -71,6 +74,17 @@ def test_people_get_tables_that_name_the_source_of_the_failures() -> None:
 def test_mistakes_are_answered_with_what_works(options: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", "[(]")):
         CliRunner().invoke(simulate, [*SEVENTY, *options], catch_exceptions=False)
+
+
+def test_without_a_config_there_is_an_example() -> None:
+    with pytest.raises(ConfigError, match="example: brt simulate"):
+        CliRunner().invoke(simulate, [], catch_exceptions=False)
+
+
+def test_a_timeline_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PlatformError, match="cannot write"):
+        run("--timeline", str(tmp_path / "file" / "step.html"))
 
 
 class Rectangles(HTMLParser):

@@ -4,7 +4,7 @@ import pytest
 
 from brt_dist.planning.devices import device_spec
 from brt_dist.planning.layout_plan import Planner
-from brt_dist.planning.scaling import SIZES, curve, goodputs, saving_of, scaled, step_of
+from brt_dist.planning.scaling import SIZES, curve, goodputs, saving_of, scaled, sizes_of, step_of
 from brt_dist.planning.simulator.failure_rates import RATES, FailureRate
 from brt_dist.planning.simulator.goodput import Saving
 from tests.scale.settings import small
@@ -13,8 +13,10 @@ from tests.scale.test_recipes import recipe
 H100 = device_spec("h100")
 
 
-def test_sizes_are_8_to_16384() -> None:
-    assert (SIZES[0], SIZES[-1]) == (8, 16384)
+def test_sizes_are_8_to_16384_where_the_model_fits_into_them() -> None:
+    assert sizes_of(small()) == list(SIZES) and (SIZES[0], SIZES[-1]) == (8, 16384)
+    assert sizes_of(recipe("scale_70b")) == [64 * 2**doubled for doubled in range(9)]
+    assert sizes_of(small({"tensor": 4, "pipeline": 3}))[:3] == [12, 24, 48]
 
 
 def test_strong_scaling_divides_the_streams_and_weak_scaling_multiplies_them() -> None:
