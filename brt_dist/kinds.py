@@ -41,6 +41,8 @@ SOURCES: "Registry[SourceKind]" = Registry(
         "tar": "pipelines.sources.tars:Tar",
         "git": "pipelines.sources.checkouts:Checkouts",
         "latex": "pipelines.sources.latex_trees:LatexTree",
+        "hf": "pipelines.sources.hugging_face:SavedDataset",
+        "mds": "pipelines.sources.mds:Mds",
     },
 )
 

@@ -53,12 +53,52 @@ def parquet_column(file: IO[bytes], name: str) -> Iterator[bytes | None]:
     NoText: there is no such column, or it holds something else; its second argument is the number of rows.
     BrokenFile: damaged, from there on.
     """
-    import pyarrow
-    from pyarrow import parquet, types
+    from pyarrow import parquet
 
     with damage("Parquet"):
         table = parquet.ParquetFile(file)
         schema, rows = table.schema_arrow, table.metadata.num_rows
+    _kind_of_text(schema, name, rows)
+    batches = table.iter_batches(_ROWS, columns=[name], use_threads=False)
+    while True:
+        with damage("Parquet"):
+            batch: Any = next(batches, None)
+            if batch is None:
+                return
+            values = _bytes_of(batch, name)
+        yield from values
+
+
+def arrow_column(file: IO[bytes], name: str) -> Iterator[bytes | None]:
+    """As :func:`parquet_column`, of an Arrow file (IPC), written as a stream or as a file."""
+    import pyarrow
+    from pyarrow import ipc
+
+    with damage("Arrow"):
+        is_file = file.read(6) == b"ARROW1"
+        file.seek(0)
+        table: Any = ipc.open_file(file) if is_file else ipc.open_stream(file)
+    _kind_of_text(table.schema, name, 0)
+    batches = (table.get_batch(number) for number in range(table.num_record_batches)) if is_file else iter(table)
+    while True:
+        with damage("Arrow"):
+            try:
+                batch = next(batches, None)
+            except pyarrow.ArrowInvalid:
+                raise BrokenFile("broken Arrow") from None
+            if batch is None:
+                return
+            parts = [batch.slice(begin, _ROWS) for begin in range(0, batch.num_rows, _ROWS)]
+        for part in parts:
+            with damage("Arrow"):
+                values = _bytes_of(part, name)
+            yield from values
+
+
+def _kind_of_text(schema: Any, name: str, rows: int) -> None:
+    """Check that there is one column of text with this name.  NoText: there is none."""
+    from pyarrow import types
+
     if name not in schema.names:
         raise NoText(f"no field {name!r}", rows)
     if schema.names.count(name) > 1:
@@ -67,16 +107,16 @@ def parquet_column(file: IO[bytes], name: str) -> Iterator[bytes | None]:
     value = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)):
         raise NoText(f"field {name!r} is not text", rows)
-    batches = table.iter_batches(_ROWS, columns=[name], use_threads=False)
-    while True:
-        with damage("Parquet"):
-            batch: Any = next(batches, None)
-            if batch is None:
-                return
-            column = batch.column(batch.schema.get_field_index(name))
-            if types.is_dictionary(kind):
-                column = column.dictionary_decode()
-            if types.is_string_view(column.type):
-                column = column.cast(pyarrow.large_string())
-            values = column.cast(pyarrow.large_binary()).to_pylist()
-        yield from values
+
+
+def _bytes_of(batch: Any, name: str) -> list[bytes | None]:
+    import pyarrow
+    from pyarrow import types
+
+    column = batch.column(batch.schema.get_field_index(name))
+    if types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if types.is_string_view(column.type):
+        column = column.cast(pyarrow.large_string())
+    found: list[bytes | None] = column.cast(pyarrow.large_binary()).to_pylist()
+    return found
