@@ -15,12 +15,13 @@ LAYOUTS ?= 40
 # make test-long    the tests that take minutes each      make test-gpu   the tests that need a GPU
 # make test-triton  the kernels for GPUs, interpreted on a CPU
 # make test-layouts  every rank of 40 random layouts of up to 64 ranks, in one process: none may hang; LAYOUTS=100
+# make fuzz        files of others, damaged in many more ways than `make check` tries
 # make test-faults   injects real faults into real runs; prints the table of docs/faults.md
 # make -C tests/cluster TARGET   tests that need root or apt: several nodes, Slurm, Kubernetes, PostgreSQL, a browser
 
 # make test-lm-eval  lm-evaluation-harness on an export for transformers, in an environment of its own; offline
 
-.PHONY: quickstart install test test-long test-layouts test-gpu test-triton test-lm-eval test-faults check format parity lock clean
+.PHONY: quickstart install test test-long test-layouts test-gpu test-triton test-lm-eval test-faults check format parity fuzz lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/brt data corpus books --out quickstart/corpus
@@ -85,6 +86,9 @@ test-layouts: $(INSTALLED)
 
 test-faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults
+
+fuzz: $(INSTALLED)
+	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -n 2 --timeout 7200 tests/unit/fuzz
 
 lock:
 	rm -rf $(VENV)-lock

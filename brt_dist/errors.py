@@ -4,6 +4,9 @@ Every error that a user can cause is a :class:`BrtError`.  The command line and 
 traceback and exit with its code.  Anything else is a bug and keeps its traceback.
 """
 
+import errno
+import os
+import re
 from enum import IntEnum
 
 
@@ -73,3 +76,37 @@ class LaunchError(BrtError):
     """Processes of a run could not be started, or were lost."""
 
     exit_code = ExitCode.LOST_NODE
+
+
+_MEANING = {
+    errno.EACCES: "permission denied",
+    errno.EPERM: "not permitted",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOENT: "no such file or folder",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "a folder, not a file",
+    errno.EEXIST: "a file of this name is in the way",
+    errno.ELOOP: "a link that leads to itself",
+    errno.ENAMETOOLONG: "the name is too long for the file system",
+    errno.ENOSPC: "no space is left on the device",
+    errno.EDQUOT: "the quota of the disk is used up",
+    errno.EMFILE: "too many open files; raise the limit (`ulimit -n 4096`)",
+    errno.ENFILE: "too many open files on this machine",
+    errno.EIO: "the device reports an input/output error",
+    errno.ESTALE: "the network file system has lost the file (stale handle)",
+}
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-\d+-[0-9a-f]{8}")  # as `files.temporary_name` makes them
+
+
+def system_error(error: OSError) -> str | None:
+    """An error of the operating system as `PLACE: what is wrong`; None if it names neither a place nor a full disk.
+
+    That of a temporary file is told of the file that it was to become.
+    """
+    meaning = _MEANING.get(error.errno or 0) or error.strerror or str(error)
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return meaning if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE) else None
+    folder, name = os.path.split(os.fsdecode(error.filename))
+    if (temporary := _TEMPORARY.fullmatch(name)) is not None:
+        name = temporary["name"]
+    return f"{os.path.join(folder, name)}: {meaning}"

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar
 
+from brt_dist.reading import LATEST, parse_json
+
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
@@ -341,7 +343,7 @@ def line_of(event: Event) -> bytes:
 def parse(line: bytes | str) -> Event | None:
     """The event of a line; None for half a line, or anything else that is not an event of a known kind."""
     try:
-        found = json.loads(line)
+        found = parse_json(line)
     except ValueError:
         return None
     return from_json(found)
@@ -409,6 +411,8 @@ def _record(kind: Any, found: Any) -> Any:
         elif _key(one) in found:
             try:
                 values[one.name] = _value(type_of_it, found[_key(one)])
+                if one.name == "time" and not 0 <= values["time"] <= LATEST:
+                    del values["time"]
             except TypeError:
                 continue  # as if it were missing
     return kind(**values)
@@ -426,12 +430,12 @@ def _value(kind: Any, value: Any) -> Any:
         return tuple(_value(arguments[0], one) for one in value)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _record(kind, value)
-    if kind is float and _is_number(value):
-        return value
-    if kind in (int, str) and isinstance(value, kind) and not isinstance(value, bool):
+    fits = isinstance(value, kind) if kind in (int, str) else kind is float
+    if fits and (kind is str or _is_number(value)):
         return value
     raise TypeError
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is one that everything which counts or draws can take."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63)

@@ -17,6 +17,7 @@ from typing import Any
 
 from brt_dist.errors import BrtError, DivergedError, ExitCode
 from brt_dist.files import write_once
+from brt_dist.reading import read_json
 
 # Exceptions of torch, with what they must say; of the rows of a type the first that fits counts.
 _TYPES = (
@@ -43,6 +44,8 @@ _SAID = (
         ),
     ),
 )
+
+_LARGEST_RECORD = 16 << 20  # bytes
 
 
 def exit_code_of(error: BaseException) -> ExitCode:
@@ -123,9 +126,9 @@ class Failure:
         return cls(
             code=exit_code(found.get("code", found.get("exit_code"))),
             reason=str(found.get("reason", found.get("message", ""))),
-            rank=found.get("rank"),
-            host=found.get("host"),
-            step=found.get("step"),
+            rank=_whole(found.get("rank")),
+            host=None if found.get("host") is None else str(found["host"]),
+            step=_whole(found.get("step")),
             time=float(found.get("time", 0.0)),
             type=str(found.get("type") or ""),
             traceback=str(found.get("traceback") or ""),
@@ -139,10 +142,14 @@ class Failure:
     def read(cls, path: Path) -> "Failure | None":
         """The record there; None if there is none, or it is damaged."""
         try:
-            found = json.loads(path.read_text())
+            found = read_json(path, _LARGEST_RECORD)
             return cls.from_json(found) if isinstance(found, dict) else None
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, OverflowError):
             return None
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def exit_code(number: Any) -> ExitCode:

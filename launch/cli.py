@@ -1,6 +1,7 @@
 """The command `brt`.  Subcommands are imported only when used, so that `brt --help` is instant."""
 
 import importlib
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,8 +9,9 @@ from typing import Any
 
 import click
 
-from brt_dist.errors import BrtError, ExitCode
+from brt_dist.errors import BrtError, ExitCode, system_error
 from brt_dist.kinds import BACKENDS, WEIGHT_FORMATS
+from launch.run.open_files import open_more_files
 
 # command: ("module:attribute", its line in the help)
 _COMMANDS = {
@@ -75,6 +77,8 @@ def brt() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point.  A user's mistake gives one message and an exit code; a traceback is a bug in brt."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _take_any_text()
+    open_more_files()
     try:
         result = brt.main(args=given, prog_name="brt", standalone_mode=False)
         code = result if isinstance(result, int) else 0
@@ -91,7 +95,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `brt ... | head`
         sys.stderr.close()
         code = 0
+    except OSError as error:
+        message = system_error(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        code = _fail(given, message, ExitCode.ENVIRONMENT)
     sys.exit(code)
+
+
+def _take_any_text() -> None:
+    """Print whatever a path or a text holds: what the terminal cannot show is spelled out (`\\udcff`)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(given: Sequence[str], message: str, code: ExitCode) -> int:

@@ -1,7 +1,9 @@
 """`brt train`: checks the config, claims the run directory, runs the attempts and returns a verdict."""
 
+import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,13 +14,15 @@ from brt_dist.config.costs import warnings
 from brt_dist.config.loading import Resolved, load
 from brt_dist.config.rules import DatasetFacts, check
 from brt_dist.config.schema import Config
-from brt_dist.errors import ExitCode
+from brt_dist.errors import ExitCode, PlatformError
 from brt_dist.events import to_json
+from brt_dist.files import is_url
 from brt_dist.run_directory import RunDirectory
 from launch.doctor.fitting import laid_out, refuse_oversize
 from launch.run.claim import claimed
 from launch.run.config_file import absolute, refuse_other_run, write_config
 from launch.run.history import History
+from launch.run.open_files import check_open_files
 from launch.run.python import module_command
 from launch.supervision.attempts import Attempts
 from launch.supervision.signals import StopRequests
@@ -93,6 +97,8 @@ def train(
     resolved = laid_out(replace(resolved, config=absolute(resolved.config)))
     config, run = resolved.config, resolved.config.run.directory
     check(config)
+    check_open_files()
+    check_place(config)
     check_with_data(config)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequests())
@@ -114,6 +120,21 @@ def _finished_already(config: Config) -> Verdict | None:
     if not ended_well or history.saved_step < config.run.steps:
         return None
     return Verdict(ExitCode.FINISHED, f"finished already, after step {history.saved_step}; raise run.steps to train on")
+
+
+def check_place(config: Config) -> None:
+    """Check that checkpoints can be written, before anything starts.
+
+    Raises:
+        PlatformError: run.checkpoints is a folder that this user may not write, or no folder.
+    """
+    place = config.run.checkpoints
+    if place is None or is_url(place):
+        return
+    there = next(path for path in (Path(place), *Path(place).parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written" if there.is_dir() else "is a file, not a folder"
+        raise PlatformError(f"run.checkpoints={place}: {there} {why}; set it to a folder that you may write")
 
 
 def check_with_data(config: Config) -> None:
@@ -238,6 +259,11 @@ def _report(run: Path, tell: Callable[[str], None]) -> None:
 
 
 def _plot(config: Config, run: Path) -> Path | None:
+    """The loss curve; a picture that cannot be drawn or written is no reason for a run to fail."""
     from launch.views.plots import plot_loss
 
-    return plot_loss(run, config.run.name, config.optimizer.warmup_steps)
+    try:
+        return plot_loss(run, config.run.name, config.optimizer.warmup_steps)
+    except Exception as error:
+        print(f"warning: the loss curve was not drawn: {type(error).__name__}: {error}", file=sys.stderr)
+        return None

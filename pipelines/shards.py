@@ -30,6 +30,7 @@ from brt_dist.data.format import (
 from brt_dist.data.tokenizers import Ids, Tokenizer
 from brt_dist.errors import DataError
 from brt_dist.files import atomic_file, write_atomic
+from brt_dist.reading import read_bytes
 from pipelines.selection import Split, selected
 from pipelines.shard_contents import ShardContents
 from pipelines.sources import DUPLICATE, BadDocument, Document, read_units
@@ -130,7 +131,7 @@ def verify_shard(folder: Path, record: ShardRecord, dtype: str, vocab_size: int)
     """Read every byte of a shard; returns what is wrong with it, naming files and documents, in plain sentences."""
     tar, path = folder / record.name, folder / index_name(record.name)
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
         index = load_index(path)
         content = np.asarray(np.memmap(tar, dtype=np.uint8, mode="r"))
     except (OSError, ValueError, DataError) as error:
@@ -144,7 +145,9 @@ def verify_shard(folder: Path, record: ShardRecord, dtype: str, vocab_size: int)
         problems.append(f"{record.name}: altered (sha256 differs)")
     for entry in index.entries:
         raw = content[entry.offset : entry.offset + entry.tokens * storage_type(index.dtype).itemsize]
-        if hashlib.sha256(raw.data).hexdigest() != entry.sha256:
+        if raw.size != entry.tokens * storage_type(index.dtype).itemsize:
+            problems.append(f"{record.name}: document {entry.key} is not in it (its index says at byte {entry.offset})")
+        elif hashlib.sha256(raw.data).hexdigest() != entry.sha256:
             problems.append(f"{record.name}: document {entry.key} is damaged (sha256 differs)")
         elif int(raw.view(storage_type(index.dtype)).max()) >= vocab_size:
             problems.append(f"{record.name}: document {entry.key} has ids outside the vocabulary of {vocab_size}")

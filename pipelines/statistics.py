@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from brt_dist.data.format import DOCUMENTS_FILE, load_dataset, open_documents
+from brt_dist.data.format import DOCUMENTS_FILE, check_lengths, load_dataset, open_documents
 from brt_dist.files import atomic_file
 
 _QUANTILES = {"min": 0.0, "25%": 0.25, "median": 0.5, "75%": 0.75, "99%": 0.99, "max": 1.0}
@@ -21,6 +21,7 @@ def statistics(folder: Path) -> dict[str, Any]:
     """
     record = load_dataset(folder)
     lengths = open_documents(folder / DOCUMENTS_FILE, record.documents)[1]
+    check_lengths(lengths, folder / DOCUMENTS_FILE)
     quantiles = np.quantile(lengths, list(_QUANTILES.values()), method="nearest").tolist()
     left_out: dict[str, int] = {}
     for source in record.sources:
@@ -75,7 +76,8 @@ def _bars(names: list[str], heights: list[int], across: str, up: str, path: Path
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.bar(range(len(names)), heights, color=_COLOUR, width=0.9)
-    axes.set_xticks(range(len(names)), names, rotation=45 if len(names) > 6 else 0)
+    # a name is plain text: `$x$` in it is no formula
+    axes.set_xticks(range(len(names)), names, rotation=45 if len(names) > 6 else 0, parse_math=False)
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.grid(alpha=0.25, axis="y")

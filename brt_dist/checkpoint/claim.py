@@ -18,6 +18,7 @@ from typing import Any
 
 from brt_dist.errors import PlatformError
 from brt_dist.files import temporary_name
+from brt_dist.reading import parse_json
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _HELD = (errno.EAGAIN, errno.EACCES)
@@ -115,11 +116,11 @@ def _remove_if_dead(folder: Path, path: Path, beat_seconds: float) -> None:
         PlatformError: the holder lives.
     """
     try:
-        before, text = path.stat().st_mtime_ns, path.read_text()
+        before, text = path.stat().st_mtime_ns, path.read_text(errors="replace")
     except FileNotFoundError:
         return  # just let go of
     try:
-        owner = json.loads(text)
+        owner = parse_json(text)
         host, pid, started = str(owner["host"]), int(owner["pid"]), owner["started"]
     except (ValueError, KeyError, TypeError):
         host, pid, started = "", 0, None  # half written by somebody who died, or is about to write the rest
@@ -142,7 +143,7 @@ def _take_away(path: Path, text: str) -> None:
     aside = temporary_name(path)
     with suppress(FileNotFoundError):
         path.rename(aside)
-        if aside.read_text() != text:
+        if aside.read_text(errors="replace") != text:
             with suppress(FileExistsError):
                 os.link(aside, path)
         aside.unlink()

@@ -7,16 +7,21 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from brt_dist.checkpoint.tensor_header import ELEMENT_BYTES
 from brt_dist.errors import CheckpointError
+from brt_dist.reading import LATEST, parse_json
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Shape = Annotated[tuple[Annotated[int, Field(gt=-(1 << 63), lt=1 << 63)], ...], Field(max_length=16)]
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 64 << 20  # bytes; a model with 1000 layers takes 20 MB
+_FOLDER_NAME = re.compile(r"step_([0-9]{8,18})", re.ASCII)
 _FILE_NAME = re.compile(r"[a-z]+/\w[\w.-]*\.safetensors", re.ASCII)
 
 
@@ -31,7 +36,7 @@ class FileEntry:
     """
 
     name: str
-    bytes: int
+    bytes: Count
     sha256: str
 
 
@@ -47,7 +52,7 @@ class TensorEntry:
 
     file: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: Shape
 
     @property
     def bytes(self) -> int:
@@ -82,9 +87,9 @@ class Manifest:
         format: version of the checkpoint format.
     """
 
-    step: int
-    updates: int
-    tokens: int
+    step: Count
+    updates: Count
+    tokens: Count
     cursor: dict[str, Any]
     evaluations: dict[str, float]
     config: dict[str, Any]
@@ -93,7 +98,7 @@ class Manifest:
     saved_by: dict[str, Any]
     files: tuple[FileEntry, ...]
     tensors: dict[str, TensorEntry] = field(repr=False)
-    time: float = 0.0
+    time: Annotated[float, Field(ge=0, le=LATEST)] = 0.0
     tokenizer: str = ""
     mask_version: Literal[1, 2] = 1
     format: int = FORMAT
@@ -131,9 +136,9 @@ class Manifest:
             CheckpointError: it is damaged, inconsistent, or written by another version.
         """
         try:
-            values = json.loads(text)
+            values = parse_json(text)
             written = values.pop("format")
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{where}: {MANIFEST} is damaged ({type(error).__name__}: {error})") from error
         if written != FORMAT:
             newer = "from a newer version of brt_dist" if _is_newer(written) else "no longer supported"
@@ -194,9 +199,15 @@ def folder_name(step: int) -> str:
 
 
 def step_of(name: str) -> int | None:
-    """The step of a checkpoint's folder; None for other names."""
-    number = name.removeprefix("step_")
-    return int(number) if number != name and number.isdigit() else None
+    """The step of a checkpoint's folder; None for other names, such as `step_3` where `step_00000003` is meant."""
+    found = _FOLDER_NAME.fullmatch(name)
+    return int(found[1]) if found and folder_name(int(found[1])) == name else None
+
+
+def sorted_names(names: Iterable[str]) -> list[str]:
+    """The names of checkpoints among `names`, by step; of a copy (`step_3`) none."""
+    steps = {name: step_of(name) for name in names}
+    return sorted((name for name in steps if steps[name] is not None), key=lambda name: steps[name] or 0)
 
 
 def _digest(values: dict[str, Any]) -> str:

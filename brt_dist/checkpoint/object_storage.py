@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from brt_dist.checkpoint.manifest import MANIFEST, step_of
+from brt_dist.checkpoint.manifest import MANIFEST, sorted_names, step_of
 from brt_dist.checkpoint.node_cache import NodeCache
 from brt_dist.checkpoint.ranges import RangeReader
 from brt_dist.checkpoint.storage import LATEST, Storage, UnreachableError
@@ -48,7 +48,7 @@ class ObjectStorage(Storage):
             bucket = self._root.partition("/")[0]
             if not found and bucket and not self._files.exists(bucket):
                 raise UnreachableError(f"bucket {bucket} does not exist, or these credentials cannot see it")
-        return sorted(name for name in found if step_of(name) is not None)
+        return sorted_names(found)
 
     def latest(self) -> str | None:
         try:

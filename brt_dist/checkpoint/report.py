@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from brt_dist.checkpoint.manifest import FileEntry, Manifest, step_of
+from brt_dist.checkpoint.manifest import MANIFEST, FileEntry, Manifest, step_of
 from brt_dist.checkpoint.places import Place, answering
 from brt_dist.checkpoint.retention import score, to_remove
 from brt_dist.checkpoint.storage import Storage
@@ -53,7 +53,7 @@ def describe(storage: Storage, name: str, manifest: Manifest) -> dict[str, Any]:
         **_facts(manifest),
         "updates": manifest.updates,
         "tokens": manifest.tokens,
-        "streams": len(manifest.cursor.get("ordinal", [])),
+        "streams": _streams(manifest, f"{storage}/{name}"),
         "evaluations": manifest.evaluations,
         "dataset": manifest.dataset,
         "model": manifest.config.get("model", {}),
@@ -138,13 +138,20 @@ def plan_pruning(place: Place, given: Mapping[str, int]) -> Pruning:
                 f"none of the {len(names)} checkpoints at {place.storage} is complete; nothing was removed"
             )
         # newer ones looked complete but are not
-        damaged |= {name: "its content is damaged" for name in names if name > whole and name not in damaged}
-        run = place.run or recorded(read_manifest(place.storage, whole).config).run
+        damaged |= {name: "its content is damaged" for name in names[names.index(whole) + 1 :] if name not in damaged}
+        run = place.run or recorded(read_manifest(place.storage, whole).config, f"{place.storage}/{whole}").run
     by_step = {row["step"]: name for name, row in rows.items() if name not in damaged}
     scores = {step: rows[name]["bits_per_token"] for step, name in by_step.items()}
     steps = to_remove(scores, run.model_copy(update=dict(given)), protected=(rows[whole]["step"],))
     remove = [by_step[step] for step in steps]
     return Pruning(remove, [name for name in by_step.values() if name not in remove], damaged)
+
+
+def _streams(manifest: Manifest, where: str) -> int:
+    ordinal = manifest.cursor.get("ordinal", [])
+    if not isinstance(ordinal, list):
+        raise CheckpointError(f"{where}: {MANIFEST} has no cursor of streams; its `ordinal` is not a list")
+    return len(ordinal)
 
 
 def _facts(manifest: Manifest) -> dict[str, Any]:

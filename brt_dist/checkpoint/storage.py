@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from brt_dist.checkpoint.claim import claimed
-from brt_dist.checkpoint.manifest import MANIFEST, step_of
+from brt_dist.checkpoint.manifest import MANIFEST, MANIFEST_LIMIT, sorted_names, step_of
 from brt_dist.checkpoint.ranges import LocalFile, RangeReader
 from brt_dist.files import sync_directory, write_atomic
+from brt_dist.reading import read_text
 
 LATEST = "latest"
+_LONGEST_NAME = 256  # bytes of `latest`
 
 
 class UnreachableError(OSError):
@@ -30,6 +32,10 @@ class Storage(ABC):
     @abstractmethod
     def names(self) -> list[str]:
         """Checkpoints that have a manifest, in ascending order of steps."""
+
+    def others(self) -> list[str]:
+        """Folders that look like checkpoints but for their name, and so are none: copies, and renamed ones."""
+        return []
 
     @abstractmethod
     def latest(self) -> str | None:
@@ -103,12 +109,18 @@ class FolderStorage(Storage):
         if not self._folder.is_dir():
             return []
         found = (path.name for path in self._folder.iterdir() if (path / MANIFEST).is_file())
-        return sorted(name for name in found if step_of(name) is not None)
+        return sorted_names(found)
+
+    def others(self) -> list[str]:
+        if not self._folder.is_dir():
+            return []
+        found = (path.name for path in self._folder.glob("step_*") if (path / MANIFEST).is_file())
+        return sorted(name for name in found if step_of(name) is None)
 
     def latest(self) -> str | None:
         try:
-            return (self._folder / LATEST).read_text().strip()
-        except OSError:
+            return read_text(self._folder / LATEST, _LONGEST_NAME).strip()
+        except (OSError, ValueError):
             return None
 
     def prepare(self, name: str) -> None:
@@ -141,7 +153,7 @@ class FolderStorage(Storage):
         self._point_at(name)
 
     def manifest(self, name: str) -> str:
-        return (self._folder / name / MANIFEST).read_text()
+        return read_text(self._folder / name / MANIFEST, MANIFEST_LIMIT)
 
     def size(self, name: str, file: str) -> int | None:
         path = self._folder / name / file

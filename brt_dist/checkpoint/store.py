@@ -136,7 +136,7 @@ class CheckpointStore:
         return manifest.dataset != self._dataset
 
     def _check_belongs(self, manifest: Manifest) -> None:
-        saved = recorded(manifest.config)
+        saved = recorded(manifest.config, f"{self._storage}/{folder_name(manifest.step)}")
         allowed = (*self._config.run.allow, "data.dataset", "data.mixture")  # a folder may move: the digest tells
         found = [str(change) for change in changes(flatten(saved), flatten(self._config), allowed)]
         if self.is_new_dataset(manifest) and not {"data.dataset", "data.mixture"} & set(self._config.run.allow):

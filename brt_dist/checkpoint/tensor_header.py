@@ -4,7 +4,6 @@ Nothing is allocated that the header asks for, and a header that does not descri
 not need torch.
 """
 
-import json
 import math
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from pydantic import TypeAdapter
 
 from brt_dist.checkpoint.ranges import RangeReader
 from brt_dist.errors import CheckpointError
+from brt_dist.reading import parse_json
 
 ELEMENT_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}
 _LENGTH = 8  # bytes of the length
@@ -56,7 +56,7 @@ def read_header(file: RangeReader, where: str) -> dict[str, PlacedTensor]:
     """
     try:
         return _parse(file)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{where} is not a readable tensor file ({str(error) or type(error).__name__})") from None
 
 
@@ -67,7 +67,7 @@ def _parse(file: RangeReader) -> dict[str, PlacedTensor]:
     length = int.from_bytes(file.read(0, _LENGTH), "little")
     if length > min(_LIMIT, size - _LENGTH):
         raise ValueError(f"its header claims {length} bytes")
-    described = json.loads(file.read(_LENGTH, length))
+    described = parse_json(file.read(_LENGTH, length))
     if isinstance(described, dict):
         described.pop("__metadata__", None)
     entries = _ADAPTER.validate_python(described)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from brt_dist.checkpoint.manifest import MANIFEST, MANIFEST_LIMIT, FileEntry, Manifest
+from brt_dist.checkpoint.manifest import MANIFEST, MANIFEST_LIMIT, FileEntry, Manifest, folder_name, step_of
 from brt_dist.checkpoint.storage import Storage, UnreachableError
 from brt_dist.checkpoint.tensor_header import read_header
 from brt_dist.errors import CheckpointError
@@ -27,7 +27,11 @@ def read_manifest(storage: Storage, name: str) -> Manifest:
         raise
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{where}: cannot read its manifest ({error})") from error
-    return Manifest.parse(text, where)
+    manifest = Manifest.parse(text, where)
+    if step_of(name) not in (None, manifest.step):
+        right = folder_name(manifest.step)
+        raise CheckpointError(f"{where} holds the checkpoint of step {manifest.step}; rename the folder to {right}")
+    return manifest
 
 
 def size_problem(storage: Storage, name: str, entry: FileEntry) -> str | None:

@@ -30,6 +30,7 @@ FREE = (
     "launch.",
     "data.validation",
     "data.cache",
+    "data.verify",
 )
 # With other values the saved tensors would not fit, or would mean something else.
 NEVER = {

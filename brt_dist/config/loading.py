@@ -18,11 +18,13 @@ from brt_dist.config.older import drop_optimizer_keys, move_model_keys
 from brt_dist.config.schema import Config
 from brt_dist.config.section import Choice, choice_of
 from brt_dist.config.wording import humanize
-from brt_dist.config.yaml_tree import Leaf, Node, Tree, first_place, parse, write
-from brt_dist.errors import ConfigError
+from brt_dist.config.yaml_tree import LONGEST, Leaf, Node, Tree, first_place, parse, write
+from brt_dist.errors import CheckpointError, ConfigError
+from brt_dist.reading import read_text
 
 DEFAULT = "default"
 COMMAND_LINE = "command line"
+MOST_PROBLEMS = 50  # that one message tells
 _LARGEST = 2**63 - 1  # also keeps out .inf and .nan
 
 
@@ -62,18 +64,27 @@ def load(sources: Path | str | Sequence[Path | str], overrides: Sequence[str] = 
     return Resolved(config, {key: _origin(known, key) for key in flatten(config)})
 
 
-def recorded(values: Mapping[str, Any]) -> Config:
+def recorded(values: Mapping[str, Any], where: str) -> Config:
     """The config in a checkpoint, which an earlier version may have written.
 
     Keys that had no effect on the run are dropped, whatever their value.
 
+    Args:
+        values: of the config, as JSON.
+        where: the checkpoint, for the message.
+
     Raises:
-        ValueError: this version cannot read it.
+        CheckpointError: this version cannot read it.
     """
     optimizer = values.get("optimizer")
     if isinstance(optimizer, dict):
         values = {**values, "optimizer": drop_optimizer_keys(optimizer, refuse=lambda key, other: None)}
-    return Config.model_validate(values)
+    try:
+        return Config.model_validate(values)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # older spellings are looked up in any values
+        first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
+        told = humanize(dotted(Config, first["loc"]), first, Config) if first else error
+        raise CheckpointError(f"{where}: this version of brt cannot read the config in it ({told})") from None
 
 
 def dump(config: Config) -> str:
@@ -90,11 +101,11 @@ def _read(source: Path | str, problems: list[str]) -> Tree:
     if isinstance(source, str):
         return parse(source, "<text>", problems)
     try:
-        text = source.read_text(encoding="utf-8")
+        text = read_text(source, LONGEST)
     except FileNotFoundError:
         raise ConfigError(f"config file {source}: no such file{_similar_file(source)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"config file {source}: cannot be read ({reason})") from None
     return parse(text, str(source), problems)
 
@@ -187,7 +198,8 @@ def _known_part(tree: Tree, section: type[BaseModel], prefix: str, problems: lis
     for name, node in tree.items():
         key = prefix + name
         if name not in section.model_fields:
-            problems.append(f"{first_place(node)}: {_unknown(section, prefix, name)}")
+            if len(problems) < MOST_PROBLEMS:  # comparing names takes time
+                problems.append(f"{first_place(node)}: {_unknown(section, prefix, name)}")
             continue
         inner, choice = subsection(section, name), choice_of(section, name)
         if inner is not None:
@@ -301,4 +313,5 @@ def _plain(node: Node) -> Any:
 def _message(problems: list[str]) -> str:
     if len(problems) == 1:
         return problems[0]
-    return f"{len(problems)} problems in the config:\n" + "\n".join(f"  - {problem}" for problem in problems)
+    count = f"{MOST_PROBLEMS} or more" if len(problems) >= MOST_PROBLEMS else len(problems)
+    return f"{count} problems in the config:\n" + "\n".join(f"  - {problem}" for problem in problems[:MOST_PROBLEMS])

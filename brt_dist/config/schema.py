@@ -185,6 +185,9 @@ class DataConfig(Section):
     cache: CacheConfig = Field(
         default_factory=CacheConfig, description="local cache of datasets that are read from URLs"
     )
+    verify: bool = Field(
+        True, description="compare each document of a local dataset with its sha256 when it is first read"
+    )
     segment: PositiveInt = Field(
         4096, description="tokens that each stream reads per step [N]; a multiple of model.window"
     )

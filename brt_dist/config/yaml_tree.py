@@ -22,7 +22,7 @@ Tree: TypeAlias = dict[str, "Node"]
 Node: TypeAlias = Tree | Leaf
 
 
-_LONGEST = 1 << 20  # characters of a config
+LONGEST = 1 << 17  # characters of a config; ours have some thousands
 
 # what PyYAML raises where a value is not what its explicit tag (!!int) says
 _UNREADABLE = (ValueError, KeyError, AttributeError, TypeError, OverflowError)
@@ -83,8 +83,8 @@ def parse(text: str, name: str, problems: list[str], shown: str | None = None) -
     Raises:
         ConfigError: the text as a whole cannot be read.
     """
-    if len(text) > _LONGEST:
-        raise ConfigError(f"{name}: {len(text):,} characters are too many for a config; at most {_LONGEST:,} are read")
+    if len(text) > LONGEST:
+        raise ConfigError(f"{name}: {len(text):,} characters are too many for a config; at most {LONGEST:,} are read")
     try:
         loader = _Loader(text)
     except yaml.YAMLError as error:  # a character that YAML does not allow
@@ -152,6 +152,8 @@ def _syntax(error: yaml.YAMLError, name: str, shown: str | None) -> str:
     problem = getattr(error, "problem", None) or "cannot be read"
     if isinstance(error, yaml.reader.ReaderError):
         problem = f"character U+{ord(error.character) if isinstance(error.character, str) else error.character:04X}"
+        if shown is not None:
+            return f"{name}: {shown[:80]!a}: {problem} is not text; use letters that are UTF-8"
         return f"{name}: {problem} at position {error.position} is not allowed in YAML; is it a text file in UTF-8?"
     if shown is not None:
         return f"{name}: {shown!r}: the text after '=' is not a YAML value ({problem}); put quotes around it"

@@ -1,6 +1,5 @@
 """A dataset that is open for reading.  Tokens are slices of its shards; nothing is decoded."""
 
-import json
 import tarfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -10,9 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from brt_dist.data.document_check import DocumentCheck
 from brt_dist.data.file_cache import CacheSettings
 from brt_dist.data.format import (
     DOCUMENTS_FILE,
+    HASHES_FILE,
     TOKENIZER_FILE,
     DocumentPlace,
     ShardRecord,
@@ -20,12 +21,15 @@ from brt_dist.data.format import (
     load_dataset,
     load_index,
     open_documents,
+    open_hashes,
     storage_type,
 )
 from brt_dist.data.remote import RemoteFiles
 from brt_dist.errors import DataError
 from brt_dist.files import is_url
+from brt_dist.reading import parse_json
 
+_LARGEST_DESCRIPTION = 1 << 20  # bytes of a document's KEY.json
 _MAPPED_SHARDS = 256  # each holds one file descriptor; systems allow 1024 or more
 
 
@@ -72,23 +76,25 @@ class Dataset:
         cache: CacheSettings | None = None,
         report: Callable[[str], None] = lambda _: None,
         check: bool = True,
+        verify: bool = True,
     ) -> "Dataset":
         """Open a finished dataset.
 
-        In a folder, every file must exist with the size in dataset.json; `brt data verify` checks the content, which
-        opening does not read.  Files from a URL are verified when they arrive.
+        In a folder, every file must exist with the size in dataset.json; opening does not read their content, which
+        `brt data verify` checks whole.  Files from a URL are verified when they arrive.
 
         Args:
             place: a folder, or a URL that fsspec supports (`s3://...`).
             cache: local cache, required for a URL.
             report: called with a message about each problem of the network or the cache that was recovered from.
             check: look at every file of a folder; false where another process of the node does.
+            verify: compare each document of a folder with its digest when it is first read.
 
         Raises:
             DataError: not a dataset, or a file is missing or has the wrong size.
         """
         if not is_url(place):
-            return Dataset(LocalFiles(Path(str(place).removeprefix("file://")), check))
+            return Dataset(LocalFiles(Path(str(place).removeprefix("file://")), check, verify))
         if cache is None:
             raise DataError(f"{place}: reading a dataset from a URL needs a local cache (data.cache)")
         files = RemoteFiles(str(place), cache, report)
@@ -135,13 +141,13 @@ class Dataset:
         number = self._shard_of(document)
         shard = self.record.shards[number]
         first = int(self._ends[number]) - shard.documents
-        entry = load_index(self._files.index(shard)).entries[document - first]
-        with tarfile.open(self._files.shard(shard)) as tar:
-            name = f"{entry.key}.json"
-            file = tar.extractfile(name) if name in tar.getnames() else None  # tars of others may have none
-            described = json.load(file) if file else {}
-            place = described.get("source", entry.key) if isinstance(described, dict) else entry.key
-        return {"source": str(place), "shard": shard.name, "key": entry.key}
+        entries = load_index(self._files.index(shard)).entries
+        if document - first >= len(entries):
+            raise DataError(
+                f"{self.place}: the index of {shard.name} has {len(entries)} documents, not {shard.documents}"
+            )
+        key = entries[document - first].key
+        return {"source": _source_of(self._files.shard(shard), key), "shard": shard.name, "key": key}
 
     def close(self) -> None:
         """Close the files.  Arrays that `tokens` returned stay valid."""
@@ -154,8 +160,14 @@ class Dataset:
         self.close()
 
     def _place_of(self, document: int) -> DocumentPlace:
+        shard, begin = self.record.shards[self._shard_of(document)], int(self._offsets[document])
         size = int(self.lengths[document]) * self._type.itemsize
-        return DocumentPlace(document, self.record.shards[self._shard_of(document)], int(self._offsets[document]), size)
+        if begin < 0 or size <= 0 or begin + size > shard.bytes:
+            raise DataError(
+                f"{self.place}/{DOCUMENTS_FILE}: document {document} is not in {shard.name}, where it says it is; the "
+                "file is damaged: rebuild the dataset, which keeps the existing shards"
+            )
+        return DocumentPlace(document, shard, begin, size)
 
     def _shard_of(self, document: int) -> int:
         return int(np.searchsorted(self._ends, document, side="right"))
@@ -167,9 +179,10 @@ class LocalFiles:
     Args:
         folder: of the dataset.
         check: whether every shard exists with the right size.
+        verify: compare each document with its digest when it is first read.
     """
 
-    def __init__(self, folder: Path, check: bool = True) -> None:
+    def __init__(self, folder: Path, check: bool = True, verify: bool = True) -> None:
         self.place: Path | str = folder
         self._folder = folder
         self.record = load_dataset(folder)
@@ -178,6 +191,10 @@ class LocalFiles:
             _check_size(folder / shard.name, shard.bytes)
         if not self.tokenizer().is_file():
             raise DataError(f"{self.tokenizer()}: missing")
+        record = self.record
+        hashed = verify and record.hashes_sha256 is not None
+        hashes = open_hashes(folder / HASHES_FILE, record.documents) if hashed else None
+        self._check = DocumentCheck(hashes, storage_type(record.dtype), record.tokenizer.vocab_size)
 
     def documents(self) -> npt.NDArray[np.int64]:
         return open_documents(self._folder / DOCUMENTS_FILE, self.record.documents)
@@ -193,8 +210,10 @@ class LocalFiles:
 
     def read(self, place: DocumentPlace, begin: int, size: int) -> npt.NDArray[np.uint8]:
         """Bytes (size,) of a document from its byte `begin` on: a view of the map of its shard."""
+        shard = self._map(place.shard.name)
+        self._check.look(place, shard[place.begin : place.begin + place.bytes], f"{self._folder / place.shard.name}")
         first = place.begin + begin
-        return self._map(place.shard.name)[first : first + size]
+        return shard[first : first + size]
 
     def close(self) -> None:
         self._map.cache_clear()
@@ -205,6 +224,18 @@ class LocalFiles:
             return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+def _source_of(shard: Path, key: str) -> str:
+    """Where the document `key` of a shard came from; its key, if the tar does not say (those of others may not)."""
+    name = f"{key}.json"
+    try:
+        with tarfile.open(shard) as tar:
+            file = tar.extractfile(name) if name in tar.getnames() else None
+            described = parse_json(file.read(_LARGEST_DESCRIPTION)) if file else {}
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise DataError(f"{shard}: {name} cannot be read: {error}") from None
+    return str(described.get("source", key)) if isinstance(described, dict) else key
 
 
 def _check_size(path: Path, size: int) -> None:

@@ -13,15 +13,15 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from brt_dist.errors import DataError
+from brt_dist.reading import array_of, map_array, parse_json, read_bytes
 
 DATASET_FILE = "dataset.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -31,6 +31,14 @@ BUILD_FILE = "build.json"
 FORMAT = 1
 
 TokenType = Literal["uint16", "uint32"]
+# numbers that fit 64 bits, as everything that counts with them needs
+NonNegativeInt = Annotated[int, Field(ge=0, lt=1 << 63)]
+PositiveInt = Annotated[int, Field(ge=1, lt=1 << 63)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ShardName = Annotated[str, Field(pattern=r"^shard-[0-9]{6,12}\.tar$")]  # leads to no other folder
+
+
+R = TypeVar("R", bound="Record")
 
 
 class Record(BaseModel):
@@ -42,7 +50,7 @@ class Record(BaseModel):
 class ShardRecord(Record):
     """A shard as dataset.json lists it."""
 
-    name: str
+    name: ShardName
     bytes: PositiveInt
     sha256: str
     index_sha256: str
@@ -100,8 +108,16 @@ class DatasetRecord(Record):
     tokenizer: TokenizerRecord
     documents_sha256: str
     hashes_sha256: str | None = None
-    sources: tuple[SourceRecord, ...]
-    shards: tuple[ShardRecord, ...]
+    sources: Annotated[tuple[SourceRecord, ...], FailFast()]
+    shards: Annotated[tuple[ShardRecord, ...], FailFast()]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "DatasetRecord":
+        for name in ("documents", "tokens"):
+            total, found = getattr(self, name), sum(getattr(shard, name) for shard in self.shards)
+            if total != found:
+                raise ValueError(f"it says {total} {name}, and its shards have {found}")
+        return self
 
 
 class IndexEntry(Record):
@@ -110,7 +126,7 @@ class IndexEntry(Record):
     key: str
     offset: NonNegativeInt
     tokens: PositiveInt
-    sha256: str
+    sha256: Sha256
 
 
 class SkippedRecord(Record):
@@ -124,15 +140,15 @@ class ShardIndex(Record):
     """NAME.index.json."""
 
     format: Literal[1] = 1
-    shard: str
+    shard: ShardName
     bytes: PositiveInt
     sha256: str
     dtype: TokenType
     source: str
     tokens: NonNegativeInt
     text_bytes: NonNegativeInt
-    skipped: tuple[SkippedRecord, ...]
-    entries: tuple[IndexEntry, ...]
+    skipped: Annotated[tuple[SkippedRecord, ...], FailFast()]
+    entries: Annotated[tuple[IndexEntry, ...], FailFast()]
 
 
 def shard_name(number: int) -> str:
@@ -169,14 +185,22 @@ def load_dataset(folder: Path) -> DatasetRecord:
     """
     path = folder / DATASET_FILE
     try:
-        return DatasetRecord.model_validate_json(path.read_bytes())
+        return parse_record(DatasetRecord, read_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
         what = "the build has not finished" if (folder / BUILD_FILE).exists() else "not a dataset folder"
         raise DataError(
             f"{folder}: no {DATASET_FILE} ({what}); `brt data build SOURCE --out {folder}` creates it"
         ) from None
-    except (ValidationError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise DataError(f"{path}: not a dataset of format {FORMAT}: {_first_line(error)}") from None
+
+
+def parse_record(kind: type[R], content: bytes) -> R:
+    """A record from the bytes of its file.  Raises ValueError, soon: not one error for each of a million keys."""
+    value = parse_json(content)
+    if not isinstance(value, dict) or (unknown := value.keys() - kind.model_fields.keys()):
+        raise ValueError(f"unknown key {min(unknown)[:80]!r}" if isinstance(value, dict) else "not a JSON object")
+    return kind.model_validate(value)
 
 
 def load_index(path: Path) -> ShardIndex:
@@ -186,14 +210,14 @@ def load_index(path: Path) -> ShardIndex:
         DataError: it is missing or cannot be read.
     """
     try:
-        return ShardIndex.model_validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
+        return parse_record(ShardIndex, read_bytes(path))
+    except (ValueError, OSError) as error:
         raise DataError(f"{path}: not a shard index of format {FORMAT}: {_first_line(error)}") from None
 
 
-def _first_line(error: ValidationError | OSError) -> str:
+def _first_line(error: ValueError | OSError) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         return f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}"
     return str(error)
 
@@ -207,35 +231,41 @@ def open_documents(path: Path, documents: int, content: bytes | None = None) -> 
         content: of the file, if it is in memory; None: memory-map the file.
 
     Raises:
-        DataError: it is missing or has a different shape.
+        DataError: it is missing, or not the table that dataset.json describes.
     """
+    shape = (2, documents)
     try:
-        if content is None:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            array = np.load(BytesIO(content), allow_pickle=False)
+        return map_array(path, "<i8", shape) if content is None else array_of(content, "<i8", shape)
     except FileNotFoundError:
         raise DataError(f"{path}: missing") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-    if array.shape != (2, documents) or array.dtype != np.dtype("<i8"):
-        raise DataError(f"{path}: {array.dtype} {array.shape}, but dataset.json says int64 (2, {documents})")
-    return array
+        raise DataError(f"{path}: not the documents of dataset.json: {error}") from None
 
 
 def open_hashes(path: Path, documents: int) -> npt.NDArray[np.uint8]:
     """Open hashes.npy, (K, 32) uint8, memory-mapped.
 
     Raises:
-        DataError: it is missing or has a different shape.
+        DataError: it is missing, or not the table that dataset.json describes.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return map_array(path, "|u1", (documents, 32))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-    if array.shape != (documents, 32) or array.dtype != np.uint8:
-        raise DataError(f"{path}: {array.dtype} {array.shape}, but dataset.json says uint8 ({documents}, 32)")
-    return np.asarray(array)
+        raise DataError(f"{path}: not the hashes of dataset.json: {error}") from None
+
+
+def check_lengths(lengths: npt.NDArray[np.int64], path: Path | str) -> None:
+    """Refuse lengths of documents that no document has.
+
+    Raises:
+        DataError: one is not positive.
+    """
+    if lengths.size and int(lengths.min()) < 1:
+        document = int(np.argmax(lengths < 1))
+        raise DataError(
+            f"{path}: document {document} has {int(lengths[document])} tokens; the file is damaged: rebuild the "
+            "dataset, which keeps the existing shards"
+        )
 
 
 def dataset_digest(tokenizer_sha256: str, shards: Sequence[ShardRecord]) -> str:

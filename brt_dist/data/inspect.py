@@ -6,7 +6,7 @@ import numpy as np
 
 from brt_dist.data.cursor import Cursor
 from brt_dist.data.dataset import Dataset
-from brt_dist.data.format import storage_type
+from brt_dist.data.format import DOCUMENTS_FILE, check_lengths, storage_type
 from brt_dist.data.mixture import Mixture
 from brt_dist.data.stream_schedule import StreamSchedule
 from brt_dist.data.tokenizers import load_tokenizer
@@ -18,6 +18,7 @@ _TOKENS_PER_CHARACTER = 4  # no tokenizer makes more than four tokens (bytes) of
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     """Totals, and how long the documents are."""
     record = dataset.record
+    check_lengths(dataset.lengths, f"{dataset.place}/{DOCUMENTS_FILE}")
     quantiles = np.quantile(dataset.lengths, [0, 0.25, 0.5, 0.75, 1], method="nearest").tolist()
     return {
         "dataset": str(dataset.place),

@@ -96,12 +96,13 @@ def open_weighted(
     cache: CacheSettings | None = None,
     report: Callable[[str], None] = lambda _: None,
     check: bool = True,
+    verify: bool = True,
 ) -> Dataset | Mixture:
     """Open the datasets at `places` (place and weight of each); a single one is returned as it is."""
     opened: list[Dataset] = []
     try:
         for place, _ in places:
-            opened.append(Dataset.open(place, cache, report, check))
+            opened.append(Dataset.open(place, cache, report, check, verify))
         return opened[0] if len(opened) == 1 else Mixture(opened, [weight for _, weight in places])
     except BaseException:
         for dataset in opened:

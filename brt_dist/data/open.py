@@ -24,7 +24,7 @@ def open_training(
     settings = cache_settings(data.cache)
     if data.shuffle_shards and settings.fetch == "auto":
         settings = replace(settings, fetch="shards")  # all documents of a shard are read soon
-    return open_weighted(data.training, settings, report, check)
+    return open_weighted(data.training, settings, report, check, data.verify)
 
 
 def open_validation(
@@ -35,7 +35,7 @@ def open_validation(
         return None
     # it is read in its order, shard after shard
     settings = replace(cache_settings(data.cache), fetch="shards")
-    return Dataset.open(data.validation, settings, report, check)
+    return Dataset.open(data.validation, settings, report, check, data.verify)
 
 
 def training_schedule(config: Config, dataset: Dataset | Mixture, streams: int | None = None) -> StreamSchedule:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from brt_dist.data.file_cache import CacheSettings, FileCache, RemoteFile, file_system
 from brt_dist.data.format import (
@@ -22,6 +21,7 @@ from brt_dist.data.format import (
     index_name,
     open_documents,
     open_hashes,
+    parse_record,
 )
 from brt_dist.data.prefetch import Reader
 from brt_dist.errors import DataError
@@ -99,8 +99,8 @@ class RemoteFiles:
         system, path = file_system(url)
         content = self._cache.persistently(url, lambda: bytes(system.cat_file(path)))
         try:
-            record = DatasetRecord.model_validate_json(content)
-        except ValidationError:
+            record = parse_record(DatasetRecord, content)
+        except ValueError:
             raise DataError(f"{url}: not a dataset of this format") from None
         if dataset_digest(record.tokenizer.sha256, record.shards) != record.digest:
             raise DataError(f"{url}: altered (its digest does not match its shards); rebuild the dataset")

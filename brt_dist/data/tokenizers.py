@@ -7,7 +7,6 @@ text.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brt_dist.errors import DataError
+from brt_dist.reading import parse_json, read_bytes
 
 BYTES_FILE = b'{"kind": "bytes", "vocab_size": 256}\n'
 PIECE = 1 << 17  # characters that are encoded at once: bounds the memory that `tokenizers` takes per document
@@ -113,9 +113,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
         DataError: the file is missing or not a tokenizer.
     """
     try:
-        return parse_tokenizer(path.read_bytes(), str(path))
+        return parse_tokenizer(read_bytes(path), str(path))
     except OSError as error:
         raise DataError(f"{path}: cannot read the tokenizer: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: cannot read the tokenizer: {error}") from None
 
 
 def parse_tokenizer(file: bytes, origin: str) -> Tokenizer:
@@ -123,12 +125,12 @@ def parse_tokenizer(file: bytes, origin: str) -> Tokenizer:
     from brt_dist.data.sentence_piece import KIND, SentencePieceTokenizer, unwrap
 
     try:
-        content = json.loads(file)
-    except ValueError:
+        content = parse_json(file)
+    except ValueError as error:
         if origin.endswith(".model"):
             return SentencePieceTokenizer(file, origin)
         raise DataError(
-            f"{origin}: not a tokenizer.json (it is not JSON); a SentencePiece model must have a name ending in .model"
+            f"{origin}: no tokenizer.json (it is not JSON: {error}); a SentencePiece model is called NAME.model"
         ) from None
     if isinstance(content, dict) and content.get("kind") == "bytes":
         return ByteTokenizer()

@@ -33,6 +33,7 @@ from brt_dist.export.hf_tokenizer import OURS
 from brt_dist.export.weights import Weights, check_shapes, logical_shapes
 from brt_dist.files import sync_directory, write_atomic
 from brt_dist.parallel.pieces import LogicalTensor, Region
+from brt_dist.reading import read_json
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -198,16 +199,14 @@ def _shards(tensors: Sequence[LogicalTensor], limit: int) -> list[list[LogicalTe
 def _read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
     path = folder / CONFIG
     try:
-        if path.stat().st_size > _CONFIG_LIMIT:
-            raise CheckpointError(f"{path} is too large to be a config")
-        values = json.loads(path.read_text())
+        values = read_json(path, _CONFIG_LIMIT)
         about = values[_SECTION]
         if about["format"] != _FORMAT:
             raise CheckpointError(f"{path}: unsupported format {about['format']}; this version reads {_FORMAT}")
         known = ModelConfig.model_fields.keys() | MODEL_KEYS.keys()
         model = {key: value for key, value in values.items() if key in known}
         return about, ModelConfig.model_validate_json(json.dumps(model), strict=True)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not the config of a model that brt_dist exported ({error!r:.200})") from None
 
 

@@ -21,6 +21,7 @@ from brt_dist.export.reference import from_reference, to_reference
 from brt_dist.export.reference_config import from_settings, to_settings
 from brt_dist.export.weights import Weights, logical_shapes
 from brt_dist.files import atomic_file, write_atomic
+from brt_dist.reading import read_json
 
 _PREFIX = "param/"
 # what zipfile and numpy raise for a damaged or encrypted archive; the last two: a compression that is not known here
@@ -37,11 +38,14 @@ def open_npz(path: Path, model: ModelConfig | None) -> Weights:
     Raises:
         CheckpointError: the file cannot be read, or its weights do not fit the model.
     """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
     settings = _settings(path)
     try:
         model = model or _model(settings)
-    except (KeyError, TypeError, ValueError, SyntaxError) as error:
-        raise CheckpointError(f"{path.with_suffix('.json')}: does not describe a model ({error})") from None
+    except (KeyError, TypeError, ValueError, AttributeError, SyntaxError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path.with_suffix('.json')}: does not describe a model: {why}") from None
     shapes = logical_shapes(model)
     blank = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in to_reference(blank, model).items()}
@@ -75,8 +79,8 @@ def write_npz(weights: Weights, out: Path) -> list[str]:
 def _settings(path: Path) -> dict[str, Any]:
     about = path.with_suffix(".json")
     try:
-        found = json.loads(about.read_text()) if about.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
+        found = read_json(about) if about.is_file() else {}
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {about} ({error})") from None
     return found if isinstance(found, dict) else {}
 
@@ -88,7 +92,7 @@ def _model(settings: dict[str, Any]) -> ModelConfig:
         except ValidationError as error:
             raise ValueError(f"model: {error.errors()[0]['msg']}") from None
     if "config" not in settings:
-        raise KeyError('an .npz file needs a .json file with a "config" or "model" section')
+        raise ValueError('an .npz file needs a .json file beside it, with a section "config" or "model"')
     return from_settings(settings["config"])
 
 

@@ -12,7 +12,7 @@ from brt_dist.checkpoint.loader import Checkpoint
 from brt_dist.checkpoint.places import answering, find_place
 from brt_dist.config.loading import recorded
 from brt_dist.config.schema import Config, ModelConfig
-from brt_dist.errors import BrtError, CheckpointError
+from brt_dist.errors import BrtError
 from brt_dist.export.weights import Weights
 from brt_dist.files import is_url
 from brt_dist.kinds import WEIGHT_FORMATS
@@ -51,10 +51,7 @@ def _open_checkpoint(source: str, step: int | None, verify: bool) -> Iterator[We
         files = [entry for entry in manifest.files if entry.name.startswith(_KIND)]
         if verify:
             checkpoint.verify(files)
-        try:
-            config = recorded(manifest.config)
-        except ValueError as error:
-            raise CheckpointError(f"{place.storage}/{name}: this version cannot read its config ({error})") from None
+        config = recorded(manifest.config, f"{place.storage}/{name}")
         yield Weights(
             where=f"{place.storage}/{name}",
             model=config.model,

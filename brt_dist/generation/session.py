@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from brt_dist.errors import CheckpointError, PlatformError
 from brt_dist.files import write_atomic
 from brt_dist.generation.decoder import Decoder
+from brt_dist.reading import parse_json, read_bytes
 
 _KIND, _VERSION = "brt_dist memory", 1
 _HEADER_LIMIT = 1 << 20
@@ -101,9 +102,9 @@ def load_memory(path: Path, decoder: Decoder, stream: int, owner: Owner) -> list
     """
     about, memory = _read(path)
     try:
-        read, tokens, unread = int(about["read"]), json.loads(about["tokens"]), json.loads(about["unread"])
+        read, tokens, unread = int(about["read"]), parse_json(about["tokens"]), parse_json(about["unread"])
         known = all(isinstance(token, int) for token in [*tokens, *unread])
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, AttributeError):
         known = False
     if not known or about.get("kind") != _KIND:
         raise CheckpointError(f"{path} is not a memory saved by `brt generate --save-memory`")
@@ -122,13 +123,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors.torch import load
 
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
         (size,) = struct.unpack("<Q", data[:8])
         if size > _HEADER_LIMIT:
             raise ValueError("header too large")
-        about = json.loads(data[8 : 8 + size])["__metadata__"]
+        about = parse_json(data[8 : 8 + size])["__metadata__"]
         return about, load(data)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, struct.error, SafetensorError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, struct.error, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a memory saved by `brt generate --save-memory` ({error})") from None

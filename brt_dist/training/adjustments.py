@@ -11,6 +11,7 @@ from pathlib import Path
 
 from brt_dist.errors import ConfigError
 from brt_dist.files import write_atomic
+from brt_dist.reading import read_json
 from brt_dist.run_directory import RunDirectory
 
 
@@ -35,14 +36,14 @@ class Adjustments:
         """
         path = RunDirectory(run).adjustments
         try:
-            found = json.loads(path.read_text())
+            found = read_json(path)
             return cls(
                 tuple((int(first), int(last)) for first, last in found["skipped"]),
                 tuple((int(first), float(factor)) for first, factor in found["lowered"]),
             )
         except FileNotFoundError:
             return cls()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise ConfigError(f"cannot read {path} ({error}); remove it to resume without adjustments") from None
 
     def save(self, run: Path) -> None:

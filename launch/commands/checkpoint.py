@@ -1,14 +1,12 @@
 """`brt checkpoint`: list, show, verify and prune the checkpoints of a run.  Does not need torch."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from launch.commands.arguments import json_option
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from pipelines.console import console
 
 _place = click.argument("run", metavar="RUN")
 
@@ -36,10 +34,13 @@ def list_(run: str, as_json: bool) -> None:
 
     place = find_place(run)
     rows = [row_of(place.storage, name) for name in place.names()]
+    others = place.storage.others()
     if as_json:
-        click.echo(json.dumps({"place": str(place.storage), "checkpoints": rows}))
+        click.echo(json.dumps({"place": str(place.storage), "checkpoints": rows, "others": others}))
     else:
         show_table(checkpoint_table(rows))
+    for name in others:
+        console().print(f"{name}: not used, since checkpoints are named like step_00000012", soft_wrap=True)
 
 
 @checkpoint.command()
@@ -102,7 +103,7 @@ def verify(run: str, steps: tuple[int, ...], threads: int | None, as_json: bool)
         raise CheckpointError(
             f"{damaged} of {len(found)} checkpoints are damaged:\n" + "\n".join(f"  {text}" for text in problems)
         )
-    _console().print(f"{place.storage}: {len(found)} checkpoints, all digests match", soft_wrap=True, markup=False)
+    console().print(f"{place.storage}: {len(found)} checkpoints, all digests match", soft_wrap=True)
 
 
 @checkpoint.command()
@@ -146,10 +147,4 @@ def _bar() -> Any:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, console=_console(), transient=True)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(stderr=True)
+    return Progress(*columns, console=console(), transient=True)

@@ -5,14 +5,12 @@ object on standard output; everything else goes to standard error.
 """
 
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from pipelines.console import console
 
 _folder = click.Path(path_type=Path, file_okay=False)
 _json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
@@ -146,12 +144,12 @@ def build(
         }
     made = {}
     for name, (wanted, folder) in builds.items():
-        with BuildBar(_console()) as bar:
+        with BuildBar(console()) as bar:
             report = run_build(
                 wanted, folder, workers=workers, ray_address=ray_address, overwrite=overwrite, progress=bar
             )
         write_card(report)
-        print_build(report, _console())
+        print_build(report, console())
         made[name] = build_json(report)
     if as_json:
         _print_json(made[""] if validation_share is None else made)
@@ -167,13 +165,13 @@ def verify(folder: Path, workers: int | None, as_json: bool) -> None:
     from pipelines.report import verify_bar
     from pipelines.verify import verify as run_verify
 
-    with verify_bar(_console()) as progress:
+    with verify_bar(console()) as progress:
         record, problems = run_verify(folder, workers=workers, progress=progress)
     if as_json:
         _print_json({"dataset": str(folder), "digest": record.digest, "ok": not problems, "problems": problems})
     if problems:
         raise DataError(f"{folder} is damaged:\n" + "\n".join(f"  {problem}" for problem in problems))
-    _console().print(
+    console().print(
         f"{folder}: {len(record.shards)} shards, {record.tokens:,} tokens, all digests match", soft_wrap=True
     )
 
@@ -204,7 +202,7 @@ def index(tars: tuple[Path, ...], out: Path, tokenizer: Path, extension: str, dt
     from pipelines.foreign import index_tars
 
     record = index_tars(tars, out, tokenizer, extension, dtype)
-    _console().print(f"{out}: {record.documents:,} documents, {record.tokens:,} tokens", soft_wrap=True)
+    console().print(f"{out}: {record.documents:,} documents, {record.tokens:,} tokens", soft_wrap=True)
     if as_json:
         _print_json({"dataset": str(out), **record.model_dump(exclude={"shards"})})
 
@@ -368,19 +366,10 @@ def corpus(name: str, out: Path, as_json: bool, **options: Any) -> None:
         longest, language = options.pop("length"), options.pop("language")
         made = write_words(out, language, longest=longest, **options)
         counts = f"{options['words']} training words, {options['held_out']} held out"
-    console = _console()
-    console.print(f"{out}: {counts}", soft_wrap=True)
-    console.print(made.origin, markup=False, soft_wrap=True)
+    console().print(f"{out}: {counts}\n{made.origin}", soft_wrap=True)
     if as_json:
         _print_json(asdict(made))
 
 
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
 def _print_json(value: dict[str, Any]) -> None:
-    json.dump(value, sys.stdout, ensure_ascii=False)
-    sys.stdout.write("\n")
+    click.echo(json.dumps(value))

@@ -23,6 +23,7 @@ from brt_dist.evaluation.score import one_pass, score
 from brt_dist.evaluation.texts import size_of
 from brt_dist.files import is_url
 from launch.views.evaluated import Evaluated
+from pipelines.console import console
 from pipelines.sources import Document, open_sources, read_units
 
 if TYPE_CHECKING:
@@ -191,12 +192,11 @@ def _evaluated(
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with the time left, on a terminal only."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    text = (TextColumn("{task.description}"), TextColumn("{task.percentage:.0f}%"))
+    text = (TextColumn("{task.description}", markup=False), TextColumn("{task.percentage:.0f}%"))
     columns = (text[0], BarColumn(), text[1], TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    screen = console()
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task(what, total=total)
         yield lambda tokens: bar.advance(task, tokens)

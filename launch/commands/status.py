@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from launch.commands.arguments import json_option
+from pipelines.console import console
 
 
 @click.command()
@@ -20,12 +21,10 @@ def status(run: Path, watch: bool, as_json: bool) -> None:
 
     found = describe(run)
     if watch:
-        from rich.console import Console
-
         from launch.views.watch import watch as watch_run
 
         try:
-            watch_run(run, found["steps"], Console(stderr=True), partial(_is_expected, run))
+            watch_run(run, found["steps"], console(), partial(_is_expected, run))
         except KeyboardInterrupt:
             return
         found = describe(run)

@@ -6,6 +6,7 @@ import click
 
 from brt_dist.errors import ConfigError
 from launch.commands.arguments import config_argument, json_option, split
+from pipelines.console import console
 
 
 @click.command()
@@ -32,8 +33,6 @@ def sweep(settings: tuple[str, ...], grid: tuple[str, ...], submit: bool, dry_ru
 
     The exit code is 0 if all runs finished, else that of the first run that did not.
     """
-    from rich.console import Console
-
     from launch.sweep.record import result_table
     from launch.sweep.run import sweep as run_sweep
     from pipelines.tables import show
@@ -41,7 +40,7 @@ def sweep(settings: tuple[str, ...], grid: tuple[str, ...], submit: bool, dry_ru
     files, overrides = split(settings)
     if not files and not overrides:
         raise ConfigError("no config given; example: brt sweep my.yaml --grid optimizer.learning_rate=0.001,0.0003")
-    done = run_sweep(files, overrides, grid, Console(stderr=True), submit=submit, dry_run=dry_run)
+    done = run_sweep(files, overrides, grid, console(), submit=submit, dry_run=dry_run)
     if as_json:
         click.echo(json.dumps(done.to_json()))
     elif dry_run:

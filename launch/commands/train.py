@@ -6,6 +6,7 @@ import click
 
 from brt_dist.errors import ConfigError
 from launch.commands.arguments import config_argument, json_option, split
+from pipelines.console import console
 
 
 @click.command()
@@ -33,15 +34,12 @@ def train(settings: tuple[str, ...], ray_address: str | None, as_json: bool) -> 
     \b
       torchrun --nproc-per-node 2 -m brt_dist.worker RUN
     """
-    from rich.console import Console
-
     from launch.train import train as run_training
 
     files, overrides = split(settings)
     if not files and not overrides:
         raise ConfigError("no config given; example: brt train examples/quickstart.yaml run.steps=100")
-    console = Console(stderr=True)
-    outcome = run_training(files, overrides, console, ray_address=ray_address)
+    outcome = run_training(files, overrides, console(), ray_address=ray_address)
     if as_json:
         click.echo(json.dumps(outcome.to_json()))
     else:

@@ -1,6 +1,5 @@
 """Checks of all nodes before ranks start there: the quick ones of `brt train`, and an all-reduce."""
 
-import json
 import secrets
 import shutil
 import time
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from brt_dist.config.schema import Config
 from brt_dist.errors import LaunchError, PlatformError
+from brt_dist.reading import read_json
 from launch.doctor import findings
 from launch.doctor.findings import LAUNCHER, Finding
 from launch.run.python import module_command
@@ -101,7 +101,7 @@ def all_reduce(gang: "Gang", config: Config, place: Path) -> Finding:
         time.sleep(0.1)
         ends = gang.ended()
     if (folder / "result.json").is_file():
-        result = json.loads((folder / "result.json").read_text())
+        result = read_json(folder / "result.json")
         speed = f"{result['bytes_per_second'] / 1e9:.2f} GB/s" if world > 1 else "no other rank"
         size = f"{result['bytes'] >> 20} MiB in {result['seconds'] * 1e3:.1f} ms"
         return Finding("all-reduce", "ok", f"{world} ranks ({kind}), {size}, {speed}")

@@ -1,6 +1,5 @@
 """The facts of a report, collected from the files of a run directory."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from typing import Any
 from brt_dist.config.loading import flatten, load
 from brt_dist.event_log import read_events
 from brt_dist.events import AttemptEvent, Event
+from brt_dist.reading import read_json
 from brt_dist.run_directory import RunDirectory
 from launch.run.attempt_record import AttemptRecord, read_attempts
 from launch.run.dataset_record import dataset_tokens
@@ -58,9 +58,10 @@ class RunFacts:
         run = RunDirectory.existing(folder)
         config = load(run.config).config
         try:
-            origins = json.loads(run.provenance.read_text())
+            origins = read_json(run.provenance)
         except (OSError, ValueError):
-            origins = {}
+            origins = None
+        origins = origins if isinstance(origins, dict) else {}
         # the tracking URI may hold a password
         flat = {key: redact(value) if isinstance(value, str) else value for key, value in flatten(config).items()}
         records = read_attempts(folder)

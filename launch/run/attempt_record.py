@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from brt_dist.files import write_atomic
+from brt_dist.reading import read_json, record_of
 from brt_dist.run_directory import AttemptDirectory, RunDirectory
+from launch.run.moment import Moment
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class AttemptRecord:
     """
 
     attempt: int
-    start: float | None = None
-    end: float | None = None
+    start: Moment | None = None
+    end: Moment | None = None
     host: str | None = None
     git_commit: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -64,10 +66,15 @@ class AttemptRecord:
 
     @classmethod
     def of(cls, attempt: int, values: Mapping[str, Any]) -> "AttemptRecord":
-        """From the values of attempt.json; those that are not known here are left out, as are nulls."""
+        """From the values of attempt.json; nulls, and those not known here or of another type, are left out."""
         known = {item.name for item in fields(cls)} - {"attempt"}
         given = {name: value for name, value in values.items() if name in known and value is not None}
-        return cls(attempt, **{**given, "nodes": tuple(given.get("nodes", ()))})
+        for name in list(given):
+            try:
+                record_of({"attempt": attempt, name: given[name]}, cls)
+            except ValueError:  # damaged, or written by something else
+                del given[name]
+        return record_of({**given, "attempt": attempt}, cls)
 
     def to_json(self) -> dict[str, Any]:
         """The values that are known."""
@@ -80,7 +87,7 @@ class AttemptRecord:
 def read_attempt(run: Path, attempt: int) -> AttemptRecord:
     """The record of an attempt; only its number if there is none (torchrun)."""
     try:
-        record = json.loads(RunDirectory(run).attempt(attempt).record.read_text())
+        record = read_json(RunDirectory(run).attempt(attempt).record)
     except (OSError, ValueError):
         record = None
     return AttemptRecord.of(attempt, record if isinstance(record, dict) else {})

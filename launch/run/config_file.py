@@ -9,8 +9,9 @@ from typing import Any
 from brt_dist.config.changes import changes
 from brt_dist.config.loading import Resolved, dump, flatten, load
 from brt_dist.config.schema import Config
-from brt_dist.errors import ConfigError
+from brt_dist.errors import BrtError, ConfigError
 from brt_dist.files import write_atomic
+from brt_dist.reading import read_json
 from brt_dist.run_directory import RunDirectory
 from launch.run.redact import redact
 from launch.run.tracking_place import settled
@@ -53,11 +54,14 @@ def refuse_other_run(run: Path, config: Config) -> None:
     Raises:
         ConfigError: lists every difference that would make it a different run.
     """
-    before = flatten(load(RunDirectory(run).config).config)
+    before = load(RunDirectory(run).config).config
+    found = changes(flatten(before), flatten(config), config.run.allow)
+    if any(_names_data(change.key) for change in found) and _same_data(before, config):
+        found = [change for change in found if not _names_data(change.key)]  # it has moved, or is reached by a link
     differences = [
         f"  - {change.key}: {_shown(change.before)} in the run, {_shown(change.now)} now"
         + (f" (cannot change: {change.reason})" if change.reason else "")
-        for change in changes(before, flatten(config), config.run.allow)
+        for change in found
     ]
     if differences:
         raise ConfigError(
@@ -66,6 +70,26 @@ def refuse_other_run(run: Path, config: Config) -> None:
             + "\nrestore these values to resume it, list the keys that may differ in run.allow, or set another "
             "run.directory for a new run"
         )
+
+
+def _names_data(key: str) -> bool:
+    return key in ("data.dataset", "data.mixture")
+
+
+def _same_data(before: Config, now: Config) -> bool:
+    """Whether the training data is that of the run so far, wherever it is: its newest checkpoint knows the digest."""
+    from brt_dist.checkpoint.places import find_place
+    from brt_dist.checkpoint.verification import read_manifest
+    from brt_dist.data.open import open_training
+
+    try:
+        place = find_place(str(before.run.directory))
+        known = read_manifest(place.storage, place.names()[-1]).dataset
+    except (BrtError, OSError):  # nothing is saved yet: the data as it was is where it was
+        with open_training(before.data) as data:
+            known = data.digest
+    with open_training(now.data) as data:
+        return data.digest == known
 
 
 def write_config(run: Path, resolved: Resolved) -> None:
@@ -82,9 +106,10 @@ def write_config(run: Path, resolved: Resolved) -> None:
 def _first_origins(run: Path, provenance: Mapping[str, str]) -> dict[str, str]:
     """Replace origins in RUN/config.yaml itself by the origins recorded for that file."""
     try:
-        before = json.loads(RunDirectory(run).provenance.read_text())
+        before = read_json(RunDirectory(run).provenance)
     except (OSError, ValueError):
-        before = {}
+        before = None
+    before = before if isinstance(before, dict) else {}
     own = f"{RunDirectory(run).config}:"
     return {key: before.get(key, origin) if origin.startswith(own) else origin for key, origin in provenance.items()}
 

@@ -1,10 +1,10 @@
 """What a launcher knows of the datasets of a run, from dataset.json; those behind a URL are for the ranks to read."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from brt_dist.reading import read_json
 from launch.run.redact import redact
 
 # Names of folders that say what a dataset is for, and not what it is.
@@ -16,7 +16,7 @@ def dataset_record(place: Path | str) -> Mapping[str, Any]:
     if not isinstance(place, Path):
         return {}
     try:
-        record = json.loads((place / "dataset.json").read_text())
+        record = read_json(place / "dataset.json")
     except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}

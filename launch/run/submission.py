@@ -7,7 +7,9 @@ from typing import Literal
 
 from brt_dist.errors import PlatformError
 from brt_dist.files import write_atomic
+from brt_dist.reading import read_record
 from brt_dist.run_directory import RunDirectory
+from launch.run.moment import Moment
 
 # queued: no process yet; ended: the run directory knows why; unknown: the backend cannot tell now
 State = Literal["queued", "running", "ended", "unknown"]
@@ -28,7 +30,7 @@ class Submission:
     backend: str
     job: str
     number: int
-    submitted: float
+    submitted: Moment
     details: dict[str, str]
 
     def write(self, run: Path) -> None:
@@ -43,8 +45,8 @@ class Submission:
         """
         path = RunDirectory(run).submission
         try:
-            return Submission(**json.loads(path.read_text()))
+            return read_record(path, Submission)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise PlatformError(f"{path} cannot be read ({error}); remove it to submit the run again") from None

@@ -28,6 +28,7 @@ from launch.supervision.signals import StopRequests
 from launch.supervision.supervisor import Patience, Supervisor
 from launch.supervision.verdict import Verdict
 from launch.views.progress import ProgressLine
+from pipelines.console import console
 
 _LOOK_SECONDS = 1.0
 _RANKS_SECONDS, _RANKS_SECONDS_PER_NODE = 0.2, 0.002  # between looks at the ranks, each of which asks every node
@@ -61,15 +62,13 @@ def main(request: AttemptRequest) -> Verdict:
     Raises:
         BrtError: the attempt cannot be started.
     """
-    from rich.console import Console
-
     from launch.nodes.gang import Gang
     from pipelines.cluster import ray_cluster
 
-    console = Console(stderr=True)
+    screen = console()
 
     def tell(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        screen.print(text, soft_wrap=True)
 
     run = Path(request.run)
     wanted = load(RunDirectory(run).config).config
@@ -81,7 +80,7 @@ def main(request: AttemptRequest) -> Verdict:
             _refuse_other_device(run, config, gang.device)
             if config.launch.preflight:
                 _preflight(gang, config, tell)
-            progress = ProgressLine(run, config.run.steps, console)
+            progress = ProgressLine(run, config.run.steps, screen)
             parallel, head = config.parallel, _head()
             settings = _differences(wanted, config, gang.device)
             supervisor = Supervisor(

@@ -1,12 +1,12 @@
 """Hang detection, from the heartbeat file that rank 0 writes to the folder of its attempt."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from brt_dist.config.schema import Config
+from brt_dist.reading import read_json
 from brt_dist.run_directory import AttemptDirectory
 from launch.views.progress import duration
 
@@ -52,7 +52,7 @@ class HangWatch:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from brt_dist.errors import ConfigError, ExitCode
 from brt_dist.files import write_atomic
+from brt_dist.reading import read_record
 from launch.run.attempt_record import AttemptRecord, read_last_attempt
 from launch.run.history import History
 from launch.sweep.grid import Point
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 RECORD = "sweep.json"
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What sweep.json holds."""
+
+    name: str
+    identity: str
+    runs: dict[str, dict[str, str]]
 
 
 @dataclass
@@ -56,11 +66,11 @@ class Sweep:
         """
         path = folder / RECORD
         try:
-            record = json.loads(path.read_text())
-            return cls(folder, record["name"], record["identity"], record["runs"])
+            record = read_record(path, _Record)
+            return cls(folder, record.name, record.identity, record.runs)
         except FileNotFoundError:
             raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read ({error}); remove it to start the sweep from scratch") from None
 
     def add(self, points: Sequence[Point]) -> None:

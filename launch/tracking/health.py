@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from brt_dist.files import write_atomic
+from brt_dist.reading import read_record
 from brt_dist.run_directory import RunDirectory
+from launch.run.moment import Moment
 from launch.run.redact import redact
 
 State = Literal["sending", "away", "refused"]
@@ -24,15 +26,15 @@ class Health:
     """
 
     state: State
-    since: float
+    since: Moment
     problem: str = ""
 
     @staticmethod
     def read(run: Path) -> "Health | None":
         """The current state; None if nothing was ever sent."""
         try:
-            return Health(**json.loads(RunDirectory(run).tracking_health.read_text()))
-        except (OSError, ValueError, TypeError):
+            return read_record(RunDirectory(run).tracking_health, Health)
+        except (OSError, ValueError):
             return None
 
 

@@ -46,7 +46,7 @@ def plot_loss(run: Path, title: str = "", warmup: int = 0) -> Path | None:
     axes.set_ylabel("bits per token")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(title, loc="left", fontsize=10, parse_math=False)
     axes.legend(frameon=False)
     path = RunDirectory(run).loss_plot
     with atomic_file(path) as file:

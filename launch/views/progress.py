@@ -1,6 +1,5 @@
 """The progress of a run: a bar on a terminal, plain lines elsewhere.  Reads only the files of the run directory."""
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from brt_dist.event_log import EventReader
 from brt_dist.events import AttemptEvent, CheckpointEvent, EvaluationEvent, Event, LayoutSizes, StepEvent
+from brt_dist.reading import read_json
 from brt_dist.run_directory import RunDirectory
 from launch.run.history import History
 
@@ -114,7 +114,7 @@ class ProgressLine:
         if attempt is None or attempt.attempt is None or self.history.end is not None:
             return None
         try:
-            beat = json.loads(RunDirectory(self._run).attempt(attempt.attempt).heartbeat.read_text())
+            beat = read_json(RunDirectory(self._run).attempt(attempt.attempt).heartbeat)
             phase, since = str(beat["phase"]), float(beat["time"])
         except (OSError, ValueError, KeyError, TypeError):
             return None

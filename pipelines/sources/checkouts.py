@@ -32,6 +32,10 @@ VENDORED = frozenset(
 _BINARY_BYTES = 8000
 
 
+class BrokenCheckout(DataError):
+    """A folder that looks like a checkout, but git does not read it."""
+
+
 class Checkouts(TreeKind):
     about = "a git checkout: the folder itself, or each checkout below it"
     wanted = "no git checkout there or below (a folder that holds .git)"
@@ -42,7 +46,11 @@ class Checkouts(TreeKind):
         """A unit per checkout below a folder, or of the folder itself.  DataError: git does not read one."""
         for path, place in checkouts(folder, name):
             digest, size = hashlib.sha256(), 0
-            for file in tracked_files(path):
+            try:
+                tracked = tracked_files(path)
+            except BrokenCheckout:
+                tracked = []  # told when it is read, where it can be left out
+            for file in tracked:
                 try:
                     status = os.lstat(os.path.join(path, file))
                     facts, size = f"{status.st_size} {status.st_mtime}", size + status.st_size
@@ -54,7 +62,12 @@ class Checkouts(TreeKind):
     def read(self, unit: Unit) -> Iterator[Document | BadDocument]:
         """The repository as one document, after those of its files that cannot be used."""
         texts: list[str] = []
-        for file in tracked_files(unit.url):
+        try:
+            tracked = tracked_files(unit.url)
+        except BrokenCheckout:
+            yield BadDocument(unit.name, "a checkout that git cannot list")
+            return
+        for file in tracked:
             path, place = os.path.join(unit.url, file), f"{unit.name}/{printable(file)}"
             if _is_vendored(file.split("/")):
                 yield BadDocument(place, VENDORED_FILE)
@@ -98,7 +111,7 @@ def tracked_files(folder: str) -> list[str]:
     except FileNotFoundError:
         raise DataError("git checkouts are listed by the command git, which is not installed") from None
     if run.returncode:
-        raise DataError(f"{folder}: {run.stderr.decode(errors='replace').strip() or 'git ls-files failed'}")
+        raise BrokenCheckout(f"{folder}: {run.stderr.decode(errors='replace').strip() or 'git ls-files failed'}")
     # A file with a merge conflict is listed once per side: a set.
     parts = {tuple(name.split(b"/")) for name in run.stdout.split(b"\0") if name}
     return [os.fsdecode(b"/".join(path)) for path in sorted(parts, key=lambda path: (len(path), path))]

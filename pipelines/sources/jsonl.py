@@ -1,11 +1,11 @@
 """JSONL files, plain or compressed: one line, one document."""
 
-import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+from brt_dist.reading import parse_json
 from pipelines.sources.base import FileKind
 from pipelines.sources.documents import BadDocument, Document, Unit, document_of
 from pipelines.sources.packed import BrokenFile, Compression, damage, unpacked
@@ -65,14 +65,14 @@ class _Unusable(Exception):
 
 def _record(line: bytes, place: str, text_field: str) -> Document | BadDocument:
     try:
-        return document_of(_text_of(json.loads(line), text_field).encode(), place)
+        return document_of(_text_of(parse_json(line), text_field).encode(), place)
     except _Unusable as error:
         reason = str(error)
     except UnicodeDecodeError:
         reason = "not UTF-8"
     except UnicodeEncodeError:  # "\ud800" is valid JSON, but no character
         reason = "not Unicode (lone surrogate)"
-    except (ValueError, RecursionError):
+    except ValueError:
         reason = "not JSON"
     return BadDocument(place, reason)
 

@@ -9,7 +9,7 @@ from brt_dist.errors import DataError
 from brt_dist.kinds import SOURCES
 from pipelines.sources.base import FileKind, TreeKind
 from pipelines.sources.documents import Unit, printable
-from pipelines.sources.places import filesystem_of, is_remote, units_of
+from pipelines.sources.places import answering, filesystem_of, is_remote, units_of
 
 _FILES = "files"  # the kind of a source that is no tree: each of its files has its own
 _OTHERWISE = "text"  # how a file with a suffix of no kind is read
@@ -37,6 +37,10 @@ class Source:
         Raises:
             DataError: the source holds nothing that its kind reads.
         """
+        with answering(self.given):
+            yield from self._units(size)
+
+    def _units(self, size: int) -> Iterator[Unit]:
         found = False
         for unit in self._file_units(size) if self.kind == _FILES else trees()[self.kind].units(self.given, self.name):
             found = True
@@ -89,10 +93,11 @@ def open_sources(specs: Sequence[str], suffixes: Sequence[str] = ()) -> list[Sou
     for told in specs:
         kind, spec = _kind(told)
         filesystem, path = filesystem_of(spec)
-        if not filesystem.exists(path):
-            raise DataError(f"{spec}: no such file or folder{_nearest_prefix(spec)}")
-        if kind != _FILES and not filesystem.isdir(path):
-            raise DataError(f"{told}: {kind} sources are folders")
+        with answering(spec):
+            if not filesystem.exists(path):
+                raise DataError(f"{spec}: no such file or folder{_nearest_prefix(spec)}")
+            if kind != _FILES and not filesystem.isdir(path):
+                raise DataError(f"{told}: {kind} sources are folders")
         given = spec if is_remote(spec) else os.path.abspath(spec)
         name = printable(path.rstrip("/").rsplit("/", 1)[-1]) or "root"
         sources.append(Source(given, name, tuple(suffixes) or default_suffixes(), kind))

@@ -7,8 +7,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
-from brt_dist.errors import DataError
+from brt_dist.errors import BrtError, DataError, PlatformError
 from pipelines.sources.documents import Unit, printable
+
+
+@contextmanager
+def answering(spec: str) -> Iterator[None]:
+    """Told of a place in the network: whatever its library raises when it does not answer, or refuses.
+
+    Raises:
+        PlatformError: what it says, with the place.
+    """
+    try:
+        yield
+    except BrtError:
+        raise
+    except Exception as error:
+        if not is_remote(spec):
+            raise
+        hint = "; set its credentials" if "credential" in str(error).lower() else ""
+        raise PlatformError(f"{spec}: cannot be read: {type(error).__name__}: {error}{hint}") from None
 
 
 def walk(

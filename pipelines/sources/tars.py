@@ -4,11 +4,11 @@ The key is the path up to the first dot of the file name, as in webdataset.  The
 text field of the member `.json`.
 """
 
-import json
 import tarfile
 from collections.abc import Iterator
 from typing import IO, Any
 
+from brt_dist.reading import parse_json
 from pipelines.sources.base import FileKind
 from pipelines.sources.documents import BadDocument, Document, Unit, document_of, printable
 from pipelines.sources.packed import BrokenFile
@@ -73,6 +73,6 @@ def text_of(members: dict[str, bytes], text_field: str) -> bytes | None:
     """The text of a sample, in UTF-8; none if it holds no text.  ValueError: its JSON is none."""
     if "txt" in members:
         return members["txt"]
-    record: Any = json.loads(members["json"]) if "json" in members else None
+    record: Any = parse_json(members["json"]) if "json" in members else None
     text = record.get(text_field) if isinstance(record, dict) else None
     return text.encode() if isinstance(text, str) else None

@@ -106,7 +106,7 @@ def test_every_kind_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 @settings(max_examples=50)
-@given(st.integers(), st.floats(), st.text())
+@given(st.integers(-(2**63) + 1, 2**63 - 1), st.floats(), st.text())
 def test_numbers_and_text_survive(number: int, value: float, text: str) -> None:
     events = (StepEvent(step=number, loss=value), MessageEvent(message=text))
     step, message = (parse(line_of(event)) for event in events)

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from brt_dist.config.keys import leaf_keys
 from brt_dist.config.loading import dump, flatten, load, recorded
 from brt_dist.config.schema import Config
-from brt_dist.errors import ConfigError, ExitCode
+from brt_dist.errors import CheckpointError, ConfigError, ExitCode
 
 BASE = """\
 data:
@@ -157,10 +157,10 @@ def test_what_a_checkpoint_recorded_is_read_whatever_the_unused_keys_were() -> N
     config = load(BASE, ["optimizer.name=adafactor", "optimizer.momentum=0.5"]).config
     record = config.model_dump(mode="json")
     record["optimizer"] |= {"betas": [0.5, 0.5], "eps": 1e-8, "weight_decay": 0.1}
-    assert recorded(record) == config
+    assert recorded(record, "step_1") == config
     record["optimizer"]["rate"] = 1
-    with pytest.raises(ValueError, match="rate"):
-        recorded(record)
+    with pytest.raises(CheckpointError, match=r"step_1: this version of brt cannot read the config in it .*rate"):
+        recorded(record, "step_1")
 
 
 def test_json_schema_accepts_what_is_loaded() -> None:

@@ -124,6 +124,6 @@ def test_what_0_1_0_wrote_is_computed_as_in_0_1_0() -> None:
         "state_dtype": "float32", "positions": "t5", "attention_scale": "absolute",
     }  # fmt: skip
     rest = {"data": {"dataset": "x"}, "run": {"directory": "y", "steps": 1}}
-    assert recorded({"model": {"layers": 3, **written}, **rest}).model.attention_kernel == "plain"
+    assert recorded({"model": {"layers": 3, **written}, **rest}, "step_1").model.attention_kernel == "plain"
     written.pop("gate")
-    assert recorded({"model": {"layers": 3, **written}, **rest}).model.attention_kernel == "auto"
+    assert recorded({"model": {"layers": 3, **written}, **rest}, "step_1").model.attention_kernel == "auto"
