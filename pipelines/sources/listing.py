@@ -119,7 +119,8 @@ def _kind(told: str) -> tuple[str, str]:
 
 
 def _prefixes() -> str:
-    return " or ".join(f"{name}:FOLDER" for name in trees())
+    *names, last = (f"{name}:FOLDER" for name in trees())
+    return f"{', '.join(names)} or {last}" if names else last
 
 
 def _nearest_prefix(spec: str) -> str:
