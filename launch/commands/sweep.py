@@ -1,6 +1,7 @@
 """`brt sweep`."""
 
 import json
+from pathlib import Path
 
 import click
 
@@ -13,15 +14,42 @@ from pipelines.console import console
 @config_argument
 @click.option("--grid", "grid", multiple=True, metavar="KEY=A,B,...", help="A key and its values; may be repeated.")
 @click.option(
+    "--random", "ranges", multiple=True, metavar="KEY=LOW..HIGH", help="A key and a range, or values, to draw from."
+)
+@click.option("--count", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Runs of --random.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of --random.")
+@click.option(
+    "--list",
+    "listed",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="A file with the settings of a run a line.",
+)
+@click.option(
     "--submit", is_flag=True, help="Submit all runs to launch.backend at once, instead of training them here."
 )
 @click.option("--dry-run", is_flag=True, help="Check and list all runs; write and start nothing.")
 @json_option
-def sweep(settings: tuple[str, ...], grid: tuple[str, ...], submit: bool, dry_run: bool, as_json: bool) -> int:
+def sweep(
+    settings: tuple[str, ...],
+    grid: tuple[str, ...],
+    ranges: tuple[str, ...],
+    count: int,
+    seed: int,
+    listed: Path | None,
+    submit: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
     """Train CONFIG once per combination of the --grid values, one run after another.
 
     \b
       brt sweep my.yaml --grid optimizer.learning_rate=0.001,0.0003 --grid model.mixers.recurrent.gate=fixed,lstm
+      brt sweep my.yaml --random optimizer.learning_rate=0.0001..0.01 --random model.dropout=0,0.1 --count 20
+      brt sweep my.yaml --list runs.txt
+
+    --random draws --count runs, by logarithm where a range spans a factor of 10 or more; the same seed draws the same
+    runs, and a larger count adds to them.  A line of --list holds the settings of a run: KEY=VALUE KEY=VALUE.
 
     All combinations are checked before the first one starts.  run.directory is the folder of the sweep: it holds one
     folder per run, named after its values, plus sweep.json and report.html, which compares all runs.  In MLflow the
@@ -33,14 +61,23 @@ def sweep(settings: tuple[str, ...], grid: tuple[str, ...], submit: bool, dry_ru
 
     The exit code is 0 if all runs finished, else that of the first run that did not.
     """
+    from launch.sweep.grid import axes
+    from launch.sweep.grid import points as points_of
     from launch.sweep.record import result_table
     from launch.sweep.run import sweep as run_sweep
+    from launch.sweep.space import listed_points, random_points
     from pipelines.tables import show
 
     files, overrides = split(settings)
     if not files and not overrides:
         raise ConfigError("no config given; example: brt sweep my.yaml --grid optimizer.learning_rate=0.001,0.0003")
-    done = run_sweep(files, overrides, grid, console(), submit=submit, dry_run=dry_run)
+    if sum(map(bool, (grid, ranges, listed))) > 1:
+        raise ConfigError("--grid, --random and --list are three kinds of sweep; give one of them")
+    if ranges:
+        points = random_points(ranges, count, seed)
+    else:
+        points = listed_points(listed) if listed else points_of(axes(grid))
+    done = run_sweep(files, overrides, points, console(), submit=submit, dry_run=dry_run)
     if as_json:
         click.echo(json.dumps(done.to_json()))
     elif dry_run:

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from brt_dist.config.keys import leaf_keys
@@ -49,18 +49,14 @@ def axes(given: Sequence[str]) -> list[Axis]:
         ConfigError: all that is wrong with them, in one message.
     """
     problems, found = list[str](), list[Axis]()
-    known = [*leaf_keys(Config), *OLDER_KEYS]
     for text in given:
         key, equals, values = text.partition("=")
         key = key.strip()
         parts = [part.strip() for part in _split(values)]
         if not equals or not all(parts):
             problems.append(f"{text!r} is not of the form key=a,b,c, for example optimizer.learning_rate=0.001,0.0003")
-        elif key not in known:
-            near = difflib.get_close_matches(key[:200], known, n=1)
-            problems.append(f"unknown key {key}" + (f"; nearest: {near[0]}" if near else ""))
-        elif key.startswith(_OWN):
-            problems.append(f"{key} cannot vary within a sweep; set it as an override for all runs")
+        elif (told := problem_of_key(key)) is not None:
+            problems.append(told)
         elif key in [axis.key for axis in found]:
             problems.append(f"{key} is given twice; put all its values into one --grid")
         elif len(set(parts)) < len(parts):
@@ -76,12 +72,28 @@ def axes(given: Sequence[str]) -> list[Axis]:
 
 def points(grid: Sequence[Axis]) -> list[Point]:
     """All combinations, the last axis changing fastest."""
-    short = _short_names([axis.key for axis in grid])
-    made = []
-    for values in itertools.product(*(axis.values for axis in grid)):
-        settings = dict(zip([axis.key for axis in grid], values, strict=True))
-        made.append(Point(_name([f"{short[key]}={value}" for key, value in settings.items()]), settings))
-    return made
+    keys = [axis.key for axis in grid]
+    combinations = itertools.product(*(axis.values for axis in grid))
+    return named([dict(zip(keys, values, strict=True)) for values in combinations])
+
+
+def named(runs: Sequence[Mapping[str, str]]) -> list[Point]:
+    """Runs with these settings; their names are made of all of them."""
+    short = _short_names(list(dict.fromkeys(key for settings in runs for key in settings)))
+    return [
+        Point(_name([f"{short[key]}={value}" for key, value in settings.items()]), dict(settings)) for settings in runs
+    ]
+
+
+def problem_of_key(key: str) -> str | None:
+    """Why a sweep cannot set this key; None: it can."""
+    known = [*leaf_keys(Config), *OLDER_KEYS]
+    if key not in known:
+        near = difflib.get_close_matches(key[:200], known, n=1)
+        return f"unknown key {key[:200]}" + (f"; nearest: {near[0]}" if near else "")
+    if key.startswith(_OWN):
+        return f"{key} cannot vary within a sweep; set it as an override for all runs"
+    return None
 
 
 def _split(values: str) -> Iterator[str]:

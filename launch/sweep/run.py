@@ -14,7 +14,7 @@ from brt_dist.run_directory import RunDirectory
 from launch.doctor.fitting import laid_out
 from launch.run.claim import claimed
 from launch.run.config_file import absolute, refuse_other_run
-from launch.sweep.grid import Point, axes, points
+from launch.sweep.grid import Point
 from launch.sweep.record import RECORD, Result, Sweep, best
 from launch.tracking.uri import tracking_uri
 from launch.train import WORKER, check_with_data, train
@@ -97,14 +97,14 @@ class _Request:
 def sweep(
     sources: Sequence[Path | str],
     overrides: Sequence[str],
-    grid: Sequence[str],
+    points: Sequence[Point],
     console: "Console",
     *,
     submit: bool = False,
     dry_run: bool = False,
     worker: Sequence[str] = WORKER,
 ) -> Swept:
-    """Train a run for each combination of the grid; skips finished runs and resumes the others.
+    """Train the runs of a sweep; skips finished runs and resumes the others.
 
     The config's run.directory is the folder of the sweep.  The sweep continues if a run fails, and ends if the user
     stops a run.
@@ -119,7 +119,7 @@ def sweep(
             "--submit, they are trained one after another"
         )
     folder = base.run.directory
-    request = _Request(sources, overrides, base, Sweep.open(folder, base.run.name), points(axes(grid)))
+    request = _Request(sources, overrides, base, Sweep.open(folder, base.run.name), points)
     _check(request)
     if dry_run:
         return Swept(folder, request.sweep.results(), 0, would_train=tuple(point.name for point in request.points))

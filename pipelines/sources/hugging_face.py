@@ -1,10 +1,10 @@
 """Datasets that Hugging Face's `datasets` saved to a disk (`save_to_disk`): Arrow files, read as streams."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from brt_dist.errors import DataError
+from brt_dist.reading import parse_json
 from pipelines.sources.base import TreeKind
 from pipelines.sources.documents import BadDocument, Document, Unit, document_of
 from pipelines.sources.packed import BrokenFile, NoText, arrow_column
@@ -64,8 +64,8 @@ def _json(filesystem: Any, path: str) -> dict[str, Any]:
     with filesystem.open(path, "rb") as file:
         text = file.read(_MOST_BYTES)
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text)
+    except ValueError:
         found = None
     if not isinstance(found, dict):
         raise DataError(f"{path} is not an object of JSON")

@@ -6,12 +6,12 @@ described in the documentation of mosaicml-streaming.
 """
 
 import itertools
-import json
 import struct
 from collections.abc import Iterator
 from typing import IO, Any
 
 from brt_dist.errors import DataError
+from brt_dist.reading import parse_json
 from pipelines.sources.base import TreeKind
 from pipelines.sources.documents import BadDocument, Document, Unit, document_of
 from pipelines.sources.packed import BrokenFile, NoText, damage, unpacked
@@ -67,8 +67,8 @@ def _shards(filesystem: Any, folder: str, path: str) -> list[dict[str, Any]]:
     with filesystem.open(f"{path}/index.json", "rb") as file:
         text = file.read(_MOST_BYTES)
     try:
-        shards = json.loads(text)["shards"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        shards = parse_json(text)["shards"]
+    except (ValueError, KeyError, TypeError):
         shards = None
     if not isinstance(shards, list) or not all(isinstance(shard, dict) for shard in shards):
         raise DataError(f"{folder}/index.json is not the index of an MDS dataset")
@@ -92,10 +92,10 @@ def _values(file: IO[bytes], name: str) -> Iterator[bytes]:
 def _columns(header: bytes, name: str) -> tuple[list[int | None], int]:
     """Sizes of the columns (None: variable), and the number of the one that is wanted."""
     try:
-        found = json.loads(header)
+        found = parse_json(header)
         names, kinds, sizes = (found[f"column_{what}"] for what in ("names", "encodings", "sizes"))
         columns = list(zip(names, kinds, sizes, strict=True))
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise BrokenFile("broken MDS") from None
     if not all(size is None or (isinstance(size, int) and size >= 0) for size in sizes):
         raise BrokenFile("broken MDS")

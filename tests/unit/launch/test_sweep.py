@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from brt_dist.errors import ConfigError
 from launch.sweep.grid import Axis, axes, points
 from launch.sweep.record import Sweep, best, result_table
+from launch.sweep.space import listed_points, random_points
 from pipelines.tables import text_of
 
 
@@ -97,3 +98,69 @@ def test_the_record_grows_and_knows_the_best(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(ConfigError, match="remove it to start the sweep from scratch"):
         Sweep.read(tmp_path)
+
+
+RANGES = ["optimizer.learning_rate=0.0001..0.01", "model.dropout=0..0.2", "model.width=64..512", "data.streams=8,16"]
+
+
+def test_random_runs_are_in_their_ranges_and_more_begin_with_the_same() -> None:
+    found = random_points(RANGES, 200, seed=3)
+    assert len({point.name for point in found}) == 200
+    rates = sorted(float(point.settings["optimizer.learning_rate"]) for point in found)
+    assert rates[0] >= 0.0001 and rates[-1] <= 0.01
+    assert 60 <= sum(rate < 0.001 for rate in rates) <= 140, (
+        "by logarithm: half of them below the middle of the decades"
+    )
+    drops = [float(point.settings["model.dropout"]) for point in found]
+    assert 60 <= sum(drop < 0.1 for drop in drops) <= 140 and max(drops) <= 0.2
+    widths = {point.settings["model.width"] for point in found}
+    assert all(width.isdigit() and 64 <= int(width) <= 512 for width in widths)
+    assert {point.settings["data.streams"] for point in found} == {"8", "16"}
+    assert random_points(RANGES, 20, seed=3) == found[:20] and random_points(RANGES, 20, seed=4) != found[:20]
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "told"),
+    [
+        ([], 3, "no --random given"),
+        (["optimizer.learning_rate=0.01..0.001"], 3, "the first end must be below the second"),
+        (["optimizer.learning_rate=a..b"], 3, "is not a range; example: optimizer.learning_rate=0.0001..0.01"),
+        (["optimizer.learning_rat=0.1..0.2"], 3, "nearest: optimizer.learning_rate"),
+        (["data.streams=8,16"], 3, "nearest: --count 2"),
+    ],
+)
+def test_ranges_that_cannot_be_drawn_from_are_refused(given: list[str], count: int, told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        random_points(given, count, 0)
+    assert told in str(error.value)
+
+
+def test_runs_are_listed_in_a_file_with_settings_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "runs.txt"
+    path.write_text("# two runs\noptimizer.learning_rate=0.001 model.width=64\n\n  model.width='128'  # wide\n")
+    found = listed_points(path)
+    assert [point.settings for point in found] == [
+        {"optimizer.learning_rate": "0.001", "model.width": "64"},
+        {"model.width": "128"},
+    ]
+    assert [point.name for point in found] == ["learning_rate=0.001,width=64", "width=128"]
+
+
+def test_all_that_is_wrong_with_a_list_is_told_with_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "runs.txt"
+    path.write_text("model.widht=64\nmodel.width\nrun.directory=x\nmodel.width='\nmodel.width=1\nmodel.width=1\n")
+    with pytest.raises(ConfigError) as error:
+        listed_points(path)
+    for told in (
+        "line 1: unknown key model.widht; nearest: model.width",
+        "line 2: 'model.width' is not of the form key=value",
+        "line 3: run.directory cannot vary",
+        "line 4: No closing quotation",
+        "line 6: the same run",
+    ):
+        assert told in str(error.value)
+    path.write_text("# nothing\n")
+    with pytest.raises(ConfigError, match="no run"):
+        listed_points(path)
+    with pytest.raises(ConfigError, match="No such file"):
+        listed_points(tmp_path / "none")
