@@ -55,8 +55,8 @@ class RecurrentCell(nn.Module):
         self.identities = nn.Parameter(torch.empty(settings.states, width))
         declare(self.identities, normal(1.0))
         self.projections = ColumnLinear(width, 4 * model.heads * model.head_dim, parallel, stacked=(4, model.head_dim))
-        self.scale = HeadScale(model, settings.attention_scale)
-        self.token_scale = HeadScale(model, settings.attention_scale)
+        self.scale = HeadScale(model, settings.attention_scale, settings.query_length)
+        self.token_scale = HeadScale(model, settings.attention_scale, settings.query_length)
         self.tail = _TAILS[settings.cell](settings, model.width, attended, parallel)
 
     @property

@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.linear import local_heads
 from brt_dist.model.norms import unit_length, widened
-from brt_dist.model.parameters import declare, ones
+from brt_dist.model.parameters import constant, declare
 
 
 class HeadScale(nn.Module):
     """|weight| of each head; the code of 2022 took the raw weight (`attention_scale` of the mixer)."""
 
-    def __init__(self, model: ModelConfig, attention_scale: Literal["absolute", "raw"]) -> None:
+    def __init__(self, model: ModelConfig, attention_scale: Literal["absolute", "raw"], start: float) -> None:
         super().__init__()
         self.absolute = attention_scale == "absolute"
         self.weight = nn.Parameter(torch.empty(local_heads(model)))
-        declare(self.weight, ones(), partition_dim=0)
+        declare(self.weight, constant(start), partition_dim=0)
 
     @property
     def factor(self) -> Tensor:

@@ -104,8 +104,8 @@ class TokenAttention(nn.Module):
             )
         else:
             self.projections = ColumnLinear(model.width, kinds * size, parallel, stacked=(kinds, model.head_dim))
-        self.scale = HeadScale(model, settings.attention_scale)
-        self.state_scale = HeadScale(model, settings.attention_scale) if crosses else None
+        self.scale = HeadScale(model, settings.attention_scale, settings.query_length)
+        self.state_scale = HeadScale(model, settings.attention_scale, settings.query_length) if crosses else None
         self.positions = RelativeBias(model) if settings.positions == "t5" else None
         self.merge = RowLinear((1 + crosses) * size, model.width, parallel)
 

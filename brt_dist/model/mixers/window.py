@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from brt_dist.config.halves import Matrix
 from brt_dist.config.local_segment import LocalSegment
@@ -30,6 +30,11 @@ class AttentionMixer(Mixer):
         "absolute", description="how the learned scale per head is used; 'raw': as in the paper's 2022 code"
     )
 
+    query_length: PositiveFloat = Field(
+        1.0,
+        description="length that queries have at the start (it is learned): 1 as in the authors' code; with the square "
+        "root of model.head_dim attention is as sharp as a Transformer's",
+    )
     qkv: Literal["dense", "multiplicative"] = Field(
         "dense", description="how tokens are projected to heads; multiplicative: from two small matrices (2111.12763)"
     )

@@ -8,6 +8,7 @@ from brt_dist.model.gates import FixedGate, LSTMGate
 from brt_dist.model.layers import Layer
 from brt_dist.model.linear import megatron_config
 from brt_dist.model.model import BlockRecurrentModel, TokenEmbedding
+from brt_dist.model.parameters import initialize
 from tests.unit.model.networks import ALL_CELLS, built, fields, small, some_memory, starts_of, tokens_of
 
 
@@ -140,3 +141,13 @@ def test_networks_that_do_not_exist_are_refused() -> None:
         Layer(small(feedback=True, recurrent_layers=()), 0)
     with pytest.raises(ConfigError, match="vocab_size"):
         TokenEmbedding(small(vocab_size=None))
+
+
+def test_queries_have_at_the_start_the_length_that_the_config_says() -> None:
+    config = small().changed({"mixers.window.query_length": 3.0, "mixers.recurrent.query_length": 5.0})
+    model = BlockRecurrentModel(config)
+    initialize(model, 0)
+    lengths = {name: value for name, value in model.named_parameters() if name.endswith("scale.weight")}
+    assert len(lengths) == 6  # of tokens in three layers; of tokens for states, states for tokens and for states in one
+    for name, value in lengths.items():
+        assert torch.all(value == (5.0 if name.startswith("layers.1.") else 3.0)), name
