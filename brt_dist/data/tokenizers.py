@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from brt_dist.data.tokenizer_place import tokenizer_file
 from brt_dist.errors import DataError
 from brt_dist.reading import parse_json, read_bytes
 
@@ -107,11 +108,12 @@ _CUT_PROBES = (
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Load a tokenizer from a file.
+    """Load a tokenizer from a file, a folder that holds it, or OWNER/NAME on Hugging Face's hub.
 
     Raises:
         DataError: the file is missing or not a tokenizer.
     """
+    path = tokenizer_file(path)
     try:
         return parse_tokenizer(read_bytes(path), str(path))
     except OSError as error:

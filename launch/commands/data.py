@@ -60,7 +60,8 @@ class _Build(click.Command):
     "--tokenizer",
     default="bpe:32768",
     show_default=True,
-    help="bytes, bpe:SIZE (trained on the sources), or the path of a tokenizer.json or SentencePiece model.",
+    help="bytes, bpe:SIZE (trained on the sources), the path of a tokenizer.json, a SentencePiece model or a folder "
+    "with one, or OWNER/NAME on Hugging Face's hub.",
 )
 @click.option("--shard-size", type=Size(), default="64MB", show_default=True, help="Bytes of text per shard.")
 @click.option(
