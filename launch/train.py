@@ -1,6 +1,5 @@
 """`brt train`: checks the config, claims the run directory, runs the attempts and returns a verdict."""
 
-import os
 import shlex
 import subprocess
 import sys
@@ -14,15 +13,15 @@ from brt_dist.config.costs import warnings
 from brt_dist.config.loading import Resolved, load
 from brt_dist.config.rules import DatasetFacts, check
 from brt_dist.config.schema import Config
-from brt_dist.errors import ExitCode, PlatformError
+from brt_dist.errors import ExitCode
 from brt_dist.events import to_json
-from brt_dist.files import is_url
 from brt_dist.run_directory import RunDirectory
+from launch.doctor.before_start import check_before_start
 from launch.doctor.fitting import laid_out, refuse_oversize
+from launch.run.changed_schedule import changed_schedule
 from launch.run.claim import claimed
 from launch.run.config_file import absolute, refuse_other_run, write_config
 from launch.run.history import History
-from launch.run.open_files import check_open_files
 from launch.run.python import module_command
 from launch.supervision.attempts import Attempts
 from launch.supervision.signals import StopRequests
@@ -97,8 +96,7 @@ def train(
     resolved = laid_out(replace(resolved, config=absolute(resolved.config)))
     config, run = resolved.config, resolved.config.run.directory
     check(config)
-    check_open_files()
-    check_place(config)
+    check_before_start(config)
     check_with_data(config)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequests())
@@ -120,21 +118,6 @@ def _finished_already(config: Config) -> Verdict | None:
     if not ended_well or history.saved_step < config.run.steps:
         return None
     return Verdict(ExitCode.FINISHED, f"finished already, after step {history.saved_step}; raise run.steps to train on")
-
-
-def check_place(config: Config) -> None:
-    """Check that checkpoints can be written, before anything starts.
-
-    Raises:
-        PlatformError: run.checkpoints is a folder that this user may not write, or no folder.
-    """
-    place = config.run.checkpoints
-    if place is None or is_url(place):
-        return
-    there = next(path for path in (Path(place), *Path(place).parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "may not be written" if there.is_dir() else "is a file, not a folder"
-        raise PlatformError(f"run.checkpoints={place}: {there} {why}; set it to a folder that you may write")
 
 
 def check_with_data(config: Config) -> None:
@@ -181,12 +164,15 @@ def _attempts(
     resolved: Resolved, stop: StopRequests, console: "Console", worker: tuple[str, ...], ray_address: str | None
 ) -> tuple[Verdict, bool | None]:
     config, run = resolved.config, resolved.config.run.directory
+    note = changed_schedule(run, config)
     write_config(run, resolved)
 
     def tell(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     tell(f"run directory {run}")
+    if note is not None:
+        tell(note)
     for warning in warnings(config):
         tell(f"warning: {warning}")
     address = ray_address or config.launch.ray_address

@@ -70,6 +70,21 @@ def field_of(root: type[BaseModel], key: str) -> FieldInfo | None:
     return next((field for field in found if field is not None), None)
 
 
+def is_key(root: type[BaseModel], key: str) -> bool:
+    """Whether a dotted name is that of a setting, or of a section; those of a mapping may have any name."""
+    name, _, rest = key.partition(".")
+    if name not in root.model_fields:
+        return False
+    inner, choice = subsection(root, name), choice_of(root, name)
+    if not rest or inner is not None:
+        return not rest or (inner is not None and is_key(inner, rest))
+    if choice is None:
+        return False
+    if choice.is_mapping:
+        rest = rest.partition(".")[2]
+    return not rest or any(is_key(kind, rest) for kind in choice.kinds.values())
+
+
 def _kinds_with(root: type[BaseModel], key: str) -> list[str]:
     """The kinds that have the field that a dotted key names, if its section comes in kinds."""
     name, _, rest = key.partition(".")

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brt_dist.config.halves import wrong_assignments
+from brt_dist.config.keys import is_key, nearest_key
 from brt_dist.config.launch_rules import broken_launch_rules, gpus_per_node
+from brt_dist.config.older import respelled_key
 from brt_dist.config.schema import Config, ModelConfig, ParallelConfig
 from brt_dist.config.stages import stage_layers
 from brt_dist.config.zero_rules import broken_zero_rules
@@ -307,6 +309,12 @@ def _optimizer(config: Config) -> Iterator[str]:
     yield from optimizer.broken_rules()
 
 
+def _allowed(config: Config) -> Iterator[str]:
+    for given in config.run.allow:
+        if not is_key(Config, given) and not is_key(Config, respelled_key(given)):
+            yield f"run.allow: {given!r} is no key of the config{nearest_key(Config, Config, '', given)}"
+
+
 def _folders(config: Config) -> Iterator[str]:
     run = config.run.directory
     places = [("dataset", config.data.dataset), ("validation", config.data.validation)]
@@ -379,6 +387,7 @@ _OTHER_RULES: tuple[_Rule, ...] = (
     _halves,
     _optimizer,
     _folders,
+    _allowed,
     broken_zero_rules,
     broken_launch_rules,
 )

@@ -1,6 +1,7 @@
 """Loss on a dataset: every document once, in order, with memory separate from training's."""
 
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -44,7 +45,12 @@ class EvaluationResult:
 
 
 def evaluate(
-    engine: Engine, dataset: Documents, max_steps: int, memory_use: MemoryUse = "carried", watch: bool = False
+    engine: Engine,
+    dataset: Documents,
+    max_steps: int,
+    memory_use: MemoryUse = "carried",
+    watch: bool = False,
+    between: Callable[[int], None] = lambda number: None,
 ) -> EvaluationResult:
     """Evaluate the model on a dataset, from its beginning.  Collective.
 
@@ -55,6 +61,7 @@ def evaluate(
         memory_use: carry memory, or clear all or a part of it at the start of every segment; the difference in loss is
             what it is worth.
         watch: also see what layers tell of their forwards (`Mixer.watched`).
+        between: called on all ranks before each segment with its number, from 1; what it raises ends the evaluation.
     """
     config, layout = engine.config, engine.layout
     schedule = OnePassSchedule(
@@ -75,6 +82,7 @@ def evaluate(
         for number in range(1, max_steps + 1):
             if schedule.is_finished(cursor):
                 break
+            between(number)
             plan, cursor = schedule.step(cursor)
             segments = reader.read(plan, streams_to_read(layout))
             step = step_input(number, plan, segments, layout, engine.device, memory_use == "cleared")

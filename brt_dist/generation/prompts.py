@@ -1,5 +1,6 @@
 """Text samples from prompts, the beginnings of documents."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,13 @@ from brt_dist.parallel.engine import Engine
 SHOWN = 4  # streams whose text is returned
 
 
-def samples(engine: Engine, dataset: Dataset | Mixture, count: int, seed: int) -> list[Sample]:
+def samples(
+    engine: Engine,
+    dataset: Dataset | Mixture,
+    count: int,
+    seed: int,
+    between: Callable[[int], None] = lambda number: None,
+) -> list[Sample]:
     """Continue some documents after their first window, or after less if they are shorter.  Collective.
 
     Args:
@@ -23,6 +30,7 @@ def samples(engine: Engine, dataset: Dataset | Mixture, count: int, seed: int) -
         dataset: where the documents are from.
         count: tokens to generate.
         seed: of the sampling.
+        between: as for `sample`.
 
     Returns:
         The samples on rank 0; nothing on other ranks.
@@ -32,7 +40,7 @@ def samples(engine: Engine, dataset: Dataset | Mixture, count: int, seed: int) -
     documents = _long_enough(np.asarray(dataset.lengths), length, data.streams)
     length = min(length, *(int(dataset.lengths[document]) for document in documents))
     prompts = np.stack([dataset.tokens(document, 0, length) for document in documents]).astype(np.int64)
-    found = sample(engine, prompts, count, seed=seed)
+    found = sample(engine, prompts, count, seed=seed, between=between)
     if engine.layout.rank:
         return []
     tokenizer = load_tokenizer(Path(dataset.tokenizer))

@@ -5,6 +5,7 @@ pipeline, ZeRO-3 or sequence parallel every token runs the whole segment again, 
 those of training; that is slow, and meant for occasional samples.  All text is in one segment, from blank memory.
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
@@ -39,7 +40,15 @@ class NextLogits:
         return scores.new_zeros(())
 
 
-def sample(engine: Engine, prompts: Int64Array, count: int, *, temperature: float = 1.0, seed: int = 0) -> Int64Array:
+def sample(
+    engine: Engine,
+    prompts: Int64Array,
+    count: int,
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+    between: Callable[[int], None] = lambda number: None,
+) -> Int64Array:
     """Generate tokens after prompts.  Collective.
 
     Args:
@@ -49,6 +58,7 @@ def sample(engine: Engine, prompts: Int64Array, count: int, *, temperature: floa
         temperature: of the sampling; 0: take the most likely token.
         seed: the same weights and seed give the same text in any layout, except where rounding decides between tokens
             of nearly equal probability.
+        between: called on all ranks before each token with its number, from 1; what it raises ends the sampling.
 
     Returns:
         Prompts and generated tokens, (B, P + count).
@@ -68,6 +78,7 @@ def sample(engine: Engine, prompts: Int64Array, count: int, *, temperature: floa
     tokens[:, :begun] = prompts
     reader: _Reader = _TokenByToken(engine) if reads_token_by_token(config) else _WholeSegments(engine)
     for end in range(begun, begun + count):
+        between(end - begun + 1)
         logits = reader.next(tokens[rows], end)
         chosen = torch.zeros(streams, dtype=torch.int64)
         if logits is not None:

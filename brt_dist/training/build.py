@@ -83,7 +83,7 @@ def build_trainer(
         adjustments,
         stop,
         events,
-        hooks=hooks_of_a_run(engine, store, events, datasets, heartbeat or Heartbeat(None)),
+        hooks=hooks_of_a_run(engine, store, events, datasets, heartbeat or Heartbeat(None), stop),
         report=report,
         prefetch_steps=config.data.cache.ahead_steps if train.is_remote else 0,
     )
@@ -95,6 +95,7 @@ def hooks_of_a_run(
     events: EventLog,
     datasets: Mapping[str, Dataset | Mixture],
     heartbeat: Heartbeat,
+    stop: StopFlag,
 ) -> list[Hook]:
     """All hooks, in calling order.
 
@@ -111,7 +112,7 @@ def hooks_of_a_run(
         HeldMemory(engine, tell),
         CollectiveTimeout(config.run.guards.collective_seconds),
         heartbeat,
-        Evaluation(engine, datasets, tell, heartbeat),
-        Samples(engine, list(datasets.values())[-1], tell, heartbeat),
+        Evaluation(engine, datasets, tell, heartbeat, stop),
+        Samples(engine, list(datasets.values())[-1], tell, heartbeat, stop),
         Checkpoints(store, engine, tell, heartbeat),
     ]

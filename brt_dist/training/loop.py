@@ -80,7 +80,9 @@ class Trainer:
             while self.state.step < end and not stop:
                 stop = self.train_step(segments)
                 for hook in self.hooks:
-                    hook.between_steps(self.state, is_last=stop or self.state.step == end)
+                    # an evaluation may be left, because a rank is asked to stop; the checkpoint comes after it
+                    hook.between_steps(self.state, is_last=stop or self.stop.agreed or self.state.step == end)
+                stop = stop or self.stop.agreed
             for hook in self.hooks:
                 hook.on_end()
         return ExitCode.FINISHED if self.state.step >= end else ExitCode.PREEMPTED

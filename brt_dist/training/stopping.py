@@ -1,4 +1,4 @@
-"""Whether to stop: a rank is asked by a signal, and all ranks stop after the same step."""
+"""Whether to stop: a rank is asked by a signal, and all ranks stop at the same place."""
 
 import signal
 from types import FrameType
@@ -7,11 +7,21 @@ from brt_dist.parallel.device import Device
 from brt_dist.parallel.layout import agree
 
 
+class Stopped(Exception):
+    """All ranks leave an evaluation or a sample in the middle, because one was asked to stop."""
+
+
 class StopFlag:
-    """Set by SIGTERM: the rank finishes its step, and all ranks stop after the same one."""
+    """Set by SIGTERM: the rank finishes what it does, and all ranks stop after the same step.
+
+    Attributes:
+        asked: this rank was asked to stop.
+        agreed: all ranks know that one of them was.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self.agreed = False
 
     def listen(self) -> None:
         """Install the handler of SIGTERM (main thread only)."""
@@ -22,5 +32,16 @@ class StopFlag:
 
 
 def agree_to_stop(stop: StopFlag, device: Device) -> bool:
-    """Whether any rank was asked to stop; all get the same answer.  For a step that is not trained.  Collective."""
-    return agree((stop.asked,), device)[0] > 0
+    """Whether any rank was asked to stop; all get the same answer.  For what trains no step.  Collective."""
+    stop.agreed = stop.agreed or agree((stop.asked,), device)[0] > 0
+    return stop.agreed
+
+
+def leave_if_asked(stop: StopFlag, device: Device) -> None:
+    """Between two parts of something long that may be left out.  Collective.
+
+    Raises:
+        Stopped: on all ranks, if any of them was asked to stop.
+    """
+    if agree_to_stop(stop, device):
+        raise Stopped

@@ -1,6 +1,7 @@
 """`brt config show` and `brt config schema`."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def show(settings: tuple[str, ...], everything: bool, as_json: bool) -> int:
     else:
         _print_table(shown, resolved.provenance)
     if problem is None:
-        for warning in warnings(resolved.config):
+        for warning in (*warnings(resolved.config), *_missing(resolved.config)):
             click.echo(f"warning: {warning}", err=True)
         return 0
     click.echo(f"error: {problem}", err=True)
@@ -67,6 +68,19 @@ def schema(as_json: bool, output: Path | None) -> None:
         from brt_dist.files import write_atomic
 
         write_atomic(output, text + "\n")
+
+
+def _missing(config: Config) -> Iterator[str]:
+    """The datasets of a config that are not there; URLs are not looked at."""
+    from brt_dist.data.format import load_dataset
+    from brt_dist.errors import DataError
+
+    for place in (*(place for place, _ in config.data.training), config.data.validation):
+        if isinstance(place, Path):
+            try:
+                load_dataset(place)
+            except DataError as error:
+                yield str(error)
 
 
 def _visible(value: Any) -> Any:

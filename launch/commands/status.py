@@ -7,16 +7,22 @@ from typing import Any
 
 import click
 
+from brt_dist.errors import ExitCode
 from launch.commands.arguments import json_option
 from pipelines.console import console
+
+_GONE = ("launcher_gone", "launcher_failed")
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--watch", is_flag=True, help="Keep updating until the run ends; Ctrl-C stops only the display.")
 @json_option
-def status(run: Path, watch: bool, as_json: bool) -> None:
-    """Show the state of the run in directory RUN: step, speed, evaluations, attempts, last checkpoint."""
+def status(run: Path, watch: bool, as_json: bool) -> int:
+    """Show the state of the run in directory RUN: step, speed, evaluations, attempts, last checkpoint.
+
+    The exit code is 16 if its launcher is gone without having ended the run, else 0.
+    """
     from launch.views.summary import summary
 
     found = describe(run)
@@ -26,9 +32,10 @@ def status(run: Path, watch: bool, as_json: bool) -> None:
         try:
             watch_run(run, found["steps"], console(), partial(_is_expected, run))
         except KeyboardInterrupt:
-            return
+            return 0
         found = describe(run)
     click.echo(json.dumps(found) if as_json else summary(found))
+    return int(ExitCode.LOST_NODE) if found["verdict"] in _GONE else 0
 
 
 def describe(run: Path) -> dict[str, Any]:
@@ -43,7 +50,7 @@ def describe(run: Path) -> dict[str, Any]:
     from brt_dist.events import to_json
     from brt_dist.run_directory import RunDirectory
     from launch.run.attempt_record import AttemptRecord, read_attempts
-    from launch.run.claim import launcher_of
+    from launch.run.claim import is_claimed, launcher_of
     from launch.run.history import History
     from launch.supervision.verdict import verdict_of
     from launch.tracking.health import Health
@@ -55,17 +62,23 @@ def describe(run: Path) -> dict[str, Any]:
     last_step, saved = history.latest_step(), history.latest_checkpoint()
     records = read_attempts(run)
     last = records[-1] if records else AttemptRecord(0)
-    verdict = last.verdict or "not started"
-    if last.is_running:
-        verdict = "launcher_gone" if launcher_of(run, last.host) == "gone" else "running"
+    submission = _submission(run)
+    verdict, advice = last.verdict or "not started", ""
+    if last.is_running and launcher_of(run, last.host) == "gone":
+        verdict, advice = "launcher_gone", "; run the same command again, or brt resume"
+    elif last.is_running:
+        verdict = "running"
+    elif submission is not None and submission["submitted"] > (last.end or 0.0):  # this job has made no attempt
+        ended = submission["state"] == "ended" or (submission["backend"] == "local" and not is_claimed(run))
+        verdict = "launcher_failed" if ended and submission["state"] != "running" else "starting"
+        advice = f"; {_last_line(run, submission)}" if verdict == "launcher_failed" else ""
     ended = verdict_of(last.to_json()) if last.end is not None else None
     plot = directory.loss_plot
     tracking = config.run.tracking
     return {
         "run": str(run),
         "verdict": verdict,
-        "reason": f"attempt {len(records)}, step {history.last_step} of {config.run.steps}"
-        + ("; run the same command again, or brt resume" if verdict == "launcher_gone" else ""),
+        "reason": f"attempt {len(records)}, step {history.last_step} of {config.run.steps}{advice}",
         "failed_rank": ended.failed_rank if ended else None,
         "detail": ended.detail if ended else "",
         "step": history.last_step,
@@ -75,11 +88,23 @@ def describe(run: Path) -> dict[str, Any]:
         "checkpoint": saved.path if saved else None,
         "attempts": [record.to_json() for record in records],
         "plot": str(plot) if plot.is_file() else None,
-        "submission": _submission(run),
+        "submission": submission,
         "mlflow": page_command(tracking, run) if tracking.enabled else None,
         "mlflow_page": page_link(tracking, run) if tracking.enabled else None,
         "tracking": asdict(health) if (health := Health.read(run)) else None,
     }
+
+
+def _last_line(run: Path, submission: dict[str, Any]) -> str:
+    """The last line that the launcher of a submission wrote, or where to look."""
+    from brt_dist.errors import PlatformError
+    from launch.backends.submission import log
+
+    try:
+        lines = [line.strip() for line in "".join(log(run)).splitlines() if line.strip()]
+    except (PlatformError, OSError):
+        lines = []
+    return lines[-1] if lines else f"it has written nothing; ask {submission['backend']} about job {submission['job']}"
 
 
 def _is_expected(run: Path, since: float) -> bool:

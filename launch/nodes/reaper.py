@@ -2,7 +2,8 @@
 
 Standard input is a pipe whose other end the owner holds.  When it closes (the owner closed it, ended, or was killed),
 the command and all its descendants are killed, even in other sessions.  SIGTERM and SIGUSR2 are passed on to the
-command; the reaper ends like the command, with the same exit code or signal.  Standard library only, because it runs
+command; the reaper ends like the command, with the same exit code or signal, but with OUT_OF_MEMORY where the kernel
+killed it for want of memory.  Standard library only, because it runs
 isolated.
 """
 
@@ -17,6 +18,9 @@ import time
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+OUT_OF_MEMORY = 13  # ExitCode.OUT_OF_MEMORY
+# of the machine, and of the container as cgroups of version 2 and 1 count them
+_KILL_COUNTS = ("/proc/vmstat", "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 
 
 def main(command: list[str]) -> int:
@@ -42,6 +46,7 @@ def _supervise(command: list[str], outer: int) -> int:
     for waking in (signal.SIGCHLD, signal.SIGUSR1):
         signal.signal(waking, lambda *_: None)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans become children of the reaper, so it can find them
+    kills = out_of_memory_kills()
     child = _start(command)
     _pass_on(child)
     _ignore_terminal()
@@ -56,7 +61,22 @@ def _supervise(command: list[str], outer: int) -> int:
             return _end_like(signal.SIGKILL)
         status = _reap(child)
     _end_descendants()
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and out_of_memory_kills() > kills:
+        os.write(2, b"killed by the kernel: out of memory\n")
+        return OUT_OF_MEMORY
     return _end_like(status)
+
+
+def out_of_memory_kills(files: tuple[str, ...] = _KILL_COUNTS) -> int:
+    """How many processes the kernel has killed for want of memory, on this machine and in this container."""
+    count = 0
+    for name in files:
+        try:
+            with open(name, "rb") as file:
+                count += sum(int(line.split()[1]) for line in file if line.startswith(b"oom_kill "))
+        except (OSError, ValueError, IndexError):
+            continue
+    return count
 
 
 def _start(command: list[str]) -> int:

@@ -112,7 +112,9 @@ class Attempts:
                 verdict = Verdict(ExitCode.INTERRUPTED, "stopped before training started")
             else:
                 reason = f"the process that supervises the ranks {_ended(process.returncode)}"
-                verdict = Verdict.of(Failure(ExitCode.LOST_NODE, reason, time=time.time()))
+                is_full = process.returncode == ExitCode.OUT_OF_MEMORY  # as the reaper found
+                code = ExitCode.OUT_OF_MEMORY if is_full else ExitCode.LOST_NODE
+                verdict = Verdict.of(Failure(code, reason, time=time.time()))
             answer = {"verdict": verdict.to_json()}
         return answer if isinstance(answer, dict) else {}
 

@@ -114,6 +114,11 @@ def _order(end: End, failure: Failure | None) -> float:
 
 
 def _by_exit(code: int, tail: str) -> tuple[ExitCode, str]:
+    if code == ExitCode.OUT_OF_MEMORY:  # see reaper.py; a rank that ran out of memory by itself leaves a report
+        return ExitCode.OUT_OF_MEMORY, (
+            "was killed by the kernel: the machine is out of memory; nearest: a smaller model, fewer data.streams or "
+            "ranks, or a shorter data.segment"
+        )
     if code >= 0:
         return exit_code(code), f"exited with code {code} and left no report"
     name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"

@@ -118,7 +118,8 @@ class ProgressLine:
             phase, since = str(beat["phase"]), float(beat["time"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return None if phase == "training" else (phase, duration(self._clock() - since))
+        detail = f" ({beat['detail']})" if beat.get("detail") else ""
+        return None if phase == "training" else (phase, duration(self._clock() - since) + detail)
 
     def _show_plain(self, events: list[Event]) -> None:
         self._announce(events)

@@ -98,7 +98,7 @@ def test_the_loop_with_all_its_hooks_reads_no_more(tmp_path: Path) -> None:
     store: Any = _NoCheckpoints()
     with fake_world(config, rank=1) as world, world.engine() as engine, world.recorder(engine) as recorder:
         events, counting = EventLog(tmp_path, 1, enabled=True), _Counting(recorder)
-        hooks = hooks_of_a_run(engine, store, events, {"train": data}, Heartbeat(None))
+        hooks = hooks_of_a_run(engine, store, events, {"train": data}, Heartbeat(None), StopFlag())
         every_step = [hook for hook in hooks if type(hook).__name__ not in ("Evaluation", "Samples", "Checkpoints")]
         trainer = Trainer(
             engine, data, schedule, store, Adjustments(), StopFlag(), events, [*every_step, counting], print

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from brt_dist.data.dataset import Dataset
 from brt_dist.data.mixture import Mixture
@@ -13,6 +14,7 @@ from brt_dist.parallel.engine import Engine
 from brt_dist.training.hooks.base import Hook, Tell, is_due
 from brt_dist.training.hooks.heartbeat import Heartbeat
 from brt_dist.training.hooks.state_guard import StateGuard, worth_of_state
+from brt_dist.training.stopping import StopFlag, Stopped, leave_if_asked
 from brt_dist.training.trainer_state import TrainerState
 
 
@@ -27,11 +29,18 @@ class Evaluation(Hook):
         datasets: by name.
         tell: writes an event.
         heartbeat: of this rank.
+        stop: looked at before each segment; what is evaluated then is left out.
     """
 
     def __init__(
-        self, engine: Engine, datasets: Mapping[str, Dataset | Mixture], tell: Tell, heartbeat: Heartbeat
+        self,
+        engine: Engine,
+        datasets: Mapping[str, Dataset | Mixture],
+        tell: Tell,
+        heartbeat: Heartbeat,
+        stop: StopFlag,
     ) -> None:
+        self._stop = stop
         self._engine, self._datasets, self._tell, self._heartbeat = engine, datasets, tell, heartbeat
         model, run = engine.config.model, engine.config.run
         self._parts = parts_to_clear(model) if run.evaluate_parts else []
@@ -43,6 +52,11 @@ class Evaluation(Hook):
         if not is_due(state.step, run.evaluate_every, last=run.steps):
             return
         self._heartbeat.slow("evaluating")
+        with suppress(Stopped):
+            self._evaluate_all(state)
+
+    def _evaluate_all(self, state: TrainerState) -> None:
+        run = self._engine.config.run
         for number, name in enumerate(self._datasets, 1):
             if number < len(self._datasets):
                 self._evaluate(state, name, ["carried", "cleared"], watch=False)
@@ -57,7 +71,12 @@ class Evaluation(Hook):
         results = {}
         for use in uses:
             began, steps = time.perf_counter(), self._engine.config.run.evaluation_steps
-            found = evaluate(self._engine, self._datasets[name], steps, use, watch and use == "carried")
+
+            def between(number: int, what: str = f"{name}, memory {use}", steps: int = steps) -> None:
+                leave_if_asked(self._stop, self._engine.device)
+                self._heartbeat.part(f"{what}, segment {number} of at most {steps}")
+
+            found = evaluate(self._engine, self._datasets[name], steps, use, watch and use == "carried", between)
             results[use] = found
             state.evaluations[f"{name}/{use}"] = found.bits_per_token
             self._tell(

@@ -32,6 +32,7 @@ class Heartbeat(Hook):
         self._last: float | None = None  # beat
         self._written = 0.0
         self._count = 0
+        self._phase = ("starting", time.time())  # and since when
         if attempt is not None:
             attempt.path.mkdir(parents=True, exist_ok=True)
         self.slow("starting")
@@ -54,14 +55,21 @@ class Heartbeat(Hook):
         """Record the start of something that may take long without a step: starting, evaluating, saving."""
         self._last = None
         self._count = 0
+        self._phase = (phase, time.time())
         self._write(phase)
 
-    def _write(self, phase: str) -> None:
+    def part(self, detail: str) -> None:
+        """Record how far that has come, in a few words; seldom written."""
+        if time.monotonic() - self._written >= _SECONDS:
+            self._write(self._phase[0], detail)
+
+    def _write(self, phase: str, detail: str = "") -> None:
         if self._attempt is None:
             return
         self._written = time.monotonic()
         usual = statistics.median(self._steps) if self._steps else None
         path = self._attempt.heartbeat
         new = path.with_suffix(".new")
-        new.write_text(json.dumps({"phase": phase, "step_seconds": usual, "time": time.time()}))
+        began = self._phase[1] if phase == self._phase[0] else time.time()
+        new.write_text(json.dumps({"phase": phase, "step_seconds": usual, "time": began, "detail": detail}))
         os.replace(new, path)  # not synced: worth nothing after a power cut

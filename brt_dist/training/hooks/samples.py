@@ -1,5 +1,7 @@
 """Generates text samples during training."""
 
+from contextlib import suppress
+
 from brt_dist.data.dataset import Dataset
 from brt_dist.data.mixture import Mixture
 from brt_dist.events import SampleEvent
@@ -7,6 +9,7 @@ from brt_dist.generation.prompts import samples
 from brt_dist.parallel.engine import Engine
 from brt_dist.training.hooks.base import Hook, Tell, is_due
 from brt_dist.training.hooks.heartbeat import Heartbeat
+from brt_dist.training.stopping import StopFlag, Stopped, leave_if_asked
 from brt_dist.training.trainer_state import TrainerState
 
 
@@ -18,14 +21,24 @@ class Samples(Hook):
         dataset: source of the prompts, the beginnings of its documents.
         tell: writes an event.
         heartbeat: of this rank.
+        stop: looked at before each token; the samples are left out then.
     """
 
-    def __init__(self, engine: Engine, dataset: Dataset | Mixture, tell: Tell, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self, engine: Engine, dataset: Dataset | Mixture, tell: Tell, heartbeat: Heartbeat, stop: StopFlag
+    ) -> None:
+        self._stop = stop
         self._engine, self._dataset, self._tell, self._heartbeat = engine, dataset, tell, heartbeat
 
     def between_steps(self, state: TrainerState, is_last: bool) -> None:
         run = self._engine.config.run
         if run.sample_tokens and is_due(state.step, run.evaluate_every, last=run.steps):
             self._heartbeat.slow("sampling")
-            found = samples(self._engine, self._dataset, run.sample_tokens, state.step)
-            self._tell(SampleEvent(step=state.step, samples=tuple(found)))
+
+            def between(number: int) -> None:
+                leave_if_asked(self._stop, self._engine.device)
+                self._heartbeat.part(f"token {number} of {run.sample_tokens}")
+
+            with suppress(Stopped):
+                found = samples(self._engine, self._dataset, run.sample_tokens, state.step, between)
+                self._tell(SampleEvent(step=state.step, samples=tuple(found)))

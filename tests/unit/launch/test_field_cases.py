@@ -16,14 +16,26 @@ import pytest
 from brt_dist.checkpoint.manifest import folder_name
 from brt_dist.checkpoint.storage import FolderStorage
 from brt_dist.checkpoint.verification import read_manifest
+from brt_dist.config.guards import RecoveryConfig
 from brt_dist.config.loading import load
+from brt_dist.config.rules import check
 from brt_dist.data.dataset import Dataset
-from brt_dist.errors import CheckpointError, ConfigError, DataError, PlatformError, system_error
+from brt_dist.errors import CheckpointError, ConfigError, DataError, ExitCode, PlatformError, system_error
 from brt_dist.files import write_atomic
+from brt_dist.optim.learning_rate import learning_rate
+from brt_dist.run_directory import RunDirectory
+from brt_dist.training.adjustments import Adjustments
 from launch.cli import main
+from launch.doctor.before_start import check_device, check_place
+from launch.nodes import reaper
+from launch.nodes.processes import End
+from launch.run.changed_schedule import changed_schedule
 from launch.run.config_file import refuse_other_run, write_config
 from launch.run.open_files import check_open_files
-from launch.train import _plot, check_place
+from launch.run.submission import Submission
+from launch.supervision.recovery import Recovery
+from launch.supervision.verdict import judge
+from launch.train import _plot
 from pipelines import cluster
 from pipelines.build import BuildSettings, build
 from tests.checkpoints import make_checkpoint
@@ -277,3 +289,92 @@ def test_weights_that_are_none(tmp_path: Path, run: Run) -> None:
         (tmp_path / "x.json").write_text(about)
         code, _, err = run("import", tmp_path / "x.npz", "--out", tmp_path / "o")
         assert code == 12 and "x.json" in err
+
+
+# ---- before and between attempts --------------------------------------------------------------------------------
+
+BASE = "data: {dataset: d}\nrun: {directory: r, steps: 100}\noptimizer: {warmup_steps: 2}\n"
+
+
+def test_a_gpu_that_is_not_there_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.doctor.before_start._DRIVERS", ())
+    monkeypatch.setattr("launch.doctor.before_start.gpus", list)
+    with pytest.raises(PlatformError, match=r"run\.device=cuda: this machine shows no GPU; nearest: run\.device=cpu"):
+        check_device(load([BASE], ["run.device=cuda"]).config)
+    check_device(load([BASE], ["run.device=auto"]).config)
+    check_device(load([BASE], ["run.device=cuda", "launch.ray_address=10.0.0.1:6379"]).config)
+
+
+def test_keys_that_may_change_are_keys() -> None:
+    check(
+        load([BASE], ["run.allow=[data.streams, optimizer, model.mixers.any_name.gate, model.recurrent_layers]"]).config
+    )
+    for given in ("data.strems", "x", "data.streams.y", "model.mixers.m.nothing"):
+        with pytest.raises(ConfigError, match=rf"run\.allow: '{given}' is no key of the config"):
+            check(load([BASE], [f"run.allow=[{given}]"]).config)
+
+
+@pytest.mark.parametrize(("schedule", "told"), [("cosine", True), ("rsqrt", False), ("constant", False)])
+def test_another_length_of_a_schedule_is_told(schedule: str, told: bool, tmp_path: Path) -> None:
+    before = load([BASE], [f"optimizer.schedule={schedule}", "optimizer.learning_rate=1.0"])
+    write_config(tmp_path, before)
+    longer = load([BASE], [f"optimizer.schedule={schedule}", "optimizer.learning_rate=1.0", "run.steps=200"]).config
+    assert changed_schedule(tmp_path, longer) is None, "nothing is saved: the run begins again"
+    (tmp_path / "metrics.jsonl").write_text('{"event": "checkpoint", "step": 50, "path": "x"}\n')
+    note = changed_schedule(tmp_path, longer)
+    assert (note is not None) == told and changed_schedule(tmp_path, before.config) is None
+    if note is not None:
+        old, new = (learning_rate(51, steps, longer.optimizer) for steps in (100, 200))
+        assert "run.steps was 100 and is 200: optimizer.schedule=cosine" in note
+        assert f"learning rate of step 51 is {new:.3g}, not {old:.3g}" in note
+
+
+def test_a_rank_that_the_kernel_killed_for_memory(tmp_path: Path) -> None:
+    """It is told as that, and not tried again."""
+    (tmp_path / "vmstat").write_text("nr_free_pages 1\noom_kill 3\n")
+    (tmp_path / "memory.events").write_text("low 0\noom 2\noom_kill 1\noom_group_kill 0\n")
+    files = (str(tmp_path / "vmstat"), str(tmp_path / "memory.events"), str(tmp_path / "nothing"))
+    assert reaper.out_of_memory_kills(files) == 4
+    verdict = judge({0: End(0, reaper.OUT_OF_MEMORY, 1.0, told=False)}, tmp_path, stop_asked=False)
+    assert verdict.exit_code == ExitCode.OUT_OF_MEMORY and "the machine is out of memory" in verdict.reason
+    decision = Recovery(RecoveryConfig(), 0).decide(verdict, saved=0, step=0, adjustments=Adjustments())
+    assert decision.action == "stop"
+
+
+@pytest.mark.parametrize(("counted", "code"), [(True, reaper.OUT_OF_MEMORY), (False, -9)])
+def test_the_reaper_tells_a_kill_for_memory_from_others(counted: bool, code: int, tmp_path: Path) -> None:
+    counts, log = tmp_path / "counts", tmp_path / "log"
+    counts.write_text("oom_kill 0\n")
+    count = f"echo oom_kill 1 > {counts}; " if counted else ""
+    ours = tmp_path / "reaper.py"
+    ours.write_text(Path(reaper.__file__).read_text().replace("/proc/vmstat", str(counts)))
+    with open(log, "wb") as out:
+        command = [sys.executable, "-I", "-S", str(ours), "sh", "-c", f"{count}kill -9 $$"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=out)
+        assert process.wait(60) == code
+    assert ("out of memory" in log.read_text()) == counted
+
+
+def test_status_of_a_job_whose_launcher_failed(tmp_path: Path, run: Run) -> None:
+    write_config(tmp_path, load([BASE]))
+    details = {"host": os.uname().nodename, "start": "long ago"}
+    Submission("local", str(2**22), 1, 5.0, details).write(tmp_path)
+    log = RunDirectory(tmp_path).submission_log(1)
+    log.parent.mkdir(parents=True)
+    log.write_text("starting Ray on this machine\nerror: no space is left on the device\n\n")
+    code, out, _ = run("status", tmp_path)
+    assert code == 16 and out.startswith(
+        "launcher failed: attempt 0, step 0 of 100; error: no space is left on the device"
+    )
+    code, out, _ = run("status", tmp_path, "--json")
+    assert code == 16 and json.loads(out)["verdict"] == "launcher_failed"
+    log.write_text("")
+    assert "it has written nothing" in run("status", tmp_path)[1]
+
+
+def test_a_dataset_that_is_not_there_is_told_with_the_config(tmp_path: Path, run: Run) -> None:
+    folder = make_dataset(tmp_path, ["a text"]).folder
+    settings = ["run.directory=r", "run.steps=2000"]
+    assert run("config", "show", f"data.dataset={folder}", *settings)[2] == ""
+    code, _, err = run("config", "show", f"data.dataset={folder}", "data.validation=nowhere", *settings)
+    assert code == 0 and err.startswith("warning: nowhere: no dataset.json (not a dataset folder)")

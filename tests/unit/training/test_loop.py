@@ -1,5 +1,6 @@
 """What the loop decides and in which order it calls hooks; model and checkpoints are stubs, the data is real."""
 
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -17,13 +18,15 @@ from brt_dist.events import SkipEvent
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import Asked, StepInput, StepResult
 from brt_dist.parallel.layout import Layout, single_process
+from brt_dist.run_directory import RunDirectory
 from brt_dist.training.adjustments import Adjustments
 from brt_dist.training.hooks.base import Hook
 from brt_dist.training.hooks.checkpoints import Checkpoints
+from brt_dist.training.hooks.evaluation import Evaluation
 from brt_dist.training.hooks.heartbeat import Heartbeat
 from brt_dist.training.hooks.number_guard import NumberGuard
 from brt_dist.training.loop import Trainer
-from brt_dist.training.stopping import StopFlag
+from brt_dist.training.stopping import StopFlag, Stopped, leave_if_asked
 from brt_dist.training.trainer_state import TrainedStep, TrainerState
 
 STEPS = 4
@@ -227,3 +230,49 @@ def test_a_run_that_is_done_trains_nothing(device: Device, tmp_path: Path) -> No
     case.trainer.state.step = STEPS
     assert case.hooks(case.checkpoints(), Noting("a", case.log)).train_until(STEPS) is ExitCode.FINISHED
     assert case.log == ["a end"] and not case.store.saves
+
+
+class Leaving(Hook):
+    """An evaluation that a rank is asked to stop in, after a step."""
+
+    def __init__(self, stop: StopFlag, device: Device, at: int) -> None:
+        self._stop, self._device, self._at = stop, device, at
+
+    def between_steps(self, state: TrainerState, is_last: bool) -> None:
+        if state.step == self._at:
+            self._stop.asked = True
+            with pytest.raises(Stopped):
+                leave_if_asked(self._stop, self._device)
+
+
+def test_a_stop_within_an_evaluation_is_obeyed_before_the_next_step(device: Device, tmp_path: Path) -> None:
+    case = Case(device, tmp_path)
+    case.trainer.hooks = [Leaving(case.stop, device, 2), Noting("a", case.log)]
+    assert case.trainer.run() == ExitCode.PREEMPTED
+    assert case.log[-2:] == ["a between 2 last", "a end"] and "train 3" not in case.log
+
+
+def test_an_evaluation_is_left_between_two_segments(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, seen = Case(device, tmp_path), []
+
+    def evaluate(*given: Any) -> Any:
+        between = given[-1]
+        for number in range(1, 60):
+            between(number)
+            seen.append(number)
+            case.stop.asked = number == 2
+
+    monkeypatch.setattr("brt_dist.training.hooks.evaluation.evaluate", evaluate)
+    told: list[Any] = []
+    heartbeat = Heartbeat(RunDirectory(tmp_path).attempt(1))
+    hook = Evaluation(case.engine, {"train": None, "validation": None}, told.append, heartbeat, case.stop)  # type: ignore[dict-item]
+    hook.between_steps(TrainerState(case.trainer.state.cursor, STEPS), is_last=False)
+    assert (seen, told, case.stop.agreed) == ([1, 2], [], True)
+    found = json.loads(RunDirectory(tmp_path).attempt(1).heartbeat.read_text())
+    assert found["phase"] == "evaluating"
+    heartbeat._written = 0.0
+    heartbeat.part("train, segment 3 of 60")
+    again = json.loads(RunDirectory(tmp_path).attempt(1).heartbeat.read_text())
+    assert again == {**found, "detail": "train, segment 3 of 60"}, "the phase began when it began"

@@ -1,0 +1,53 @@
+"""Refuses before anything starts what would stop a run later: places, devices and limits of this machine."""
+
+import os
+from pathlib import Path
+
+from brt_dist.config.schema import Config
+from brt_dist.errors import PlatformError
+from brt_dist.files import is_url
+from launch.doctor.node import gpus
+from launch.run.open_files import check_open_files
+
+_DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # of NVIDIA, AMD, and Windows' subsystem
+
+
+def check_before_start(config: Config) -> None:
+    """Check what does not need the data.
+
+    Raises:
+        PlatformError: the run could not go on; says what to change.
+    """
+    check_open_files()
+    check_device(config)
+    check_place(config)
+
+
+def check_device(config: Config) -> None:
+    """Check that this machine has a GPU, if the run needs one and stays here.
+
+    Raises:
+        PlatformError: it has none.
+    """
+    launch = config.launch
+    stays = launch.backend == "local" and launch.nodes == 1 and launch.ray_address is None
+    if config.run.device != "cuda" or not stays or any(map(os.path.exists, _DRIVERS)) or gpus():
+        return
+    raise PlatformError(
+        "run.device=cuda: this machine shows no GPU; nearest: run.device=cpu, or auto to use what is there"
+    )
+
+
+def check_place(config: Config) -> None:
+    """Check that checkpoints can be written, before anything starts.
+
+    Raises:
+        PlatformError: run.checkpoints is a folder that this user may not write, or no folder.
+    """
+    place = config.run.checkpoints
+    if place is None or is_url(place):
+        return
+    there = next(path for path in (Path(place), *Path(place).parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written" if there.is_dir() else "is a file, not a folder"
+        raise PlatformError(f"run.checkpoints={place}: {there} {why}; set it to a folder that you may write")
