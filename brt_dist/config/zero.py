@@ -58,7 +58,7 @@ class ZeroConfig(Section):
         100_000, description="ZeRO-3: parameters with fewer elements stay whole on every rank"
     )
     most_live: NonNegativeInt = Field(
-        1_000_000_000, description="ZeRO-3: most elements of weights that are whole on a rank at a time"
+        1_000_000_000, description="ZeRO-3: gather no weights ahead while so many elements are whole"
     )
     reuse_distance: NonNegativeInt = Field(
         1_000_000_000,

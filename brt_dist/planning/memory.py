@@ -1,7 +1,8 @@
 """Bytes that a rank of a layout needs for what it keeps, without activations, libraries and fragmentation.
 
 As in DeepSpeed: weights in the precision of the run; with ZeRO or bf16, float32 master weights, which ZeRO splits
-over the data parallel ranks like the optimizer state; under ZeRO-3 the weights are split too.
+over the data parallel ranks like the optimizer state; under ZeRO-3 the weights are split too.  What is offloaded needs
+buffers on both sides, and DeepSpeed's buckets are allocated whole, however small the model is.
 """
 
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ from dataclasses import asdict, dataclass
 from brt_dist.config.halves import Matrix
 from brt_dist.config.schema import Config
 from brt_dist.config.stages import stage_layers
-from brt_dist.config.zero import BUCKET, SCATTERED_BUCKET
+from brt_dist.config.zero import BUCKET
 from brt_dist.config.zero_rules import scatters_sums
 from brt_dist.events import Plan, RankSizes
 from brt_dist.model.shapes import padded_vocab
@@ -26,7 +27,7 @@ class Held:
 
     Attributes:
         parameters: how many parameters.
-        weights: bytes of the weights.
+        weights: bytes of the weights; under ZeRO-3 of both copies, if there are two.
         optimizer: bytes of master weights and optimizer state.
         carried: bytes of the committed memory of its streams.
     """
@@ -46,7 +47,8 @@ class Needed(Held):
 
     Attributes:
         gradients: bytes of the gradients, and of their sums over micro-batches.
-        buckets: bytes of the buffers through which gradients are reduced.
+        buckets: bytes of the buffers through which gradients are reduced, ZeRO-3 gathers weights, and both go to the
+            host and back.
         pending: bytes of the pending memory of its streams.  Evaluation uses the same.
         in_flight: bytes of memory on the device while both slots are in host memory; 0 if they are not.
         device: bytes of all of it on the device.
@@ -83,7 +85,10 @@ def held_by(config: Config, stage: int) -> Held:
     local = [_part(matrix, tensor) for matrix in stage_parameters(config, stage)]
     count = sum(part.numel for part in local)
     itemsize = _itemsize(config)
-    weights = count * itemsize // (shards if parallel.zero_stage == 3 else 1)
+    weights = count * itemsize
+    if parallel.zero_stage == 3:
+        within = parallel.zero.weights_within
+        weights = weights // shards + (weights // within if within > 1 else 0)
     has_masters = parallel.zero_stage > 0 or itemsize == 2
     masters = _MASTER * count // shards if has_masters else 0
     state = config.optimizer.state_bytes(local, shards)
@@ -93,8 +98,10 @@ def held_by(config: Config, stage: int) -> Held:
 def needed_by(config: Config, stage: int) -> Needed:
     """What each rank of a pipeline stage needs in a step."""
     held = held_by(config, stage)
-    gradients, buckets = _gradients(config, held.parameters)
     parallel = config.parallel
+    largest = max(_part(matrix, parallel.tensor).numel for matrix in stage_parameters(config, stage))
+    gradients, buckets = _gradients(config, held.parameters), _buckets(config, held.parameters, largest)
+    on_host = _on_host(config, held, largest)
     slots, in_flight = 2 * held.carried, 0
     if parallel.stream_memory == "host":
         # 1F1B has at most so many micro-batches between forward and backward; one more comes, one goes back
@@ -102,34 +109,89 @@ def needed_by(config: Config, stage: int) -> Needed:
         in_flight = (begun + 2) * _micro_batch_memory(config, stage)
     return Needed(
         **held.to_json(),
-        gradients=gradients,
-        buckets=buckets,
+        gradients=gradients + on_host.gradients,
+        buckets=buckets + on_host.buckets,
         pending=held.carried,
         in_flight=in_flight,
-        device=held.weights + held.optimizer + gradients + buckets + (in_flight or slots),
-        host=slots if in_flight else 0,
+        device=held.weights + held.optimizer - on_host.kept + gradients + buckets + (in_flight or slots),
+        host=on_host.kept + on_host.gradients + on_host.buckets + (slots if in_flight else 0),
     )
 
 
-def _gradients(config: Config, count: int) -> tuple[int, int]:
-    """Bytes of gradients, and of buckets: as DeepSpeed keeps them at the end of a backward.
+def _gradients(config: Config, count: int) -> int:
+    """Bytes of gradients on the device: as DeepSpeed keeps them at the end of a backward.
 
     ZeRO-1 in bf16 adds each gradient to a sum as soon as it is made: sums over micro-batches, whole and in float32.  In
     fp32 a backward adds to the gradients themselves, and what a rank updates is copied.  ZeRO 2 and 3 keep what a rank
-    updates, and whole gradients only until a bucket is full.
+    updates, and whole gradients only until a bucket is full; so does ZeRO-1 in fp32 if it reduces during backward.
     """
-    stage, itemsize, shards = config.parallel.zero_stage, _itemsize(config), _shards(config)
-    whole, own = itemsize * count, _MASTER * count // shards
-    is_summed = scatters_sums(config)
-    elements = config.parallel.zero.reduce_bucket or (SCATTERED_BUCKET if is_summed else BUCKET)
-    bucket = (_MASTER if is_summed else itemsize) * min(elements, count)
+    stage, itemsize, own = config.parallel.zero_stage, _itemsize(config), _MASTER * count // _shards(config)
+    is_offloaded = config.parallel.zero.offload_optimizer != "none"
+    match stage:
+        case 0:
+            return itemsize * count
+        case 1 if is_offloaded or scatters_sums(config):
+            return _MASTER * count
+        case 1 if not config.parallel.zero.overlap:
+            return itemsize * count + own
+        case 2 if is_offloaded and itemsize == _MASTER:
+            return 0
+        case 3 if is_offloaded:
+            return 0
+        case _:
+            return own
+
+
+def _buckets(config: Config, count: int, largest: int) -> int:
+    """Bytes of buffers on the device.
+
+    Args:
+        count: parameters of the rank.
+        largest: elements of its largest parameter.
+    """
+    stage, itemsize, zero = config.parallel.zero_stage, _itemsize(config), config.parallel.zero
+    reduced = 2 if zero.reduce_dtype == "bf16" else _MASTER
     if stage == 0:
-        return whole, 0
-    if is_summed:
-        return _MASTER * count, bucket
-    if stage == 1:
-        return whole + own, bucket
-    return own, bucket
+        return 0
+    if scatters_sums(config):  # in place, or from copies that last until the update
+        return reduced * count if reduced < _MASTER else 0
+    elements = zero.reduce_bucket or BUCKET
+    if not zero.contiguous_gradients:
+        buckets = reduced * min(elements, count)  # put together to be reduced
+    elif stage == 3:
+        buckets = reduced * elements
+    else:  # one is filled while another is reduced; the pipeline makes a second one too
+        is_double = zero.overlap or config.parallel.pipeline > 1
+        buckets = (_MASTER if stage == 1 else itemsize) * elements * (2 if is_double else 1)
+    if stage == 3:
+        # weights that are whole when backward begins: those that it uses within that distance, once there and back
+        return buckets + itemsize * min(zero.reuse_distance // 2 + zero.prefetch_bucket + largest, count)
+    return buckets + (itemsize * largest if zero.offload_optimizer != "none" else 0)
+
+
+@dataclass(frozen=True)
+class _OnHost:
+    """Bytes in host memory, by what would be on the device: what is kept, gradients, and buffers."""
+
+    kept: int = 0
+    gradients: int = 0
+    buckets: int = 0
+
+
+def _on_host(config: Config, held: Held, largest: int) -> _OnHost:
+    """What offload puts into host memory; `largest` is the number of elements of the largest parameter."""
+    zero, stage, itemsize = config.parallel.zero, config.parallel.zero_stage, _itemsize(config)
+    kept = held.weights if zero.offload_parameters != "none" else 0
+    if zero.offload_optimizer == "none":
+        return _OnHost(kept)
+    kept += held.optimizer
+    mine = held.parameters // _shards(config)
+    if stage == 3:  # what is reduced, and what the optimizer reads
+        return _OnHost(kept, gradients=2 * _MASTER * mine)
+    # fp32 with ZeRO-2 accumulates what a rank updates on the host
+    sums = _MASTER * (mine + largest) if stage == 2 and itemsize == _MASTER else 0
+    # the updated weights, and a parameter on its way
+    return _OnHost(kept, gradients=_MASTER * mine + sums, buckets=itemsize * (mine + largest))
 
 
 def _shards(config: Config) -> int:

@@ -1,6 +1,9 @@
 """Bytes of all tensors that are alive, whoever keeps them."""
 
 import gc
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,8 +14,20 @@ from tests.scale.world import FakeWorld
 _collect = gc.collect  # which does nothing in `meta_world`
 
 
+@dataclass(frozen=True)
+class Bytes:
+    """Of storages: those on the meta device, which stands for a GPU, and those with values."""
+
+    device: int
+    host: int
+
+    @property
+    def all(self) -> int:
+        return self.device + self.host
+
+
 class Live:
-    """A context manager that counts the tensors on the meta device that were made in its block."""
+    """A context manager that counts the tensors that were made in its block."""
 
     def __enter__(self) -> "Live":
         gc.collect()
@@ -22,19 +37,48 @@ class Live:
     def __exit__(self, *_: object) -> None:
         gc.unfreeze()
 
-    def bytes(self) -> int:
-        """Of their storages."""
+    def bytes(self, without: Iterable[torch.Tensor] = ()) -> Bytes:
+        """What is alive now, apart from the storages of some tensors."""
         _collect()
         # by type: isinstance would ask proxies for their class, which is slow
-        tensors = (one for one in gc.get_objects() if issubclass(type(one), torch.Tensor) and one.is_meta)
-        storages = (one.untyped_storage() for one in tensors)
-        return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+        tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+        apart = {one.untyped_storage()._cdata for one in without}
+        found: dict[bool, dict[int, int]] = {True: {}, False: {}}
+        for one in tensors:
+            storage = one.untyped_storage()
+            if storage._cdata not in apart:
+                found[one.is_meta][storage._cdata] = storage.nbytes()
+        return Bytes(device=sum(found[True].values()), host=sum(found[False].values()))
 
-    def at_update(self, world: FakeWorld, engine: Engine) -> int:
-        """In the second step, when backward is done and the update not begun; the first makes the optimizer's state."""
+    def in_step(self, world: FakeWorld, engine: Engine, when: str) -> Bytes:
+        """In the second step, as the first makes the optimizer's state.
+
+        Args:
+            when: where the last "backward" begins, where it is "done", or where the "update" begins.
+        """
+        zero = engine._deepspeed.optimizer
+        shapes = [one for group in getattr(zero, "round_robin_bit16_meta", ()) for one in group]  # always on meta
+        found: list[Bytes] = []
+
+        def look(now: str) -> None:
+            if now == when:
+                found.append(self.bytes(shapes))
+
         engine.train_step(world.inputs(1), 1e-3)
-        found: list[int] = []
-        undo = before_update(engine._deepspeed, lambda: found.append(self.bytes()))
-        engine.train_step(world.inputs(2), 1e-3)
-        undo()
+        first = engine.parameters[0].local  # backward ends with it
+        hook = first.register_post_accumulate_grad_hook(lambda _: look("done"))
+        undo = before_update(engine._deepspeed, lambda: look("update"))
+        backward = torch.autograd.backward
+
+        def watched(*arguments: Any, **named: Any) -> None:
+            look("backward")
+            backward(*arguments, **named)
+
+        torch.autograd.backward = watched
+        try:
+            engine.train_step(world.inputs(2), 1e-3)
+        finally:
+            torch.autograd.backward = backward
+            undo()
+            hook.remove()
         return found[-1]

@@ -6,17 +6,20 @@ way of an ordinary step.
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from brt_dist.config.schema import Config
 from brt_dist.parallel.engine import Engine
 from tests.scale.world import FakeDevice, FakeWorld, fake_world
+
+_META = torch.device("meta")
 
 
 class _MetaDevice(FakeDevice):
@@ -45,6 +48,19 @@ class _Answers(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class _ToHost(TorchDispatchMode):
+    """What comes from a tensor without values to the host is zero: for offload, and ZeRO-3 while it starts."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        aten = torch.ops.aten
+        if func is aten.copy_.default and args[1].is_meta and not args[0].is_meta:
+            return args[0]
+        if func is aten._to_copy.default and args[0].is_meta and torch.device(kwargs.get("device") or "meta") != _META:
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device="cpu")
+        return func(*args, **kwargs)
+
+
 @contextmanager
 def meta_world(config: Config, rank: int = 0) -> Iterator[FakeWorld]:
     """This process as rank `rank` of the layout of `config`, without memory for any tensor."""
@@ -59,8 +75,25 @@ def meta_world(config: Config, rank: int = 0) -> Iterator[FakeWorld]:
         patch.setattr("brt_dist.parallel.engine.initialize", lambda module, seed, prefix: None, raising=False)
         patch.setattr(Engine, "draw", lambda self: None, raising=False)
         world.device = _MetaDevice("cpu", 0)
-        with torch.device("meta"), _Answers():
+        parallel = config.parallel
+        uses_host = parallel.zero_stage == 3 or parallel.zero.offload_optimizer != "none"
+        if parallel.zero.offload_parameters != "none":
+            _allocates_on_host(patch)
+        with torch.device("meta"), _Answers(), _ToHost() if uses_host else nullcontext():
             yield world
+
+
+def _allocates_on_host(patch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed allocates weights in host memory by leaving the device out."""
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3 as Zero
+
+    allocate = Zero._create_param_groups_fp16_flat_cpu_memory
+
+    def on_host(zero: Any) -> None:
+        with torch.device("cpu"):
+            allocate(zero)
+
+    patch.setattr(Zero, "_create_param_groups_fp16_flat_cpu_memory", on_host)
 
 
 def _one(tensor: Tensor) -> bool | int | float:
