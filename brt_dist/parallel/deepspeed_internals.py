@@ -176,11 +176,6 @@ def shard(parameter: Tensor) -> Tensor:
     return held
 
 
-def second_shard(parameter: Tensor) -> Tensor | None:
-    """The shard of a second copy of the weights, of which ZeRO-3 gathers within a node; None: there is none."""
-    return getattr(parameter, "ds_secondary_tensor", None)
-
-
 def whole_size(parameter: Tensor) -> int:
     """Number of elements, also of a parameter that ZeRO-3 has taken apart."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))

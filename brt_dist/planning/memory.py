@@ -27,7 +27,7 @@ class Held:
 
     Attributes:
         parameters: how many parameters.
-        weights: bytes of the weights; under ZeRO-3 of both copies, if there are two.
+        weights: bytes of the weights.
         optimizer: bytes of master weights and optimizer state.
         carried: bytes of the committed memory of its streams.
     """
@@ -48,7 +48,7 @@ class Needed(Held):
     Attributes:
         gradients: bytes of the gradients, and of their sums over micro-batches.
         buckets: bytes of the buffers through which gradients are reduced, ZeRO-3 gathers weights, and both go to the
-            host and back.
+            host and back; and of its second copy of the weights, from forward to update.
         pending: bytes of the pending memory of its streams.  Evaluation uses the same.
         in_flight: bytes of memory on the device while both slots are in host memory; 0 if they are not.
         device: bytes of all of it on the device.
@@ -85,10 +85,7 @@ def held_by(config: Config, stage: int) -> Held:
     local = [_part(matrix, tensor) for matrix in stage_parameters(config, stage)]
     count = sum(part.numel for part in local)
     itemsize = _itemsize(config)
-    weights = count * itemsize
-    if parallel.zero_stage == 3:
-        within = parallel.zero.weights_within
-        weights = weights // shards + (weights // within if within > 1 else 0)
+    weights = count * itemsize // (shards if parallel.zero_stage == 3 else 1)
     has_masters = parallel.zero_stage > 0 or itemsize == 2
     masters = _MASTER * count // shards if has_masters else 0
     state = config.optimizer.state_bytes(local, shards)
@@ -165,8 +162,14 @@ def _buckets(config: Config, count: int, largest: int) -> int:
         buckets = (_MASTER if stage == 1 else itemsize) * elements * (2 if is_double else 1)
     if stage == 3:
         # weights that are whole when backward begins: those that it uses within that distance, once there and back
-        return buckets + itemsize * min(zero.reuse_distance // 2 + zero.prefetch_bucket + largest, count)
+        buckets += itemsize * min(zero.reuse_distance // 2 + zero.prefetch_bucket + largest, count)
+        return buckets + (_second_copy(config, count) if zero.offload_parameters == "none" else 0)
     return buckets + (itemsize * largest if zero.offload_optimizer != "none" else 0)
+
+
+def _second_copy(config: Config, count: int) -> int:
+    within = config.parallel.zero.weights_within
+    return _itemsize(config) * count // within if within > 1 else 0
 
 
 @dataclass(frozen=True)
@@ -181,13 +184,15 @@ class _OnHost:
 def _on_host(config: Config, held: Held, largest: int) -> _OnHost:
     """What offload puts into host memory; `largest` is the number of elements of the largest parameter."""
     zero, stage, itemsize = config.parallel.zero, config.parallel.zero_stage, _itemsize(config)
-    kept = held.weights if zero.offload_parameters != "none" else 0
+    kept, second = 0, 0
+    if zero.offload_parameters != "none":
+        kept, second = held.weights, _second_copy(config, held.parameters)
     if zero.offload_optimizer == "none":
-        return _OnHost(kept)
+        return _OnHost(kept, buckets=second)
     kept += held.optimizer
     mine = held.parameters // _shards(config)
     if stage == 3:  # what is reduced, and what the optimizer reads
-        return _OnHost(kept, gradients=2 * _MASTER * mine)
+        return _OnHost(kept, gradients=2 * _MASTER * mine, buckets=second)
     # fp32 with ZeRO-2 accumulates what a rank updates on the host
     sums = _MASTER * (mine + largest) if stage == 2 and itemsize == _MASTER else 0
     # the updated weights, and a parameter on its way

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from brt_dist.parallel.deepspeed_internals import second_shard, shard, whole_size
+from brt_dist.parallel.deepspeed_internals import shard, whole_size
 from brt_dist.parallel.engine import Engine
 from brt_dist.planning.memory import Held
 
@@ -10,7 +10,6 @@ from brt_dist.planning.memory import Held
 def held(engine: Engine) -> Held:
     """Measure this rank.  Call it after the first update, which allocates the optimizer's state."""
     weights = [shard(parameter.local) for parameter in engine.parameters]
-    weights += [second for p in engine.parameters if (second := second_shard(p.local)) is not None]
     working = {_place(tensor) for tensor in weights}
     optimizer: dict[tuple[int, int], int] = {}
     for master, state in engine.optimizer.state.items():

@@ -20,7 +20,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "pp2-bf16": ({"pipeline": 2}, {"precision": "bf16"}),
     "dp2-zero2-bf16": ({"data": 2, "zero_stage": 2}, {"precision": "bf16"}),
     "dp2-zero3": ({"data": 2, "zero_stage": 3}, {}),
-    "dp2-zero3-twice": ({"data": 2, "zero_stage": 3, "zero": {"weights_within": 2, "persistent_below": 0}}, {}),
     "dp2-zero2-host": ({"data": 2, "zero_stage": 2, "zero": {"offload_optimizer": "cpu"}}, {"precision": "bf16"}),
 }
 PADDING = 0.02  # ZeRO cuts flat tensors into equal and aligned parts

@@ -1,17 +1,29 @@
 """`python -m tests.scale`: what three large layouts cost, counted on the meta device, as the table of docs/scaling.md.
 
-`--recipes` instead builds every kind of rank of the recipes, 70B on 512 GPUs included, and checks that no rank hangs.
-`--layouts N` does so for N random layouts of up to 64 ranks, every one of which is built.
+Layouts that are done are kept in build/scale.json; it goes on after them, as long as the code is the same.
+
+    --write     put the table into docs/scaling.md
+    --recipes   instead build every kind of rank of the recipes, 70B on 512 GPUs included, and check that none hangs
+    --layouts N do so for N random layouts of up to 64 ranks, every one of which is built
 """
 
+import json
 import sys
+from hashlib import sha256
 from itertools import islice
+from pathlib import Path
+from time import monotonic
 
-from tests.scale.budgets import LAYOUTS, budget, planned, table
+from brt_dist.files import write_atomic
+from tests.scale.budgets import LAYOUTS, counted, derived, planned, table
 from tests.scale.layouts import described, legal_layouts, mismatch_of
 from tests.scale.matching import first_mismatch
+from tests.scale.page import PAGE, with_table
 from tests.scale.test_recipes import recipe
 from tests.scale.whole import traces, with_micro_batches
+
+ROOT = Path(__file__).parents[2]
+DONE = ROOT / "build" / "scale.json"
 
 
 def main() -> int:
@@ -19,8 +31,35 @@ def main() -> int:
         return _match_layouts(int(sys.argv[sys.argv.index("--layouts") + 1]))
     if "--recipes" in sys.argv[1:]:
         return max(_match(name) for name in ("scale_7b", "scale_70b"))
-    print("\n".join(table({name: budget(planned(recipe(one), changes)) for name, (one, changes) in LAYOUTS.items()})))
+    lines = table(_rows())
+    print("\n".join(lines))
+    if "--write" in sys.argv[1:]:
+        write_atomic(PAGE, with_table(PAGE.read_text(), lines))
     return 0
+
+
+def _rows() -> dict[str, dict[str, str]]:
+    """By layout; each is kept as soon as it is done."""
+    done = json.loads(DONE.read_text()) if DONE.exists() else {}
+    if done.get("code") != (code := _code()):
+        done = {"code": code, "layouts": {}}
+    for name, (one, changes) in LAYOUTS.items():
+        if name not in done["layouts"]:
+            config, start = planned(recipe(one), changes), monotonic()
+
+            def told(text: str, name: str = name, start: float = start) -> None:
+                print(f"{monotonic() - start:5.0f} s  {name}: {text}", file=sys.stderr, flush=True)
+
+            done["layouts"][name] = counted(config, told) | derived(config)
+            DONE.parent.mkdir(exist_ok=True)
+            write_atomic(DONE, json.dumps(done, indent=1))
+    return dict(done["layouts"])
+
+
+def _code() -> str:
+    """Changes with the code that is counted."""
+    files = [*ROOT.glob("brt_dist/**/*.py"), *ROOT.glob("tests/scale/*.py"), *ROOT.glob("examples/scale_*.yaml")]
+    return sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
 
 def _match_layouts(count: int) -> int:
@@ -37,10 +76,10 @@ def _match_layouts(count: int) -> int:
 
 
 def _match(name: str) -> int:
-    config = recipe(name)
+    config, start = recipe(name), monotonic()
     made = traces(with_micro_batches(config, config.parallel.pipeline), lambda text: print(text, flush=True))
     wrong = first_mismatch(made)
-    print(f"{name}: {len(made)} ranks, {wrong or 'all calls match'}")
+    print(f"{name}: {len(made)} ranks, {wrong or 'all calls match'}, {monotonic() - start:.0f} s")
     return int(wrong is not None)
 
 

@@ -3,16 +3,16 @@
 One micro-batch is run.  Calls over "tensor" and "pipe" groups are made for each micro-batch, the others once a step.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from brt_dist.config.schema import Config
-from brt_dist.planning.memory import Needed, needed_by, plan_of
+from brt_dist.planning.memory import needed_by, plan_of
 from tests.scale.meta import meta_world
 from tests.scale.recorder import Collective
+from tests.scale.starting import drawn, loaded
 from tests.scale.whole import with_micro_batches
 
 # name: recipe whose model and streams it has, and changes of its layout
@@ -22,33 +22,31 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "70B, tensor 8, pipeline 8, data 8": ("scale_70b", {}),
 }
 _GROUPS = {
-    "tensor": "tensor, per micro-batch",
-    "pipe": "to and from the next stage, per micro-batch",
-    "data": "data, per step",
-    "tied": "copies of the token embedding, per step",
-    "world": "all, all stages or all tensor ranks of a stage, per step",
+    "tensor": "calls and GB: tensor, per micro-batch",
+    "pipe": "calls and GB: to and from the next stage, per micro-batch",
+    "data": "calls and GB: data, per step",
+    "tied": "calls and GB: copies of the token embedding, per step",
+    "world": "calls and GB: all, all stages or all tensor ranks of a stage, per step",
 }
+_HOST_READS = "host reads per step"
+_DRAWN = "values drawn at start, millions"
+_LOADED = "weights and optimizer state read at load, GB"
+_LOADED_MEMORY = "memory of streams read at load, GB"
+_PARAMETERS = "parameters of a rank, millions"
+_DEVICE = "device memory kept, GB"
+_HOST = "host memory kept, GB"
+_STREAM = "memory of one stream, MB"
+_CHECKPOINT = "checkpoint, older than `keep_memory`, GB"
+_MEMORY = "memory of all streams, GB"
+COUNTED = (*_GROUPS.values(), _HOST_READS, _DRAWN, _LOADED, _LOADED_MEMORY)
+DERIVED = (_PARAMETERS, _DEVICE, _HOST, _STREAM, _CHECKPOINT, _MEMORY)
 
-
-@dataclass(frozen=True)
-class Budget:
-    """What a rank of a layout does and keeps.
-
-    Attributes:
-        calls: collectives by group, and their bytes.
-        host_reads: values of the device that the host waits for, in a step.
-        needed: what the rank that keeps most keeps, as planned.
-        stream: bytes of the memory of one stream.
-        checkpoint: bytes of weights and optimizer state, in float32.
-        memory: bytes of the memory of all streams.
-    """
-
-    calls: dict[str, tuple[int, int]]
-    host_reads: int
-    needed: Needed
-    stream: int
-    checkpoint: int
-    memory: int
+# the same rows before the work for scale, where they are known; where from, the page says
+BEFORE: dict[str, dict[str, str]] = {
+    "7B, data 8": {_HOST_READS: "9", _DRAWN: "7,256", _LOADED: "36", _DEVICE: "142", _CHECKPOINT: "379"},
+    "7B, tensor 8": {_HOST_READS: "9", _DRAWN: "7,256", _DEVICE: "91", _CHECKPOINT: "379"},
+    "70B, tensor 8, pipeline 8, data 8": {_DRAWN: "9,630", _DEVICE: "17", _CHECKPOINT: "2,256"},
+}
 
 
 def planned(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -56,50 +54,60 @@ def planned(config: Config, changes: Mapping[str, Any]) -> Config:
     return config.model_copy(update={"parallel": config.parallel.model_copy(update=dict(changes))})
 
 
-def budget(config: Config) -> Budget:
-    """Counts a step."""
-    with meta_world(with_micro_batches(config, 1)) as world, world.engine() as engine, world.recorder(engine) as record:
-        world.recorded_step(engine, record, 1)
-    calls = {name: _sum([call for call in record.collectives if _group(call) == name]) for name in _GROUPS}
-    return Budget(calls=calls, host_reads=len(record.host_reads), **sizes(config))
+def counted(config: Config, told: Callable[[str], None] = lambda text: None) -> dict[str, str]:
+    """The rows that need an engine: it is built, makes a step, draws and loads."""
+    with meta_world(with_micro_batches(config, 1)) as world, world.engine() as engine:
+        told("built")
+        with world.recorder(engine) as record:
+            world.recorded_step(engine, record, 1)
+        told("made a step")
+        values = drawn(engine)
+        told("drew its weights")
+        read = loaded(engine)
+        told("loaded a checkpoint")
+    rows = {label: _calls([one for one in record.collectives if _group(one) == key]) for key, label in _GROUPS.items()}
+    return rows | {
+        _HOST_READS: str(len(record.host_reads)),
+        _DRAWN: f"{values / 1e6:,.0f}",
+        _LOADED: f"{(read['weights'] + read['optimizer']) / 1e9:.1f}",
+        # of one micro-batch
+        _LOADED_MEMORY: f"{read['memory'] * config.micro_batches / 1e9:.1f}",
+    }
 
 
-def sizes(config: Config) -> dict[str, Any]:
-    """The part of a budget that follows from the config."""
+def derived(config: Config) -> dict[str, str]:
+    """The rows that follow from the config."""
     model = config.model
     fields = [field for index in range(model.layers) for field in model.mixer_of(index).memory(model)]
     itemsize = 2 if config.run.precision == "bf16" else 4
     stream = sum(field.local_bytes(1, False, itemsize) for field in fields)
-    stages = [needed_by(config, stage) for stage in range(config.parallel.pipeline)]
+    fullest = max((needed_by(config, stage) for stage in range(config.parallel.pipeline)), key=lambda one: one.device)
     return {
-        "needed": max(stages, key=lambda stage: stage.device),
-        "stream": stream,
-        "checkpoint": 12 * plan_of(config).parameters,  # weights and both moments of AdamW
-        "memory": stream * config.data.streams,
+        _PARAMETERS: f"{fullest.parameters / 1e6:,.0f}",
+        _DEVICE: f"{fullest.device / 1e9:.1f}",
+        _HOST: f"{fullest.host / 1e9:.1f}",
+        _STREAM: f"{stream / 1e6:,.0f}",
+        _CHECKPOINT: f"{12 * plan_of(config).parameters / 1e9:,.0f}",  # weights and both moments of AdamW, float32
+        _MEMORY: f"{stream * config.data.streams / 1e9:,.0f}",
     }
 
 
-def table(budgets: Mapping[str, Budget]) -> list[str]:
-    """The table, in Markdown."""
-    rows = [["", *budgets], ["---", *("---:" for _ in budgets)]]
-    for group, label in _GROUPS.items():
-        rows.append([f"calls and GB: {label}", *(_calls(one.calls[group]) for one in budgets.values())])
-    rows.append(["host reads per step", *(str(one.host_reads) for one in budgets.values())])
-    rows += size_rows({name: vars(one) for name, one in budgets.items()})
+def table(found: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The table, in Markdown.
+
+    Args:
+        found: by layout, its rows.
+    """
+    rows = [["", *found], ["---", *("---:" for _ in found)]]
+    rows += [
+        [label, *(_cell(name, label, one[label]) for name, one in found.items())] for label in (*COUNTED, *DERIVED)
+    ]
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
-def size_rows(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The rows of the table that follow from the configs."""
-    given = list(found.values())
-    return [
-        ["parameters of a rank, millions", *(f"{one['needed'].parameters / 1e6:,.0f}" for one in given)],
-        ["device memory kept, GB", *(f"{one['needed'].device / 1e9:.1f}" for one in given)],
-        ["host memory kept, GB", *(f"{one['needed'].host / 1e9:.1f}" for one in given)],
-        ["memory of one stream, MB", *(f"{one['stream'] / 1e6:,.0f}" for one in given)],
-        ["checkpoint without memory, GB", *(f"{one['checkpoint'] / 1e9:,.0f}" for one in given)],
-        ["memory of all streams, GB", *(f"{one['memory'] / 1e9:,.0f}" for one in given)],
-    ]
+def _cell(name: str, label: str, value: str) -> str:
+    before = BEFORE[name].get(label)
+    return value if before is None else f"{before} → {value}"
 
 
 def _group(call: Collective) -> str | None:
@@ -110,10 +118,5 @@ def _group(call: Collective) -> str | None:
     return call.group if call.group in ("data", "tensor", "tied") else "world"
 
 
-def _sum(calls: list[Collective]) -> tuple[int, int]:
-    return len(calls), sum(call.bytes for call in calls)
-
-
-def _calls(found: tuple[int, int]) -> str:
-    count, size = found
-    return f"{count}, {size / 1e9:.3g}" if count else "-"
+def _calls(calls: list[Collective]) -> str:
+    return f"{len(calls)}, {sum(call.bytes for call in calls) / 1e9:.3g}" if calls else "-"

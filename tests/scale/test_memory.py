@@ -10,6 +10,7 @@ from tests.scale.live import Live
 from tests.scale.meta import meta_world
 
 GB = 1e9
+ON_HOST = {"offload_parameters": "cpu", "persistent_below": 0}
 
 
 def config(parallel: dict[str, Any], precision: str = "bf16", streams: int = 4, **model: Any) -> Config:
@@ -55,7 +56,7 @@ def test_what_is_alive_when_the_update_begins_was_planned(parallel: dict[str, An
         ({"data": 4, "zero_stage": 3}, "bf16", "backward"),
         ({"data": 4, "zero_stage": 3, "zero": {"reuse_distance": 2_000_000, "prefetch_bucket": 0}}, "bf16", "backward"),
         ({"data": 4, "zero_stage": 3, "zero": {"weights_within": 2}}, "bf16", "backward"),
-        ({"data": 4, "zero_stage": 3, "zero": {"offload_parameters": "cpu"}}, "bf16", "backward"),
+        ({"data": 4, "zero_stage": 3, "zero": {**ON_HOST, "weights_within": 2}}, "bf16", "backward"),
         *(
             ({"data": 4, "zero_stage": stage, "zero": {"offload_optimizer": "cpu", **more}}, precision, when)
             for stage, when, more, precisions in (

@@ -24,7 +24,14 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG
 EXAMPLES = sorted(ROOT.glob("examples/*.yaml"))
 FOLDERS = ("brt_dist", "pipelines", "launch", "tests", "examples", "docs", "benchmarks")
 PATH = re.compile(rf"(?:{'|'.join(FOLDERS)})/[\w./*-]+\w")
-OTHER_OPTIONS = {"--index-url", "--attempt", "--help", "--pairwise", "--only"}  # of pip, the worker and the matrix
+OTHER_OPTIONS = {
+    "--index-url",
+    "--attempt",
+    "--help",
+    "--pairwise",
+    "--only",
+    "--write",
+}  # of pip, the worker and tests
 OTHER_OPTIONS |= {"--listen"}  # of launch.nodes.ray_node
 
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
