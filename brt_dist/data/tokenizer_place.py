@@ -41,6 +41,6 @@ def _from_hub(name: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"{name}: no such file, and no tokenizer of that name on Hugging Face's hub ({why}); nearest: the path of a "
-            "tokenizer.json, or of a folder that holds one"
+            f"{name}: no such file, and no tokenizer of that name on Hugging Face's hub ({why}); nearest: the path "
+            "of a tokenizer.json, or of a folder that holds one"
         ) from None

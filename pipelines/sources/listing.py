@@ -14,6 +14,18 @@ from pipelines.sources.places import answering, filesystem_of, is_remote, units_
 _FILES = "files"  # the kind of a source that is no tree: each of its files has its own
 _OTHERWISE = "text"  # how a file with a suffix of no kind is read
 
+# Datasets of other libraries, by the ends of names in their folder.
+_OF_OTHERS = {
+    "it holds a dataset that Hugging Face's datasets saved; nearest: hf:{folder}": ("state.json", ".arrow"),
+    "it holds datasets that Hugging Face's datasets saved; nearest: hf:{folder}/SPLIT": ("dataset_dict.json",),
+    "it holds an MDS dataset; nearest: mds:{folder}": ("index.json", ".mds"),
+    "it holds a compressed MDS dataset; nearest: mds:{folder}": ("index.json", ".mds.zstd"),
+    "it holds tokens of Megatron (.bin and .idx), which are not read; build from the text that they were made of": (
+        ".bin",
+        ".idx",
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -47,8 +59,17 @@ class Source:
             yield unit
         if found:
             return
-        wanted = f"no files that end in {' or '.join(self.suffixes)}; --suffix chooses other ones"
+        wanted = f"no files that end in {' or '.join(self.suffixes)}; {self._nearest()}"
         raise DataError(f"{self.given}: {wanted if self.kind == _FILES else trees()[self.kind].wanted}")
+
+    def _nearest(self) -> str:
+        """What to do about a folder without files of text: it may be a dataset of another library."""
+        filesystem, path = filesystem_of(self.given)
+        names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False)}
+        for form, signs in _OF_OTHERS.items():
+            if all(any(name.endswith(sign) for name in names) for sign in signs):
+                return form.format(folder=self.given)
+        return "--suffix chooses other ones"
 
     def _file_units(self, size: int) -> Iterator[Unit]:
         kinds = files()

@@ -102,3 +102,18 @@ def test_a_count_that_no_memory_holds_is_damage(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text(json.dumps({"shards": [{"format": "mds", "raw_data": {"basename": "s"}}]}))
     (found,) = read_all("mds", tmp_path)
     assert isinstance(found, BadDocument) and found.reason == "broken MDS"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("hf", "nearest: hf:"), ("mds", "nearest: mds:"), ("mds_zstd", "nearest: mds:")]
+)
+def test_a_dataset_that_is_given_as_a_folder_of_text_is_named(name: str, said: str, tmp_path: Path) -> None:
+    (source,) = open_sources([str(FOREIGN / name)])
+    with pytest.raises(DataError) as told:
+        list(source.units(1 << 20))
+    assert said + str(FOREIGN / name) in str(told.value)
+    for file in ("x.bin", "x.idx"):
+        (tmp_path / file).touch()
+    (source,) = open_sources([str(tmp_path)])
+    with pytest.raises(DataError, match=r"tokens of Megatron \(.bin and .idx\), which are not read"):
+        list(source.units(1 << 20))
