@@ -50,7 +50,7 @@ class RecoveryConfig(Section):
     """What the supervisor does when an attempt fails."""
 
     retries: NonNegativeInt = Field(
-        3, description="retries after a failure (ranks lost, hung or crashed); a new checkpoint resets the count"
+        3, description="maximum retries after a failure (ranks lost, hung or crashed); reset by each checkpoint"
     )
     pause_seconds: NonNegativeFloat = Field(5.0, description="pause before a retry; doubles each time, up to 60")
     min_nodes: PositiveInt | None = Field(

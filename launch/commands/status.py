@@ -16,7 +16,9 @@ _GONE = ("launcher_gone", "launcher_failed")
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--watch", is_flag=True, help="Keep updating until the run ends; Ctrl-C stops only the display.")
+@click.option(
+    "--watch", is_flag=True, help="Keep updating until the run ends; Ctrl-C stops watching; the run continues."
+)
 @json_option
 def status(run: Path, watch: bool, as_json: bool) -> int:
     """Show the state of the run in directory RUN: step, speed, evaluations, attempts, last checkpoint.

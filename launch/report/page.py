@@ -194,7 +194,7 @@ def _attempts(run: RunFacts) -> ReportTable:
 
 def _planned(run: RunFacts) -> ReportTable:
     """Sizes computed from the config, beside those measured on rank 0 after the first step of the last attempt."""
-    title, history = "Planned and measured", run.history
+    title, history = "Predicted and measured", run.history
     plan = history.attempt.plan if history.attempt else None
     if plan is None:
         return ReportTable(title, (), ())
@@ -222,7 +222,7 @@ def _planned(run: RunFacts) -> ReportTable:
     if not run.planned:
         peak = last.peak_memory_bytes if last else None
         rows.append(("peak memory", "not known for this device", _bytes(peak)))
-    return ReportTable(title, ("", "planned", "measured"), rows)
+    return ReportTable(title, ("", "predicted", "measured"), rows)
 
 
 def _value(one: Compared, value: float | None) -> str:
