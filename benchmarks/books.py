@@ -82,13 +82,8 @@ def datasets(out: Path) -> tuple[Path, Path]:
 
 def run_kind(kind: str, seed: int, options: argparse.Namespace, folders: tuple[Path, Path], device: Any) -> Result:
     """Train one model, or go on with it, and measure it."""
-    from benchmarks.models import mlp_width, parameter_count, trained_model, with_parameters
-    from brt_dist.config.loading import dump, load
-    from brt_dist.config.rules import check
-    from brt_dist.event_log import EventLog
-    from brt_dist.parallel.layout import Layout
-    from brt_dist.training.build import build_trainer
-    from brt_dist.training.stopping import StopFlag
+    from benchmarks.models import mlp_width, parameter_count, train_run, with_parameters
+    from brt_dist.config.loading import load
 
     began = time.perf_counter()
     run = options.out / f"{kind.replace(',', '').replace(' ', '-')}-{seed}"
@@ -104,19 +99,7 @@ def run_kind(kind: str, seed: int, options: argparse.Namespace, folders: tuple[P
     target = parameter_count(load(SETTINGS, given).config.model)
     config = load(SETTINGS, [*given, *KINDS[kind]]).config
     config = config.model_copy(update={"model": with_parameters(config.model, target)})
-    check(config)
-    run.mkdir(parents=True, exist_ok=True)
-    write_atomic(run / "config.yaml", dump(config))
-
-    events = EventLog(run, 1, enabled=True)
-    trainer = build_trainer(config, run, Layout.of(config, 0), device, events, train, validation, StopFlag())
-    try:
-        trainer.run()
-        model = trained_model(trainer.engine)
-        tokens = trainer.state.tokens
-    finally:
-        trainer.close()
-        events.close()
+    model, tokens = train_run(config, train, validation, device)
     found = profile(model, config, validation, doubling(32, int(validation.lengths.max())))
     seconds = time.perf_counter() - began
     size = parameter_count(config.model)

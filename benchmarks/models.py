@@ -1,11 +1,22 @@
-"""Shared by the comparisons: models of equal size, and a trained model outside its engine."""
+"""Shared by the comparisons: models of equal size, trained as `brt train` does, and outside their engine."""
+
+from pathlib import Path
 
 import torch
 
-from brt_dist.config.schema import ModelConfig
+from brt_dist.config.loading import dump
+from brt_dist.config.rules import check
+from brt_dist.config.schema import Config, ModelConfig
+from brt_dist.data.dataset import Dataset
+from brt_dist.event_log import EventLog
+from brt_dist.files import write_atomic
 from brt_dist.model.model import BlockRecurrentModel
 from brt_dist.model.parameters import load
+from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import Engine
+from brt_dist.parallel.layout import Layout
+from brt_dist.training.build import build_trainer
+from brt_dist.training.stopping import StopFlag
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -41,3 +52,23 @@ def trained_model(engine: Engine) -> BlockRecurrentModel:
     model, weights = BlockRecurrentModel(engine.config.model), engine.weights()
     load(model, {parameter.name: parameter.whole([weights[parameter.name]]) for parameter in engine.parameters})
     return model.eval()
+
+
+def train_run(config: Config, train: Dataset, validation: Dataset, device: Device) -> tuple[BlockRecurrentModel, int]:
+    """Train in this process with the loop of `brt train`, from the newest checkpoint on if there is one.
+
+    Returns:
+        The model, and the tokens that it was trained on.
+    """
+    run = config.run.directory
+    check(config)
+    Path(run).mkdir(parents=True, exist_ok=True)
+    write_atomic(run / "config.yaml", dump(config))
+    events = EventLog(run, 1, enabled=True)
+    trainer = build_trainer(config, run, Layout.of(config, 0), device, events, train, validation, StopFlag())
+    try:
+        trainer.run()
+        return trained_model(trainer.engine), trainer.state.tokens
+    finally:
+        trainer.close()
+        events.close()

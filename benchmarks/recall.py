@@ -21,14 +21,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.questions import asked, in_tokens, positions, train_on
 from brt_dist.config.schema import Config, ModelConfig
-from brt_dist.data.one_pass import OnePassSchedule
-from brt_dist.data.reader import SegmentReader, Segments
-from brt_dist.data.stream_schedule import StepReads, StreamSchedule
-from brt_dist.model.model import BlockRecurrentModel, full_logits
-from brt_dist.optim.learning_rate import learning_rate
+from brt_dist.data.reader import Segments
+from brt_dist.data.stream_schedule import StepReads
+from brt_dist.model.model import BlockRecurrentModel
 from brt_dist.parallel.device import Device
-from brt_dist.parallel.layout import Layout
 
 KEYS, NOISE = 8, 4
 ASK = KEYS + NOISE  # the token that asks
@@ -76,14 +74,11 @@ class Documents:
     def expect(self, documents: Sequence[int]) -> None:
         """As `Dataset.expect`: everything is here."""
 
-    def reader(self, schedule: StreamSchedule | OnePassSchedule) -> SegmentReader:
-        return SegmentReader(self, schedule)
-
     def answers(self, plan: StepReads, segments: Segments) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
         """Target (b, N) and mask (b, N): the key, where it is asked for, instead of the next token."""
         window = segments.input.shape[1] // plan.document.shape[1]
-        asked = (segments.input == ASK) & (_in_tokens(plan.length, window) > 0)
-        return _in_tokens(self.key[plan.document], window), asked
+        is_asked = (segments.input == ASK) & (in_tokens(plan.length, window) > 0)
+        return in_tokens(self.key[plan.document], window), is_asked
 
 
 @dataclass
@@ -123,61 +118,26 @@ def configuration(size: Size, seed: int, **model: Any) -> Config:
 
 def train(config: Config, size: Size, device: Device) -> tuple[BlockRecurrentModel, list[float]]:
     """Train on documents that come only once; the model, and the loss of each step in nats per question."""
-    from benchmarks.models import trained_model
-    from brt_dist.parallel.engine import StepInput, build_engine
-
-    streams, blocks = config.data.streams, size.segment * config.run.steps
-    count = streams * (2 + blocks // size.windows[0])  # more than the run gets to
-    documents = Documents(size, count, (config.run.seed, 0))
-    schedule = StreamSchedule(
-        documents.lengths,
-        streams=streams,
-        segment=config.data.segment,
-        window=config.model.window,
-        seed=config.run.seed,
-    )
-    reader, cursor = documents.reader(schedule), schedule.start()
-    engine, losses = build_engine(config, Layout.of(config, 0), device), []
-    try:
-        for number in range(1, config.run.steps + 1):
-            plan, cursor = schedule.step(cursor)
-            segments = reader.read(plan, range(streams))
-            target, mask = documents.answers(plan, segments)
-            step = StepInput(
-                number=number,
-                starts=torch.from_numpy(segments.starts),
-                tokens=torch.from_numpy(segments.input),
-                target=torch.from_numpy(target),
-                mask=torch.from_numpy(mask),
-                loss_tokens=int(mask.sum()),
-            )
-            rate = learning_rate(number, config.run.steps, config.optimizer)
-            losses.append(engine.train_step(step, rate).loss)
-        return trained_model(engine), losses
-    finally:
-        engine.close()
+    count = documents_for(config, size.windows[0])
+    return train_on(config, Documents(size, count, (config.run.seed, 0)), device)
 
 
-@torch.no_grad()
+def documents_for(config: Config, shortest: int) -> int:
+    """More documents of at least `shortest` windows of WINDOW tokens than the run gets to."""
+    windows = config.data.segment // WINDOW * config.run.steps
+    return config.data.streams * (2 + windows // shortest)
+
+
 def recall(model: BlockRecurrentModel, config: Config, size: Size, count: int = 256) -> Recall:
     """Ask the model about `count` documents that it was not trained on."""
     documents = Documents(size, count, (config.run.seed, 1))
-    streams, window = config.data.streams, config.model.window
-    schedule = OnePassSchedule(documents.lengths, streams=streams, segment=config.data.segment, window=window)
-    reader, cursor, memory = documents.reader(schedule), schedule.start(), model.blank_memory(streams)
-    longest = size.windows[1]
+    window, longest = config.model.window, size.windows[1]
     found = Recall(np.zeros(longest, np.int64), np.zeros(longest, np.int64), last=0, documents=count)
-    while not schedule.is_finished(cursor):
-        plan, cursor = schedule.step(cursor)
-        segments = reader.read(plan, range(streams))
-        target, mask = documents.answers(plan, segments)
-        logits, memory = model(torch.from_numpy(segments.input), memory, torch.from_numpy(segments.starts))
-        right = (full_logits(logits, VOCAB).argmax(-1).numpy() == target) & mask
-        position = _in_tokens(plan.offset, window) + np.tile(np.arange(window), plan.offset.shape[1])
-        distance = position // WINDOW
+    for plan, mask, right in asked(model, config, documents):
+        distance = positions(plan, window) // WINDOW
         np.add.at(found.asked, distance[mask], 1)
         np.add.at(found.right, distance[mask], right[mask])
-        in_last = distance == _in_tokens(documents.lengths[plan.document], window) // WINDOW - 1
+        in_last = distance == in_tokens(documents.lengths[plan.document], window) // WINDOW - 1
         found.last += int((right & in_last).sum())
     return found
 
@@ -188,11 +148,6 @@ def without_recurrence(config: ModelConfig, **model: Any) -> dict[str, Any]:
 
     plain = config.changed({"mixers.recurrent.layers": (), **model})
     return {"recurrent_layers": (), "mlp_width": mlp_width(with_parameters(plain, parameter_count(config)))} | model
-
-
-def _in_tokens(blocks: Int64Array, window: int) -> Int64Array:
-    """(b, nb) -> (b, N)"""
-    return np.repeat(blocks, window, 1)
 
 
 CELLS: dict[str, dict[str, Any]] = {

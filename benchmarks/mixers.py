@@ -1,0 +1,256 @@
+"""Every causal kind of mixer, and hybrids of two, at equal parameters and equal tokens, on tasks and on text.
+
+`python -m benchmarks.mixers --out build/mixers` trains a model for each kind, task and seed (a cell), on one CPU:
+
+* recall: a key that is shown once (benchmarks/recall.py), asked for 8 and more windows later;
+* multi-query and last write: pairs of key and value (benchmarks/pairs.py);
+* text: `brt data corpus books`, or code of this environment's packages (--text code), with tokens/s, memory, and bits
+  per token of held-out text by position in the document.
+
+It prints a table, and writes OUT/mixers.json and OUT/mixers.png after each cell.  Run it again to go on: cells that are
+in the file with the same steps are not trained again, and text goes on from its last checkpoint.  Each kind has a
+process of its own, so memory is its own too.  --quick is a run of a few minutes that only shows that all of it works.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.mixers_report import draw, table
+from brt_dist.files import write_atomic
+
+if TYPE_CHECKING:
+    from brt_dist.config.schema import Config
+    from brt_dist.parallel.device import Device
+
+Cell = dict[str, Any]
+TASKS = ("text", "recall", "multi-query", "last write")  # text first: the peak of memory is then its own
+REFERENCE = "recurrent"  # all kinds get its number of parameters
+RECURRENT = {"states": 8}
+_PLAIN = ("window", "linear", "delta", "gated_delta", "memsizer", "nprf_rpe", "lstm")
+KINDS = (*_PLAIN, "switchhead", "recurrent", "bst", "delta, window", "linear, recurrent")
+
+
+def mixers(kind: str, layers: int) -> dict[str, Any]:
+    """`model.mixers` of a kind: of all layers, or of the last but one where a state is combined with other layers."""
+    one = {"layers": [layers - 2]}
+    return {
+        **{name: {name: {}} for name in _PLAIN},
+        "switchhead": {"switchhead": {"experts": 2}},  # with more, it alone has more parameters than the others
+        "recurrent": {"window": {}, "recurrent": RECURRENT | one},
+        "bst": {"window": {}, "bst": one},
+        "delta, window": {"window": {}, "delta": {"layers": list(range(0, layers, 2))}},
+        "linear, recurrent": {"linear": {}, "recurrent": RECURRENT | one},
+    }[kind]
+
+
+def configuration(kind: str, layers: int, width: int, vocabulary: int, seed: int, steps: int, **data: Any) -> "Config":
+    """A run of a kind, with as many parameters as the reference, by the width of the FFN.
+
+    Args:
+        data: segment, streams, window, learning_rate; for text also dataset, validation and directory.
+    """
+    from benchmarks.models import parameter_count, with_parameters
+    from brt_dist.config.schema import Config
+
+    def of(kind: str) -> Config:
+        return Config.model_validate(
+            {
+                "model": {
+                    "layers": layers, "width": width, "heads": width // 16, "head_dim": 16, "window": data["window"],
+                    "vocab_size": vocabulary, "mixers": mixers(kind, layers), "dropout": 0.0,
+                    "ffns": {"relu": {"width": 4 * width}},
+                },
+                "data": {
+                    "dataset": data.get("dataset", "none"), "validation": data.get("validation"),
+                    "segment": data["segment"], "streams": data["streams"],
+                },
+                "parallel": {"micro_batch": data["streams"], "zero_stage": 0},
+                "optimizer": {
+                    "learning_rate": data["learning_rate"], "warmup_steps": min(20, steps // 2), "clip_norm": 1.0,
+                },
+                "run": {
+                    "directory": data.get("directory", "none"), "steps": steps, "precision": "fp32", "seed": seed,
+                    "device": "cpu", "evaluation_steps": 1, "evaluate_parts": False, "evaluate_training": False,
+                    "memory_every": 0, "checkpoint_every": 100, "keep_checkpoints": 1, "keep_best": 0,
+                },
+            }
+        )  # fmt: skip
+
+    config, count = of(kind), parameter_count(of(REFERENCE).model)
+    return config.model_copy(update={"model": with_parameters(config.model, count)})
+
+
+def key_of(kind: str, task: str, seed: int, options: argparse.Namespace) -> Cell:
+    """What a cell is: cells that differ in any of this are different."""
+    steps = options.text_steps if task == "text" else options.steps
+    return {"kind": kind, "task": task if task != "text" else f"text: {options.text}", "seed": seed, "steps": steps}
+
+
+def trained_cell(key: Cell, options: argparse.Namespace, folders: tuple[Path, Path], device: "Device") -> Cell:
+    """Train and measure a cell."""
+    began = time.perf_counter()
+    found = on_text(key, options, folders, device) if key["task"].startswith("text") else on_task(key, options, device)
+    return key | found | {"seconds": round(time.perf_counter() - began, 1)}
+
+
+def on_task(key: Cell, options: argparse.Namespace, device: "Device") -> Cell:
+    from benchmarks import pairs, recall
+    from benchmarks.models import mlp_width, parameter_count
+    from benchmarks.questions import asked, train_on
+
+    windows, longer = (10, 15), (20, 25)
+    seed, task = key["seed"], key["task"]
+    vocabulary = recall.VOCAB if task == "recall" else pairs.VOCAB
+    config = configuration(
+        key["kind"], 2, 32, vocabulary, seed, key["steps"], segment=5 * 4, streams=32, window=4, learning_rate=1e-2
+    )
+    count = recall.documents_for(config, windows[0])
+    if task == "recall":
+        size = recall.Size(windows=windows)
+        model, losses = train_on(config, recall.Documents(size, count, (seed, 0)), device)
+        accuracy = recall.recall(model, config, recall.Size(windows=longer), options.asked).accuracy(8)
+    else:
+        model, losses = train_on(config, pairs.Pairs(task, windows, count, (seed, 0)), device)
+        told = [
+            (right.sum(), mask.sum())
+            for _, mask, right in asked(model, config, pairs.Pairs(task, longer, options.asked, (seed, 1)))
+        ]
+        accuracy = float(sum(right for right, _ in told) / sum(mask for _, mask in told))
+    size_of = {"parameters": parameter_count(config.model), "mlp_width": mlp_width(config.model)}
+    return size_of | {"accuracy": accuracy, "loss": losses[-1]}
+
+
+def on_text(key: Cell, options: argparse.Namespace, folders: tuple[Path, Path], device: "Device") -> Cell:
+    from benchmarks.models import mlp_width, parameter_count, train_run
+    from benchmarks.positions import profile
+    from brt_dist.data.dataset import Dataset
+    from brt_dist.evaluation.positions import doubling
+    from brt_dist.event_log import events_of
+    from brt_dist.events import StepEvent
+
+    train, validation = (Dataset.open(folder) for folder in folders)
+    name = f"{key['kind'].replace(', ', '-')}-{options.text}-{key['seed']}-{key['steps']}"
+    config = configuration(
+        key["kind"], 4, 64, train.vocab_size, key["seed"], key["steps"], segment=128, streams=8, window=32,
+        learning_rate=3e-3, dataset=folders[0], validation=folders[1], directory=options.out / "runs" / name,
+    )  # fmt: skip
+    model, tokens = train_run(config, train, validation, device)
+    peak = device.peak_memory_bytes()
+    steps = [event.tokens_per_second for event in events_of(config.run.directory, StepEvent)]
+    found = profile(model, config, validation, doubling(32, int(validation.lengths.max())))
+    shown = found.tokens.sum(0) > 0
+    return {
+        "parameters": parameter_count(config.model),
+        "mlp_width": mlp_width(config.model),
+        "training_tokens": tokens,
+        "tokens_per_second": statistics.median(rate for rate in steps if rate),
+        "peak_bytes": peak,
+        "memory_bytes": sum(
+            field.local_bytes(1, False, 4)
+            for layer in range(config.model.layers)
+            for field in config.model.mixer_of(layer).memory(config.model)
+        ),
+        "bits_per_token": found.mean,
+        "edges": [edge for edge, is_shown in zip(found.edges, shown, strict=True) if is_shown],
+        "by_position": found.by_bin[shown].tolist(),
+    }
+
+
+def datasets(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Folders of the training and the held-out dataset; built if they are not there."""
+    from pipelines.build import BuildSettings, build
+    from pipelines.code_corpus import write_code
+    from pipelines.corpora import fetch_books
+
+    corpus, data = options.out / f"corpus-{options.text}", options.out / f"data-{options.text}"
+    if not corpus.exists():
+        (fetch_books if options.text == "books" else write_code)(corpus)
+    parts = tuple(data / part for part in ("train", "validation"))
+    for part, tokenizer in zip(parts, ("bpe:1024", str(parts[0] / "tokenizer.json")), strict=True):
+        build(BuildSettings((str(corpus / part.name),), tokenizer, shard_size=1 << 20), part, workers=0)
+    return parts[0], parts[1]
+
+
+def serve(connection: Connection, keys: list[Cell], options: argparse.Namespace, folders: tuple[Path, Path]) -> None:
+    """Train these cells, one after the other, and send each."""
+    import torch
+
+    from brt_dist.parallel.layout import single_process
+
+    torch.set_num_threads(1)
+    with single_process() as device:
+        for key in keys:
+            connection.send(trained_cell(key, options, folders, device))
+    connection.close()
+
+
+def results(keys: list[Cell], options: argparse.Namespace, folders: tuple[Path, Path]) -> Iterator[Cell]:
+    """Those of `keys`, in a process of their own; it ends early if the process does."""
+    context = get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=serve, args=(theirs, keys, options, folders), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        for _ in keys:
+            yield ours.recv()
+    except EOFError:
+        return
+    finally:
+        process.join()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("build/mixers"))
+    parser.add_argument("--only", nargs="*", default=list(KINDS), choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS, metavar="TASK", help=", ".join(TASKS))
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of each")
+    parser.add_argument("--steps", type=int, default=600, help="steps of a task, of 640 tokens")
+    parser.add_argument("--text-steps", type=int, default=2000, help="steps of text, of 1024 tokens")
+    parser.add_argument("--text", choices=("books", "code"), default="books", help="which text")
+    parser.add_argument("--asked", type=int, default=256, help="documents that are asked about")
+    parser.add_argument("--quick", action="store_true", help="one seed and few steps: shows that all of it works")
+    options = parser.parse_args()
+    if options.quick:
+        options.seeds, options.steps, options.text_steps, options.asked = 1, 20, 8, 64
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "mixers.json"
+    cells: list[Cell] = json.loads(file.read_text()) if file.exists() else []
+    folders = datasets(options) if "text" in options.tasks else (Path(), Path())
+    wanted = [
+        [key_of(kind, task, seed, options) for task in TASKS if task in options.tasks]
+        for seed in range(options.seeds)
+        for kind in options.only
+    ]
+    for keys in wanted:
+        missing = [key for key in keys if not any(key.items() <= cell.items() for cell in cells)]
+        for cell in results(missing, options, folders) if missing else ():
+            cells.append(cell)
+            write_atomic(file, json.dumps(cells, indent=1) + "\n")
+            print(f"{cell['kind']}, {cell['task']}, seed {cell['seed']}: {cell['seconds']} s", flush=True)
+    every = [key for keys in wanted for key in keys]
+    shown = [cell for key in every for cell in cells if key.items() <= cell.items()]
+    print(table(shown))
+    draw(shown, options.out / "mixers.png")
+    if len(shown) < len(every):
+        print(
+            f"{len(every) - len(shown)} of {len(every)} cells failed; run it again to try them again", file=sys.stderr
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

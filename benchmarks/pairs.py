@@ -1,0 +1,85 @@
+"""Two tasks about pairs of a key and a value, written into a document and asked for later.
+
+* Multi-query recall (after MQAR, arXiv 2312.04927): the first windows hold PAIRS pairs with keys of their own; then
+  each window asks for one of them.  What is carried must hold all pairs at once.
+* Last write wins: each window writes a new value for one of FEW keys, and asks for a key, whose answer is its newest
+  value.  What is carried must be overwritten, and not only added to.
+
+The answer is never in the input.  Documents are longer than a segment and start anywhere in one.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from benchmarks.questions import BoolArray, Int64Array, positions
+from brt_dist.data.reader import Segments
+from brt_dist.data.stream_schedule import StepReads
+
+Task = Literal["multi-query", "last write"]
+KEYS, VALUES = 16, 8
+PAIRS, FEW = 8, 4  # pairs of multi-query recall; keys of last write wins
+ASK, NOISE = KEYS + VALUES, KEYS + VALUES + 1
+VOCAB = NOISE + 1
+WINDOW = 4  # tokens: two pairs, or a pair and a question
+
+
+class Pairs:
+    """`count` documents of a task, drawn from `seed`; read like a dataset.
+
+    Args:
+        windows: shortest and longest document.
+    """
+
+    def __init__(self, task: Task, windows: tuple[int, int], count: int, seed: Sequence[int]) -> None:
+        random = np.random.default_rng(seed)
+        shortest, longest = windows
+        self.lengths: Int64Array = random.integers(shortest, longest + 1, count) * WINDOW
+        distinct = PAIRS if task == "multi-query" else FEW
+        keys = random.permuted(np.tile(np.arange(KEYS if task == "multi-query" else FEW), (count, 1)), axis=1)
+        keys = keys[:, :distinct]
+        values = random.integers(KEYS, KEYS + VALUES, (count, distinct))
+        shown = distinct * 2 // WINDOW  # windows
+        later = (count, longest - shown)
+        which = random.integers(distinct, size=later)  # is asked for in each of the later windows
+        rows = np.arange(count)[:, None]
+        tokens = np.full((*later, WINDOW), NOISE)
+        if task == "multi-query":
+            at = random.integers(WINDOW - 1, size=later)
+            newest = values[rows, which]
+        else:
+            written, at = random.integers(distinct, size=later), np.full(later, 2)
+            new = random.integers(KEYS, KEYS + VALUES, later)
+            newest, held = np.empty_like(new), values.copy()
+            for window in range(later[1]):
+                held[rows[:, 0], written[:, window]] = new[:, window]
+                newest[:, window] = held[rows[:, 0], which[:, window]]
+            tokens[..., 0], tokens[..., 1] = keys[rows, written], new
+        np.put_along_axis(tokens, at[..., None], ASK, 2)
+        np.put_along_axis(tokens, at[..., None] + 1, keys[rows, which][..., None], 2)
+        answer, is_asked = np.zeros_like(tokens), np.zeros(tokens.shape, np.bool_)
+        np.put_along_axis(answer, at[..., None] + 1, newest[..., None], 2)
+        np.put_along_axis(is_asked, at[..., None] + 1, True, 2)
+        first = np.stack([keys, values], 2).reshape(count, -1)
+        self._tokens: Int64Array = np.concatenate([first, tokens.reshape(count, -1)], 1)
+        self._answer: Int64Array = np.concatenate([np.zeros_like(first), answer.reshape(count, -1)], 1)
+        self._is_asked: BoolArray = np.concatenate([np.zeros(first.shape, bool), is_asked.reshape(count, -1)], 1)
+
+    def tokens(self, document: int, offset: int, count: int) -> Int64Array:
+        """As `Dataset.tokens`."""
+        return self._tokens[document, offset : offset + count]
+
+    def length(self, document: int) -> int:
+        """As `Dataset.length`."""
+        return int(self.lengths[document])
+
+    def expect(self, documents: Sequence[int]) -> None:
+        """As `Dataset.expect`: everything is here."""
+
+    def answers(self, plan: StepReads, segments: Segments) -> tuple[Int64Array, BoolArray]:
+        """Answer (b, N), at the key that is asked for, and where one is asked for (b, N)."""
+        window = segments.input.shape[1] // plan.document.shape[1]
+        place = np.repeat(plan.document, window, 1), np.minimum(positions(plan, window), self._tokens.shape[1] - 1)
+        inside = np.tile(np.arange(window), plan.length.shape[1]) < np.repeat(plan.length, window, 1)
+        return self._answer[place], self._is_asked[place] & inside
