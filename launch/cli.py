@@ -24,6 +24,7 @@ _COMMANDS = {
     "stop": ("launch.commands.submit:stop", "Ask a submitted run to save and stop."),
     "logs": ("launch.commands.submit:logs", "Print the log of a submitted run or of one of its ranks."),
     "status": ("launch.commands.status:status", "Show the state of a run."),
+    "list": ("launch.commands.list:list_", "List the runs below a folder."),
     "report": ("launch.commands.report:report", "Write a self-contained HTML report of a run."),
     "eval": ("launch.commands.eval:evaluate", "Measure a trained model on whole documents."),
     "generate": ("launch.commands.generate:generate", "Continue a text with a trained model."),
@@ -34,7 +35,7 @@ _COMMANDS = {
     "export": ("launch.commands.export:export", f"Export the weights of a run: {', '.join(WEIGHT_FORMATS)}."),
     "import": ("launch.commands.export:import_", "Convert weights so that a run can start from them."),
     "metrics-exporter": ("launch.commands.exporter:exporter", "Serve the latest metrics of runs to Prometheus."),
-    "config": ("launch.commands.config:config", "Show a resolved config, or the schema of all keys."),
+    "config": ("launch.commands.config:config", "Show a resolved config, what each key means, or the schema."),
 }
 
 

@@ -23,6 +23,7 @@ from launch.run.claim import claimed
 from launch.run.config_file import absolute, refuse_other_run, write_config
 from launch.run.history import History
 from launch.run.python import module_command
+from launch.run.size_line import size_line
 from launch.supervision.attempts import Attempts
 from launch.supervision.signals import StopRequests
 from launch.supervision.verdict import Verdict
@@ -171,8 +172,9 @@ def _attempts(
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     tell(f"run directory {run}")
-    if note is not None:
-        tell(note)
+    for line in (size_line(config), note):
+        if line is not None:
+            tell(line)
     for warning in warnings(config):
         tell(f"warning: {warning}")
     address = ray_address or config.launch.ray_address

@@ -44,7 +44,7 @@ from brt_dist.data.tokenizers import (
 from brt_dist.errors import DataError
 from brt_dist.files import write_atomic
 from brt_dist.reading import read_json
-from pipelines.cluster import running_ray
+from pipelines.cluster import is_connected, running_ray
 from pipelines.finish import finish_dataset
 from pipelines.selection import Duplicates, Split, has_hashes, remove_hashes
 from pipelines.shard_contents import Listing, ShardContents, divide_into_shards, list_sources, sample
@@ -59,6 +59,7 @@ LOCK_FILE = ".build.lock"
 _LOSSY_HINT = "; --lossy allow accepts this; bytes and bpe:SIZE lose nothing"
 # What may change when a build is taken on: a finished shard is the same for either value, or is written again.
 _NOT_PART_OF_THE_BUILD = ("on_bad", "lossy")
+_SMALL = 32 << 20  # bytes of text that this process encodes in seconds
 _LARGEST_READ = 32  # shards' worth of text for one shard of a split
 
 
@@ -92,14 +93,25 @@ class BuildSettings:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did; `tokens_per_second` counts only the shards it wrote, and is 0 if it wrote none."""
+    """What a build did.
+
+    Attributes:
+        written_tokens: of the shards that it wrote.
+        writing_seconds: that it took to write them, without the start of Ray and what comes before and after.
+    """
 
     folder: Path
     dataset: DatasetRecord
     written_shards: int
     kept_shards: int
     seconds: float
-    tokens_per_second: float
+    written_tokens: int
+    writing_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the shards that it wrote; 0 if it wrote none."""
+        return self.written_tokens / self.writing_seconds if self.written_tokens else 0.0
 
 
 class BuildProgress:
@@ -129,7 +141,7 @@ def build(
     Args:
         settings: what to build.
         folder: of the dataset.
-        workers: parallel tasks, by default one per core; 0: no Ray, this process does the work.
+        workers: parallel tasks, by default one per core for more than 32 MB; 0: no Ray, this process does the work.
         ray_address: cluster to use instead of this machine; sources and folder must be on its shared storage.
         overwrite: replace a different build in `folder`.
         progress: receives the progress.
@@ -170,7 +182,8 @@ def build(
         written_shards=listing.shards - shards.kept,
         kept_shards=shards.kept,
         seconds=time.perf_counter() - began,
-        tokens_per_second=shards.written_tokens / shards.seconds if shards.written_tokens else 0.0,
+        written_tokens=shards.written_tokens,
+        writing_seconds=shards.seconds,
     )
 
 
@@ -186,7 +199,7 @@ class _Shards:
         progress: BuildProgress,
     ) -> None:
         self.folder, self.settings, self.sources = folder, settings, sources
-        self.total, self.progress = listing.shards, progress
+        self.total, self.bytes, self.progress = listing.shards, listing.text_bytes, progress
         self.records: dict[int, ShardRecord] = {}
         self.written_tokens, self.seconds = 0, 0.0
         for number in range(listing.shards):
@@ -206,6 +219,10 @@ class _Shards:
         if self.kept == self.total:
             return
         settings = ShardSettings(self.settings.text_field, self.settings.on_bad, self.settings.split)
+        if workers is None and ray_address is None and self.bytes <= _SMALL and not is_connected():
+            workers = 0  # Ray would take longer to start than this takes
+        if workers != 0:
+            self.progress.stage("starting Ray" if ray_address is None else f"joining Ray at {ray_address}")
 
         def here(work: Work, all_contents: Iterator[ShardContents], finished: Callable[[int, Any], None]) -> None:
             for contents in all_contents:
@@ -216,6 +233,7 @@ class _Shards:
             self._do(here, lambda folder, contents, settings: write_shard(folder, contents, tokenizer, settings))
         else:
             with running_ray(workers, ray_address) as at_once:
+                self.progress.stage("building shards")
                 began = time.perf_counter()  # the start of Ray is no measure of the pipeline
                 self._do(partial(run_tasks, self.folder, settings, at_once), write)
         self.seconds = time.perf_counter() - began

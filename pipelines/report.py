@@ -82,6 +82,8 @@ def build_json(report: BuildReport) -> dict[str, Any]:
         "skipped": _skipped(report),
         "sources": [source.model_dump() for source in dataset.sources],
         "seconds": round(report.seconds, 3),
+        "written_tokens": report.written_tokens,
+        "writing_seconds": round(report.writing_seconds, 3),
         "tokens_per_second": round(report.tokens_per_second, 1),
     }
 
@@ -97,7 +99,8 @@ def print_build(report: BuildReport, console: Console) -> None:
     show(table(head, rows, right=head[1:]), console.file)
     dataset = report.dataset
     shards = f"{len(dataset.shards)} shards ({report.written_shards} written, {report.kept_shards} kept)"
-    speed = f", {report.tokens_per_second:,.0f} tokens/s" if report.written_shards else ""
+    took = f"{report.writing_seconds:.1f} s at {report.tokens_per_second:,.0f} tokens/s"
+    speed = f", of which {report.written_tokens:,} tokens took {took}" if report.written_shards else ""
     console.print(
         f"{shards}, vocabulary {dataset.tokenizer.vocab_size:,}, {report.seconds:.1f} s{speed}", soft_wrap=True
     )

@@ -354,7 +354,7 @@ def _dataset(config: Config, dataset: DatasetFacts, validation: DatasetFacts | N
             f"data.streams={config.data.streams}, but {_training(config)} has {dataset.documents} documents"
             + (" before one repeats at these weights" if config.data.mixture else "")
             + ", and every stream needs its own; "
-            + (f"nearest: data.streams={_fitting_streams(config, dataset)}" if dataset.documents else "it is empty")
+            + (f"nearest: {_fitting_streams(config, dataset)}" if dataset.documents else "it is empty")
         )
     for facts, name in ((dataset, _training(config)), (validation, f"data.validation {config.data.validation}")):
         if facts is not None and facts.documents and facts.longest < 2:
@@ -431,9 +431,16 @@ def _nearest_multiple(value: int, of: int) -> int:
     return max((value + of // 2) // of, 1) * of
 
 
-def _fitting_streams(config: Config, dataset: DatasetFacts) -> int:
-    portion = config.parallel.data * config.parallel.micro_batch
-    return max(dataset.documents // portion * portion, 1)
+def _fitting_streams(config: Config, dataset: DatasetFacts) -> str:
+    """As many streams as there are documents for, with what else must change for that, as settings."""
+    layout, most = config.parallel, dataset.documents
+    if most >= layout.data * layout.micro_batch:
+        portion = layout.data * layout.micro_batch
+        return f"data.streams={most // portion * portion}"
+    ranks = min(layout.data, most)
+    each = most // ranks
+    settings = [f"data.streams={each * ranks}", f"parallel.micro_batch={max(divisors(each, layout.micro_batch))}"]
+    return ", ".join(settings + ([f"parallel.data={ranks}"] if ranks != layout.data else []))
 
 
 def _listed(numbers: tuple[int, ...] | list[int]) -> str:

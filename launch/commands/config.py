@@ -1,4 +1,4 @@
-"""`brt config show` and `brt config schema`."""
+"""`brt config show`, `brt config keys` and `brt config schema`."""
 
 import json
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from brt_dist.config.costs import warnings
+from brt_dist.config.keys import nearest_key
 from brt_dist.config.loading import flatten, load
 from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
@@ -18,7 +19,7 @@ from launch.run.redact import redact
 
 @click.group()
 def config() -> None:
-    """Show a resolved config, or the schema of all keys."""
+    """Show a resolved config, what each key means, or the schema of all keys."""
 
 
 @config.command()
@@ -30,8 +31,12 @@ def config() -> None:
 def show(settings: tuple[str, ...], everything: bool, as_json: bool) -> int:
     """Print every key with its value and its origin (default, FILE:LINE or command line).
 
-    An invalid config is shown too, followed by what is wrong with it; the exit code is then 10.
+    An invalid config is shown too, followed by what is wrong with it; the exit code is then 10.  Without arguments it
+    prints all keys with their defaults, as `brt config keys` does.
     """
+    if not settings:
+        _show_keys("", as_json)
+        return 0
     files, overrides = split(settings)
     resolved = load(files, overrides)
     values = {key: _visible(value) for key, value in flatten(resolved.config).items()}
@@ -48,6 +53,43 @@ def show(settings: tuple[str, ...], everything: bool, as_json: bool) -> int:
         return 0
     click.echo(f"error: {problem}", err=True)
     return int(problem.exit_code)
+
+
+@config.command()
+@click.argument("prefix", default="", metavar="[PREFIX]")
+@json_option
+def keys(prefix: str, as_json: bool) -> None:
+    """Print the keys that begin with PREFIX, or have it in their name, each with default, choices and meaning.
+
+    \b
+      brt config keys optimizer
+      brt config keys checkpoint
+    """
+    _show_keys(prefix, as_json)
+
+
+def _show_keys(prefix: str, as_json: bool) -> None:
+    from brt_dist.config.describe import described, plain
+    from pipelines.tables import show as show_table
+    from pipelines.tables import table
+
+    every = list(described(Config))
+    found = [key for key in every if key.name == prefix or key.name.startswith(f"{prefix}.")] if prefix else every
+    found = found or [key for key in every if prefix in key.name]
+    if not found:
+        raise ConfigError(f"no key has {prefix!r} in its name{nearest_key(Config, Config, '', prefix)}")
+    if as_json:
+        items = {
+            key.name: {"default": key.default, "required": key.required, "choices": key.choices, "meaning": key.meaning}
+            for key in found
+        }
+        click.echo(json.dumps({"keys": items}))
+        return
+    rows = [
+        (key.name, "required" if key.required else plain(key.default), " | ".join(key.choices), key.meaning)
+        for key in found
+    ]
+    show_table(table(("key", "default", "choices", "meaning"), rows))
 
 
 @config.command()

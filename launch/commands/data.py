@@ -65,7 +65,9 @@ class _Build(click.Command):
 )
 @click.option("--shard-size", type=Size(), default="64MB", show_default=True, help="Bytes of text per shard.")
 @click.option(
-    "--workers", type=click.IntRange(0), help="Parallel Ray tasks; 0: no Ray.  [default: cores of this machine]"
+    "--workers",
+    type=click.IntRange(0),
+    help="Parallel Ray tasks; 0: no Ray.  [default: none for less than 32 MB of text, else the cores of this machine]",
 )
 @click.option("--ray-address", help="Ray cluster to build on; sources and --out must be on its shared storage.")
 @click.option(

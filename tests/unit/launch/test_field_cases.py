@@ -23,6 +23,7 @@ from brt_dist.data.dataset import Dataset
 from brt_dist.errors import CheckpointError, ConfigError, DataError, ExitCode, PlatformError, system_error
 from brt_dist.files import write_atomic
 from brt_dist.optim.learning_rate import learning_rate
+from brt_dist.planning.memory import plan_of
 from brt_dist.run_directory import RunDirectory
 from brt_dist.training.adjustments import Adjustments
 from launch.cli import main
@@ -32,6 +33,8 @@ from launch.nodes.processes import End
 from launch.run.changed_schedule import changed_schedule
 from launch.run.config_file import refuse_other_run, write_config
 from launch.run.open_files import check_open_files
+from launch.run.size_line import size_line
+from launch.run.sizes import with_vocabulary
 from launch.run.submission import Submission
 from launch.supervision.recovery import Recovery
 from launch.supervision.verdict import judge
@@ -378,3 +381,33 @@ def test_a_dataset_that_is_not_there_is_told_with_the_config(tmp_path: Path, run
     assert run("config", "show", f"data.dataset={folder}", *settings)[2] == ""
     code, _, err = run("config", "show", f"data.dataset={folder}", "data.validation=nowhere", *settings)
     assert code == 0 and err.startswith("warning: nowhere: no dataset.json (not a dataset folder)")
+
+
+def test_the_runs_below_a_folder(tmp_path: Path, run: Run) -> None:
+    for number, (name, end) in enumerate((("a", '"end": 4.0, "verdict": "finished"'), ("deep/b", '"end": null'))):
+        folder = tmp_path / name
+        (folder / "attempts/001").mkdir(parents=True)
+        (folder / "config.yaml").write_text(BASE)
+        (folder / "attempts/001/attempt.json").write_text(f'{{"start": 1.0, "host": "elsewhere", {end}}}')
+        event = {"event": "step", "time": 5.0 + number, "step": 7 + number, "loss": 1.5, "tokens_per_second": 1234.0}
+        (folder / "metrics.jsonl").write_text(json.dumps(event) + "\n")
+    (tmp_path / "broken/attempts").mkdir(parents=True)
+    (tmp_path / "broken/config.yaml").write_text("[")
+    code, out, _ = run("list", tmp_path)
+    rows = [line.split() for line in out.splitlines()[1:]]
+    assert code == 0 and [row[0] for row in rows] == ["deep/b", "a", "broken"]
+    assert rows[0][1:3] == ["running", "8/100"] and rows[1][1:4] == ["finished", "7/100", "1.5000"]
+    assert "1,234" in rows[1]
+    assert [row["step"] for row in json.loads(run("list", tmp_path, "--json")[1])["runs"]] == [8, 7, 0]
+    assert "no run in" in run("list", tmp_path / "a/attempts")[2]
+
+
+def test_what_a_run_is_is_told_before_it_starts(tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path, ["a" * 40] * 4).folder
+    sizes = "layers: 1, width: 8, heads: 1, head_dim: 8, window: 8"
+    model = f"model: {{{sizes}, mixers: {{window: {{}}}}, ffns: {{relu: {{width: 16}}}}}}"
+    config = load([model, BASE], [f"data.dataset={folder}", "data.segment=16", "data.streams=2"]).config
+    line = size_line(config)
+    assert line is not None and "100 steps of 32 tokens: 3,200 tokens (20 epochs of 160)" in line
+    assert line.startswith(f"{plan_of(with_vocabulary(config)).parameters:,} parameters; ")
+    assert size_line(load([model, BASE], ["data.dataset=nowhere"]).config) is None

@@ -1,0 +1,90 @@
+"""`brt list`."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from launch.commands.arguments import json_option
+
+_PASSED_OVER = (
+    "checkpoints",
+    "attempts",
+    "tracking",
+    "plots",
+    "system",
+    "submissions",
+)  # of a run, which holds no runs
+
+
+@click.command("list")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True), default=".")
+@json_option
+def list_(folder: Path, as_json: bool) -> None:
+    """List all runs in FOLDER and below it (by default here), the latest first: state, step, loss and speed."""
+    from launch.views.tables import when
+    from pipelines.tables import show, table
+
+    rows = sorted((_row(run) for run in runs_below(folder)), key=lambda row: -row["time"])
+    if as_json:
+        click.echo(json.dumps({"folder": str(folder), "runs": rows}))
+        return
+    cells = [
+        (
+            os.path.relpath(row["run"], folder),
+            row["state"],
+            f"{row['step']}/{row['steps'] or '?'}",
+            "-" if row["loss"] is None else f"{row['loss']:.4f}",
+            "-" if row["bits_per_token"] is None else f"{row['bits_per_token']:.3f}",
+            "-" if row["tokens_per_second"] is None else f"{row['tokens_per_second']:,.0f}",
+            when(row["time"]),
+        )
+        for row in rows
+    ]
+    head = ("run", "state", "step", "loss", "held-out bits/token", "tokens/s", "last step")
+    show(table(head, cells, right=head[2:6]))
+    if not rows:
+        click.echo(f"no run in {folder} or below it", err=True)
+
+
+def runs_below(folder: Path) -> Iterator[Path]:
+    """The run directories in a folder and below it, by path; of a folder that cannot be read none."""
+    for place, names, files in os.walk(folder):
+        is_run = "config.yaml" in files and ("attempts" in names or "submission.json" in files)
+        names[:] = sorted(name for name in names if not name.startswith(".") and not (is_run and name in _PASSED_OVER))
+        if is_run:
+            yield Path(place)
+
+
+def _row(run: Path) -> dict[str, Any]:
+    from brt_dist.config.loading import load
+    from brt_dist.errors import ConfigError
+    from brt_dist.run_directory import RunDirectory
+    from launch.run.attempt_record import read_last_attempt
+    from launch.run.claim import launcher_of
+    from launch.run.history import History
+    from launch.views.summary import verdict_words
+
+    history, last = History.read(run), read_last_attempt(run)
+    try:
+        steps = load(RunDirectory(run).config).config.run.steps
+    except ConfigError:  # of another version, or not ours
+        steps = None
+    state = (last.verdict if last else None) or "not started"
+    if last is not None and last.is_running:
+        state = "launcher_gone" if launcher_of(run, last.host) == "gone" else "running"
+    step = history.latest_step()
+    held_out = [history.evaluations[key] for key in sorted(history.evaluations) if key[1:] == ("validation", "carried")]
+    return {
+        "run": str(run),
+        "state": verdict_words(state),
+        "step": history.last_step,
+        "steps": steps,
+        "loss": step.loss if step else None,
+        "bits_per_token": held_out[-1].bits_per_token if held_out else None,
+        "tokens_per_second": step.tokens_per_second if step else None,
+        "time": step.time if step else 0.0,
+    }
