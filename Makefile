@@ -19,9 +19,11 @@ LAYOUTS ?= 40
 # make test-faults   injects real faults into real runs; prints the table of docs/faults.md
 # make -C tests/cluster TARGET   tests that need root or apt: several nodes, Slurm, Kubernetes, PostgreSQL, a browser
 
+# make reproduce-tiny  three rows of the paper's table, tiny, with two seeds: the path of brt reproduce, in minutes
+
 # make test-lm-eval  lm-evaluation-harness on an export for transformers, in an environment of its own; offline
 
-.PHONY: quickstart install test test-long test-layouts test-gpu test-triton test-lm-eval test-faults check format parity fuzz lock clean
+.PHONY: quickstart install test test-long test-layouts test-gpu test-triton test-lm-eval test-faults reproduce-tiny check format parity fuzz lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/brt data corpus books --out quickstart/corpus
@@ -89,6 +91,10 @@ test-faults: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -n 2 --timeout 7200 tests/unit/fuzz
+
+reproduce-tiny: $(INSTALLED)
+	$(BIN)/brt reproduce table1 --scale tiny --data books --seeds 2 --out build/reproduce \
+		--only XL:1024 --only Slide:13L --only Rec:fixed:skip
 
 lock:
 	rm -rf $(VENV)-lock
