@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from brt_dist.errors import ExitCode
 from brt_dist.files import write_atomic
 from launch.reproduce.kit import Row
+from launch.sweep.grid import Point
 from launch.sweep.run import sweep
 
 if TYPE_CHECKING:
@@ -61,10 +62,11 @@ def train_rows(
         ConfigError: some runs of a row cannot be trained.
     """
     done, code = list[Trained](), 0
+    points = [Point(f"seed={seed}", {"run.seed": str(seed)}) for seed in range(seeds)]
     for row in rows:
         console.print(f"\n{row.name}", style="bold", highlight=False)
         overrides = [*row.overrides, *settings, f"run.directory={json.dumps(str(out / row.key))}"]
-        swept = sweep(row.sources, overrides, [f"run.seed={','.join(map(str, range(seeds)))}"], console)
+        swept = sweep(row.sources, overrides, points, console)
         for result in swept.results:
             seed = int(result.settings["run.seed"])
             if seed >= seeds:  # of an earlier call with more seeds

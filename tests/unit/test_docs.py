@@ -18,11 +18,11 @@ from brt_dist.errors import ExitCode
 from launch.cli import brt
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "reproduce/README.md")] + sorted(
     ROOT.glob("docs/**/*.md")
 )
 EXAMPLES = sorted(ROOT.glob("examples/*.yaml"))
-FOLDERS = ("brt_dist", "pipelines", "launch", "tests", "examples", "docs", "benchmarks")
+FOLDERS = ("brt_dist", "pipelines", "launch", "tests", "examples", "docs", "benchmarks", "reproduce")
 PATH = re.compile(rf"(?:{'|'.join(FOLDERS)})/[\w./*-]+\w")
 OTHER_OPTIONS = {
     "--index-url",
