@@ -13,6 +13,7 @@ STEPS ?= 600
 LAYOUTS ?= 40
 
 # make test-long    the tests that take minutes each      make test-gpu   the tests that need a GPU
+# make peers        install what benchmarks/step.py compares with
 # make test-triton  the kernels for GPUs, interpreted on a CPU
 # make test-layouts  every rank of 40 random layouts of up to 64 ranks, in one process: none may hang; LAYOUTS=100
 # make fuzz        files of others, damaged in many more ways than `make check` tries
@@ -23,7 +24,7 @@ LAYOUTS ?= 40
 
 # make test-lm-eval  lm-evaluation-harness on an export for transformers, in an environment of its own; offline
 
-.PHONY: quickstart install test test-long test-layouts test-gpu test-triton test-lm-eval test-faults reproduce-tiny check format parity fuzz lock clean
+.PHONY: quickstart install peers test test-long test-layouts test-gpu test-triton test-lm-eval test-faults reproduce-tiny check format parity fuzz lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/brt data corpus books --out quickstart/corpus
@@ -52,6 +53,10 @@ $(LM_EVAL): $(INSTALLED) requirements-transformers.lock requirements-lm-eval.loc
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(@D) --requirement requirements-transformers.lock \
 		--requirement requirements-lm-eval.lock
 	@touch $@
+
+peers: $(INSTALLED) $(TRANSFORMERS) requirements-peers.lock
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/peers --requirement requirements-peers.lock
+	@touch $(VENV)/peers/.installed
 
 test: $(INSTALLED) $(TRANSFORMERS)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long"  # the long files first

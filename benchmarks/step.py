@@ -7,7 +7,7 @@ useful FLOPs count visible pairs only and nothing that is computed twice.
 
 --device D          cpu (default): fp32, small shapes; cuda: bf16, the shapes of the paper
 --shapes NAME ...   of small, medium, tiny on a CPU, of 150m, 1b3 on a GPU (all)      --repeats N    steps of each row
---rows NAME ...     which rows (all)
+--rows NAME ...     which rows (all)               --peers       also other implementations, at as many parameters (CPU)
 --against KEY=VALUE each row also with this setting, for example model.attention_kernel=plain
 --profile FILE      the first row's step, operator by operator, as text
 --json FILE         all figures as JSON           --show FILE    print the table of such a file, and measure nothing
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", help="which shapes")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows")
     parser.add_argument("--repeats", type=int, default=5, help="steps of each row")
+    parser.add_argument("--peers", action="store_true", help="also other implementations, of as many parameters; CPU")
     parser.add_argument("--against", metavar="KEY=VALUE", help="each row also with this setting")
     parser.add_argument("--profile", type=Path, metavar="FILE", help="the first row's step, operator by operator")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures as JSON")
@@ -71,23 +72,29 @@ def main() -> None:
         parser.error(
             f"no shape {', '.join(unknown)} for {options.device}; there is {', '.join(SHAPES[options.device])}"
         )
+    if options.peers and options.device != "cpu":
+        parser.error("--peers runs on a CPU only")
     os.environ["PYTHONWARNINGS"] = "ignore"
     if options.device == "cpu":
         os.environ["OMP_NUM_THREADS"] = "1"
     figures = []
     for shape in shapes:
-        figures += measure(options.device, shape, options.rows, options.repeats, options.against, options.profile)
+        figures += measure(
+            options.device, shape, options.rows, options.repeats, options.against, options.profile, options.peers
+        )
         print(table([row for row in figures if row["shape"] == shape]), flush=True)
         if options.json:
             options.json.write_text(json.dumps(figures, indent=1))
 
 
 def measure(
-    device: str, shape: str, rows: list[str], repeats: int, against: str | None, profile: Path | None
+    device: str, shape: str, rows: list[str], repeats: int, against: str | None, profile: Path | None, peers: bool
 ) -> list[dict[str, Any]]:
     """The figures of each row of a shape; the rows take turns."""
+    from benchmarks.peers import PEERS
+
     context = get_context("spawn")
-    running = []
+    running: list[tuple[Connection, Any, dict[str, Any]]] = []
     for row in rows:
         for override in (None, against) if against else (None,):
             ours, theirs = context.Pipe()
@@ -96,6 +103,13 @@ def measure(
             running.append((ours, process, {"shape": shape, "row": f"{row}, {override}" if override else row}))
     for connection, _, figures in running:
         figures |= {**connection.recv(), "seconds": [], "rates": []}
+    for peer in PEERS if peers else ():
+        ours, theirs = context.Pipe()
+        first = running[0][2]
+        process = context.Process(target=serve_peer, args=(theirs, peer, shape, first["parameters"]), daemon=True)
+        process.start()
+        running.append((ours, process, {"shape": shape, "row": peer}))
+        running[-1][2].update({**ours.recv(), "seconds": [], "rates": []})
     for _ in range(repeats):
         for connection, _, figures in running:
             connection.send("step")
@@ -187,6 +201,33 @@ def serve(connection: Connection, values: dict[str, Any], override: str | None) 
         engine.close()
 
 
+def serve_peer(connection: Connection, name: str, shape: str, parameters: int) -> None:
+    """A row of another implementation, one thread on a CPU."""
+    import resource
+
+    import torch
+
+    from benchmarks.peers import Peer
+    from brt_dist.parallel.device import Device
+
+    torch.set_num_threads(1)
+    sizes, vocab = SHAPES["cpu"][shape], VOCAB["cpu"]
+    peer = Peer(name, sizes, vocab, parameters)
+
+    def step() -> float:
+        tokens = torch.randint(vocab, (sizes["streams"], sizes["segment"] + 1))
+        before = time.process_time()
+        peer.step(tokens)
+        return time.process_time() - before
+
+    step()
+    tokens = sizes["streams"] * sizes["segment"]
+    connection.send({"device": "cpu", "parameters": peer.parameters, "tokens": tokens})
+    while connection.recv() != "end":
+        connection.send((step(), product_rate(Device("cpu", 0), "fp32", PRODUCT["cpu"])))
+    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
 def profiled(step: Any, kind: str) -> str:
     """The operators of a step, by their own time on the device, and on the CPU."""
     from torch.profiler import ProfilerActivity, profile
@@ -228,14 +269,15 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         rates = sorted(row["tokens"] / seconds for seconds in row["seconds"])
-        share = statistics.median(
-            row["useful_flops"] / seconds / rate for seconds, rate in zip(row["seconds"], row["rates"], strict=True)
-        )
+        share, rate = "", ""
+        if useful := row.get("useful_flops"):
+            shares = (useful / seconds / rate for seconds, rate in zip(row["seconds"], row["rates"], strict=True))
+            share, rate = f"{statistics.median(shares):.2f}", f"{useful / statistics.median(row['seconds']) / 1e12:.3g}"
         median = statistics.median(row["seconds"])
         relative = (median / row["tokens"]) / (statistics.median(first["seconds"]) / first["tokens"])
         lines.append(
             f"| {row['row']} | {row['parameters'] / 1e6:.1f} | {row['tokens'] / median:.0f} | "
-            f"{rates[0]:.0f} to {rates[-1]:.0f} | {share:.2f} | {row['useful_flops'] / median / 1e12:.1f} | "
+            f"{rates[0]:.0f} to {rates[-1]:.0f} | {share} | {rate} | "
             f"{row['peak_bytes'] / 1e9:.2f} | {relative:.2f} |"
         )
     return "\n".join(lines)
