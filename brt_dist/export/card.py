@@ -56,5 +56,21 @@ def model_card(weights: Weights) -> str:
         "# Block-Recurrent Transformer\n\n"
         "A [Block-Recurrent Transformer](https://arxiv.org/abs/2203.07852) trained with brt_dist. It reads a document "
         "segment by segment, and carries a recurrent state and a cache of keys and values from one to the next.\n\n"
-        f"| | |\n|---|---|\n{table}\n\n## Loading it\n\n{_LOADER}\n"
+        f"| | |\n|---|---|\n{table}\n\n{_training(weights)}## Loading it\n\n{_LOADER}\n"
     )
+
+
+def _training(weights: Weights) -> str:
+    """How it was trained, as far as that is known."""
+    found = ""
+    if points := weights.curve():
+        rows = [f"| {p.step:,} | {_bits(p.training)} | {_bits(p.held_out)} |" for p in points]
+        found = "Bits/token while it was trained:\n\n| step | training text | held-out text |\n|---|---|---|\n"
+        found += "\n".join(rows) + "\n\n"
+    if weights.config is not None:
+        found += "Every setting of the run is in config.yaml.\n\n"
+    return f"## Training\n\n{found}" if found else ""
+
+
+def _bits(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

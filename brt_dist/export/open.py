@@ -13,6 +13,7 @@ from brt_dist.checkpoint.places import answering, find_place
 from brt_dist.config.loading import recorded
 from brt_dist.config.schema import Config, ModelConfig
 from brt_dist.errors import BrtError
+from brt_dist.export.curve import curve_of
 from brt_dist.export.weights import Weights
 from brt_dist.files import is_url
 from brt_dist.kinds import WEIGHT_FORMATS
@@ -72,6 +73,7 @@ def _open_checkpoint(source: str, step: int | None, verify: bool) -> Iterator[We
             tokenizer=_tokenizer_of(config, manifest.dataset),
             read_region=lambda tensor, region: checkpoint.part(_KIND + tensor, region),
             verify=lambda rank, ranks: checkpoint.verify(files[rank::ranks]),
+            curve=lambda: curve_of(source, manifest.step),
         )
 
 

@@ -4,7 +4,7 @@ Whatever it is, it is verified before anything is given out, nothing in it is ru
 asked for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import CheckpointError
+from brt_dist.export.curve import CurvePoint
 from brt_dist.parallel.pieces import Region
 
 _KIND = "weights/"
@@ -33,6 +34,7 @@ class Weights:
         read_region: gives a region of one of them, and reads no more; None: it is cut out of the whole.
         verify: compares a rank's share of the files with their digests, given the rank and the number of ranks; raises
             CheckpointError.  None: there is nothing to compare.
+        curve: gives how the loss fell until then, as far as it is known.
     """
 
     where: str
@@ -44,6 +46,7 @@ class Weights:
     tokenizer: bytes | None = None
     read_region: Callable[[str, Region], Tensor] | None = None
     verify: Callable[[int, int], None] | None = None
+    curve: Callable[[], Sequence[CurvePoint]] = tuple
 
     def part(self, name: str, region: Region) -> Tensor:
         """The elements of a region of the tensor `name`, (region.size,)."""

@@ -32,7 +32,7 @@ class HuggingFace(Safetensors):
         texts = {name: (code / name).read_text(encoding="utf-8") for name in _CODE}
         texts["generation_config.json"] = json.dumps({"do_sample": True, "use_cache": True}) + "\n"
         texts |= tokenizer_files(weights.tokenizer)
-        return texts | {"README.md": model_card(weights)}
+        return super().texts(weights) | texts | {"README.md": model_card(weights)}
 
     @classmethod
     def facts(cls) -> dict[str, Any]:
