@@ -46,7 +46,8 @@ def write_report(runs: Sequence[Path], path: Path, sweep: Swept | None = None) -
     Raises:
         ConfigError: one of the folders holds no run.
     """
-    write_atomic(path, page([RunFacts.of(run) for run in runs], sweep))
+    text = page([RunFacts.of(run) for run in runs], sweep)
+    write_atomic(path, text.encode(errors="backslashreplace"))  # a path may hold bytes that are no text
     return path
 
 

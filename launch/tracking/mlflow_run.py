@@ -35,7 +35,7 @@ class MlflowRun:
         if state.run_id is None:
             state.save(run)  # the identity first: if this process is killed now, it finds the run again
             tags = {"mlflow.source.name": "brt train", "mlflow.source.type": "LOCAL"}
-            tags |= {"mlflow.user": _user(), "mlflow.note.content": description(config)}
+            tags |= {"mlflow.user": _user(), "mlflow.note.content": _text(description(config))}
             if tracking.parent is not None:
                 parent = find_or_make(self._client, state.experiment_id, tracking.parent, sweep_name(tracking.parent))
                 tags["mlflow.parentRunId"] = parent
@@ -67,7 +67,8 @@ class MlflowRun:
         from mlflow.entities import RunTag
 
         if tags:
-            self._client.log_batch(self.id, tags=[RunTag(key, value[:_VALUE_LENGTH]) for key, value in tags.items()])
+            items = [RunTag(key, _text(value)[:_VALUE_LENGTH]) for key, value in tags.items()]
+            self._client.log_batch(self.id, tags=items)
 
     def log_datasets(self, datasets: Sequence[tuple[str, Path | str]]) -> None:
         """Log dataset inputs.
@@ -83,10 +84,10 @@ class MlflowRun:
             digest = str(record.get("digest", ""))
             profile = {key: record[key] for key in ("documents", "tokens", "digest") if key in record}
             dataset = Dataset(
-                name=dataset_name(folder)[-_NAME_LENGTH:],
+                name=_text(dataset_name(folder))[-_NAME_LENGTH:],
                 digest=digest.removeprefix("sha256:")[:_DIGEST_LENGTH] or "unknown",
                 source_type="local" if isinstance(folder, Path) else "url",
-                source=json.dumps({"uri": redact(str(folder))}),
+                source=json.dumps({"uri": _text(redact(str(folder)))}),
                 profile=json.dumps(profile),
             )
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
@@ -120,6 +121,11 @@ class MlflowRun:
             at: unix seconds; None: now.
         """
         self._client.set_terminated(self.id, status=status, end_time=round((at or time.time()) * 1000))
+
+
+def _text(value: str) -> str:
+    """A value that a server takes: bytes of a path that are no text are spelled out."""
+    return value.encode(errors="backslashreplace").decode()
 
 
 def _user() -> str:

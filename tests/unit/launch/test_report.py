@@ -1,6 +1,7 @@
 """The report and the live view of a run, from files as a run leaves them."""
 
 import json
+import os
 import re
 import socket
 from dataclasses import replace
@@ -15,6 +16,7 @@ from rich.console import Console
 from launch.cli import brt
 from launch.report.charts import Curve, chart
 from launch.report.collect import RunFacts, labels
+from launch.report.page import write_report
 from launch.report.sweep import Swept, SweptRun, parallel, sweep_table
 from launch.run.claim import claimed
 from launch.views.smoothing import settled, smooth
@@ -385,3 +387,11 @@ def test_labels_of_an_axis_are_never_the_same_twice() -> None:
         html = chart("a", [Curve("a", list(enumerate(values)))], "x")
         marks = re.findall(r'<text class="row"[^>]*>([^<]*)</text>', html)
         assert len(marks) >= 2 and len(set(marks)) == len(marks), marks
+
+
+def test_a_folder_whose_name_is_no_text_has_a_report(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
+    folder.mkdir()
+    run = write_run(tmp_path)
+    moved = run.rename(folder / "run")
+    assert "\\udcff" in write_report([moved], tmp_path / "report.html").read_text()
