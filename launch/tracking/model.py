@@ -45,7 +45,7 @@ def log_model(run: Path, register: str | None = None) -> str:
     with tempfile.TemporaryDirectory(prefix="brt-model-") as folder:
         exported = Path(folder) / "hf"
         step = _export(run, exported)
-        return _send(uri, state, exported, step, register)
+        return send_model(uri, state, exported, step, register)
 
 
 def _export(run: Path, out: Path) -> int:
@@ -60,7 +60,8 @@ def _export(run: Path, out: Path) -> int:
         return int(weights.facts.get("step", 0))
 
 
-def _send(uri: str, state: SyncState, exported: Path, step: int, register: str | None) -> str:
+def send_model(uri: str, state: SyncState, exported: Path, step: int, register: str | None) -> str:
+    """Log an export for transformers as a model of the MLflow run of `state`; returns the URI of the model."""
     connect(uri)  # short timeouts
     os.environ["MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT"] = "600"  # weights are larger than a table
     import mlflow

@@ -24,8 +24,11 @@ class BlockRecurrentText(PythonModel):
         wanted = {"max_new_tokens": 100, "temperature": 1.0, "seed": 0, **(params or {})}
         sampled = wanted["temperature"] > 0
         torch.manual_seed(wanted["seed"])
+        # MLflow makes a table of a request; {"inputs": {"prompt": [...]}} is one row of it with a list
+        rows = model_input["prompt"]
+        prompts = [one for row in rows for one in ([row] if isinstance(row, str) else row)]
         found = []
-        for prompt in model_input["prompt"]:
+        for prompt in prompts:
             ids = self._tokenizer(prompt, return_tensors="pt").input_ids
             with torch.no_grad():
                 new = self._model.generate(

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from brt_dist.model.model import BlockRecurrentModel
 from brt_dist.model.parameters import logical_parameters
 from brt_dist.parallel.layout import single_process
 from launch.cli import brt
+from launch.tracking.client import connect, experiment_id, find_or_make
+from launch.tracking.model import send_model
+from launch.tracking.state import SyncState
 from tests.datasets import make_dataset
 
 TRANSFORMERS = Path(sys.prefix) / "transformers"
@@ -99,9 +102,12 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a Python that has torch and transformers, and not our libraries."""
     if not TRANSFORMERS.is_dir():
         pytest.fail(f"{TRANSFORMERS} is missing: `make {TRANSFORMERS}/.installed` installs it")
-    packages = tmp_path_factory.mktemp("packages")
+    return environment_without(ABSENT, tmp_path_factory.mktemp("packages"))
+
+
+def environment_without(absent: Sequence[str], packages: Path) -> dict[str, str]:
     for entry in Path(np.__file__).parents[1].iterdir():
-        if not any(entry.name.lower().replace("-", "_").startswith(name) for name in (*ABSENT, "__editable__")):
+        if not any(entry.name.lower().replace("-", "_").startswith(name) for name in (*absent, "__editable__")):
             (packages / entry.name).symlink_to(entry)
     return {**os.environ, "PYTHONPATH": f"{TRANSFORMERS}:{packages}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -139,6 +145,52 @@ def test_logits_and_generation_are_ours(tmp_path: Path, elsewhere: dict[str, str
             for stream, token in enumerate(chosen):
                 new[stream].append(token)
         assert theirs["new"] == new, kind
+
+
+SERVED = """
+import json, sys
+import mlflow
+try:
+    import brt_dist
+    sys.exit("brt_dist can be imported here")
+except ImportError:
+    model = mlflow.pyfunc.load_model("models:/bard/1")
+params = {"max_new_tokens": 12, "temperature": 0.0}
+print(json.dumps(model.predict({"prompt": json.loads(sys.argv[1])}, params=params)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_logged_model_runs_without_this_package(tmp_path: Path) -> None:
+    network = export("skip", tmp_path / "hf", tokenizer := parse_tokenizer(BYTES_FILE, "bytes"))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = connect(uri)
+    experiment = experiment_id(client, "an experiment", uri)
+    state = SyncState("here", run_id=find_or_make(client, experiment, "it", "a run"), experiment_id=experiment)
+    send_model(uri, state, tmp_path / "hf", 7, "bard")
+    (packages := tmp_path / "packages").mkdir()
+    without_us = [name for name in ABSENT if name != "mlflow"]
+    done = subprocess.run(
+        [sys.executable, "-S", "-P", "-c", SERVED, json.dumps(TEXTS)],
+        env=environment_without(without_us, packages)
+        | {"HF_HOME": str(tmp_path / "cache"), "MLFLOW_TRACKING_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = []
+    for text in TEXTS:
+        decoder, feed, new = Decoder(network, 1), {0: tokenizer.encode(text).tolist()}, list[int]()
+        for _ in range(12):
+            feed = {0: [int(decoder.feed(feed)[0].argmax())]}
+            new += feed[0]
+        expected.append(tokenizer.decode(new))
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
+    assert not (tmp_path / "mlruns").exists() and not Path("mlruns").exists()  # all in the store of the run
 
 
 def test_it_is_imported_again_exactly(tmp_path: Path) -> None:
