@@ -11,6 +11,7 @@ import click
 
 from brt_dist.errors import BrtError, ExitCode, system_error
 from brt_dist.kinds import BACKENDS, WEIGHT_FORMATS
+from launch.commands.arguments import quiet_libraries
 from launch.run.open_files import open_more_files
 
 # command: ("module:attribute", its line in the help)
@@ -81,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     _take_any_text()
     open_more_files()
+    quiet_libraries()
     try:
         result = brt.main(args=given, prog_name="brt", standalone_mode=False)
         code = result if isinstance(result, int) else 0

@@ -33,7 +33,7 @@ def _is_file(setting: str) -> bool:
 
 
 def quiet_libraries() -> None:
-    """Before the model's libraries are imported: what they warn about is no concern of who uses a trained model."""
+    """Before the model's libraries are imported: what they warn about is no concern of who uses a command of ours."""
     import logging
     import warnings
 

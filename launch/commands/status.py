@@ -83,6 +83,7 @@ def describe(run: Path) -> dict[str, Any]:
         "reason": f"attempt {len(records)}, step {history.last_step} of {config.run.steps}{advice}",
         "failed_rank": ended.failed_rank if ended else None,
         "detail": ended.detail if ended else "",
+        "phase": _phase(directory, last.attempt) if verdict == "running" else None,
         "step": history.last_step,
         "steps": config.run.steps,
         "last_step": to_json(last_step) if last_step else None,
@@ -95,6 +96,18 @@ def describe(run: Path) -> dict[str, Any]:
         "mlflow_page": page_link(tracking, run) if tracking.enabled else None,
         "tracking": asdict(health) if (health := Health.read(run)) else None,
     }
+
+
+def _phase(directory: Any, attempt: int) -> str | None:
+    """What the ranks of an attempt do, such as `evaluating (validation, memory carried, segment 3 of at most 60)`."""
+    from brt_dist.reading import read_json
+
+    try:
+        beat = read_json(directory.attempt(attempt).heartbeat)
+        phase, detail = str(beat["phase"]), beat.get("detail")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return f"{phase} ({detail})" if detail else phase
 
 
 def _last_line(run: Path, submission: dict[str, Any]) -> str:

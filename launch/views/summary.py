@@ -34,6 +34,8 @@ def summary(outcome: Mapping[str, Any]) -> str:
     if evaluations:
         lines.append(text_of(evaluation_table(evaluations, outcome["step"])))
     rows = [("run directory", outcome["run"]), ("step", outcome["step"])]
+    if outcome.get("phase"):
+        rows.append(("phase", outcome["phase"]))
     rows += [
         (name, outcome[key]) for name, key in (("checkpoint", "checkpoint"), ("loss curve", "plot")) if outcome[key]
     ]

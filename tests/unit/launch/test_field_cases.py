@@ -411,3 +411,28 @@ def test_what_a_run_is_is_told_before_it_starts(tmp_path: Path) -> None:
     assert line is not None and "100 steps of 32 tokens: 3,200 tokens (20 epochs of 160)" in line
     assert line.startswith(f"{plan_of(with_vocabulary(config)).parameters:,} parameters; ")
     assert size_line(load([model, BASE], ["data.dataset=nowhere"]).config) is None
+
+
+def test_status_shows_what_the_ranks_do(tmp_path: Path, run: Run) -> None:
+    write_config(tmp_path, load([BASE]))
+    attempt = RunDirectory(tmp_path).attempt(1)
+    attempt.path.mkdir(parents=True)
+    attempt.record.write_text('{"start": 1.0, "host": "elsewhere"}')
+    attempt.heartbeat.write_text(
+        '{"phase": "evaluating", "time": 1.0, "detail": "validation, segment 3 of at most 60"}'
+    )
+    code, out, _ = run("status", tmp_path)
+    assert code == 0 and "evaluating (validation, segment 3 of at most 60)" in out
+    attempt.heartbeat.write_text("[" * 3000)
+    assert json.loads(run("status", tmp_path, "--json")[1])["phase"] is None
+
+
+def test_no_warning_of_a_library_reaches_a_user() -> None:
+    program = (
+        "from launch.cli import main\n"
+        "try: main(['config', 'schema', '--output', '/dev/null/x'])\n"
+        "except SystemExit as end: print(end.code)\n"
+        "import megatron.core.optimizer"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "18\n" and done.stderr.splitlines() == ["error: /dev/null: a file of this name is in the way"]
