@@ -69,7 +69,8 @@ def _heights(points: list[tuple[float, float]], history: History, warmup: int) -
 
 
 def _mark_evaluations(axes: Any, evaluations: Mapping[tuple[int, str, str], EvaluationEvent]) -> None:
-    for dataset, memory in sorted({(dataset, memory) for _, dataset, memory in evaluations}):
+    kinds = {(dataset, memory) for _, dataset, memory in evaluations if memory in ("carried", "cleared")}
+    for dataset, memory in sorted(kinds):
         found = [(step, event) for (step, *kind), event in sorted(evaluations.items()) if kind == [dataset, memory]]
         points = [(step, event.bits_per_token) for step, event in found if event.bits_per_token is not None]
         colour = _COLOURS.get(dataset, "#555555")
