@@ -55,6 +55,4 @@ def _zero(zero: ZeroConfig) -> dict[str, Any]:
     for key, place in (("offload_optimizer", zero.offload_optimizer), ("offload_param", zero.offload_parameters)):
         if place != "none":
             settings[key] = {"device": place, "pin_memory": zero.pin_memory}
-            if place == "nvme":
-                settings[key]["nvme_path"] = str(zero.nvme_folder)
     return settings

@@ -1,9 +1,8 @@
 """How ZeRO reduces, splits and keeps what a run trains (`parallel.zero`); its stage is `parallel.zero_stage`."""
 
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from brt_dist.config.section import Section
 
@@ -38,13 +37,12 @@ class ZeroConfig(Section):
     contiguous_gradients: bool = Field(
         True, description="copy gradients into one buffer while backward makes them, against fragmented memory"
     )
-    offload_optimizer: Literal["none", "cpu", "nvme"] = Field(
+    offload_optimizer: Literal["none", "cpu"] = Field(
         "none", description="where the optimizer's state and master weights are kept and updated; none: on the device"
     )
-    offload_parameters: Literal["none", "cpu", "nvme"] = Field(
+    offload_parameters: Literal["none", "cpu"] = Field(
         "none", description="ZeRO-3: where weights are kept while no layer uses them; none: on the device"
     )
-    nvme_folder: Path | None = Field(None, description="folder on a local NVMe disk of each node, for offload to nvme")
     pin_memory: bool = Field(True, description="keep what is offloaded in page-locked host memory")
     weights_within: PositiveInt = Field(
         1,
@@ -64,3 +62,12 @@ class ZeroConfig(Section):
         1_000_000_000,
         description="ZeRO-3: weights that are used again within this many elements stay whole in between",
     )
+
+    @field_validator("offload_optimizer", "offload_parameters", mode="before")
+    @classmethod
+    def _not_to_disk(cls, place: Any) -> Any:
+        if place == "nvme":
+            raise ValueError(
+                "what DeepSpeed has swapped to a disk can neither be given first weights nor be saved; nearest: cpu"
+            )
+        return place

@@ -57,17 +57,6 @@ def broken_zero_rules(config: "Config") -> Iterator[str]:
 
 def _offload(config: "Config") -> Iterator[str]:
     zero, pipeline = config.parallel.zero, config.parallel.pipeline
-    for key, place in (("offload_optimizer", zero.offload_optimizer), ("offload_parameters", zero.offload_parameters)):
-        if place == "nvme" and config.parallel.zero_stage != 3:
-            yield (
-                f"parallel.zero.{key}=nvme with parallel.zero_stage={config.parallel.zero_stage}: DeepSpeed swaps to "
-                f"disk under ZeRO-3 only; nearest: parallel.zero.{key}=cpu, or parallel.zero_stage=3"
-            )
-        if place == "nvme" and zero.nvme_folder is None:
-            yield (
-                f"parallel.zero.{key}=nvme needs a folder on a local disk; "
-                f"nearest: parallel.zero.nvme_folder=/local/FOLDER, or parallel.zero.{key}=cpu"
-            )
     if zero.offload_optimizer == "none":
         return
     if pipeline > 1:

@@ -13,8 +13,6 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
-from brt_dist.errors import PlatformError
-
 
 @dataclass(frozen=True)
 class MasterValues:
@@ -49,21 +47,6 @@ def skip_compiled_kernels() -> None:
     import deepspeed.ops
 
     vars(deepspeed.ops)["__compatible_ops__"] = {}
-
-
-def check_nvme() -> None:
-    """Check that this machine can offload to a disk, for which DeepSpeed compiles an extension at the first start.
-
-    Raises:
-        PlatformError: it cannot.
-    """
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    if not AsyncIOBuilder().is_compatible(verbose=False):
-        raise PlatformError(
-            "parallel.zero offloads to nvme, but DeepSpeed cannot build its async_io extension here: it needs libaio "
-            "with its headers (libaio-dev) and a compiler on every node; nearest: offload to cpu."
-        )
 
 
 def pipeline_topology(pipeline: int, tensor: int, data: int) -> Any:

@@ -30,7 +30,6 @@ from brt_dist.optim.groups import set_learning_rate, split_groups
 from brt_dist.parallel.control import Control, StepResult
 from brt_dist.parallel.deepspeed_internals import (
     before_update,
-    check_nvme,
     loss_of_batch,
     quiet,
     release_graph,
@@ -368,13 +367,8 @@ def build_engine(config: Config, layout: Layout, device: Device, *, blank: bool 
         layout: of this rank.
         device: of this rank.
         blank: leave the weights unset, because they will be loaded; or call `draw` later.
-
-    Raises:
-        PlatformError: the config offloads to a disk, which this machine cannot.
     """
     quiet()
-    if "nvme" in (config.parallel.zero.offload_optimizer, config.parallel.zero.offload_parameters):
-        check_nvme()
     engine = (PipelinedEngine if layout.pipeline > 1 else WholeEngine)(config, layout, device)
     if not blank:
         engine.draw()

@@ -83,14 +83,6 @@ def test_accepted(overrides: tuple[str, ...]) -> None:
             ("must divide parallel.data=8", "nearest: parallel.zero.weights_within=2"),
         ),
         (
-            ("parallel={zero_stage: 2, zero: {offload_optimizer: nvme, nvme_folder: /local}}",),
-            ("under ZeRO-3 only", "nearest: parallel.zero.offload_optimizer=cpu, or parallel.zero_stage=3"),
-        ),
-        (
-            ("parallel={zero_stage: 3, zero: {offload_parameters: nvme}}",),
-            ("needs a folder on a local disk", "nearest: parallel.zero.nvme_folder="),
-        ),
-        (
             ("parallel={pipeline: 2, zero: {offload_optimizer: cpu}}",),
             ("tied embedding's two copies", "nearest: parallel.zero.offload_optimizer=none, or parallel.pipeline=1"),
         ),

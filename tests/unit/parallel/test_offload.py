@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from brt_dist.errors import PlatformError
 from brt_dist.parallel import update_internals
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import StepInput, build_engine
@@ -89,10 +87,7 @@ def multiply(ranks: int, gradients: list[Tensor], device: torch.device) -> None:
         gradient.mul_(ranks)
 
 
-def test_a_machine_that_cannot_offload_to_a_disk_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose=False: False)
-    config = small({"zero_stage": 3, "zero": {"offload_optimizer": "nvme", "nvme_folder": Path("/local")}})
-    with pytest.raises(PlatformError, match=r"libaio-dev.*nearest: offload to cpu"):
-        build_engine(config, Layout.of(config, 0), Device("cpu", 0))
+@pytest.mark.parametrize("key", ["offload_optimizer", "offload_parameters"])
+def test_offload_to_a_disk_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match=r"first weights .* nearest: cpu"):
+        small({"zero_stage": 3, "zero": {key: "nvme"}})
