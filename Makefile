@@ -98,7 +98,7 @@ fuzz: $(INSTALLED)
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -n 2 --timeout 7200 tests/unit/fuzz
 
 reproduce-tiny: $(INSTALLED)
-	$(BIN)/brt reproduce table1 --scale tiny --data books --seeds 2 --out build/reproduce \
+	$(BIN)/brt reproduce table1 --scale tiny --data books --seeds 2 --documents 2 --out build/reproduce \
 		--only XL:1024 --only Slide:13L --only Rec:fixed:skip
 
 lock:

@@ -24,6 +24,7 @@ from launch.reproduce import kit
     "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Train each row with so many seeds."
 )
 @click.option("--only", multiple=True, metavar="ROW", help="Only these rows, as Slide:13L or 'Rec:*'; may be repeated.")
+@click.option("--equal", is_flag=True, help="Give all rows the parameters of Rec:fixed:skip, by the width of the MLPs.")
 @click.option("--documents", type=click.IntRange(1), help="Measure on the first held-out documents only.")
 @click.option("--device", metavar="NAME|FILE", help="Device to plan for, as in brt plan.  [default: h100; tiny: cpu]")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/reproduce"),
@@ -39,6 +40,7 @@ def reproduce(
     dataset: Path | None,
     seeds: int,
     only: tuple[str, ...],
+    equal: bool,
     documents: int | None,
     device: str | None,
     out: Path,
@@ -67,12 +69,15 @@ def reproduce(
 
     from brt_dist.files import write_atomic
     from launch.reproduce.cost import cost_of, cost_text, price_text, short_name
+    from launch.reproduce.equal import with_equal_parameters
     from launch.reproduce.texts import datasets, vocabulary
 
     _known("table", table, kit.tables())
     _known("scale", scale, kit.scales())
     _known("data", data_name, kit.recipes())
     recipe, rows, console = kit.recipe(data_name), kit.rows(table, scale, only), Console(stderr=True)
+    if equal:
+        rows = with_equal_parameters(rows, scale, settings)
     size = vocabulary(recipe, scale, dataset)
     device = device or ("cpu" if rows[0].config(settings).run.device == "cpu" else "h100")
     costs = {row.name: cost_of(row, size, device, settings) for row in rows}
@@ -82,6 +87,7 @@ def reproduce(
         "table": table,
         "scale": scale,
         "data": data_name,
+        "equal": equal,
         "seeds": seeds,
         "device_hours": hours,
         "plan": {name: cost.to_json() for name, cost in costs.items()},
@@ -97,19 +103,27 @@ def reproduce(
             f"{price_text(list(costs.values()), seeds)} by the plan; --yes starts it, --scale small is far cheaper"
         )
     train, validation = datasets(data_name, recipe, scale, dataset, out / "data")
+    segment = kit.base(scale).data.segment  # the same for all rows
+    held_out = f"{documents or 'all'} documents of {validation}, segments of {segment}"
     places = [f"data.dataset={json.dumps(str(train))}", f"data.validation={json.dumps(str(validation))}"]
 
     def measure(run: Path) -> Mapping[str, Any]:
-        return _measure(run, validation, kit.segment(scale), documents)
+        return _measure(run, validation, segment, documents)
 
     from launch.reproduce.plot import plot
     from launch.reproduce.results import markdown, results
     from launch.reproduce.training import train_rows
 
-    folder = out / f"{table}-{scale}-{data_name}"
-    trained, code = train_rows(rows, [*places, *settings], seeds, folder, measure, console)
+    folder = out / f"{table}-{scale}-{data_name}{'-equal' if equal else ''}"
+    trained, code = train_rows(rows, [*places, *settings], seeds, folder, measure, held_out, console)
     column, steps = (kit.expected(name) if table == "table1" else {} for name in (recipe.column, "step_time"))
-    found = results(f"{table}, scale {scale}, data {data_name}", trained, costs, column, steps)
+    found = results(
+        f"{table}, scale {scale}, data {data_name}{', equal parameters' if equal else ''}",
+        trained,
+        costs,
+        column,
+        steps,
+    )
     text = markdown(found, kit.claim(table))
     write_atomic(folder / "table.md", text)
     write_atomic(folder / "table.json", json.dumps({**plan, **found.to_json()}, indent=1) + "\n")

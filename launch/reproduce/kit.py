@@ -141,25 +141,25 @@ def claim(table: str) -> str | None:
     return found
 
 
-def segment(scale: str) -> int:
-    """Tokens between clearings of memory in an evaluation, the same for all rows of a scale."""
-    return load([BASE, KIT / "scales" / f"{scale}.yaml"], _NOWHERE).config.data.segment
+def base(scale: str, more: Sequence[str] = ()) -> Config:
+    """The base at a scale: the model that rows differ from."""
+    return load([BASE, KIT / "scales" / f"{scale}.yaml"], [*_NOWHERE, *more]).config
 
 
 def _row(path: Path, scale: str) -> Row:
     scale_file = KIT / "scales" / f"{scale}.yaml"
-    base, wanted, scaled = (load([BASE, *more], _NOWHERE).config for more in ([], [path], [scale_file]))
-    return Row(wanted.run.name, path.stem, (BASE, scale_file, path), tuple(_scaled(base, wanted, scaled)))
+    unchanged, wanted = (load([BASE, *more], _NOWHERE).config for more in ([], [path]))
+    return Row(wanted.run.name, path.stem, (BASE, scale_file, path), tuple(_scaled(unchanged, wanted, base(scale))))
 
 
-def _scaled(base: Config, wanted: Config, scaled: Config) -> list[str]:
-    """Overrides that give `wanted` the sizes of `scaled`, in its own ratios to `base`."""
-    layers = scaled.model.layers + wanted.model.layers - base.model.layers
+def _scaled(unchanged: Config, wanted: Config, scaled: Config) -> list[str]:
+    """Overrides that give `wanted` the sizes of `scaled`, in its own ratios to `unchanged`."""
+    layers = scaled.model.layers + wanted.model.layers - unchanged.model.layers
     found = [f"model.layers={layers}"]
     for key in _RATIOS:  # all of them, as a row may also name a size that is the base's
-        old, new, own = (_value(config, key) for config in (base, wanted, scaled))
+        old, new, own = (_value(config, key) for config in (unchanged, wanted, scaled))
         found.append(f"{key}={own * new // old}")
-    old, new, own = (_value(config, "model.mixers.recurrent.layers") for config in (base, wanted, scaled))
+    old, new, own = (_value(config, "model.mixers.recurrent.layers") for config in (unchanged, wanted, scaled))
     places = own if new == old else _spread(new, wanted.model.layers, layers)
     return [*found, f"model.mixers.recurrent.layers={list(places)}"]
 

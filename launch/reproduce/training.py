@@ -43,7 +43,13 @@ class Trained:
 
 
 def train_rows(
-    rows: Sequence[Row], settings: Sequence[str], seeds: int, out: Path, measure: Measure, console: "Console"
+    rows: Sequence[Row],
+    settings: Sequence[str],
+    seeds: int,
+    out: Path,
+    measure: Measure,
+    held_out: str,
+    console: "Console",
 ) -> tuple[list[Trained], int]:
     """Train and measure; what is done is left alone, what was stopped goes on.
 
@@ -53,6 +59,7 @@ def train_rows(
         seeds: how many, from 0.
         out: OUT/ROW/seed=N is a run; OUT/ROW/seed=N.json what was measured.
         measure: a run.
+        held_out: what `measure` reads, in words; a model that was measured on something else is measured again.
         console: standard error.
 
     Returns:
@@ -71,7 +78,11 @@ def train_rows(
             seed = int(result.settings["run.seed"])
             if seed >= seeds:  # of an earlier call with more seeds
                 continue
-            found = _measured(result.run, result.step, measure) if result.verdict == "finished" else None
+            found = (
+                measured_once(result.run, {"step": result.step, "held_out": held_out}, measure)
+                if result.verdict == "finished"
+                else None
+            )
             done.append(Trained(row.name, seed, result.run, result.verdict, result.step, found))
         code = code or swept.exit_code
         if swept.exit_code in _OF_THE_USER:
@@ -79,15 +90,15 @@ def train_rows(
     return done, code
 
 
-def _measured(run: Path, step: int, measure: Measure) -> Mapping[str, Any]:
-    """What was measured at this step, now or before."""
+def measured_once(run: Path, facts: Mapping[str, Any], measure: Measure) -> Mapping[str, Any]:
+    """What was measured with these facts, now or before."""
     path = run.with_name(f"{run.name}.json")
     try:
         before: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         before = {}
-    if before.get("step") == step:
+    if facts.items() <= before.items():
         return before
-    found = {"step": step, **measure(run)}
+    found = {**facts, **measure(run)}
     write_atomic(path, json.dumps(found, indent=1) + "\n")
     return found

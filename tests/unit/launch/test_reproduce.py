@@ -18,9 +18,10 @@ from brt_dist.planning.layout_plan import Planner
 from launch.cli import main
 from launch.reproduce import kit
 from launch.reproduce.cost import cost_of
+from launch.reproduce.equal import with_equal_parameters
 from launch.reproduce.plot import plot
 from launch.reproduce.results import Results, markdown, results
-from launch.reproduce.training import Trained
+from launch.reproduce.training import Trained, measured_once
 from pipelines.sources import Document, open_sources, read_units
 from tests.unit.test_docs import resolve
 
@@ -49,7 +50,9 @@ def test_rows_pass_the_rules_and_read_the_same_tokens(table: str, scale: str) ->
     configs = [row.config(["model.vocab_size=512"]) for row in rows]
     for config in configs:
         check(config)
-        assert kit.segment(scale) % config.model.window == 0  # memory can be cleared at the same places in all rows
+        assert (
+            kit.base(scale).data.segment % config.model.window == 0
+        )  # memory can be cleared at the same places in all rows
     assert len({config.data.segment * config.data.streams for config in configs}) == 1
     assert len({config.parallel.micro_batch * config.data.segment for config in configs}) == 1
     assert len({str((config.model, config.data)) for config in configs}) == len({row.name for row in rows}) == len(rows)
@@ -71,6 +74,16 @@ def test_a_scale_keeps_what_makes_a_row() -> None:
     assert rows["XL:2048"].model.window == rows["XL:2048"].data.segment == 4 * fixed.model.window
     layers = {row.name: row.config().model.feeding_layers() for row in kit.rows("count", "small")}
     assert layers == {"none": (), "one": (4,), "two, adjacent": (3, 4), "two, apart": (1, 4)}
+
+
+def test_equal_parameters() -> None:
+    rows = with_equal_parameters(kit.rows("table1", "small"), "small")
+    counts = {row.name: cost_of(row, 1024, "h100").parameters for row in rows}
+    wanted = counts["Rec:fixed:skip"]
+    assert wanted == Planner(kit.base("small", ["model.vocab_size=1024"]), device_spec("h100")).parameters
+    assert all(abs(count / wanted - 1) < 1e-3 for count in counts.values()), counts
+    for row in rows:
+        check(row.config(["model.vocab_size=1024"]))
 
 
 def test_how_sure_each_figure_is() -> None:
@@ -114,6 +127,23 @@ def test_papers_are_unpacked_as_arxiv_packs_them(tmp_path: Path) -> None:
     units = [unit for given in open_sources([f"latex:{tmp_path / 'arxiv'}"]) for unit in given.units(1 << 30)]
     texts = [read.text for read in read_units(units, "text") if isinstance(read, Document)]
     assert texts == ["\\documentclass{article}\na proof\n", "\\documentclass{article}\none file\n"]
+
+
+def test_what_was_measured_is_measured_again_only_where_something_changed(tmp_path: Path) -> None:
+    calls = list[Path]()
+
+    def measure(run: Path) -> dict[str, Any]:
+        calls.append(run)
+        return {"tokens": len(calls)}
+
+    run = tmp_path / "seed=0"
+    for facts, expected in (
+        ({"step": 5, "held_out": "all"}, 1),
+        ({"step": 5, "held_out": "all"}, 1),
+        ({"step": 6, "held_out": "all"}, 2),
+        ({"step": 6, "held_out": "2 documents"}, 3),
+    ):
+        assert measured_once(run, facts, measure) == {**facts, "tokens": expected}
 
 
 def measured(carried: float, cleared: float) -> dict[str, Any]:
