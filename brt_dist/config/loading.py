@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from brt_dist.config.keys import dotted, field_of, leaves, nearest_key, subsection
 from brt_dist.config.older import drop_optimizer_keys, move_model_keys
+from brt_dist.config.rules import broken_rules
 from brt_dist.config.schema import Config
 from brt_dist.config.section import Choice, choice_of
 from brt_dist.config.wording import humanize
@@ -60,7 +61,7 @@ def load(sources: Path | str | Sequence[Path | str], overrides: Sequence[str] = 
     known = _known_part(_respelled(merged, problems), Config, "", problems)
     config = _validate(known, problems)
     if config is None or problems:
-        raise ConfigError(_message(problems))
+        raise ConfigError(_message([*problems, *_broken_rules(known, config)]))
     return Resolved(config, {key: _origin(known, key) for key in flatten(config)})
 
 
@@ -260,13 +261,45 @@ def _validate(tree: Tree, problems: list[str]) -> Config | None:
             key = dotted(Config, item["loc"])
             problems.append(_at(_origin(tree, key), humanize(key, item, Config)))
         return None
+    problems += [_at(_origin(tree, key), text) for key, text in _unusable(config)]
+    return config
+
+
+def _unusable(config: Config) -> Iterator[tuple[str, str]]:
+    """Values of the right type that nothing can use: the key, and what is wrong."""
     for key, value in flatten(config).items():
         numbers = value if isinstance(value, list) else [value]
         if (bad := next((text for text in _texts(value) if _unwritable(text)), None)) is not None:
-            problems.append(_at(_origin(tree, key), f"{key} holds a character that is not text: {bad[:80]!a}"))
+            yield key, f"{key} holds a character that is not text: {bad[:80]!a}"
         if any(isinstance(number, float | int) and not abs(number) <= _LARGEST for number in numbers):
-            problems.append(_at(_origin(tree, key), f"{key} must be finite and within 64 bits, not {value}"))
-    return config
+            yield key, f"{key} must be finite and within 64 bits, not {value}"
+
+
+def _broken_rules(tree: Tree, config: Config | None) -> list[str]:
+    """The rules that what is right of a config breaks, so that all of its problems are told at once."""
+    left_out: list[str] = []
+    if config is None:
+        try:
+            Config.model_validate_json(json.dumps(_plain(tree)), strict=True)
+        except ValidationError as error:
+            left_out = [dotted(Config, item["loc"]) for item in error.errors(include_url=False)]
+        rest = _without(tree, left_out)
+        try:
+            config = Config.model_validate_json(json.dumps(_plain(rest)), strict=True)
+        except ValidationError:  # a value that is missing, for example
+            return []
+    if any(_unusable(config)):  # rules look at folders and count
+        return []
+    return [problem for problem in broken_rules(config) if not any(key in problem for key in left_out)]
+
+
+def _without(tree: Tree, keys: Sequence[str], prefix: str = "") -> Tree:
+    kept: Tree = {}
+    for name, node in tree.items():
+        key = prefix + name
+        if not any(given == key or (isinstance(node, Leaf) and given.startswith(f"{key}.")) for given in keys):
+            kept[name] = _without(node, keys, f"{key}.") if isinstance(node, dict) else node
+    return kept
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -38,14 +38,18 @@ class DatasetFacts:
     longest: int = 2
 
 
+def broken_rules(config: Config) -> list[str]:
+    """What is wrong with a config, by rules that need no data; each with the nearest value that works."""
+    return [*_broken(config), *(problem for rule in _OTHER_RULES for problem in rule(config))]
+
+
 def check(config: Config, dataset: DatasetFacts | None = None, validation: DatasetFacts | None = None) -> None:
     """Check a config, and the datasets that it names if they are given.
 
     Raises:
         ConfigError: it breaks a rule; the message lists all that are broken.
     """
-    problems = [*_broken(config)]
-    problems += [problem for rule in _OTHER_RULES for problem in rule(config)]
+    problems = broken_rules(config)
     if dataset is not None:
         problems += _dataset(config, dataset, validation)
     if not problems:

@@ -71,3 +71,16 @@ def test_the_nearest_number_of_streams_is_near(given: list[str], documents: int,
         check(load(base, given).config, facts)
     assert str(error.value).splitlines()[0].endswith(f"nearest: {nearest}")
     check(load(base, [*given, *nearest.split(", ")]).config, facts)
+
+
+def test_wrong_types_and_broken_rules_are_told_together() -> None:
+    base = "data: {dataset: d, segment: 1000}\nrun: {directory: r, steps: 2000}\n"
+    with pytest.raises(ConfigError) as error:
+        load([base], ["optimizer.learning_rate=fast", "model.layrs=3", "model.width=wide"])
+    message = str(error.value)
+    for part in ("4 problems", "optimizer.learning_rate must be", "nearest: model.layers", "model.width must be",
+                 "data.segment=1000 must be a multiple"):  # fmt: skip
+        assert part in message
+    with pytest.raises(ConfigError, match=r"model\.window must be") as error:
+        load([base], ["model.window=x"])
+    assert "multiple" not in str(error.value), "what a rule would say of a value that is not known is not told"
