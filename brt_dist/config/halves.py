@@ -58,6 +58,9 @@ class Half(Section):
     """keys that may change on resume if `run.allow` names them; they change no shape or meaning of a saved tensor"""
     beside_weights: ClassVar[tuple[str, ...]] = ()
     """keys that may differ from those that initial weights were trained with"""
+    backward_share: ClassVar[float] = 0.7
+    """gradients and temporaries while the backward of a layer with this mixer runs, at most, as a share of all that the
+    layer keeps"""
 
     @abstractmethod
     def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:

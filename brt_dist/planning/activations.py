@@ -12,11 +12,6 @@ from brt_dist.model.shapes import TILE_COLUMNS, TILE_TOKENS, padded_vocab
 
 Recompute: TypeAlias = Literal["none", "attention", "layer"]
 
-BACKWARD = 0.9
-"""Gradients and temporaries while the backward of a layer runs, as a share of all that the layer keeps; at most.
-
-Counted on tensors without data: 0.2 (delta rule) to 0.7 (window) and 0.9 (recurrent)."""
-
 
 @dataclass(frozen=True)
 class LayerActivations:
@@ -25,11 +20,13 @@ class LayerActivations:
     Attributes:
         kept: from forward to backward.
         full: what it keeps without recompute.
+        workspace: what its backward needs besides: what is computed again, gradients and temporaries.
         uncounted: kinds that have no formula; theirs is left out.
     """
 
     kept: int
     full: int
+    workspace: int
     uncounted: tuple[str, ...] = ()
 
 
@@ -54,7 +51,8 @@ def layer_activations(model: ModelConfig, layer: int, local: LocalSegment, recom
     given = local.hidden(model.width)
     full = (given if of_mixer is None else of_mixer) + (given if of_ffn is None else of_ffn)
     kept = {"none": full, "attention": given + (of_ffn or given), "layer": given}[recompute]
-    return LayerActivations(kept, full, uncounted)
+    again = 0 if recompute == "none" else full
+    return LayerActivations(kept, full, again + round(mixer.backward_share * full), uncounted)
 
 
 def head_activations(model: ModelConfig, local: LocalSegment) -> int:

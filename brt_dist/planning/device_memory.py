@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 
 from brt_dist.config.schema import ParallelConfig
-from brt_dist.planning.activations import BACKWARD, head_activations, local_segment, logits_workspace
+from brt_dist.planning.activations import head_activations, local_segment, logits_workspace
 from brt_dist.planning.model_sizes import ModelSizes
 
 _MASTER = 4  # bytes of a float32
@@ -71,9 +71,7 @@ def rank_memory(sizes: ModelSizes, parallel: ParallelConfig, stage: int) -> Rank
         logits = logits_workspace(model, local)
     if parallel.pipeline > 1:  # what came from the stage before is an input of a layer; what goes on is kept as well
         kept += local.hidden(model.width)
-    largest = max(layers.values(), key=lambda layer: layer.full)
-    again = 0 if parallel.recompute == "none" else largest.full
-    workspace = again + round(BACKWARD * largest.full)
+    workspace = max(layer.workspace for layer in layers.values())
     micro_batch = held.carried * parallel.micro_batch
     slots = 2 * micro_batch * config.micro_batches
     on_host = parallel.stream_memory == "host"

@@ -34,6 +34,7 @@ class LinearMixer(Mixer):
 
     kind: Literal["linear"] = Field("linear", description="linear attention, a matrix of sums carried for each head")
 
+    backward_share: ClassVar[float] = 0.4
     statistics: ClassVar[dict[str, Statistic]] = {"state_rms": STATE_RMS, "state_max": STATE_MAX}
 
     def memory(self, model: "ModelConfig") -> Sequence[MemoryField]:

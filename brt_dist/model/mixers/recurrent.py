@@ -40,6 +40,7 @@ class RecurrentMixer(AttentionMixer):
 
     changeable: ClassVar[tuple[str, ...]] = (*AttentionMixer.changeable, "clear_state", "state_dtype")
     beside_weights: ClassVar[tuple[str, ...]] = ("clear_state", "state_dtype")
+    backward_share: ClassVar[float] = 0.9
     statistics: ClassVar[dict[str, Statistic]] = {
         "state_rms": STATE_RMS,
         "state_max": STATE_MAX,
