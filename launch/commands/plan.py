@@ -2,10 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from launch.commands.arguments import config_argument, json_option, split
+from launch.commands.arguments import config_argument, json_option, quiet_libraries, split
+
+if TYPE_CHECKING:
+    from brt_dist.planning.layout_plan import LayoutPlan, Planner
+
+_PER_STAGE = 4  # micro-batches that are drawn for each stage; more look alike
 
 
 @click.command()
@@ -71,9 +77,7 @@ def plan(
     else:
         chosen = planner.plan(on_devices(config, world, device))
     if timeline is not None:
-        from launch.report.timeline import write_timeline
-
-        write_timeline(planner, chosen, timeline)
+        _write_timeline(planner, chosen, timeline)
     if as_json:
         told = {**chosen.to_json(), "parameters": planner.parameters, "flops_per_token": planner.flops_per_token}
         told |= {"not_counted": planner.uncounted, "timeline": str(timeline) if timeline else None}
@@ -93,3 +97,22 @@ def plan(
     if chosen.problem is not None:
         click.echo(f"does not fit: {chosen.problem}", err=True)
     return 0 if chosen.problem is None else int(ExitCode.OUT_OF_MEMORY)
+
+
+def _write_timeline(planner: "Planner", chosen: "LayoutPlan", path: Path) -> None:
+    """Simulate the first micro-batches of a step and draw them; imports DeepSpeed, whose schedule it is."""
+    from brt_dist.files import write_atomic
+    from brt_dist.parallel.device import choose
+    from brt_dist.planning.simulator.step import simulate_step
+    from brt_dist.planning.step_time import stage_seconds
+    from launch.views.plan import layout
+    from launch.views.timeline import timeline_html
+
+    quiet_libraries()
+    choose("cpu", 0)  # before DeepSpeed is imported
+    stages = stage_seconds(planner.sizes, chosen.parallel, chosen.device, chosen.stages)
+    count = planner.sizes.on(chosen.parallel).micro_batches
+    drawn = min(count, _PER_STAGE * len(stages))
+    of = f"{drawn} of {count} micro-batches" if drawn < count else f"{count} micro-batches"
+    title = f"{planner.config.run.name} on {chosen.parallel.world_size} x {chosen.device.name}, {layout(chosen)}: {of}"
+    write_atomic(path, timeline_html(simulate_step(stages, drawn), title))

@@ -52,8 +52,10 @@ class Peak(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func.is_view:
+            return result
         for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor) and not func.is_view:
+            if isinstance(tensor, Tensor) and tensor.is_meta:
                 storage = tensor.untyped_storage()
                 self._made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
         self._made = {key: made for key, made in self._made.items() if not made[0].expired()}

@@ -58,6 +58,12 @@ def test_it_says_why_others_lose() -> None:
     assert "slower, most for compute" in found.why_not_first(recomputing)
 
 
+def test_the_optimizer_is_offloaded_where_nothing_else_fits() -> None:
+    config = recipe("scale_7b", "data.streams=16")
+    found = search(Planner(config, H100), 1)
+    assert found.plans and all(plan.parallel.zero.offload_optimizer == "cpu" for plan in found.plans)
+
+
 def test_the_least_number_of_devices() -> None:
     planner = Planner(recipe("scale_70b"), H100)
     found = least_devices(planner, 2)
