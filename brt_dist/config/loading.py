@@ -241,7 +241,7 @@ def _of_kind(node: Node, choice: Choice, default: str, key: str, problems: list[
     """A section of the kind that it names, or else of the default kind."""
     told = node.get(choice.key) if isinstance(node, dict) else None
     kind = default if told is None else _plain(told)
-    if kind not in choice.kinds:
+    if not isinstance(kind, str) or kind not in choice.kinds:  # a list is no kind, and has no hash
         near = difflib.get_close_matches(str(kind)[:200], choice.kinds, n=1)
         nearest = f"; nearest: {near[0]}" if near else ""
         place = first_place(node if told is None else told)

@@ -25,7 +25,7 @@ def drop_optimizer_keys(
         value: converts an item to a plain value.
     """
     name = value(optimizer["name"]) if "name" in optimizer else "adamw"
-    if name not in _OPTIMIZER_KEYS:
+    if not isinstance(name, str) or name not in _OPTIMIZER_KEYS:
         return optimizer
     kept = dict(optimizer)
     for other in _OPTIMIZER_KEYS.keys() - {name}:

@@ -62,6 +62,8 @@ def test_values_that_are_none(value: str) -> None:
         ("data.mixture=[{dataset: a, weight: .nan}]", "finite"),
         ("data.dataset=\"a\\0b\"", "data.dataset"),
         ("run.directory=\"a\\0b\"", "run.directory"),
+        ("optimizer.name=[]", "optimizer.name must be one of"),
+        ("optimizer.name={a: 1}", "optimizer.name must be one of"),
     ],
 )  # fmt: skip
 def test_what_yaml_1_1_would_take_for_something_else(setting: str, said: str) -> None:
