@@ -117,13 +117,9 @@ def reproduce(
     folder = out / f"{table}-{scale}-{data_name}{'-equal' if equal else ''}"
     trained, code = train_rows(rows, [*places, *settings], seeds, folder, measure, held_out, console)
     column, steps = (kit.expected(name) if table == "table1" else {} for name in (recipe.column, "step_time"))
-    found = results(
-        f"{table}, scale {scale}, data {data_name}{', equal parameters' if equal else ''}",
-        trained,
-        costs,
-        column,
-        steps,
-    )
+    title = f"{table}, scale {scale}, data {data_name}{', equal parameters' if equal else ''}"
+    unit = "byte" if recipe.column.endswith("_bytes") else "token"
+    found = results(title, trained, costs, column, steps, unit)
     text = markdown(found, kit.claim(table))
     write_atomic(folder / "table.md", text)
     write_atomic(folder / "table.json", json.dumps({**plan, **found.to_json()}, indent=1) + "\n")

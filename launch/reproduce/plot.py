@@ -1,4 +1,4 @@
-"""The plot of a table: bits of each row, and its difference to the reference row beside the paper's."""
+"""The plot of a table: bits of each row, and its difference from the reference row beside the paper's."""
 
 from pathlib import Path
 
@@ -37,8 +37,8 @@ def plot(path: Path, found: Results) -> None:
     right.axvline(0.0, color="#888888", linewidth=1)
     left.set_yticks(range(len(rows)), [row.name for row in rows])
     left.invert_yaxis()
-    left.set_xlabel("bits per token, held-out documents")
-    right.set_xlabel(f"difference to {found.reference}, bits per token")
+    left.set_xlabel(f"bits per {found.unit}, held-out documents")
+    right.set_xlabel(f"difference from {found.reference}, bits per {found.unit}")
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

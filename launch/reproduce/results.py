@@ -24,10 +24,10 @@ class TableRow:
         spread: of `carried`, the standard deviation over seeds; None for a single one.
         document_error: standard error of `carried` over documents, the mean over seeds.
         cleared: bits with memory cleared at every segment, the mean over seeds.
-        difference: of `carried` to the reference row, the mean over seeds.
+        difference: of `carried` from the reference row, the mean over seeds.
         difference_spread: its standard deviation over seeds.
         paper: the paper's bits.
-        paper_difference: to its reference row.
+        paper_difference: from its reference row.
         sureness: of the paper's bits.
         step_ratio: planned time of a step, relative to the reference row.
         paper_step_ratio: the paper's.
@@ -55,13 +55,15 @@ class Results:
 
     Attributes:
         title: what was trained on what.
-        reference: the row that differences are to.
+        reference: the row that differences are from.
+        unit: of which bits are told: `token` or `byte`.
         tokens: read in training by each model.
         held_out: documents and tokens that were measured on.
     """
 
     title: str
     reference: str
+    unit: str
     tokens: int
     held_out: tuple[int, int]
     rows: tuple[TableRow, ...]
@@ -71,6 +73,7 @@ class Results:
         return {
             "title": self.title,
             "reference": self.reference,
+            "unit": self.unit,
             "training_tokens": self.tokens,
             "held_out_documents": documents,
             "held_out_tokens": tokens,
@@ -84,6 +87,7 @@ def results(
     costs: Mapping[str, RowCost],
     paper: Mapping[str, Figure],
     paper_steps: Mapping[str, Figure],
+    unit: str = "token",
 ) -> Results:
     """Put together what was measured.
 
@@ -93,6 +97,7 @@ def results(
         costs: the plan by row, in the order of the table.
         paper: the paper's bits by row.
         paper_steps: the paper's step times by row.
+        unit: what a token of the data is.
     """
     found = {name: {one.seed: one.found for one in trained if one.row == name and one.found} for name in costs}
     reference = REFERENCE if REFERENCE in costs else next(iter(costs))
@@ -128,7 +133,7 @@ def results(
             )
         )
     held_out = (one["documents"], one["tokens"]) if one else (0, 0)
-    return Results(title, reference, plan.steps * plan.tokens, held_out, tuple(rows))
+    return Results(title, reference, unit, plan.steps * plan.tokens, held_out, tuple(rows))
 
 
 def markdown(found: Results, note: str | None = None) -> str:
@@ -140,14 +145,14 @@ def markdown(found: Results, note: str | None = None) -> str:
     """
     documents, tokens = found.held_out
     head = (
-        "row", "parameters", "seeds", "carried", "± seeds", "± documents", "cleared", f"to {found.reference}",
-        "± seeds", "paper", f"paper, to {found.reference}", "how sure", "step, planned", "step, paper",
+        "row", "parameters", "seeds", "carried", "± seeds", "± documents", "cleared", f"vs {found.reference}",
+        "± seeds", "paper", f"paper, vs {found.reference}", "how sure", "step, planned", "step, paper",
     )  # fmt: skip
     lines = [
         f"# {found.title}",
         "",
-        f"Bits per token on {documents:,} whole held-out documents ({tokens:,} tokens), after {found.tokens:,} tokens "
-        "of training, with memory carried and with memory cleared at every segment.",
+        f"Bits per {found.unit} on {documents:,} whole held-out documents ({tokens:,} tokens), after {found.tokens:,} "
+        "tokens of training, with memory carried and with memory cleared at every segment.",
         "",
         f"| {' | '.join(head)} |",
         f"|---|{'---:|' * (len(head) - 1)}",
