@@ -144,6 +144,7 @@ class EvaluationEvent(Event):
     Args:
         memory: "carried"; or "cleared", "state cleared", "cache cleared": at the start of every segment.
         layers: what was seen of layers that tell something of their forward; with memory carried only.
+        accuracy: share of masked tokens that an encoder finds.
     """
 
     kind = "evaluation"
@@ -156,6 +157,7 @@ class EvaluationEvent(Event):
     positions: tuple[PositionLoss, ...] = ()
     layers: tuple[LayerStatistics, ...] = field(default=(), metadata=_LATER)
     seconds: float | None = None
+    accuracy: float | None = field(default=None, metadata=_LATER)
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,7 @@ def load(
 
     Raises:
         CheckpointError: there are no weights, or they are damaged.
+        ConfigError: the model does not predict the next token.
         DataError: the tokenizer cannot be read.
         PlatformError: the storage does not respond, or there is no GPU.
     """
@@ -209,6 +210,7 @@ def load(
         if not is_joined():
             place = stack.enter_context(single_process(device)).torch
         with open_weights(source, step, verify=verify) as weights:
+            weights.model.must_continue_text(weights.where)
             network = load_weights(weights).to(place)
             parsed, where, facts = tokenizer_of(weights, tokenizer), weights.where, weights.facts
         held = stack.pop_all()

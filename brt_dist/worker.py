@@ -100,8 +100,7 @@ class Worker:
         looks = local_rank == 0  # at every file; once per node is enough
         train, validation = open_training(config.data, _tell, looks), open_validation(config.data, _tell, looks)
         check(config, facts_of(train), facts_of(validation) if validation else None)
-        model = config.model.model_copy(update={"vocab_size": train.vocab_size})
-        config = config.model_copy(update={"model": model})
+        config = config.model_copy(update={"model": config.model.with_tokens(train.vocab_size)})
         initialize(layout, device, seconds, store)
         run = self._run.path
         events = EventLog(run, self._attempt, enabled=rank == 0)

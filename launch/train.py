@@ -136,7 +136,7 @@ def check_with_data(config: Config) -> None:
         from brt_dist.export.formats.hf import refuse_unknown_kinds
 
         refuse_unknown_kinds(config.model)
-    model = config.model.model_copy(update={"vocab_size": training.vocab_size})
+    model = config.model.with_tokens(training.vocab_size)
     refuse_oversize(config.model_copy(update={"model": model}))
     if run.init_from is not None and not History.read(run.directory).checkpoints:
         from brt_dist.training.initial_weights import check_initial_weights

@@ -289,12 +289,19 @@ def _feedback(config: Config) -> Iterator[str]:
 
 
 def _causality(config: Config) -> Iterator[str]:
+    objective, samples = config.model.objective, config.run.sample_tokens
+    if objective != "causal" and samples:
+        yield (
+            f"run.sample_tokens={samples} with model.objective={objective}: a model that finds masked tokens again "
+            "cannot continue text; nearest: run.sample_tokens=0"
+        )
     for name, mixer in config.model.mixers.items():
-        if not mixer.is_causal:
+        if objective == "causal" and not mixer.is_causal:
             yield (
                 f"model.mixers.{name}: {mixer.kind} is not causal, because {mixer.reads_ahead}; a language model "
                 "must not know what it predicts; "
-                f"nearest: model.mixers.{name}.kind={next(kind for kind in MIXERS if MIXERS[kind].is_causal)}"
+                f"nearest: model.mixers.{name}.kind={next(kind for kind in MIXERS if MIXERS[kind].is_causal)}, or "
+                "model.objective=mlm, to train an encoder"
             )
 
 
@@ -348,10 +355,12 @@ def _training(config: Config) -> str:
 
 
 def _dataset(config: Config, dataset: DatasetFacts, validation: DatasetFacts | None) -> Iterator[str]:
-    if config.model.vocab_size not in (None, dataset.vocab_size):
+    expected = config.model.with_tokens(dataset.vocab_size).vocab_size
+    if config.model.vocab_size not in (None, expected):
+        mask = " and model.objective=mlm adds one" if config.model.objective == "mlm" else ""
         yield (
             f"model.vocab_size={config.model.vocab_size}, but {_training(config)} has "
-            f"{dataset.vocab_size} tokens in its vocabulary; nearest: model.vocab_size={dataset.vocab_size}"
+            f"{dataset.vocab_size} tokens in its vocabulary{mask}; nearest: model.vocab_size={expected}"
         )
     if dataset.documents < config.data.streams:
         yield (

@@ -67,6 +67,11 @@ class ModelConfig(Section):
         DEFAULT_MIXERS, description="mixers by name; every layer uses one of them", validate_default=True
     )
     ffns: FFNs = Field(DEFAULT_FFNS, description="FFNs by name; every layer uses one of them", validate_default=True)
+    objective: Literal["causal", "mlm"] = Field(
+        "causal",
+        description="what the network is trained to do: predict the next token (causal), or find masked tokens again "
+        "(mlm), as encoders do, which may read what follows",
+    )
     repeat: PositiveInt = Field(
         1, description="how often the stack of layers runs, with the same weights; each run has its own memory"
     )
@@ -102,6 +107,18 @@ class ModelConfig(Section):
                 section = section[inner]
             section[name] = value
         return ModelConfig.model_validate(values)
+
+    def with_tokens(self, tokens: int) -> "ModelConfig":
+        """A copy for a tokenizer of `tokens` tokens; with `objective: mlm` the mask token comes after them."""
+        return self.model_copy(update={"vocab_size": tokens + (self.objective == "mlm")})
+
+    def must_continue_text(self, where: str) -> None:
+        """Raise a ConfigError if the model at `where` was not trained to predict the next token."""
+        if self.objective != "causal":
+            raise ConfigError(
+                f"{where} was trained with model.objective={self.objective}, to find masked tokens again: it cannot "
+                "continue text or score it from left to right; its run evaluates it (accuracy in metrics.jsonl)"
+            )
 
     @property
     def depth(self) -> int:

@@ -13,6 +13,7 @@ from brt_dist.data.one_pass import OnePassSchedule
 from brt_dist.data.reader import Documents, SegmentReader
 from brt_dist.evaluation.forgetting import MemoryUse, part_of
 from brt_dist.evaluation.layer_tally import LayerTally, watched_by
+from brt_dist.evaluation.masked import evaluate_masked
 from brt_dist.evaluation.positions import PositionBins, PositionTally, by_position
 from brt_dist.evaluation.stream_forgetting import clear_streams
 from brt_dist.events import LayerStatistics, PositionLoss
@@ -27,10 +28,11 @@ class EvaluationResult:
 
     Attributes:
         loss: mean loss, in nats per token.
-        tokens: tokens with a target that it was measured on.
+        tokens: tokens with a target that it was measured on; of an encoder, those that were masked.
         positions: the same by position in the document.
         carried_tokens: those of them whose document began in an earlier segment, so that memory was carried to them.
         layers: what was seen of the layers that tell something, if asked for.
+        accuracy: share of masked tokens that were found; of encoders only, which have no positions and carried tokens.
     """
 
     loss: float
@@ -38,6 +40,7 @@ class EvaluationResult:
     positions: tuple[PositionLoss, ...] = ()
     carried_tokens: int = 0
     layers: tuple[LayerStatistics, ...] = ()
+    accuracy: float | None = None
 
     @property
     def bits_per_token(self) -> float:
@@ -64,6 +67,9 @@ def evaluate(
         between: called on all ranks before each segment with its number, from 1; what it raises ends the evaluation.
     """
     config, layout = engine.config, engine.layout
+    if config.model.objective == "mlm":
+        loss, count, accuracy = evaluate_masked(engine, dataset, max_steps, memory_use)
+        return EvaluationResult(loss, count, accuracy=accuracy)
     schedule = OnePassSchedule(
         dataset.lengths, streams=config.data.streams, segment=config.data.segment, window=config.model.window
     )

@@ -5,6 +5,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from brt_dist.config.schema import Config
+from brt_dist.data.masking import TokenMasking
 from brt_dist.data.reader import Segments
 from brt_dist.data.stream_schedule import StepReads
 from brt_dist.parallel.device import Device
@@ -27,14 +29,34 @@ def in_rows(array: Array, layout: Layout, idle: Any = 0) -> Array:
     return np.concatenate([array, np.full_like(array[:1], idle).repeat(more, axis=0)])  # type: ignore[return-value]
 
 
+def masking_of(config: Config, label: int | str) -> TokenMasking | None:
+    """What hides tokens for the objective of a run, if anything does.
+
+    Args:
+        config: `model.vocab_size` must be set.
+        label: of its draws.
+    """
+    model = config.model
+    return TokenMasking((model.vocab_size or 0) - 1, label) if model.objective == "mlm" else None
+
+
 def step_input(
-    number: int, plan: StepReads, segments: Segments, layout: Layout, device: Device, clear_memory: bool = False
+    number: int,
+    plan: StepReads,
+    segments: Segments,
+    layout: Layout,
+    device: Device,
+    clear_memory: bool = False,
+    masking: TokenMasking | None = None,
 ) -> StepInput:
     """The engine's view of step `number` (from 1).
 
     Args:
         clear_memory: treat the first block of the segment as the beginning of a document, in every stream.
+        masking: hides tokens, and makes them the targets; None: the next tokens are.
     """
+    if masking is not None:
+        segments = masking.hide(number, plan, segments)
     starts = torch.from_numpy(in_rows(plan.starts[list(layout.local_streams)], layout, True))
     if clear_memory:
         starts = starts.clone()
@@ -54,5 +76,5 @@ def step_input(
         tokens=read(segments.input),
         target=read(segments.target),
         mask=read(segments.mask),
-        loss_tokens=plan.loss_tokens,
+        loss_tokens=plan.loss_tokens if masking is None else masking.count(plan),
     )

@@ -17,7 +17,7 @@ from brt_dist.event_log import EventLog
 from brt_dist.events import SkipEvent
 from brt_dist.optim.learning_rate import learning_rate
 from brt_dist.parallel.engine import Engine, StepInput, StepResult
-from brt_dist.parallel.step_input import step_input, streams_to_read
+from brt_dist.parallel.step_input import masking_of, step_input, streams_to_read
 from brt_dist.training.adjustments import Adjustments
 from brt_dist.training.hooks.base import Hook
 from brt_dist.training.resume import resume
@@ -58,6 +58,7 @@ class Trainer:
         self.engine, self.store, self.hooks = engine, store, hooks
         self.dataset, self.schedule, self.prefetch_steps = dataset, schedule, prefetch_steps
         self.adjustments, self.stop, self.events, self.report = adjustments, stop, events, report
+        self.masking = masking_of(self.config, self.config.run.seed)
         self.state = TrainerState(schedule.start())
         self.trained = 0  # steps of this attempt
 
@@ -98,7 +99,8 @@ class Trainer:
             return agree_to_stop(self.stop, self.device)
         rate = learning_rate(number, self.config.run.steps, self.config.optimizer)
         rate *= self.adjustments.rate_factor(number)
-        result = self._update(step_input(number, plan, read, self.layout, self.device), rate)
+        batch = step_input(number, plan, read, self.layout, self.device, masking=self.masking)
+        result = self._update(batch, rate)
         self.state.advance(cursor, plan.loss_tokens if result.is_finite else 0)
         is_first, self.trained = self.trained == 0, self.trained + 1
         step = TrainedStep(number, result, rate, plan.loss_tokens, self.state.tokens, began, waited, is_first)

@@ -96,6 +96,7 @@ def in_layout(wanted: Wanted, settings: Sequence[str]) -> Measured:
     from launch.nodes.evaluation import score_on_this_node
 
     with open_weights(wanted.source, wanted.step, verify=False) as weights, tempfile.TemporaryDirectory() as folder:
+        weights.model.must_continue_text(weights.where)
         config, tokenizer = _config(wanted, weights.model, settings), tokenizer_of(weights, wanted.tokenizer)
         check(config)
 

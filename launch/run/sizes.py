@@ -46,7 +46,7 @@ def with_vocabulary(config: Config, ask_servers: bool = True) -> Config | None:
         return None
     try:
         with open_training(config.data) as dataset:
-            model = config.model.model_copy(update={"vocab_size": dataset.vocab_size})
+            model = config.model.with_tokens(dataset.vocab_size)
     except BrtError:
         return None
     return config.model_copy(update={"model": model})

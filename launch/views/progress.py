@@ -175,8 +175,9 @@ def describe(event: Event) -> str:
             )
         case EvaluationEvent():
             bits = number(event.bits_per_token, ".3f")
+            found = "" if event.accuracy is None else f", {event.accuracy:.1%} of masked tokens found"
             memory = event.memory if " " in event.memory else f"memory {event.memory}"
-            return f"step {event.step}: {_TEXTS.get(event.dataset, event.dataset)}, {memory}: {bits} bits/token"
+            return f"step {event.step}: {_TEXTS.get(event.dataset, event.dataset)}, {memory}: {bits} bits/token{found}"
         case CheckpointEvent():
             return f"step {event.step}: saved {event.path or ''} in {number(event.seconds, '.1f')} s"
     return ""

@@ -45,6 +45,8 @@ def refuse_unknown_kinds(model: "ModelConfig") -> None:
     Raises:
         ConfigError: names the kind, and another format.
     """
+    if model.objective != "causal":
+        raise ConfigError(f"model.objective={model.objective}: not in the exported code; nearest: --to safetensors")
     if model.repeat > 1:
         raise ConfigError(f"model.repeat={model.repeat}: not in the exported code; nearest: --to safetensors")
     for key, half in model.halves():

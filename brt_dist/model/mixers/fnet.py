@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from megatron.core import ModelParallelConfig
     from torch import Tensor, nn
 
-    from brt_dist.config.schema import ModelConfig
+    from brt_dist.config.schema import Config, ModelConfig
     from brt_dist.model.dropout import Dropout
     from brt_dist.model.memory import Memory
 
@@ -24,6 +24,18 @@ class FNetMixer(Mixer):
 
     is_causal: ClassVar[bool] = False
     reads_ahead: ClassVar[str] = "its Fourier transform mixes each token with all later tokens of the segment"
+
+    def broken_rules(self, config: "Config", key: str) -> Iterator[str]:
+        if config.parallel.sequence_parallel:
+            yield (
+                f"{key}: kind fnet with parallel.sequence_parallel=true: its transform needs all tokens of the segment "
+                "on every rank; nearest: parallel.sequence_parallel=false"
+            )
+        if config.model.feedback:
+            yield (
+                f"{key}: kind fnet with model.feedback=true: the layers then run on one block at a time, and its "
+                "transform is one of the segment; nearest: model.feedback=false"
+            )
 
     def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
         yield Matrix(model.width)

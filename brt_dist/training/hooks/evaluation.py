@@ -89,6 +89,7 @@ class Evaluation(Hook):
                     tokens=found.tokens,
                     positions=found.positions,
                     layers=found.layers,
+                    accuracy=found.accuracy,
                     seconds=time.perf_counter() - began,
                 )
             )

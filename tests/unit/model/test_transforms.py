@@ -72,5 +72,6 @@ def test_a_mixer_that_is_not_causal_is_refused_with_the_reason() -> None:
         check(Config.model_validate(given))
     assert str(error.value) == (
         "model.mixers.fnet: fnet is not causal, because its Fourier transform mixes each token with all later tokens "
-        "of the segment; a language model must not know what it predicts; nearest: model.mixers.fnet.kind=window"
+        "of the segment; a language model must not know what it predicts; nearest: model.mixers.fnet.kind=window, "
+        "or model.objective=mlm, to train an encoder"
     )
