@@ -80,7 +80,7 @@ def train(rank: int, store: str, given: Config, attempt: int, stop_after: int) -
 
     class StopAfter(StopFlag):
         def __init__(self) -> None:
-            self.steps = 0
+            self.steps, self.agreed = 0, False
 
         @property
         def asked(self) -> bool:  # type: ignore[override]
