@@ -68,7 +68,7 @@ def evaluate(
     """
     config, layout = engine.config, engine.layout
     if config.model.objective == "mlm":
-        loss, count, accuracy = evaluate_masked(engine, dataset, max_steps, memory_use)
+        loss, count, accuracy = evaluate_masked(engine, dataset, max_steps, memory_use, between)
         return EvaluationResult(loss, count, accuracy=accuracy)
     schedule = OnePassSchedule(
         dataset.lengths, streams=config.data.streams, segment=config.data.segment, window=config.model.window

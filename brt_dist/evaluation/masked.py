@@ -1,5 +1,6 @@
 """How many masked tokens an encoder finds again."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,9 +40,11 @@ class Found:
 
 
 def evaluate_masked(
-    engine: Engine, dataset: Documents, max_steps: int, memory_use: MemoryUse
+    engine: Engine, dataset: Documents, max_steps: int, memory_use: MemoryUse, between: Callable[[int], None]
 ) -> tuple[float, int, float]:
     """Evaluate an encoder on a dataset, from its beginning; the same tokens are masked each time.  Collective.
+
+    Args: as for `evaluate`.
 
     Returns:
         Mean nats of a masked token, the number of them, and the share that is found.
@@ -58,6 +61,7 @@ def evaluate_masked(
         for number in range(1, max_steps + 1):
             if schedule.is_finished(cursor):
                 break
+            between(number)
             plan, cursor = schedule.step(cursor)
             segments = reader.read(plan, streams_to_read(layout))
             clears = memory_use == "cleared"

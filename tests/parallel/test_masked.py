@@ -63,7 +63,7 @@ def test_every_layout_trains_and_evaluates_as_one_process(
         if one["event"] == "evaluation":
             evaluated += 1
             assert one["accuracy"] == pytest.approx(other["accuracy"], abs=2 / one["tokens"])  # ties, by rounding
-            assert 0 < one["accuracy"] < 1 and not one["positions"]
+            assert 0 <= one["accuracy"] < 1 and not one["positions"]
         else:
             assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
     assert evaluated >= 4
@@ -73,7 +73,7 @@ def test_a_run_resumes_to_the_bit(
     ranks: RankPool, dataset: Path, tmp_path: Path, truth: tuple[Path, list[Any]]
 ) -> None:
     stopped = encoder(dataset, tmp_path / "stopped")
-    assert {code for code, _ in ranks.run(1, train, stopped, 1, 3)} == {ExitCode.PREEMPTED}
+    assert {code for code, _ in ranks.run(1, train, stopped, 1, 2)} == {ExitCode.PREEMPTED}
     assert {code for code, _ in ranks.run(1, train, stopped, 2, 99)} == {ExitCode.FINISHED}
     same_tensors(truth[0], stopped.run.directory)
     keys = ("step", "loss", "tokens", "accuracy", "grad_norm", "dataset", "memory")

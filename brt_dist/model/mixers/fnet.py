@@ -1,5 +1,10 @@
-"""The mixing of FNet (arXiv 2105.03824): y = Re(F_T F_D norm(x)), the real part of Fourier transforms of a segment."""
+"""The mixing of FNet (arXiv 2105.03824): y = Re(F_T F_D norm(x)) / sqrt(T D), of a segment of T tokens.
 
+The paper's transform is not divided, and the norm behind the sum of each layer takes its size out again.  Here norms
+stand in front, and the residual stream would keep only the transform, which is sqrt(T D) times as large as its input.
+"""
+
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -57,6 +62,7 @@ class FNetMixer(Mixer):
             def forward(
                 self, x: "Tensor", memory: "Memory", starts: "Tensor", dropout: "Dropout | None", fed_back: None = None
             ) -> "tuple[Tensor, Memory]":
-                return fourier_mixed(self.norm(x).transpose(0, 1)).transpose(0, 1), {}
+                mixed = fourier_mixed(self.norm(x).transpose(0, 1)).transpose(0, 1)
+                return mixed / math.sqrt(len(x) * model.width), {}
 
         return FourierMixing()

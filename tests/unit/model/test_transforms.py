@@ -56,10 +56,21 @@ def test_a_layer_mixes_each_stream_by_itself_and_learns() -> None:
     x, starts = draw(8, 2, 6), torch.zeros(2, 2, dtype=torch.bool)
     mixed, memory = layer.mixer(x, {}, starts, None)
     normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
-    assert (mixed[:, 1] - torch.fft.fft2(normed[:, 1]).real).abs().max() < 1e-12
+    assert (mixed[:, 1] - torch.fft.fft2(normed[:, 1], norm="ortho").real).abs().max() < 1e-12
     assert memory == {}
     layer(x, {}, starts)[0].square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in layer.parameters())
+
+
+def test_what_a_layer_mixes_does_not_drown_the_residual() -> None:
+    """The transform alone is sqrt(T D) times as large as its input, here 90 times."""
+    config = ModelConfig.model_validate(
+        {"layers": 1, "width": 64, "heads": 1, "head_dim": 4, "window": 8, "mixers": {"fnet": {}}, "dropout": 0.0}
+    )
+    layer = Layer(config, 0)
+    initialize(layer, 0)
+    mixed, _ = layer.mixer(draw(128, 2, 64).float(), {}, torch.zeros(2, 16, dtype=torch.bool), None)
+    assert 0.5 < mixed.square().mean().sqrt() < 1
 
 
 def test_a_mixer_that_is_not_causal_is_refused_with_the_reason() -> None:
