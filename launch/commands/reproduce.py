@@ -116,6 +116,11 @@ def reproduce(
 
     folder = out / f"{table}-{scale}-{data_name}{'-equal' if equal else ''}"
     trained, code = train_rows(rows, [*places, *settings], seeds, folder, measure, held_out, console)
+    if all(one.found is None for one in trained):
+        click.echo("\nno model is trained and measured yet; run the same command again to go on", err=True)
+        if as_json:
+            click.echo(json.dumps({**plan, "rows": [], "folder": str(folder)}))
+        return code
     column, steps = (kit.expected(name) if table == "table1" else {} for name in (recipe.column, "step_time"))
     title = f"{table}, scale {scale}, data {data_name}{', equal parameters' if equal else ''}"
     unit = "byte" if recipe.column.endswith("_bytes") else "token"
