@@ -117,9 +117,14 @@ def test_resumed_run_is_bitwise_the_uninterrupted_run(
 
     keys = ("step", "loss", "grad_norm", "learning_rate", "tokens", "dataset", "memory")
     facts = [
-        [{key: event[key] for key in keys if key in event} for event in events(given, "step", "evaluation")]
+        [
+            {key: event[key] for key in keys if key in event}
+            for event in events(given, "step", "evaluation")
+            if (event["event"], event["step"]) != ("evaluation", 3)  # was due at a stop, which leaves it out
+        ]
         for given in (straight, stopped)
     ]
+    assert len(facts[0]) > STEPS
     assert facts[0] == facts[1]
     assert [event["start_step"] for event in events(stopped, "attempt")] == [0, 3, 4]
     same_tensors(Path(straight.run.directory), Path(stopped.run.directory))
