@@ -3,13 +3,16 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from brt_dist.errors import ConfigError
 from launch.commands.arguments import json_option
 from launch.reproduce import kit
+
+if TYPE_CHECKING:
+    from launch.reproduce.results import Results
 
 
 @click.command()
@@ -67,7 +70,6 @@ def reproduce(
     """
     from rich.console import Console
 
-    from brt_dist.files import write_atomic
     from launch.reproduce.cost import cost_of, cost_text, price_text, short_name
     from launch.reproduce.equal import with_equal_parameters
     from launch.reproduce.texts import datasets, vocabulary
@@ -110,7 +112,6 @@ def reproduce(
     def measure(run: Path) -> Mapping[str, Any]:
         return _measure(run, validation, segment, documents)
 
-    from launch.reproduce.plot import plot
     from launch.reproduce.results import markdown, results
     from launch.reproduce.training import train_rows
 
@@ -125,16 +126,24 @@ def reproduce(
     title = f"{table}, scale {scale}, data {data_name}{', equal parameters' if equal else ''}"
     unit = "byte" if recipe.column.endswith("_bytes") else "token"
     found = results(title, trained, costs, column, steps, unit)
-    text = markdown(found, kit.claim(table))
+    _write(folder, found, markdown(found, kit.claim(table)), plan, as_json)
+    return code
+
+
+def _write(folder: Path, found: "Results", text: str, plan: Mapping[str, Any], as_json: bool) -> None:
+    """Write the table and its plot into the folder, and print it."""
+    from brt_dist.files import write_atomic
+    from launch.reproduce.plot import plot
+
+    told = {**plan, **found.to_json()}
     write_atomic(folder / "table.md", text)
-    write_atomic(folder / "table.json", json.dumps({**plan, **found.to_json()}, indent=1) + "\n")
+    write_atomic(folder / "table.json", json.dumps(told, indent=1) + "\n")
     plot(folder / "table.png", found)
     if as_json:
-        click.echo(json.dumps({**plan, **found.to_json(), "folder": str(folder)}))
+        click.echo(json.dumps({**told, "folder": str(folder)}))
     else:
         click.echo(f"{text}\ntable     {folder / 'table.md'}\nfigures   {folder / 'table.json'}")
         click.echo(f"plot      {folder / 'table.png'}")
-    return code
 
 
 def _known(what: str, name: str, names: tuple[str, ...]) -> None:
