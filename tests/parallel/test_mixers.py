@@ -15,6 +15,7 @@ from brt_dist.errors import ExitCode
 from brt_dist.kinds import MIXERS
 from tests.datasets import make_dataset
 from tests.parallel.cases import config, join, train_on_rank, train_plainly
+from tests.parallel.matrix import DESCENT, NORM, Differences
 from tests.parallel.pool import RankPool
 from tests.parallel.relayout import LOSS, Relayout
 
@@ -27,7 +28,7 @@ def model_section(**sizes: Any) -> dict[str, Any]:
     return {"layers": len(ALL), "mixers": ALL, "ffns": {"relu": {"width": 96}}, "dropout": 0.0, **sizes}
 
 
-SEED = 4  # with it no input of a ReLU and no choice of experts hangs on rounding; see `Variant` in matrix.py
+STEPS = 2  # the second reads what the first has left in memory
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tensor": 2},
     "tp2-sequence": {"tensor": 2, "sequence_parallel": True, "recompute": True},
@@ -45,13 +46,12 @@ def with_mixers(given: Config) -> Config:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_trains_as_one_plain_loop(ranks: RankPool, layout: str) -> None:
-    given = with_mixers(config(LAYOUTS[layout], seed=SEED))
-    truth = train_plainly(with_mixers(config(seed=SEED)))
-    found = join(ranks.run(given.parallel.world_size, train_on_rank, given))
-    assert found.losses == pytest.approx(truth.losses, abs=1e-5)
-    assert found.grad_norms == pytest.approx(truth.grad_norms, rel=1e-4)
-    assert found.memory.keys() == truth.memory.keys()
+def test_every_layout_has_the_gradients_of_one_plain_loop(ranks: RankPool, layout: str) -> None:
+    given = with_mixers(config(LAYOUTS[layout], optimizer=DESCENT))
+    truth = train_plainly(with_mixers(config(optimizer=DESCENT)), steps=STEPS)
+    found = join(ranks.run(given.parallel.world_size, train_on_rank, given, STEPS))
+    differences = Differences.between(found, truth)
+    assert differences.loss <= LOSS and differences.grad_norm <= NORM and differences.gradient <= 1, differences
     for name, value in truth.memory.items():
         assert (found.memory[name] - value).abs().max() < 2e-4 * value.abs().max().clamp(min=1), name
 
