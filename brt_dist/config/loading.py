@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from brt_dist.config.keys import dotted, field_of, leaves, nearest_key, subsection
-from brt_dist.config.older import drop_optimizer_keys, move_model_keys
+from brt_dist.config.older import drop_optimizer_keys, drop_zero_keys, move_model_keys
 from brt_dist.config.rules import broken_rules
 from brt_dist.config.schema import Config
 from brt_dist.config.section import Choice, choice_of
@@ -157,8 +157,10 @@ def _respelled(tree: Tree, problems: list[str]) -> Tree:
 
 
 def _respelled_parallel(tree: Tree) -> Tree:
-    """`parallel: auto` in full."""
+    """`parallel: auto` in full; the rest without keys that are gone."""
     node = tree.get("parallel")
+    if isinstance(node, dict) and isinstance(zero := node.get("zero"), dict):
+        return {"parallel": {**node, "zero": drop_zero_keys(zero, _plain)}}
     if not isinstance(node, Leaf) or node.value != "auto":
         return {}
     return {"parallel": {"auto": Leaf(True, node.place)}}

@@ -107,6 +107,11 @@ def respelled_model(given: dict[str, Any]) -> dict[str, Any]:
     return {key: _tuples(value) for key, value in model.items()}
 
 
+def drop_zero_keys(zero: dict[str, Any], value: Callable[[Any], Any] = lambda node: node) -> dict[str, Any]:
+    """`parallel.zero` without the folder for an offload to disks, which runs wrote, unset, while it was a key."""
+    return {key: node for key, node in zero.items() if key != "nvme_folder" or value(node) is not None}
+
+
 def respelled_recompute(given: Any) -> Any:
     """`parallel.recompute`, which was true or false at first."""
     return {True: "layer", False: "none"}[given] if isinstance(given, bool) else given

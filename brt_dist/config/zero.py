@@ -2,8 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
+from brt_dist.config.older import drop_zero_keys
 from brt_dist.config.section import Section
 
 BUCKET = 500_000_000  # DeepSpeed's default
@@ -62,6 +63,11 @@ class ZeroConfig(Section):
         1_000_000_000,
         description="ZeRO-3: weights that are used again within this many elements stay whole in between",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell(cls, given: Any) -> Any:
+        return drop_zero_keys(given) if isinstance(given, dict) else given
 
     @field_validator("offload_optimizer", "offload_parameters", mode="before")
     @classmethod

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from jsonschema import Draft202012Validator
 
 from brt_dist.config.keys import leaf_keys
@@ -172,3 +173,12 @@ def test_json_schema_accepts_what_is_loaded() -> None:
         assert not validator.is_valid(least | {"optimizer": optimizer}), optimizer
     every = json.loads(json.dumps(load(BASE).config.model_dump(mode="json")))
     assert validator.is_valid(every), next(validator.iter_errors(every)).message
+
+
+def test_a_key_that_is_gone_may_stand_unset_in_what_a_run_wrote() -> None:
+    zero = {"nvme_folder": None, "overlap": True}
+    wrote = {"parallel": {"zero": zero}, "data": {"dataset": "x"}, "run": {"directory": "y", "steps": 1}}
+    assert recorded(wrote).parallel.zero.overlap is True
+    assert load([yaml.safe_dump(wrote)], []).config.parallel.zero.overlap is True
+    zero["nvme_folder"] = "/disk"
+    assert "nvme_folder" in refusal([yaml.safe_dump(wrote)], [])
