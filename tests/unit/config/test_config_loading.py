@@ -178,7 +178,7 @@ def test_json_schema_accepts_what_is_loaded() -> None:
 def test_a_key_that_is_gone_may_stand_unset_in_what_a_run_wrote() -> None:
     zero = {"nvme_folder": None, "overlap": True}
     wrote = {"parallel": {"zero": zero}, "data": {"dataset": "x"}, "run": {"directory": "y", "steps": 1}}
-    assert recorded(wrote).parallel.zero.overlap is True
+    assert recorded(wrote, "a checkpoint").parallel.zero.overlap is True
     assert load([yaml.safe_dump(wrote)], []).config.parallel.zero.overlap is True
     zero["nvme_folder"] = "/disk"
     assert "nvme_folder" in refusal([yaml.safe_dump(wrote)], [])
