@@ -99,9 +99,11 @@ def _kind_of_text(schema: Any, name: str, rows: int) -> None:
     """Check that there is one column of text with this name.  NoText: there is none."""
     from pyarrow import types
 
-    if name not in schema.names:
+    with damage("schema"):
+        names = schema.names
+    if name not in names:
         raise NoText(f"no field {name!r}", rows)
-    if schema.names.count(name) > 1:
+    if names.count(name) > 1:
         raise NoText(f"two fields are named {name!r}", rows)
     kind = schema.field(name).type
     value = kind.value_type if types.is_dictionary(kind) else kind

@@ -98,9 +98,10 @@ class Case:
         flags = ("recompute" if self.recompute else "", "sequence" if self.sequence_parallel else "")
         return ".".join([self.variant, self.layout, *filter(None, flags), f"zero{self.zero_stage}"])
 
-    def config(self) -> Config:
+    def config(self, shift: int = 0) -> Config:
+        """shift: added to the seed."""
         options = {name: getattr(self, name) for name in ("recompute", "sequence_parallel", "zero_stage")}
-        return _config(VARIANTS[self.variant], LAYOUTS[self.layout] | options)
+        return _config(VARIANTS[self.variant], shift, LAYOUTS[self.layout] | options)
 
 
 def full() -> list[Case]:
@@ -131,13 +132,13 @@ def pairwise(cases: Sequence[Case]) -> list[Case]:
 
 
 @cache
-def truth(variant: str) -> Outcome:
+def truth(variant: str, shift: int = 0) -> Outcome:
     """What the plain loop computes."""
-    return train_plainly(_config(VARIANTS[variant]))
+    return train_plainly(_config(VARIANTS[variant], shift))
 
 
-def _config(variant: Variant, parallel: dict[str, Any] | None = None) -> Config:
-    return config(parallel=parallel, model=variant.model, optimizer=DESCENT, seed=variant.seed)
+def _config(variant: Variant, shift: int, parallel: dict[str, Any] | None = None) -> Config:
+    return config(parallel=parallel, model=variant.model, optimizer=DESCENT, seed=variant.seed + shift)
 
 
 @dataclass(frozen=True)

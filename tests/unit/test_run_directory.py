@@ -9,13 +9,13 @@ from brt_dist.errors import ConfigError
 from brt_dist.run_directory import AttemptDirectory, RunDirectory
 
 ROOT = Path(__file__).parents[2]
-# Names of files and folders of a run.  Exported weights have a config.yaml of their own.
+# Names of files and folders of a run.  Exported weights and `brt eval` have a config.yaml of their own.
 NAMES = {
     "adjustments.json", "attempt.json", "attempts", "config.yaml", "health.json", "heartbeat.json", "loss.png",
     "metrics.jsonl", "mlflow.db", "plots", "provenance.json", "report.html", "submission.json", "submissions",
     "syncer.log", "system", "tracking",
 }  # fmt: skip
-OTHERS = {("brt_dist/export/folder.py", "config.yaml")}
+OTHERS = {("brt_dist/export/folder.py", "config.yaml"), ("brt_dist/eval_worker.py", "config.yaml")}
 
 
 def test_paths_are_where_older_runs_have_them() -> None:

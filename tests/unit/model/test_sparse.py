@@ -82,7 +82,8 @@ def test_training_draws_by_stream_and_step_only(ffn: SparseUnits) -> None:
     streams = (3, 0, 8, 4, 11, 7)
     whole = ffn(x, Dropout(0.0, 5, 2, streams))
     assert torch.equal(ffn(x, Dropout(0.0, 5, 2, streams)), whole)
-    assert torch.equal(ffn(x[:, 2:4], Dropout(0.0, 5, 2, (8, 4))), whole[:, 2:4])
+    part = ffn(x[:, 2:4], Dropout(0.0, 5, 2, (8, 4)))
+    assert (part - whole[:, 2:4]).abs().max() < 1e-12  # products of other sizes may round differently
     assert not torch.equal(ffn(x, Dropout(0.0, 5, 3, streams)), whole)
 
     soft = ffn.masked(ffn.norm(x), ffn.controlled(ffn.norm(x)).softmax(-1))

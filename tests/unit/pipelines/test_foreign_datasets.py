@@ -117,3 +117,14 @@ def test_a_dataset_that_is_given_as_a_folder_of_text_is_named(name: str, said: s
     (source,) = open_sources([str(tmp_path)])
     with pytest.raises(DataError, match=r"tokens of Megatron \(.bin and .idx\), which are not read"):
         list(source.units(1 << 20))
+
+
+def test_a_damaged_name_of_a_column_is_a_bad_document(tmp_path: Path) -> None:
+    """Arrow decodes the names only when they are asked for."""
+    folder = tmp_path / "hf"
+    shutil.copytree(FOREIGN / "hf", folder)
+    shard = folder / "data-00000-of-00003.arrow"
+    content = shard.read_bytes()
+    shard.write_bytes(content.replace(b"text", b"\x80ext"))
+    found = read_all("hf", folder)
+    assert any(isinstance(item, BadDocument) and "schema" in item.reason for item in found)
