@@ -23,12 +23,19 @@ class NoText(Exception):
     """A file has no column of text; says why."""
 
 
+# The last five are of Arrow, for types that it does not know, wrong places and counts that no memory holds.
+_DAMAGE = (
+    EOFError, zlib.error, gzip.BadGzipFile, ValueError,
+    NotImplementedError, LookupError, TypeError, MemoryError, OverflowError,
+)  # fmt: skip
+
+
 @contextmanager
 def damage(kind: str) -> Iterator[None]:
     """Turn what decoders raise for damaged content into BrokenFile."""
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+    except _DAMAGE as error:
         raise BrokenFile(f"broken {kind} ({type(error).__name__})") from None
     except OSError as error:
         # Arrow's own are plain and have no number; those of the system have one, those of a network (timeouts) a type.
@@ -117,8 +124,11 @@ def _bytes_of(batch: Any, name: str) -> list[bytes | None]:
 
     column = batch.column(batch.schema.get_field_index(name))
     if types.is_dictionary(column.type):
+        column.validate(full=True)  # places beyond the dictionary would be read
         column = column.dictionary_decode()
     if types.is_string_view(column.type):
         column = column.cast(pyarrow.large_string())
-    found: list[bytes | None] = column.cast(pyarrow.large_binary()).to_pylist()
+    column = column.cast(pyarrow.large_binary())
+    column.validate(full=True)  # likewise places beyond the text; UTF-8 is checked document by document
+    found: list[bytes | None] = column.to_pylist()
     return found

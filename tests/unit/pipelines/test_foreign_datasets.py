@@ -119,6 +119,17 @@ def test_a_dataset_that_is_given_as_a_folder_of_text_is_named(name: str, said: s
         list(source.units(1 << 20))
 
 
+@pytest.mark.parametrize("offset", [7000 + 20 * step for step in range(40)])
+def test_damaged_places_of_texts_are_no_error_of_python(offset: int, tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    shutil.copytree(FOREIGN / "hf", folder)
+    shard = folder / "data-00000-of-00003.arrow"
+    content = bytearray(shard.read_bytes())
+    content[offset % len(content) : offset % len(content) + 20] = b"\xff" * len(content[offset % len(content) :][:20])
+    shard.write_bytes(content)
+    assert all(isinstance(item, Document | BadDocument) for item in read_all("hf", folder))
+
+
 def test_a_damaged_name_of_a_column_is_a_bad_document(tmp_path: Path) -> None:
     """Arrow decodes the names only when they are asked for."""
     folder = tmp_path / "hf"
