@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks.step import table
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_table_of_a_step_on_a_gpu() -> None:
-    figures = json.loads((DOCS / "results" / "step_h200.json").read_text())
+@pytest.mark.parametrize("name", ["step_h200", "step_cpu_small", "step_cpu_tiny"])
+def test_the_tables_of_a_step(name: str) -> None:
+    figures = json.loads((DOCS / "results" / f"{name}.json").read_text())
     assert table(figures) in (DOCS / "performance.md").read_text()
