@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from brt_dist.files import atomic_file
 from launch.reproduce.results import Results
+from launch.views.figure import save_figure
 
 _OURS, _PAPER = "#1f5fa8", "#c2571a"
 
@@ -44,6 +44,4 @@ def plot(path: Path, found: Results) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     figure.suptitle(found.title, x=0.01, ha="left", fontsize=10)
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png")
-    pyplot.close(figure)
+    save_figure(figure, path)

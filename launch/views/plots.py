@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from brt_dist.events import EvaluationEvent
-from brt_dist.files import atomic_file
 from brt_dist.run_directory import RunDirectory
 from launch.run.history import History
+from launch.views.figure import save_figure
 from launch.views.smoothing import RAW_ALONE, settled, smooth
 
 # One colour for what is trained on, one for what is held out; cleared memory is the same colour, hollow.
@@ -49,9 +49,7 @@ def plot_loss(run: Path, title: str = "", warmup: int = 0) -> Path | None:
     axes.set_title(title, loc="left", fontsize=10, parse_math=False)
     axes.legend(frameon=False)
     path = RunDirectory(run).loss_plot
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png")
-    pyplot.close(figure)
+    save_figure(figure, path)
     return path
 
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from brt_dist.errors import PlatformError
 from brt_dist.events import PositionLoss
-from brt_dist.files import atomic_file
+from launch.views.figure import save_figure
 
 _COLOURS = ("#1f5fa8", "#c2571a", "#2c7a4b", "#7a3fa0", "#8a6d00")
 
@@ -45,10 +44,4 @@ def plot_positions(path: Path, found: Mapping[str, Mapping[str, Sequence[Positio
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    try:
-        with atomic_file(path) as file:
-            figure.savefig(file, format="png")
-    except OSError as error:
-        raise PlatformError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        pyplot.close(figure)
+    save_figure(figure, path)

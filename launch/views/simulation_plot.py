@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from brt_dist.errors import PlatformError
-from brt_dist.files import atomic_file
 from brt_dist.planning.scaling import Kept, Point
+from launch.views.figure import save_figure
 
 _COLOURS = {"strong": "#1f5fa8", "weak": "#c2571a"}
 _SHARES = (
@@ -60,13 +59,7 @@ def plot_simulation(path: Path, curves: Mapping[str, Sequence[Point]], kept: Seq
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.tick_params(axis="x", rotation=45)
-    try:
-        with atomic_file(path) as file:
-            figure.savefig(file, format="png")
-    except OSError as error:
-        raise PlatformError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def _goodput(axes: Any, kept: Sequence[Kept]) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 from brt_dist.errors import DataError
 from brt_dist.reading import parse_json
 from pipelines.sources.base import TreeKind
-from pipelines.sources.documents import BadDocument, Document, Unit, document_of
-from pipelines.sources.packed import BrokenFile, NoText, arrow_column
+from pipelines.sources.documents import BadDocument, Document, Unit
+from pipelines.sources.packed import NoText, arrow_column, documents_of
 from pipelines.sources.places import filesystem_of, is_remote, opened, stamp
 
 _MOST_BYTES = 16 << 20  # of state.json
@@ -43,20 +43,11 @@ class SavedDataset(TreeKind):
             yield Unit(url, f"{name}/{base}", "hf", 0, int(info["size"] or 0), stamp(info))
 
     def read(self, unit: Unit) -> Iterator[Document | BadDocument]:
-        rows = 0
         with opened(unit.url) as file:
             try:
-                for value in arrow_column(file, self.text_field):
-                    rows += 1
-                    place = f"{unit.name}, row {rows}"
-                    if value is None:
-                        yield BadDocument(place, f"field {self.text_field!r} is not text")
-                    else:
-                        yield document_of(value, place)
+                yield from documents_of(arrow_column(file, self.text_field), unit, self.text_field)
             except NoText as error:
                 yield BadDocument(unit.name, error.args[0])
-            except BrokenFile as error:
-                yield BadDocument(f"{unit.name}, after row {rows}", str(error))
 
 
 def _json(filesystem: Any, path: str) -> dict[str, Any]:

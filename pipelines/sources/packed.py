@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Literal, cast
 
+from pipelines.sources.documents import BadDocument, Document, Unit, document_of
+
 Compression = Literal["gzip", "zstd"]
 _ROWS = 64  # that are decoded at once: bounds memory where rows are long
 
@@ -100,6 +102,25 @@ def arrow_column(file: IO[bytes], name: str) -> Iterator[bytes | None]:
             with damage("Arrow"):
                 values = _bytes_of(part, name)
             yield from values
+
+
+def documents_of(values: Iterator[bytes | None], unit: Unit, text_field: str) -> Iterator[Document | BadDocument]:
+    """A document for each row of a column; where the file breaks off, a bad one that says after which row.
+
+    Raises:
+        NoText: the column is not there.
+    """
+    rows = 0
+    try:
+        for value in values:
+            rows += 1
+            place = f"{unit.name}, row {rows}"
+            if value is None:
+                yield BadDocument(place, f"field {text_field!r} is not text")
+            else:
+                yield document_of(value, place)
+    except BrokenFile as error:
+        yield BadDocument(f"{unit.name}, after row {rows}", str(error))
 
 
 def _kind_of_text(schema: Any, name: str, rows: int) -> None:

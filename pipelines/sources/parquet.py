@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from pipelines.sources.base import FileKind
-from pipelines.sources.documents import BadDocument, Document, Unit, document_of
-from pipelines.sources.packed import BrokenFile, NoText, parquet_column
+from pipelines.sources.documents import BadDocument, Document, Unit
+from pipelines.sources.packed import NoText, documents_of, parquet_column
 from pipelines.sources.places import opened
 
 
@@ -13,18 +13,9 @@ class Parquet(FileKind):
     suffixes = (".parquet",)
 
     def read(self, unit: Unit) -> Iterator[Document | BadDocument]:
-        rows = 0
         with opened(unit.url) as file:
             try:
-                for value in parquet_column(file, self.text_field):
-                    rows += 1
-                    place = f"{unit.name}, row {rows}"
-                    if value is None:
-                        yield BadDocument(place, f"field {self.text_field!r} is not text")
-                    else:
-                        yield document_of(value, place)
+                yield from documents_of(parquet_column(file, self.text_field), unit, self.text_field)
             except NoText as error:  # each row would have been a document
                 reason, total = error.args
                 yield from (BadDocument(f"{unit.name}, row {row}", reason) for row in range(1, total + 1))
-            except BrokenFile as error:
-                yield BadDocument(f"{unit.name}, after row {rows}", str(error))

@@ -46,17 +46,17 @@ def plain() -> Outcome:
 def test_layout_computes_what_one_process_computes(ranks: RankPool, case: Case) -> None:
     """A selection of the matrix in which every pair of options meets.
 
-    A second seed is tried, because processors round differently and with no seed do all inputs of all ReLUs stay away
-    from zero on all of them.  A layout that is wrong is so with every seed.
+    Where gradients alone differ a second seed is tried: processors round differently, and with no seed do all inputs of
+    all ReLUs stay away from zero on all of them.  A layout that is wrong is so with every seed.
     """
     differences = []
     for shift in (0, 10):
         given, expected = case.config(shift), truth(case.variant, shift)
         found = join(ranks.run(given.parallel.world_size, train_on_rank, given))
         differences.append(Differences.between(found, expected))
-        if differences[-1].is_within_bounds:
-            return
-    pytest.fail(f"{differences}")
+        if differences[-1].is_within_bounds or not differences[-1].is_of_gradients_alone:
+            break
+    assert differences[-1].is_within_bounds, differences
 
 
 @pytest.mark.parametrize("layout", ["one", "tp2-pp2-micro2", "dp2-zero2", "dp2-zero3", "dp3-uneven"])
