@@ -29,10 +29,12 @@ def status(run: Path, watch: bool, as_json: bool) -> int:
 
     found = describe(run)
     if watch:
+        from brt_dist.config.loading import load
+        from brt_dist.run_directory import RunDirectory
         from launch.views.watch import watch as watch_run
 
         try:
-            watch_run(run, found["steps"], console(), partial(_is_expected, run))
+            watch_run(run, load(RunDirectory(run).config).config.run, console(), partial(_is_expected, run))
         except KeyboardInterrupt:
             return 0
         found = describe(run)

@@ -80,7 +80,7 @@ def main(request: AttemptRequest) -> Verdict:
             _refuse_other_device(run, config, gang.device)
             if config.launch.preflight:
                 _preflight(gang, config, tell)
-            progress = ProgressLine(run, config.run.steps, screen)
+            progress = ProgressLine(run, config.run, screen)
             parallel, head = config.parallel, _head()
             settings = _differences(wanted, config, gang.device)
             supervisor = Supervisor(

@@ -1,7 +1,6 @@
 """The progress of a run: a bar on a terminal, plain lines elsewhere.  Reads only the files of the run directory."""
 
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +11,13 @@ from brt_dist.events import AttemptEvent, CheckpointEvent, EvaluationEvent, Even
 from brt_dist.reading import read_json
 from brt_dist.run_directory import RunDirectory
 from launch.run.history import History
+from launch.views.pace import Pace
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-_SPEED_WINDOW = 50  # steps whose mean speed makes the forecast
+    from brt_dist.config.schema import RunConfig
+
 _PLAIN_SECONDS = 10.0  # between plain lines
 _TEXTS = {"train": "training text", "validation": "held out"}
 
@@ -26,18 +27,20 @@ class ProgressLine:
 
     Args:
         run: run directory.
-        steps: of the whole run.
+        config: how many steps there are, and when an evaluation or a save is due.
         console: where to show it (standard error).
     """
 
-    def __init__(self, run: Path, steps: int, console: "Console", clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, run: Path, config: "RunConfig", console: "Console", clock: Callable[[], float] = time.time
+    ) -> None:
         self._run = run
         self._reader = EventReader(run)
-        self._steps = steps
+        self._steps = config.steps
         self._console = console
         self._clock = clock
-        self.history = History.of(self._reader.read())
-        self._times: deque[tuple[int, float]] = deque(maxlen=_SPEED_WINDOW)
+        self.history, self._pace = History(), Pace(config)
+        self.read()
         self._live: Any = None
         self._last_plain = 0.0
         self._begun = clock()
@@ -54,12 +57,7 @@ class ProgressLine:
         """Read new events without showing them."""
         events = self._reader.read()
         self.history.add(events)
-        for event in events:
-            if isinstance(event, AttemptEvent):
-                self._times.clear()
-                self._times.append((event.start_step, event.time))
-            elif isinstance(event, StepEvent):
-                self._times.append((event.step, event.time))
+        self._pace.add(events)
         return events
 
     def close(self) -> None:
@@ -69,15 +67,6 @@ class ProgressLine:
             if self.history.steps:
                 self._tell(self.line())
 
-    def seconds_left(self) -> float | None:
-        """Estimate from the mean speed of the last steps, including evaluations and saves between them."""
-        if len(self._times) < 2:
-            return None
-        (first, begin), (last, end) = self._times[0], self._times[-1]
-        if last <= first:
-            return None
-        return max(self._steps - last, 0) * (end - begin) / (last - first)
-
     def line(self) -> str:
         """The state of the run as one line of text."""
         return "  ".join(f"{name} {value}" for name, value in self._facts())
@@ -86,7 +75,7 @@ class ProgressLine:
         step = self.history.latest_step()
         if step is None:
             return [("starting", duration(self._clock() - self._begun))]
-        left = self.seconds_left()
+        left = self._pace.seconds_left()
         facts = [("step", f"{step.step}/{self._steps}")]
         if (doing := self._doing()) is not None:
             facts.append(doing)

@@ -13,6 +13,8 @@ from launch.views.summary import verdict_words
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from brt_dist.config.schema import RunConfig
+
 _LOOK_SECONDS = 0.5
 _PLAIN_SECONDS = 10.0
 _BARS = "▁▂▃▄▅▆▇█"
@@ -38,21 +40,21 @@ class Watch:
 
     Args:
         run: its directory.
-        steps: of the whole run.
+        config: its settings.
         is_expected: whether the run was submitted after a time (unix seconds) and has not ended since.
     """
 
     def __init__(
         self,
         run: Path,
-        steps: int,
+        config: "RunConfig",
         console: "Console",
         clock: Callable[[], float] = time.time,
         is_expected: Callable[[float], bool] = lambda _: False,
     ) -> None:
         self._run, self._console, self._clock = run, console, clock
         self._is_expected = is_expected
-        self.progress = ProgressLine(run, steps, console, clock)
+        self.progress = ProgressLine(run, config, console, clock)
 
     def update(self) -> None:
         self.progress.read()
@@ -117,12 +119,14 @@ class Watch:
         return grid
 
 
-def watch(run: Path, steps: int, console: "Console", is_expected: Callable[[float], bool] = lambda _: False) -> None:
+def watch(
+    run: Path, config: "RunConfig", console: "Console", is_expected: Callable[[float], bool] = lambda _: False
+) -> None:
     """Show the run until it is over or the user presses Ctrl-C; without a terminal, print a line now and then.
 
     `is_expected` is as for :class:`Watch`.
     """
-    view = Watch(run, steps, console, is_expected=is_expected)
+    view = Watch(run, config, console, is_expected=is_expected)
     if console.is_terminal:
         from rich.live import Live
 

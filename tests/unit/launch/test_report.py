@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from brt_dist.config.schema import RunConfig
 from launch.cli import brt
 from launch.report.charts import Curve, chart
 from launch.report.collect import RunFacts, labels
@@ -26,6 +27,7 @@ CONFIG = """\
 data: {{dataset: {data}}}
 run: {{name: "{name}", directory: {run}, steps: 40, tracking: {{uri: "http://me:hunter2@host"}}}}
 """
+LENGTH = RunConfig(directory=Path("run"), steps=40)
 
 
 def write_run(folder: Path, name: str = "tiny", ended: bool = True) -> Path:
@@ -206,7 +208,7 @@ def test_charts_of_odd_numbers() -> None:
 
 def test_the_live_view(tmp_path: Path) -> None:
     run = write_run(tmp_path, ended=False)
-    view = Watch(run, 40, Console(), clock=lambda: 300.0)
+    view = Watch(run, LENGTH, Console(), clock=lambda: 300.0)
     view.update()
     said = dict(view.lines())
     assert said["checkpoint"] == "step 40, 0:50 ago" and said["last step"] == "1:00 ago"
@@ -222,7 +224,7 @@ def test_a_launcher_that_was_killed_is_told_and_ends_the_watching(tmp_path: Path
     run = write_run(tmp_path, ended=False)
     path = run / "attempts" / "002" / "attempt.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "host": socket.gethostname()}))
-    view = Watch(run, 40, Console(), clock=lambda: 300.0)
+    view = Watch(run, LENGTH, Console(), clock=lambda: 300.0)
     with claimed(run):  # as a launcher does
         assert not view.is_over and "launcher" not in dict(view.lines())
         assert json.loads(CliRunner().invoke(brt, ["status", str(run), "--json"]).stdout)["verdict"] == "running"
@@ -236,7 +238,7 @@ def test_a_run_that_has_not_begun_is_waited_for(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text(CONFIG.format(data=tmp_path, run=run, name="new"))
-    view = Watch(run, 40, Console())
+    view = Watch(run, LENGTH, Console())
     assert not view.is_over and ("", "not started yet; waiting for the first attempt") in view.lines()
     (tmp_path / "other").mkdir()
     for part in write_run(tmp_path / "other").iterdir():
@@ -256,11 +258,11 @@ def test_a_run_that_was_submitted_again_is_waited_for(tmp_path: Path) -> None:
         asked.append(since)
         return waiting.pop(0)
 
-    view = Watch(run, 40, Console(), is_expected=is_expected)
+    view = Watch(run, LENGTH, Console(), is_expected=is_expected)
     assert not view.is_over and view.is_over
     assert asked == [260.0, 260.0]  # when the last attempt ended
     with claimed(run):  # a launcher that has not begun its attempt
-        assert not Watch(run, 40, Console()).is_over
+        assert not Watch(run, LENGTH, Console()).is_over
 
 
 def test_watching_a_run_that_is_over_says_where_it_ended(tmp_path: Path) -> None:
