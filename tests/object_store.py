@@ -2,6 +2,7 @@
 
 import os
 import threading
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,13 +43,16 @@ def object_store() -> Iterator[ObjectStore]:
         return application(environment, start)
 
     server = make_server("127.0.0.1", 0, answer, threaded=True)
-    store = ObjectStore(f"http://127.0.0.1:{server.server_port}")
+    server_url = f"http://127.0.0.1:{server.server_port}"
+    store = ObjectStore(server_url)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     before = dict(os.environ)
     os.environ.update(store.environment)
     try:
         import s3fs
 
+        # what another store of this process left
+        urllib.request.urlopen(urllib.request.Request(f"{server_url}/moto-api/reset", method="POST")).read()
         s3fs.S3FileSystem.clear_instance_cache()
         s3fs.S3FileSystem(skip_instance_cache=True).mkdir(BUCKET)
         yield store

@@ -14,6 +14,7 @@ from brt_dist.checkpoint.node_cache import NodeCache
 from brt_dist.checkpoint.ranges import RangeReader
 from brt_dist.checkpoint.storage import LATEST, Storage, UnreachableError
 from brt_dist.errors import PlatformError
+from brt_dist.files import temporary_name
 
 
 class ObjectStorage(Storage):
@@ -109,15 +110,33 @@ class ObjectStorage(Storage):
         with suppress(FileNotFoundError), self._asking():
             self._files.rm(f"{self._root}/{name}", recursive=True)
 
+    def try_out(self) -> None:
+        """Write, read and remove a small object.
+
+        Raises:
+            OSError: checkpoints could not be saved or read here; its cause is the error of the store's library.
+        """
+        path, content = f"{self._root}/{temporary_name(Path('try')).name}", b"checkpoints can be saved here"
+        with self._asking(FileNotFoundError):
+            self._files.pipe_file(path, content)
+            found: bytes = self._files.cat_file(path)
+            self._files.rm_file(path)
+        if found != content:
+            raise UnreachableError(f"{self._url}: an object is not what was written")
+
     def forget(self) -> None:
         self._cache.close()
 
     @contextmanager
-    def _asking(self) -> Iterator[None]:
-        """Map the errors of every protocol's library to two: no such file, and no valid response."""
+    def _asking(self, *unexpected: type[Exception]) -> Iterator[None]:
+        """Map the errors of every protocol's library to two: no such file, unless that is unexpected, and no valid
+        response.
+        """
         try:
             yield
-        except (FileNotFoundError, UnreachableError):
+        except (FileNotFoundError, UnreachableError) as error:
+            if isinstance(error, unexpected):
+                raise UnreachableError(f"{self._url}: {error}") from error
             raise
         except Exception as error:
             raise UnreachableError(f"{self._url}: {type(error).__name__}: {error}") from error

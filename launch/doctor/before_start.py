@@ -7,6 +7,7 @@ from brt_dist.config.schema import Config
 from brt_dist.errors import PlatformError
 from brt_dist.files import is_url
 from launch.doctor.node import gpus
+from launch.doctor.object_store import problem_of
 from launch.run.open_files import check_open_files
 
 _DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # of NVIDIA, AMD, and Windows' subsystem
@@ -39,13 +40,18 @@ def check_device(config: Config) -> None:
 
 
 def check_place(config: Config) -> None:
-    """Check that checkpoints can be written, before anything starts.
+    """Check that checkpoints can be written, before anything starts: a folder by its rights, a URL by trying it.
 
     Raises:
-        PlatformError: run.checkpoints is a folder that this user may not write, or no folder.
+        PlatformError: run.checkpoints is a folder that this user may not write, or no folder; or an object store that
+            takes no object.
     """
     place = config.run.checkpoints
-    if place is None or is_url(place):
+    if place is None:
+        return
+    if is_url(place):
+        if (problem := problem_of(place, config.launch.environment)) is not None:
+            raise PlatformError(f"run.checkpoints={place}: {problem}")
         return
     there = next(path for path in (Path(place), *Path(place).parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
