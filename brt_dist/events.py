@@ -144,7 +144,7 @@ class EvaluationEvent(Event):
     Args:
         memory: "carried"; or "cleared", "state cleared", "cache cleared": at the start of every segment.
         layers: what was seen of layers that tell something of their forward; with memory carried only.
-        accuracy: share of masked tokens that an encoder finds.
+        accuracy: share of targets whose likeliest token is right; of objectives other than causal.
     """
 
     kind = "evaluation"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from brt_dist.registry import Registry
 
 if TYPE_CHECKING:
+    from brt_dist.data.objectives.base import Objective
     from brt_dist.export.formats.base import WeightFormat
     from brt_dist.model.ffn.base import FFN
     from brt_dist.model.kernels.base import AttentionKernel
@@ -52,6 +53,14 @@ WEIGHT_FORMATS: "Registry[WeightFormat]" = Registry(
         "safetensors": "brt_dist.export.formats.safetensors:Safetensors",
         "hf": "brt_dist.export.formats.hf:HuggingFace",
         "reference": "brt_dist.export.formats.reference:Reference",
+    },
+)
+
+OBJECTIVES: "Registry[Objective]" = Registry(
+    "objective",
+    {
+        "causal": "brt_dist.data.objectives.causal:NextToken",
+        "mlm": "brt_dist.data.objectives.mlm:MaskedTokens",
     },
 )
 

@@ -16,7 +16,7 @@ from brt_dist.config.schema import Config, ModelConfig, ParallelConfig
 from brt_dist.config.stages import stage_layers
 from brt_dist.config.zero_rules import broken_zero_rules
 from brt_dist.errors import ConfigError
-from brt_dist.kinds import MIXERS, OPTIMIZERS
+from brt_dist.kinds import MIXERS, OBJECTIVES, OPTIMIZERS
 
 _LARGEST_FACTOR = 1 << 14  # nothing is ever split into more parts than this
 
@@ -289,20 +289,28 @@ def _feedback(config: Config) -> Iterator[str]:
 
 
 def _causality(config: Config) -> Iterator[str]:
-    objective, samples = config.model.objective, config.run.sample_tokens
-    if objective != "causal" and samples:
+    objective, samples = OBJECTIVES[config.model.objective], config.run.sample_tokens
+    if samples and not objective.continues_text:
         yield (
-            f"run.sample_tokens={samples} with model.objective={objective}: a model that finds masked tokens again "
-            "cannot continue text; nearest: run.sample_tokens=0"
+            f"run.sample_tokens={samples} with model.objective={config.model.objective}: a model that is trained "
+            f"{objective.purpose} cannot continue text; nearest: run.sample_tokens=0"
         )
     for name, mixer in config.model.mixers.items():
-        if objective == "causal" and not mixer.is_causal:
+        if objective.continues_text and not mixer.is_causal:
             yield (
                 f"model.mixers.{name}: {mixer.kind} is not causal, because {mixer.reads_ahead}; a language model "
                 "must not know what it predicts; "
                 f"nearest: model.mixers.{name}.kind={next(kind for kind in MIXERS if MIXERS[kind].is_causal)}, or "
                 "model.objective=mlm, to train an encoder"
             )
+
+
+def _objective(config: Config) -> Iterator[str]:
+    yield from OBJECTIVES[config.model.objective].broken_rules(config)
+
+
+def _objective_layout(config: Config) -> Iterator[str]:
+    yield from OBJECTIVES[config.model.objective].broken_layout_rules(config)
 
 
 def _halves(config: Config) -> Iterator[str]:
@@ -355,12 +363,13 @@ def _training(config: Config) -> str:
 
 
 def _dataset(config: Config, dataset: DatasetFacts, validation: DatasetFacts | None) -> Iterator[str]:
-    expected = config.model.with_tokens(dataset.vocab_size).vocab_size
+    expected = config.model.with_tokens(dataset.vocab_size).vocab_size or 0
     if config.model.vocab_size not in (None, expected):
-        mask = " and model.objective=mlm adds one" if config.model.objective == "mlm" else ""
+        objective, added = config.model.objective, expected - dataset.vocab_size
+        more = f" and model.objective={objective} adds {added}" if added else ""
         yield (
             f"model.vocab_size={config.model.vocab_size}, but {_training(config)} has "
-            f"{dataset.vocab_size} tokens in its vocabulary{mask}; nearest: model.vocab_size={expected}"
+            f"{dataset.vocab_size} tokens in its vocabulary{more}; nearest: model.vocab_size={expected}"
         )
     if dataset.documents < config.data.streams:
         yield (
@@ -389,6 +398,7 @@ _LAYOUT_RULES: tuple[_Rule, ...] = (
     _zero,
     _optimizer_layout,
     _sequence_parallel,
+    _objective_layout,
     _nodes,
 )
 _OTHER_RULES: tuple[_Rule, ...] = (
@@ -397,6 +407,7 @@ _OTHER_RULES: tuple[_Rule, ...] = (
     _assignment,
     _feedback,
     _causality,
+    _objective,
     _halves,
     _optimizer,
     _folders,

@@ -27,7 +27,7 @@ from brt_dist.config.older import DEFAULT_FFNS, DEFAULT_MIXERS, respelled_model,
 from brt_dist.config.section import Section, one_of, some_of
 from brt_dist.config.zero import ZeroConfig
 from brt_dist.errors import ConfigError
-from brt_dist.kinds import ATTENTION_KERNELS, FFNS, MIXERS, OPTIMIZERS
+from brt_dist.kinds import ATTENTION_KERNELS, FFNS, MIXERS, OBJECTIVES, OPTIMIZERS
 
 if TYPE_CHECKING:
     from brt_dist.model.ffn.base import FFN
@@ -37,10 +37,11 @@ if TYPE_CHECKING:
     Mixers = Mapping[str, Mixer]
     FFNs = Mapping[str, FFN]
     Kernel = str
+    Objective = str
 else:
     Mixers, FFNs = some_of(MIXERS, "kind"), some_of(FFNS, "kind")
     Optimizer = one_of(OPTIMIZERS, "name", "adamw")
-    Kernel = Literal[("auto", *ATTENTION_KERNELS)]
+    Kernel, Objective = Literal[("auto", *ATTENTION_KERNELS)], Literal[tuple(OBJECTIVES)]
 
 __all__ = ["Config", "LaunchConfig", "Section"]
 
@@ -67,7 +68,7 @@ class ModelConfig(Section):
         DEFAULT_MIXERS, description="mixers by name; every layer uses one of them", validate_default=True
     )
     ffns: FFNs = Field(DEFAULT_FFNS, description="FFNs by name; every layer uses one of them", validate_default=True)
-    objective: Literal["causal", "mlm"] = Field(
+    objective: Objective = Field(
         "causal",
         description="what the network is trained to do: predict the next token (causal), or find masked tokens again "
         "(mlm), as encoders do, which may read what follows",
@@ -109,15 +110,16 @@ class ModelConfig(Section):
         return ModelConfig.model_validate(values)
 
     def with_tokens(self, tokens: int) -> "ModelConfig":
-        """A copy for a tokenizer of `tokens` tokens; with `objective: mlm` the mask token comes after them."""
-        return self.model_copy(update={"vocab_size": tokens + (self.objective == "mlm")})
+        """A copy for a tokenizer of `tokens` tokens; those that the objective adds come after them."""
+        return self.model_copy(update={"vocab_size": tokens + OBJECTIVES[self.objective].added_tokens})
 
     def must_continue_text(self, where: str) -> None:
         """Raise a ConfigError if the model at `where` was not trained to predict the next token."""
-        if self.objective != "causal":
+        objective = OBJECTIVES[self.objective]
+        if not objective.continues_text:
             raise ConfigError(
-                f"{where} was trained with model.objective={self.objective}, to find masked tokens again: it cannot "
-                "continue text or score it from left to right; its run evaluates it (accuracy in metrics.jsonl)"
+                f"{where} was trained with model.objective={self.objective}, {objective.purpose}: it cannot continue "
+                "text or score it from left to right; its run evaluates it (accuracy in metrics.jsonl)"
             )
 
     @property

@@ -4,22 +4,21 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-import numpy as np
-import torch
-import torch.distributed as dist
-
+from brt_dist.data.objectives.base import EVALUATION, objective_of
 from brt_dist.data.one_pass import OnePassSchedule
 from brt_dist.data.reader import Documents, SegmentReader
+from brt_dist.data.stream_schedule import StepReads
+from brt_dist.evaluation.answers import Answers
 from brt_dist.evaluation.forgetting import MemoryUse, part_of
 from brt_dist.evaluation.layer_tally import LayerTally, watched_by
-from brt_dist.evaluation.masked import evaluate_masked
-from brt_dist.evaluation.positions import PositionBins, PositionTally, by_position
+from brt_dist.evaluation.positions import Positions
 from brt_dist.evaluation.stream_forgetting import clear_streams
 from brt_dist.events import LayerStatistics, PositionLoss
-from brt_dist.parallel.engine import Engine
+from brt_dist.parallel.engine import Engine, Observer
 from brt_dist.parallel.pipeline import layers_of
-from brt_dist.parallel.step_input import in_rows, step_input, streams_to_read
+from brt_dist.parallel.step_input import step_input, streams_to_read
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,12 @@ class EvaluationResult:
 
     Attributes:
         loss: mean loss, in nats per token.
-        tokens: tokens with a target that it was measured on; of an encoder, those that were masked.
+        tokens: tokens with a target that it was measured on.
         positions: the same by position in the document.
         carried_tokens: those of them whose document began in an earlier segment, so that memory was carried to them.
         layers: what was seen of the layers that tell something, if asked for.
-        accuracy: share of masked tokens that were found; of encoders only, which have no positions and carried tokens.
+        accuracy: share of the targets whose likeliest token is right; of objectives other than the next token, which
+            have no positions and carried tokens.
     """
 
     loss: float
@@ -47,6 +47,18 @@ class EvaluationResult:
         return self.loss / math.log(2)
 
 
+class Tally(Protocol):
+    """What an evaluation counts besides the loss; which one, the objective decides."""
+
+    def observer(self, plan: StepReads) -> Observer:
+        """Sees the scores of a step."""
+        ...
+
+    def results(self, tokens: int) -> dict[str, Any]:
+        """Fields of the `EvaluationResult` of so many tokens with a target.  Collective."""
+        ...
+
+
 def evaluate(
     engine: Engine,
     dataset: Documents,
@@ -55,7 +67,7 @@ def evaluate(
     watch: bool = False,
     between: Callable[[int], None] = lambda number: None,
 ) -> EvaluationResult:
-    """Evaluate the model on a dataset, from its beginning.  Collective.
+    """Evaluate the model on a dataset, from its beginning; what the objective draws is the same each time.  Collective.
 
     Args:
         engine: the model.
@@ -67,19 +79,13 @@ def evaluate(
         between: called on all ranks before each segment with its number, from 1; what it raises ends the evaluation.
     """
     config, layout = engine.config, engine.layout
-    if config.model.objective == "mlm":
-        loss, count, accuracy = evaluate_masked(engine, dataset, max_steps, memory_use, between)
-        return EvaluationResult(loss, count, accuracy=accuracy)
     schedule = OnePassSchedule(
         dataset.lengths, streams=config.data.streams, segment=config.data.segment, window=config.model.window
     )
-    reader = SegmentReader(dataset, schedule)
-    cursor = schedule.start()
-    bins = PositionBins(np.asarray(dataset.lengths), config.model.window)
-    nats, tokens, carried_tokens, part = 0.0, 0, 0, part_of(memory_use)
+    reader, cursor, part = SegmentReader(dataset, schedule), schedule.start(), part_of(memory_use)
+    objective, nats, tokens = objective_of(config.model, EVALUATION), 0.0, 0
+    tally: Tally = Positions(engine, dataset.lengths) if objective.continues_text else Answers(engine)
     tally_of_layers = LayerTally(watched_by(config.model) if watch else {}, engine.device.torch)
-    counts = np.zeros(len(bins.edges), np.int64)
-    tally = torch.zeros(len(bins.edges), dtype=torch.float64, device=engine.device.torch)
     with ExitStack() as stack:
         memory = stack.enter_context(engine.evaluation_memory())
         if watch:
@@ -91,20 +97,10 @@ def evaluate(
             between(number)
             plan, cursor = schedule.step(cursor)
             segments = reader.read(plan, streams_to_read(layout))
-            step = step_input(number, plan, segments, layout, engine.device, memory_use == "cleared")
+            step = step_input(number, plan, segments, layout, engine.device, memory_use == "cleared", objective)
             if part is not None:
                 clear_streams(engine, memory, part)
-            bin_of = bins.of(plan)
-            targets = bins.targets(plan)
-            np.add.at(counts, bin_of, targets)
-            # of a document that began before the segment did
-            carried_tokens += int(targets[plan.offset > config.model.window * np.arange(plan.offset.shape[1])].sum())
-            local = torch.from_numpy(in_rows(bin_of[list(layout.local_streams)], layout)).to(engine.device.torch)
-            watched = PositionTally(local.split(layout.micro_batch), tally)
-            nats += engine.evaluate_step(step, memory, watched) * plan.loss_tokens
-            tokens += plan.loss_tokens
-    dist.all_reduce(tally)  # only last stages have values, the same on all their tensor parallel ranks
-    positions = by_position(bins.edges, (tally / layout.tensor).tolist(), counts.tolist())
-    return EvaluationResult(
-        nats / max(tokens, 1), tokens, positions, carried_tokens, tally_of_layers.result() if watch else ()
-    )
+            nats += engine.evaluate_step(step, memory, tally.observer(plan)) * step.loss_tokens
+            tokens += step.loss_tokens
+    seen = tally_of_layers.result() if watch else ()
+    return EvaluationResult(nats / max(tokens, 1), tokens, layers=seen, **tally.results(tokens))

@@ -6,16 +6,19 @@ boundary, so each block of W tokens is in one bin, and every rank knows which fr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from brt_dist.data.epoch_order import Int64Array
 from brt_dist.data.stream_schedule import StepReads
 from brt_dist.events import PositionLoss
+from brt_dist.parallel.engine import Engine
+from brt_dist.parallel.step_input import in_rows
 
 
 def doubling(first: int, longest: int) -> tuple[int, ...]:
@@ -78,3 +81,33 @@ def by_position(edges: tuple[int, ...], nats: list[float], tokens: list[int]) ->
         for begin, end, total, count in zip(edges, ends, nats, tokens, strict=True)
         if count
     )
+
+
+class Positions:
+    """The tally of an evaluation (see `evaluate`) of the loss by position, and of tokens that memory was carried to.
+
+    Args:
+        engine: the model.
+        lengths: tokens of each document (K,).
+    """
+
+    def __init__(self, engine: Engine, lengths: Int64Array) -> None:
+        self._layout, self._window, self._device = engine.layout, engine.config.model.window, engine.device.torch
+        self._bins = PositionBins(np.asarray(lengths), self._window)
+        self._counts = np.zeros(len(self._bins.edges), np.int64)
+        self._nats = torch.zeros(len(self._bins.edges), dtype=torch.float64, device=self._device)
+        self._carried = 0
+
+    def observer(self, plan: StepReads) -> PositionTally:
+        bins, targets = self._bins.of(plan), self._bins.targets(plan)
+        np.add.at(self._counts, bins, targets)
+        # of a document that began before the segment did
+        self._carried += int(targets[plan.offset > self._window * np.arange(plan.offset.shape[1])].sum())
+        mine = in_rows(bins[list(self._layout.local_streams)], self._layout)
+        return PositionTally(torch.from_numpy(mine).to(self._device).split(self._layout.micro_batch), self._nats)
+
+    def results(self, tokens: int) -> dict[str, Any]:
+        dist.all_reduce(self._nats)  # only last stages have values, the same on all their tensor parallel ranks
+        nats = (self._nats / self._layout.tensor).tolist()
+        positions = by_position(self._bins.edges, nats, self._counts.tolist())
+        return {"positions": positions, "carried_tokens": self._carried}

@@ -5,14 +5,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from brt_dist.config.schema import Config
-from brt_dist.data.masking import TokenMasking
+from brt_dist.data.objectives.base import Objective
+from brt_dist.data.objectives.causal import NextToken
 from brt_dist.data.reader import Segments
 from brt_dist.data.stream_schedule import StepReads
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import StepInput
 from brt_dist.parallel.layout import Layout
 
+NEXT_TOKEN = NextToken(0, 0)  # which depends on neither
 Array = TypeVar("Array", bound=np.ndarray[Any, Any])
 
 
@@ -29,17 +30,6 @@ def in_rows(array: Array, layout: Layout, idle: Any = 0) -> Array:
     return np.concatenate([array, np.full_like(array[:1], idle).repeat(more, axis=0)])  # type: ignore[return-value]
 
 
-def masking_of(config: Config, label: int | str) -> TokenMasking | None:
-    """What hides tokens for the objective of a run, if anything does.
-
-    Args:
-        config: `model.vocab_size` must be set.
-        label: of its draws.
-    """
-    model = config.model
-    return TokenMasking((model.vocab_size or 0) - 1, label) if model.objective == "mlm" else None
-
-
 def step_input(
     number: int,
     plan: StepReads,
@@ -47,16 +37,15 @@ def step_input(
     layout: Layout,
     device: Device,
     clear_memory: bool = False,
-    masking: TokenMasking | None = None,
+    objective: Objective = NEXT_TOKEN,
 ) -> StepInput:
     """The engine's view of step `number` (from 1).
 
     Args:
         clear_memory: treat the first block of the segment as the beginning of a document, in every stream.
-        masking: hides tokens, and makes them the targets; None: the next tokens are.
+        objective: says what is asked.
     """
-    if masking is not None:
-        segments = masking.hide(number, plan, segments)
+    asked = objective.examples(number, plan, segments)
     starts = torch.from_numpy(in_rows(plan.starts[list(layout.local_streams)], layout, True))
     if clear_memory:
         starts = starts.clone()
@@ -73,8 +62,8 @@ def step_input(
     return StepInput(
         number=number,
         starts=tensor(starts),
-        tokens=read(segments.input),
-        target=read(segments.target),
-        mask=read(segments.mask),
-        loss_tokens=plan.loss_tokens if masking is None else masking.count(plan),
+        tokens=read(asked.input),
+        target=read(asked.target),
+        mask=read(asked.mask),
+        loss_tokens=objective.count(plan),
     )

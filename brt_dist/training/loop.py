@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing
 from brt_dist.checkpoint.store import CheckpointStore
 from brt_dist.data.dataset import Dataset
 from brt_dist.data.mixture import Mixture
+from brt_dist.data.objectives.base import objective_of
 from brt_dist.data.reader import Prefetcher, SegmentReader
 from brt_dist.data.stream_schedule import StreamSchedule
 from brt_dist.errors import ExitCode
@@ -17,7 +18,7 @@ from brt_dist.event_log import EventLog
 from brt_dist.events import SkipEvent
 from brt_dist.optim.learning_rate import learning_rate
 from brt_dist.parallel.engine import Engine, StepInput, StepResult
-from brt_dist.parallel.step_input import masking_of, step_input, streams_to_read
+from brt_dist.parallel.step_input import step_input, streams_to_read
 from brt_dist.training.adjustments import Adjustments
 from brt_dist.training.hooks.base import Hook
 from brt_dist.training.resume import resume
@@ -58,7 +59,7 @@ class Trainer:
         self.engine, self.store, self.hooks = engine, store, hooks
         self.dataset, self.schedule, self.prefetch_steps = dataset, schedule, prefetch_steps
         self.adjustments, self.stop, self.events, self.report = adjustments, stop, events, report
-        self.masking = masking_of(self.config, self.config.run.seed)
+        self.objective = objective_of(self.config.model, self.config.run.seed)
         self.state = TrainerState(schedule.start())
         self.trained = 0  # steps of this attempt
 
@@ -99,7 +100,7 @@ class Trainer:
             return agree_to_stop(self.stop, self.device)
         rate = learning_rate(number, self.config.run.steps, self.config.optimizer)
         rate *= self.adjustments.rate_factor(number)
-        batch = step_input(number, plan, read, self.layout, self.device, masking=self.masking)
+        batch = step_input(number, plan, read, self.layout, self.device, objective=self.objective)
         result = self._update(batch, rate)
         self.state.advance(cursor, plan.loss_tokens if result.is_finite else 0)
         is_first, self.trained = self.trained == 0, self.trained + 1

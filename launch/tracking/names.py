@@ -32,7 +32,7 @@ METRICS = {
     "step.loss_again": _Name("loss/train_attempt_{attempt}", "attempt_{attempt}/loss"),
     "evaluation.loss": _Name("loss/{data}", "{dataset}/{memory}/loss"),
     "evaluation.bits_per_token": _Name("bits_per_token/{data}", "{dataset}/{memory}/bits_per_token"),
-    "evaluation.accuracy": _Name("mlm_accuracy/{data}", None),
+    "evaluation.accuracy": _Name("objective_accuracy/{data}", None),
     "evaluation.gain": _Name("memory_gain/{data}", None),
     "evaluation.tokens": _Name("system/evaluation/{data}/tokens", "{dataset}/{memory}/tokens"),
     "evaluation.seconds": _Name("system/evaluation/{data}/seconds", "{dataset}/{memory}/seconds"),

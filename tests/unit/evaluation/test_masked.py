@@ -12,7 +12,8 @@ from brt_dist.config.loading import load
 from brt_dist.config.rules import DatasetFacts, check
 from brt_dist.config.schema import Config, ModelConfig
 from brt_dist.data.in_memory import InMemoryDataset
-from brt_dist.data.masking import EVALUATION, TokenMasking
+from brt_dist.data.objectives.base import EVALUATION
+from brt_dist.data.objectives.mlm import MaskedTokens
 from brt_dist.data.one_pass import OnePassSchedule
 from brt_dist.data.reader import SegmentReader
 from brt_dist.errors import ConfigError
@@ -69,9 +70,9 @@ def test_loss_and_accuracy_are_those_of_a_plain_loop(device: Device) -> None:
     while not schedule.is_finished(cursor):
         number += 1
         plan, cursor = schedule.step(cursor)
-        hidden = TokenMasking(TOKENS, EVALUATION).hide(number, plan, reader.read(plan, range(3)))
+        hidden = MaskedTokens(TOKENS, EVALUATION).examples(number, plan, reader.read(plan, range(3)))
         with torch.no_grad():
-            logits, memory = model(torch.from_numpy(hidden.input), memory, torch.from_numpy(hidden.starts))
+            logits, memory = model(torch.from_numpy(hidden.input), memory, torch.from_numpy(plan.starts))
         scores = full_logits(logits, TOKENS + 1).double().log_softmax(-1).numpy()
         for row, place in zip(*np.nonzero(hidden.mask), strict=True):
             nats -= float(scores[row, place, hidden.target[row, place]])

@@ -3,13 +3,13 @@
 import numpy as np
 
 from brt_dist.data.in_memory import InMemoryDataset
-from brt_dist.data.masking import MASKED, RANDOM, RATE, TokenMasking
+from brt_dist.data.objectives.mlm import MASKED, RANDOM, RATE, MaskedTokens
 from brt_dist.data.one_pass import OnePassSchedule
 from brt_dist.data.reader import SegmentReader, Segments
 from brt_dist.data.stream_schedule import StepReads
 
 TOKENS = 1000
-MASKING = TokenMasking(TOKENS, label=3)
+MASKING = MaskedTokens(TOKENS, label=3)
 
 
 def read(streams: int = 5) -> list[tuple[StepReads, Segments]]:
@@ -25,7 +25,7 @@ def read(streams: int = 5) -> list[tuple[StepReads, Segments]]:
 
 def test_chosen_tokens_are_counted_by_the_schedule_alone_and_are_never_padding() -> None:
     for number, (plan, segments) in enumerate(read(), 1):
-        hidden = MASKING.hide(number, plan, segments)
+        hidden = MASKING.examples(number, plan, segments)
         assert hidden.mask.sum() == MASKING.count(plan)
         length = plan.length.sum(1)
         assert (np.abs(hidden.mask.sum(1) - RATE * length)[length >= 7] <= 0.5).all()
@@ -40,20 +40,20 @@ def test_the_last_token_of_a_document_can_be_hidden_too() -> None:
     """It has no next token, but an encoder can find it."""
     found = 0
     for plan, segments in read():
-        hidden = MASKING.hide(1, plan, segments)
+        hidden = MASKING.examples(1, plan, segments)
         found += int((hidden.mask & ~segments.mask).sum())
     assert found >= 1  # the document of one token, at least
 
 
 def test_draws_depend_on_step_stream_and_seed_alone() -> None:
     plan, segments = read()[0]
-    whole = MASKING.hide(7, plan, segments)
+    whole = MASKING.examples(7, plan, segments)
     rows = [3, 1]
     some = Segments(*(getattr(segments, name)[rows] for name in ("input", "target", "mask", "starts", "streams")))
-    part = MASKING.hide(7, plan, some)
+    part = MASKING.examples(7, plan, some)
     assert np.array_equal(part.input, whole.input[rows]) and np.array_equal(part.mask, whole.mask[rows])
-    assert not np.array_equal(MASKING.hide(8, plan, segments).mask, whole.mask)
-    assert not np.array_equal(TokenMasking(TOKENS, 4).hide(7, plan, segments).mask, whole.mask)
+    assert not np.array_equal(MASKING.examples(8, plan, segments).mask, whole.mask)
+    assert not np.array_equal(MaskedTokens(TOKENS, 4).examples(7, plan, segments).mask, whole.mask)
     assert not np.array_equal(whole.mask[1], whole.mask[3])
 
 
@@ -66,7 +66,7 @@ def test_most_become_the_mask_token_some_a_random_one_and_some_stay() -> None:
     masked = replaced = chosen = 0
     places = np.zeros(segment)
     for number in range(steps):
-        hidden = MASKING.hide(number, plan, segments)
+        hidden = MASKING.examples(number, plan, segments)
         here = hidden.mask
         chosen += int(here.sum())
         masked += int((hidden.input[here] == TOKENS).sum())

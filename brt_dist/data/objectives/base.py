@@ -1,0 +1,105 @@
+"""What an objective is: what a model is trained to predict, and from what, of the tokens that its streams read.
+
+Draws are keyed by the run, the step and the stream alone, as those of dropout are: they are the same in every layout,
+after a resume, and in any order.  How many targets a step has follows from the schedule, so that every rank knows it
+for the global batch without drawing for it.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from brt_dist.data.reader import Segments
+from brt_dist.data.stream_schedule import StepReads
+from brt_dist.kinds import OBJECTIVES
+
+if TYPE_CHECKING:
+    from brt_dist.config.schema import Config, ModelConfig
+
+Tokens: TypeAlias = npt.NDArray[np.int64]
+EVALUATION = "evaluation"
+"""label of draws that every evaluation repeats"""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What the model is given of some streams in a step, and what it is to answer.
+
+    Attributes:
+        input: (b, N) int64, tokens.
+        target: (b, N) int64, the right answer at each of them.
+        mask: (b, N) bool, where one is asked for.
+        source: (b, N) int64, what the encoder of an encoder-decoder reads; None for other models.
+    """
+
+    input: Tokens
+    target: Tokens
+    mask: npt.NDArray[np.bool_]
+    source: Tokens | None = None
+
+
+class Objective(ABC):
+    """An objective of a run.
+
+    Args:
+        tokens: of the tokenizer, [0, tokens); those that the objective adds follow.
+        label: of its draws: the seed of the run, or EVALUATION.
+    """
+
+    purpose: ClassVar[str]
+    """what a model learns with it, "to ..." """
+    added_tokens: ClassVar[int] = 0
+    """entries of the vocabulary after those of the tokenizer"""
+    continues_text: ClassVar[bool] = False
+    """whether a model learns to predict the next token from what precedes it alone"""
+
+    def __init__(self, tokens: int, label: int | str) -> None:
+        self.tokens, self.label = tokens, label
+
+    @classmethod
+    def broken_rules(cls, config: "Config") -> Iterator[str]:
+        """A message for each rule that a config with this objective breaks, with the nearest value that works."""
+        yield from ()
+
+    @classmethod
+    def broken_layout_rules(cls, config: "Config") -> Iterator[str]:
+        """The same for rules of the layout."""
+        yield from ()
+
+    @abstractmethod
+    def count(self, plan: StepReads) -> int:
+        """Targets of the whole global batch."""
+
+    @abstractmethod
+    def examples(self, number: int, plan: StepReads, segments: Segments) -> Examples:
+        """What is asked of some streams.
+
+        Args:
+            number: of the step; it keys the draws.
+            plan: of all streams.
+            segments: of some streams, as they were read.
+        """
+
+    def generator(self, number: int, stream: int) -> np.random.Generator:
+        """The random generator of a stream in a step."""
+        key = f"mask/{self.label}/{number}/{stream}"
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16])))
+
+
+def objective_of(model: "ModelConfig", label: int | str) -> Objective:
+    """The objective of a model, whose `vocab_size` must be set; `label` is that of its draws."""
+    kind = OBJECTIVES[model.objective]
+    return kind((model.vocab_size or 0) - kind.added_tokens, label)
+
+
+def real_tokens(plan: StepReads, segments: Segments) -> npt.NDArray[np.bool_]:
+    """(b, N): which tokens of `segments` are tokens of documents; the others pad blocks."""
+    length = plan.length[segments.streams]
+    window = segments.input.shape[1] // length.shape[1]
+    real: npt.NDArray[np.bool_] = np.tile(np.arange(window), length.shape[1]) < np.repeat(length, window, axis=1)
+    return real
