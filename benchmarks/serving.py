@@ -12,8 +12,6 @@ the first text to the last, by token.
 
 import argparse
 import json
-import re
-import socket
 import statistics
 import subprocess
 import sys
@@ -43,35 +41,21 @@ class Answered:
 @contextmanager
 def server(source: str, *options: str) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
     """`brt serve SOURCE` on a free port of this machine, until the block ends; the port and the process."""
-    command = [sys.executable, "-P", "-m", "launch.cli", "serve", source, "--port", "0", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-P", "-m", "launch.cli", "serve", source, "--port", "0", "--json", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     guard = threading.Timer(_START_SECONDS, process.kill)
     guard.start()
-    said, port = "", None
     try:
-        for line in process.stderr or ():
-            said += line
-            if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
-                port = int(found.group(1))
-                break
+        line = process.stdout.readline() if process.stdout else ""
         guard.cancel()
+        port = json.loads(line).get("port") if line else None
         if port is None:
-            raise RuntimeError(f"brt serve did not start:\n{said}")
-        while not _answers(port):  # the port is known a moment before it is listened on
-            time.sleep(0.02)
+            raise RuntimeError(f"brt serve did not start: {line}{process.communicate()[1]}")
         yield port, process
     finally:
         guard.cancel()
         process.terminate()
         process.communicate()
-
-
-def _answers(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port)):
-            return True
-    except ConnectionRefusedError:
-        return False
 
 
 def small_model(folder: Path, width: int = 64, window: int = 64) -> str:

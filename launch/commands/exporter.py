@@ -1,8 +1,11 @@
 """`brt metrics-exporter`."""
 
+import json
 from pathlib import Path
 
 import click
+
+from launch.commands.arguments import json_option
 
 
 @click.command("metrics-exporter")
@@ -11,14 +14,20 @@ import click
 @click.option(
     "--port", default=9464, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on; 0: any free one."
 )
-def exporter(runs: tuple[Path, ...], address: str, port: int) -> None:
+@json_option
+def exporter(runs: tuple[Path, ...], address: str, port: int, as_json: bool) -> None:
     """Serve the latest metrics of RUNS to Prometheus until Ctrl-C.
 
     It only reads the runs' metrics.jsonl, so it does not touch the ranks.  By default only this machine can connect;
-    use --address to change that.
+    use --address to change that.  --json prints where it listens, as soon as it does.
     """
+    from brt_dist.run_directory import RunDirectory
     from launch.views.exporter import serving
 
+    for run in runs:
+        RunDirectory.existing(run)
     with serving(runs, address, port) as (bound, thread):
-        click.echo(f"http://{address}:{bound}/metrics", err=True)
+        url = f"http://{address}:{bound}/metrics"
+        told = {"url": url, "port": bound, "runs": [str(run) for run in runs]}
+        click.echo(json.dumps(told) if as_json else url, err=not as_json)
         thread.join()

@@ -1,13 +1,14 @@
 """`brt serve`."""
 
 import ipaddress
+import json
 import os
 from pathlib import Path
 
 import click
 
 from brt_dist.errors import ConfigError, PlatformError
-from launch.commands.arguments import device_option, quiet_libraries, tokenizer_option
+from launch.commands.arguments import device_option, json_option, quiet_libraries, tokenizer_option
 
 TOKEN = "BRT_SERVE_TOKEN"
 
@@ -29,6 +30,7 @@ TOKEN = "BRT_SERVE_TOKEN"
 @click.option("--step", type=click.IntRange(0), help="Step of the checkpoint.  [default: the newest]")
 @tokenizer_option
 @device_option
+@json_option
 def serve(
     source: str,
     host: str,
@@ -44,6 +46,7 @@ def serve(
     step: int | None,
     tokenizer: str | None,
     device: str,
+    as_json: bool,
 ) -> None:
     """Serve the model of SOURCE over HTTP, in the form of OpenAI's completions.
 
@@ -56,6 +59,7 @@ def serve(
     of its text, and the next one with that name continues it.  Also: GET /health, /metrics (Prometheus), /v1/models.
 
     Other machines can reach it only with --host, and then a token is needed (Authorization: Bearer TOKEN).
+    --json prints where it listens, as soon as it does.
     """
     quiet_libraries()
     token = _token(token_file)
@@ -76,14 +80,18 @@ def serve(
         session_seconds=session_seconds,
     )
     with load(source, step, device=device, tokenizer=tokenizer) as model:
-        app = create_app(model, name or Path(source).name or source, limits, token)
+        called = name or Path(source).name or source
+        app = create_app(model, called, limits, token)
         config = uvicorn.Config(app, host, port, log_level="warning", timeout_graceful_shutdown=5)
         try:
             listening = config.bind_socket()
         except SystemExit:
             raise PlatformError(f"cannot listen on {host}:{port}: is it in use?  --port 0 takes a free one") from None
+        listening.listen()  # who reads the address may connect at once
         address = listening.getsockname()
-        click.echo(f"{model.where} on http://{address[0]}:{address[1]}", err=True)
+        url = f"http://{address[0]}:{address[1]}"
+        told = {"url": url, "port": address[1], "model": called, "source": model.where}
+        click.echo(json.dumps(told) if as_json else f"{model.where} on {url}", err=not as_json)
         uvicorn.Server(config).run([listening])
 
 

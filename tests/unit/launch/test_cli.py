@@ -3,8 +3,11 @@
 import json
 import subprocess
 import sys
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from launch.cli import brt, main
@@ -49,6 +52,41 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     code, out, _ = run(command, "--help", capsys=capsys)
     assert code == 0 and out.startswith("Usage: brt")
     assert brt.get_command(None, command) is not None  # type: ignore[arg-type]
+
+
+def commands_of(group: click.Group, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command below a group, with the words that call it."""
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands_of(command, (*before, name))
+        else:
+            yield (*before, name), command
+
+
+def test_every_command_has_json_and_every_option_is_explained() -> None:
+    found = dict(commands_of(brt))
+    assert ("data", "build") in found and ("serve",) in found and len(found) > 30
+    for name, command in found.items():
+        options = [one for one in command.params if isinstance(one, click.Option)]
+        assert "--json" in {flag for one in options for flag in one.opts}, name
+        assert command.help and all(one.help for one in options), name
+
+
+def test_an_exporter_says_as_json_where_it_listens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    command = [sys.executable, "-P", "-m", "launch.cli", "metrics-exporter", str(tmp_path), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            told = json.loads(process.stdout.readline())
+            assert urllib.request.urlopen(told["url"], timeout=30).status == 200
+        finally:
+            process.terminate()
+    assert told["runs"] == [str(tmp_path)] and told["url"].endswith(f":{told['port']}/metrics")
+    code, out, _ = run("metrics-exporter", str(tmp_path / "no"), "--json", capsys=capsys)
+    assert code == 10 and "is not a run directory" in json.loads(out)["error"]
 
 
 def test_train_help_tells_how_to_do_without_ray(capsys: pytest.CaptureFixture[str]) -> None:
