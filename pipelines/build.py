@@ -174,7 +174,8 @@ def build(
             raise DataError("the source files changed during the build; start it again")
         records = [shards.records[number] for number in range(listing.shards)]
         names = [source.name for source in sources]
-        dataset = finish_dataset(folder, names, tokenizer, records, token_type(tokenizer.vocab_size))
+        dtype = token_type(tokenizer.vocab_size)
+        dataset = finish_dataset(folder, names, tokenizer, records, dtype, listing.left_out)
         remove_hashes(folder)
     return BuildReport(
         folder=folder,
@@ -300,7 +301,7 @@ def _claim(folder: Path, settings: BuildSettings, listing: Listing, overwrite: b
         )
     (folder / DATASET_FILE).unlink(missing_ok=True)  # first: without it the folder is no dataset
     path.unlink(missing_ok=True)
-    for pattern in ("shard-*.index.json", "shard-*.tar", "hashes-*.npy", DOCUMENTS_FILE, TOKENIZER_FILE):
+    for pattern in ("shard-*.index.json", "shard-*.tar", "shard-*.bin", "hashes-*.npy", DOCUMENTS_FILE, TOKENIZER_FILE):
         for file in folder.glob(pattern):
             file.unlink()
     state = {"settings": told}

@@ -1,7 +1,8 @@
 """The end of a build: documents.npy, hashes.npy and dataset.json, made from the indexes of the shards alone."""
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,25 @@ from brt_dist.files import atomic_file, write_atomic
 
 
 def finish_dataset(
-    folder: Path, sources: Sequence[str], tokenizer: Tokenizer, shards: Sequence[ShardRecord], dtype: TokenType
+    folder: Path,
+    sources: Sequence[str],
+    tokenizer: Tokenizer,
+    shards: Sequence[ShardRecord],
+    dtype: TokenType,
+    left_out: Mapping[str, Mapping[str, int]] | None = None,
 ) -> DatasetRecord:
     """Write documents.npy, hashes.npy and dataset.json from the indexes.
 
-    sources: their names.  DataError: no document at all.
+    Args:
+        folder: of the dataset.
+        sources: their names.
+        tokenizer: that made the tokens.
+        shards: all of them, in order.
+        dtype: of the tokens.
+        left_out: files of a source that are in no shard, by reason.
+
+    Raises:
+        DataError: no document at all.
     """
     documents = sum(shard.documents for shard in shards)
     if documents == 0:
@@ -45,7 +60,7 @@ def finish_dataset(
         tokenizer=TokenizerRecord(kind=tokenizer.kind, vocab_size=tokenizer.vocab_size, sha256=digest(tokenizer)),
         documents_sha256=_write_documents(folder, shards, documents),
         hashes_sha256=_write_hashes(folder, shards, documents),
-        sources=tuple(_count(source, shards) for source in sources),
+        sources=tuple(_count(source, shards, (left_out or {}).get(source, {})) for source in sources),
         shards=tuple(shards),
     )
     try:
@@ -82,16 +97,15 @@ def _write_hashes(folder: Path, shards: Sequence[ShardRecord], documents: int) -
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _count(source: str, shards: Sequence[ShardRecord]) -> SourceRecord:
+def _count(source: str, shards: Sequence[ShardRecord], left_out: Mapping[str, int]) -> SourceRecord:
     own = [shard for shard in shards if shard.source == source]
-    skipped: dict[str, int] = {}
+    skipped = Counter(left_out)
     for shard in own:
-        for reason, count in shard.skipped.items():
-            skipped[reason] = skipped.get(reason, 0) + count
+        skipped.update(shard.skipped)
     return SourceRecord(
         name=source,
         documents=sum(shard.documents for shard in own),
         tokens=sum(shard.tokens for shard in own),
         text_bytes=sum(shard.text_bytes for shard in own),
-        skipped=skipped,
+        skipped=dict(skipped),
     )

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from brt_dist.data.format import DatasetRecord
 from pipelines.build import BuildProgress, BuildReport
 from pipelines.console import console as made_console
 from pipelines.tables import show, table
@@ -79,7 +81,7 @@ def build_json(report: BuildReport) -> dict[str, Any]:
         "shards": len(dataset.shards),
         "written_shards": report.written_shards,
         "kept_shards": report.kept_shards,
-        "skipped": _skipped(report),
+        "skipped": _skipped(report.dataset),
         "sources": [source.model_dump() for source in dataset.sources],
         "seconds": round(report.seconds, 3),
         "written_tokens": report.written_tokens,
@@ -93,7 +95,7 @@ def print_build(report: BuildReport, console: Console) -> None:
     sources = report.dataset.sources
     rows = [(source.name, *_counts(source, sum(source.skipped.values()))) for source in sources]
     if len(rows) > 1:
-        rows.append(("all", *_counts(report.dataset, sum(_skipped(report).values()))))
+        rows.append(("all", *_counts(report.dataset, sum(_skipped(report.dataset).values()))))
     console.print(f"dataset {report.folder}", markup=False, highlight=False, soft_wrap=True)
     head = ("source", "documents", "tokens", "bytes/token", "left out")
     show(table(head, rows, right=head[1:]), console.file)
@@ -105,14 +107,23 @@ def print_build(report: BuildReport, console: Console) -> None:
         f"{shards}, vocabulary {dataset.tokenizer.vocab_size:,}, {report.seconds:.1f} s{speed}", soft_wrap=True
     )
     console.print(f"digest {dataset.digest}", highlight=False, soft_wrap=True)
-    if skipped := _skipped(report):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-        console.print(Text.assemble(("left out:", "yellow"), f" {reasons}"), soft_wrap=True)
-        places = _skipped_places(report)
-        for place in places[:_SKIPPED_SHOWN]:
-            console.print(f"  {place}", markup=False, highlight=False, soft_wrap=True)
-        if sum(skipped.values()) > _SKIPPED_SHOWN:
-            console.print(f"  see {report.folder}/shard-*.index.json, under skipped, for all of them", soft_wrap=True)
+    print_left_out(report.folder, dataset, console)
+
+
+def print_left_out(folder: Path, dataset: DatasetRecord, console: Console) -> None:
+    """What is no document of the dataset: how many of which kind, and the first places."""
+    skipped = _skipped(dataset)
+    if not skipped:
+        return
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
+    console.print(Text.assemble(("left out:", "yellow"), f" {reasons}"), soft_wrap=True)
+    places = _skipped_places(folder, dataset)
+    for place in places[:_SKIPPED_SHOWN]:
+        console.print(f"  {place}", markup=False, highlight=False, soft_wrap=True)
+    if sum(sum(shard.skipped.values()) for shard in dataset.shards) > _SKIPPED_SHOWN:
+        console.print(
+            f"  see {folder}/shard-*.index.json, under skipped, for all of them", markup=False, soft_wrap=True
+        )
 
 
 def print_statistics(folder: str, found: dict[str, Any]) -> None:
@@ -178,20 +189,20 @@ def _counts(counted: Any, skipped: int) -> tuple[str, str, str, str]:
     return f"{counted.documents:,}", f"{counted.tokens:,}", per_token, f"{skipped:,}"
 
 
-def _skipped(report: BuildReport) -> dict[str, int]:
+def _skipped(dataset: DatasetRecord) -> dict[str, int]:
     total: dict[str, int] = {}
-    for source in report.dataset.sources:
+    for source in dataset.sources:
         for reason, count in source.skipped.items():
             total[reason] = total.get(reason, 0) + count
     return total
 
 
-def _skipped_places(report: BuildReport) -> list[str]:
+def _skipped_places(folder: Path, dataset: DatasetRecord) -> list[str]:
     from brt_dist.data.format import index_name, load_index
 
     places: list[str] = []
-    for shard in report.dataset.shards:
+    for shard in dataset.shards:
         if shard.skipped and len(places) < _SKIPPED_SHOWN:
-            index = load_index(report.folder / index_name(shard.name))
+            index = load_index(folder / index_name(shard.name))
             places += [f"{item.place}: {item.reason}" for item in index.skipped]
     return places

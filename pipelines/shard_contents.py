@@ -7,10 +7,11 @@ shards is never in memory whole.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
-from pipelines.sources import BadDocument, Document, Source, Unit, read_units
+from pipelines.sources import BadDocument, Document, Source, Unit, most_common, read_units
 
 
 @dataclass(frozen=True)
@@ -32,25 +33,36 @@ class ShardContents:
 
 @dataclass(frozen=True)
 class Listing:
-    """The sources, counted: shards, bytes of all units, and a digest of every unit's place, range and stamp."""
+    """The sources, counted.
+
+    Attributes:
+        shards: that they make.
+        text_bytes: of all units.
+        digest: of every unit's place, range and stamp.
+        left_out: files and folders that were passed over, by source and reason.
+    """
 
     shards: int
     text_bytes: int
     digest: str
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict, compare=False)
 
 
-def divide_into_shards(sources: Sequence[Source], shard_size: int) -> Iterator[ShardContents]:
+def divide_into_shards(
+    sources: Sequence[Source], shard_size: int, left_out: Mapping[str, Counter[str]] | None = None
+) -> Iterator[ShardContents]:
     """Yield the contents of each shard, in order.
 
     Args:
         sources: what to divide.
         shard_size: bytes of text per shard; a document that is larger is not cut.
+        left_out: by source, counts what is passed over, by reason.
     """
     number = 0
     for source in sources:
         units: list[Unit] = []
         size = 0
-        for unit in source.units(shard_size):
+        for unit in source.units(shard_size, left_out[source.name] if left_out else None):
             if units and size + unit.end - unit.start > shard_size:
                 yield ShardContents(number, source.name, tuple(units))
                 number, units, size = number + 1, [], 0
@@ -68,14 +80,16 @@ def list_sources(sources: Sequence[Source], shard_size: int) -> Listing:
         DataError: a source has nothing in it.
     """
     shards, size, digest = 0, 0, hashlib.sha256()
-    for contents in divide_into_shards(sources, shard_size):
+    left_out = {source.name: Counter[str]() for source in sources}
+    for contents in divide_into_shards(sources, shard_size, left_out):
         shards += 1
         for unit in contents.units:
             size += unit.end - unit.start
             # Not the URL: a corpus that was moved, times and all, is the same corpus.
             facts = {**asdict(unit), "url": None, "shard": contents.number}
             digest.update(json.dumps(facts, sort_keys=True).encode() + b"\n")
-    return Listing(shards, size, digest.hexdigest())
+    counted = {name: most_common(reasons) for name, reasons in left_out.items() if reasons}
+    return Listing(shards, size, digest.hexdigest(), counted)
 
 
 def sample(

@@ -1,6 +1,7 @@
 """What sources are made of and give: units of work, documents, and what is no document."""
 
 import os
+import re
 from dataclasses import dataclass
 
 # Left out by the rules of a source or by wish: counted and listed, but by no policy an error.
@@ -12,6 +13,17 @@ SUBMODULE = "a submodule"
 EMPTY_FILE = "an empty file"
 PART_OF_NOTHING = "a part that no document of its folder or above includes"
 BY_RULE = frozenset((DUPLICATE, VENDORED_FILE, BINARY_FILE, LINK, SUBMODULE, EMPTY_FILE, PART_OF_NOTHING))
+# Passed over when a folder is listed, and counted by name alone.
+HIDDEN = "hidden (name starts with a dot)"
+LINK_TO_FOLDER = "link to a folder"
+NOT_READ = "{} (not read)"
+_SUFFIX = re.compile(r"[^.].*(\.[a-z0-9_+-]{1,12})", re.ASCII)
+
+
+def not_read(name: str) -> str:
+    """The reason of a file of a folder that no kind of source reads, by its name."""
+    found = _SUFFIX.fullmatch(name.lower())
+    return NOT_READ.format(found[1] if found else "without a suffix")
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,21 @@
 
 import difflib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from brt_dist.errors import DataError
 from brt_dist.kinds import SOURCES
 from pipelines.sources.base import FileKind, TreeKind
-from pipelines.sources.documents import Unit, printable
+from pipelines.sources.documents import NOT_READ, Unit, printable
 from pipelines.sources.places import answering, filesystem_of, is_remote, units_of
 
 _FILES = "files"  # the kind of a source that is no tree: each of its files has its own
 _OTHERWISE = "text"  # how a file with a suffix of no kind is read
+
+_MOST_REASONS = 20  # for leaving out files of a source
 
 # Datasets of other libraries, by the ends of names in their folder.
 _OF_OTHERS = {
@@ -20,7 +24,7 @@ _OF_OTHERS = {
     "it holds datasets that Hugging Face's datasets saved; nearest: hf:{folder}/SPLIT": ("dataset_dict.json",),
     "it holds an MDS dataset; nearest: mds:{folder}": ("index.json", ".mds"),
     "it holds a compressed MDS dataset; nearest: mds:{folder}": ("index.json", ".mds.zstd"),
-    "it holds tokens of Megatron (.bin and .idx), which are not read; build from the text that they were made of": (
+    "it holds tokens of Megatron; nearest: brt data index {folder}/NAME.bin --tokenizer TOKENIZER --out DATASET": (
         ".bin",
         ".idx",
     ),
@@ -43,24 +47,34 @@ class Source:
     suffixes: tuple[str, ...]
     kind: str = _FILES
 
-    def units(self, size: int) -> Iterator[Unit]:
+    def units(self, size: int, left_out: Counter[str] | None = None) -> Iterator[Unit]:
         """All units in order; a kind that can cut its files gives ranges of at most `size` bytes.
+
+        Args:
+            size: in bytes.
+            left_out: counts the files and folders of a folder that are passed over, by reason.
 
         Raises:
             DataError: the source holds nothing that its kind reads.
         """
         with answering(self.given):
-            yield from self._units(size)
+            yield from self._units(size, Counter() if left_out is None else left_out)
 
-    def _units(self, size: int) -> Iterator[Unit]:
+    def _units(self, size: int, left_out: Counter[str]) -> Iterator[Unit]:
         found = False
-        for unit in self._file_units(size) if self.kind == _FILES else trees()[self.kind].units(self.given, self.name):
+        trees_units = () if self.kind == _FILES else trees()[self.kind].units(self.given, self.name)
+        for unit in self._file_units(size, left_out) if self.kind == _FILES else trees_units:
             found = True
             yield unit
         if found:
             return
-        wanted = f"no files that end in {' or '.join(self.suffixes)}; {self._nearest()}"
-        raise DataError(f"{self.given}: {wanted if self.kind == _FILES else trees()[self.kind].wanted}")
+        if self.kind != _FILES:
+            raise DataError(f"{self.given}: {trees()[self.kind].wanted}")
+        held = ", ".join(f"{count:,} {reason}" for reason, count in most_common(left_out).items())
+        raise DataError(
+            f"{self.given}: no files that end in {' or '.join(self.suffixes)}{f' (it holds {held})' if held else ''}; "
+            f"{self._nearest()}"
+        )
 
     def _nearest(self) -> str:
         """What to do about a folder without files of text: it may be a dataset of another library."""
@@ -71,13 +85,21 @@ class Source:
                 return form.format(folder=self.given)
         return "--suffix chooses other ones"
 
-    def _file_units(self, size: int) -> Iterator[Unit]:
+    def _file_units(self, size: int, left_out: Counter[str]) -> Iterator[Unit]:
         kinds = files()
         filesystem, path = filesystem_of(self.given)
         # A file that is given by itself is read whatever it is called.
         suffixes = self.suffixes if filesystem.isdir(path) else ()
-        for file in units_of(self.given, self.name, lambda name: _format(name, suffixes, kinds)):
+        form = partial(_format, suffixes=suffixes, kinds=kinds)
+        for file in units_of(self.given, self.name, form, lambda reason: left_out.update((reason,))):
             yield from kinds[file.kind].units(file, size)
+
+
+def most_common(left_out: Counter[str]) -> dict[str, int]:
+    """The reasons with the highest counts, and the rest in one: a folder may hold files of any number of suffixes."""
+    ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    told, rest = dict(ordered[:_MOST_REASONS]), sum(count for _, count in ordered[_MOST_REASONS:])
+    return told | ({NOT_READ.format("other suffixes"): rest} if rest else {})
 
 
 def files() -> dict[str, type[FileKind]]:

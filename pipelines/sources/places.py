@@ -8,7 +8,13 @@ from contextlib import contextmanager
 from typing import IO, Any, cast
 
 from brt_dist.errors import BrtError, DataError, PlatformError
-from pipelines.sources.documents import Unit, printable
+from pipelines.sources.documents import HIDDEN, LINK_TO_FOLDER, Unit, not_read, printable
+
+LeftOut = Callable[[str], None]
+
+
+def _nobody(reason: str) -> None:
+    """Whoever does not count what is left out."""
 
 
 @contextmanager
@@ -30,11 +36,15 @@ def answering(spec: str) -> Iterator[None]:
 
 
 def walk(
-    filesystem: Any, path: str, parts: tuple[str, ...], deep: bool = True
+    filesystem: Any, path: str, parts: tuple[str, ...], deep: bool = True, left_out: LeftOut = _nobody
 ) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
     """Files under a path with the components of their place, in order.  Memory: one folder at a time.
 
-    deep: those of folders within it too.
+    Args:
+        filesystem, path: where.
+        parts: the components of the place of `path`.
+        deep: files of folders within it too.
+        left_out: called with the reason for each file or folder that is passed over.
     """
     info = filesystem.info(path)
     if info["type"] != "directory":
@@ -43,26 +53,33 @@ def walk(
     entries = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry for entry in filesystem.ls(path, detail=True)}
     for name in sorted(entries, key=os.fsencode):
         entry = entries[name]
-        if name.startswith(".") or entry["name"].rstrip("/") == path.rstrip("/"):
+        if entry["name"].rstrip("/") == path.rstrip("/"):
             continue
-        if entry["type"] != "directory":
+        if name.startswith("."):
+            left_out(HIDDEN)
+        elif entry.get("islink") and filesystem.isdir(entry["name"]):
+            left_out(LINK_TO_FOLDER)
+        elif entry["type"] != "directory":
             yield entry, (*parts, name)
-        elif deep and not entry.get("islink"):
-            yield from walk(filesystem, entry["name"], (*parts, name))
+        elif deep:
+            yield from walk(filesystem, entry["name"], (*parts, name), deep, left_out)
 
 
-def units_of(given: str, name: str, form: Callable[[str], str | None]) -> Iterator[Unit]:
+def units_of(given: str, name: str, form: Callable[[str], str | None], left_out: LeftOut = _nobody) -> Iterator[Unit]:
     """Each file of a folder, or the file given, as one unit, in order.
 
     Args:
         given: path or URL.
         name: the first component of their places.
         form: the format of a file by its name, None if it is left out.
+        left_out: called with the reason for each file or folder that is.
     """
     filesystem, path = filesystem_of(given)
-    for info, parts in walk(filesystem, path, (name,)):
+    for info, parts in walk(filesystem, path, (name,), left_out=left_out):
         found = form(parts[-1])
-        if found is not None:
+        if found is None:
+            left_out(not_read(parts[-1]))
+        else:
             url = filesystem.unstrip_protocol(info["name"]) if is_remote(given) else info["name"]
             yield Unit(url, printable("/".join(parts)), found, 0, int(info["size"] or 0), stamp(info))
 

@@ -115,7 +115,10 @@ def test_a_dataset_that_is_given_as_a_folder_of_text_is_named(name: str, said: s
     for file in ("x.bin", "x.idx"):
         (tmp_path / file).touch()
     (source,) = open_sources([str(tmp_path)])
-    with pytest.raises(DataError, match=r"tokens of Megatron \(.bin and .idx\), which are not read"):
+    with pytest.raises(
+        DataError,
+        match=r"\(it holds 1 .bin \(not read\), 1 .idx \(not read\)\); it holds tokens of Megatron; nearest: brt data",
+    ):
         list(source.units(1 << 20))
 
 

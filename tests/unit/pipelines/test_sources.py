@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import fsspec
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from brt_dist.errors import DataError
+from pipelines.build import BuildSettings, build
 from pipelines.shard_contents import divide_into_shards, list_sources, sample
-from pipelines.sources import BadDocument, Document, open_sources, read_units
+from pipelines.sources import BadDocument, Document, most_common, open_sources, read_units
 from pipelines.sources.packed import damage, parquet_column, unpacked
 
 
@@ -347,3 +349,55 @@ def test_a_tar_that_is_cut_is_one_bad_document_from_there_on(tmp_path: Path, siz
     *good, bad = [item for item in read_units(source.units(10), "text")]
     assert good == [Document(f"text {n} " * 40, f"t.tar, {n}") for n in range(len(good))] and len(good) < 5
     assert isinstance(bad, BadDocument) and "damaged tar" in bad.reason
+
+
+def test_nothing_of_a_folder_is_left_out_in_silence(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    (corpus / "inner").mkdir(parents=True)
+    for name in ("a.txt", "b.pdf", "inner/c.PDF", "inner/d", ".hidden", "x.tar", "e.toolongforasuffix"):
+        (corpus / name).write_text("text")
+    (corpus / "linked").symlink_to(tmp_path)
+    report = build(BuildSettings((str(corpus),), tokenizer="bytes"), tmp_path / "out", workers=0)
+    left_out = {
+        ".pdf (not read)": 2,
+        ".tar (not read)": 1,
+        "without a suffix (not read)": 2,
+        "hidden (name starts with a dot)": 1,
+        "link to a folder": 1,
+    }
+    assert report.dataset.sources[0].skipped == left_out
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["sources"][0]["skipped"] == left_out
+    again = build(BuildSettings((str(corpus),), tokenizer="bytes"), tmp_path / "out", workers=0)
+    assert again.dataset == report.dataset and again.kept_shards == 1
+    (corpus / "a.txt").unlink()
+    with pytest.raises(DataError, match=r"no files that end in .* \(it holds 2 \.pdf \(not read\), 2 without a suffix"):
+        list(open_sources([str(corpus)])[0].units(1))
+
+
+def test_suffixes_without_number_are_counted_together(tmp_path: Path) -> None:
+    for number in range(30):
+        (tmp_path / f"x.{number:03d}").touch()
+    left_out: Counter[str] = Counter()
+    (tmp_path / "a.txt").touch()
+    list(open_sources([str(tmp_path)])[0].units(1, left_out))
+    told = most_common(left_out)
+    assert len(told) == 21 and told["other suffixes (not read)"] == 10 and sum(told.values()) == 30
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (b"%PDF-1.7\n%", "a PDF file, not UTF-8 text"),
+        (b"PK\x03\x04\x14\x00", "a zip file (such as .docx, .epub or .npz), not UTF-8 text"),
+        ("text".encode("utf-16"), "UTF-16, not UTF-8 text"),
+        (b"BZh91AY&SY\x00", "a bzip2 file, not UTF-8 text"),
+        (b"MMIDIDX\x00\x00\x01", "an index of Megatron, not UTF-8 text"),
+        (b"caf\xe9", "not UTF-8"),
+    ],
+)
+def test_a_format_that_is_not_read_is_named(data: bytes, named: str, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(data)
+    (found,) = read_all(tmp_path / "x.txt")
+    assert isinstance(found, BadDocument) and found.reason == named
+    (tmp_path / "x.txt").write_bytes(b"BZh is how bzip2 files begin, and PAR1 Parquet's")
+    assert isinstance(read_all(tmp_path / "x.txt")[0], Document)
