@@ -147,7 +147,8 @@ class Dataset:
                 f"{self.place}: the index of {shard.name} has {len(entries)} documents, not {shard.documents}"
             )
         key = entries[document - first].key
-        return {"source": _source_of(self._files.shard(shard), key), "shard": shard.name, "key": key}
+        source = _source_of(self._files.shard(shard), key) if shard.name.endswith(".tar") else shard.source
+        return {"source": source, "shard": shard.name, "key": key}
 
     def close(self) -> None:
         """Close the files.  Arrays that `tokens` returned stay valid."""

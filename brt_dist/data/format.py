@@ -5,6 +5,7 @@ DIR/tokenizer.json           the tokenizer
 DIR/documents.npy            (2, K) int64: data offset in its shard, tokens; derived from the indexes, memory-mapped
 DIR/hashes.npy               (K, 32) uint8: sha256 of each document's tokens; derived from the indexes (optional)
 DIR/shard-000000.tar         webdataset: per document KEY.json and KEY.tokens (raw little-endian token ids)
+DIR/shard-000000.bin         or a file of Megatron: raw ids alone, one document after another
 DIR/shard-000000.index.json  where each document is in the tar; a shard counts only if this exists
 DIR/build.json               state of the build (fingerprint); not needed for reading
 """
@@ -35,7 +36,8 @@ TokenType = Literal["uint16", "uint32"]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=1 << 63)]
 PositiveInt = Annotated[int, Field(ge=1, lt=1 << 63)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-ShardName = Annotated[str, Field(pattern=r"^shard-[0-9]{6,12}\.tar$")]  # leads to no other folder
+# .bin: the raw ids of documents, as Megatron has them; the name leads to no other folder
+ShardName = Annotated[str, Field(pattern=r"^shard-[0-9]{6,12}\.(tar|bin)$")]
 
 
 R = TypeVar("R", bound="Record")
@@ -151,14 +153,14 @@ class ShardIndex(Record):
     entries: Annotated[tuple[IndexEntry, ...], FailFast()]
 
 
-def shard_name(number: int) -> str:
-    """Name of the tar of shard `number`."""
-    return f"shard-{number:06d}.tar"
+def shard_name(number: int, suffix: str = ".tar") -> str:
+    """Name of the file of shard `number`."""
+    return f"shard-{number:06d}{suffix}"
 
 
 def index_name(shard: str) -> str:
-    """Name of the index beside the tar `shard`."""
-    return shard.removesuffix(".tar") + ".index.json"
+    """Name of the index beside the file `shard`."""
+    return shard.removesuffix(".tar").removesuffix(".bin") + ".index.json"
 
 
 def token_type(vocab_size: int) -> TokenType:

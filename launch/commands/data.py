@@ -180,32 +180,43 @@ def verify(folder: Path, workers: int | None, as_json: bool) -> None:
 
 
 @data.command()
-@click.argument("tars", nargs=-1, required=True, metavar="TAR...", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--out", required=True, type=_folder, help="Folder of the dataset: links to the tars, and an index.")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--out", required=True, type=_folder, help="Folder of the dataset: links to the files, and an index.")
 @click.option(
     "--tokenizer",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Tokenizer that produced the ids: a tokenizer.json or SentencePiece model.",
+    type=click.Path(path_type=Path),
+    help="Tokenizer that produced the ids: a tokenizer.json, a SentencePiece model, a folder with one, or OWNER/NAME.",
 )
-@click.option("--extension", default="tokens", show_default=True, help="Extension of the members that hold ids.")
+@click.option("--extension", default="tokens", show_default=True, help="Tars: extension of the members that hold ids.")
 @click.option(
     "--dtype",
     type=click.Choice(["uint16", "uint32"]),
-    default="uint16",
-    show_default=True,
-    help="Type of the ids, little-endian.",
+    help="Tars: type of the ids, little-endian.  [default: uint16]",
 )
+@click.option("--end-token", type=click.IntRange(0), help="Leave out this id where it ends a document.")
 @_json_flag
-def index(tars: tuple[Path, ...], out: Path, tokenizer: Path, extension: str, dtype: Any, as_json: bool) -> None:
-    """Index tars of token ids as a dataset.
+def index(
+    files: tuple[Path, ...],
+    out: Path,
+    tokenizer: Path,
+    extension: str,
+    dtype: Any,
+    end_token: int | None,
+    as_json: bool,
+) -> None:
+    """Index files of token ids as a dataset.
 
-    The tars are webdatasets of raw token ids.  They stay where they are; nothing is copied.
+    FILE is a webdataset tar of raw token ids, or NAME.bin with NAME.idx beside it, as Megatron writes them.  The files
+    stay where they are; nothing is copied.
     """
-    from pipelines.foreign import index_tars
+    from pipelines.foreign import TokenFiles, index_files
+    from pipelines.report import print_left_out
 
-    record = index_tars(tars, out, tokenizer, extension, dtype)
-    console().print(f"{out}: {record.documents:,} documents, {record.tokens:,} tokens", soft_wrap=True)
+    settings = TokenFiles(extension, dtype, end_token)
+    record = index_files(files, out, tokenizer, settings, lambda text: console().print(text, markup=False))
+    console().print(f"{out}: {record.documents:,} documents, {record.tokens:,} tokens", soft_wrap=True, markup=False)
+    print_left_out(out, record, console())
     if as_json:
         _print_json({"dataset": str(out), **record.model_dump(exclude={"shards"})})
 
