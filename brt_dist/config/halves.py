@@ -75,13 +75,13 @@ class Half(Section):
             executed: also count those whose result is masked.
         """
 
-    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+    @abstractmethod
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         """Bytes that a forward in training keeps for its backward on one rank, its input included.
 
-        Formulas agree with what is counted on tensors without data (tests/scale/test_activations.py); terms that do
-        not grow with the tokens are left out.  None: this kind has no formula.
+        Formulas agree with what is counted on tensors without data (tests/scale/test_activations.py); small terms that
+        do not grow with the tokens are left out.
         """
-        return None
 
     def operations(self, model: "ModelConfig", segment: int) -> int:
         """About how many operations a device is given for a forward and its backward, each of which has a least time.

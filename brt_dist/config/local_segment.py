@@ -50,6 +50,10 @@ class LocalSegment:
         """The same where the rank enters a region first, so that the maps keep all tokens."""
         return self.hidden(width) + 4 * self.own_tokens + self.tokens * width * self.itemsize
 
+    def widened(self, width: int) -> int:
+        """Bytes of a copy of hidden states in float32; none is made of what is float32 already."""
+        return 4 * self.own_tokens * width if self.itemsize < 4 else 0
+
     def mask(self, width: int, rate: float) -> int:
         """Bytes of a dropout mask of hidden states."""
         return self.own_tokens * width if rate else 0

@@ -2,6 +2,8 @@
 
 POSITION_BUCKETS = 32  # of T5's relative bias
 TILE_TOKENS, TILE_COLUMNS = 4096, 8192  # of the logits that exist at a time
+PARTS = 4  # sub-blocks of a block of tokens, where attention works through them
+SMALLEST_PART = 64  # tokens of one: with fewer, products are too small to be fast
 VOCAB_MULTIPLE = 8  # rows of the token embedding per tensor parallel rank come in multiples of this, for fast products
 
 
@@ -14,3 +16,9 @@ def padded(size: int, ranks: int, multiple: int = 1) -> int:
 def padded_vocab(vocab_size: int, tensor_parallel: int) -> int:
     """Rows of the token embedding over all tensor parallel ranks, padding included."""
     return padded(vocab_size, tensor_parallel, VOCAB_MULTIPLE)
+
+
+def sub_block(window: int) -> int:
+    """Tokens of a sub-block, a divisor of the window."""
+    rows = max(window // PARTS, SMALLEST_PART)
+    return rows if window % rows == 0 else window

@@ -21,13 +21,11 @@ class LayerActivations:
         kept: from forward to backward.
         full: what it keeps without recompute.
         workspace: what its backward needs besides: what is computed again, gradients and temporaries.
-        uncounted: kinds that have no formula; theirs is left out.
     """
 
     kept: int
     full: int
     workspace: int
-    uncounted: tuple[str, ...] = ()
 
 
 def local_segment(config: Config) -> LocalSegment:
@@ -46,13 +44,13 @@ def local_segment(config: Config) -> LocalSegment:
 def layer_activations(model: ModelConfig, layer: int, local: LocalSegment, recompute: Recompute) -> LayerActivations:
     """Of layer `layer` (from 0)."""
     mixer, ffn = model.mixer_of(layer), model.ffn_of(layer)
-    of_mixer, of_ffn = mixer.activations(model, local), ffn.activations(model, local)
-    uncounted = tuple(half.kind for half, size in ((mixer, of_mixer), (ffn, of_ffn)) if size is None)
-    given = local.hidden(model.width)
-    full = (given if of_mixer is None else of_mixer) + (given if of_ffn is None else of_ffn)
-    kept = {"none": full, "attention": given + (of_ffn or given), "layer": given}[recompute]
+    of_ffn = ffn.activations(model, local)
+    full = mixer.activations(model, local) + of_ffn
+    again_given = local.hidden(model.width) + mixer.between_blocks(model, local)
+    kept = {"none": full, "attention": again_given + of_ffn, "layer": again_given}[recompute]
     again = 0 if recompute == "none" else full
-    return LayerActivations(kept, full, again + round(mixer.backward_share * full), uncounted)
+    calls = local.segment // local.window if model.feedback else 1  # blocks run, and are run again, one by one
+    return LayerActivations(kept, full, (again + round(mixer.backward_share * full)) // calls)
 
 
 def head_activations(model: ModelConfig, local: LocalSegment) -> int:

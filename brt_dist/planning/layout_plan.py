@@ -129,17 +129,6 @@ class Planner:
         whole = config.optimizer.state_bytes(_whole(config), 1)
         self.saved = 4.0 * self.parameters + whole + stream * config.data.streams
 
-    @property
-    def uncounted(self) -> list[str]:
-        """Kinds whose activations have no formula."""
-        from brt_dist.planning.activations import local_segment
-
-        part = local_segment(self.config)
-        found = {
-            name for kind in set(self.sizes.kinds) for name in self.sizes.activations(kind, part, "none").uncounted
-        }
-        return sorted(found)
-
     def memory(self, parallel: ParallelConfig) -> tuple[RankMemory, ...]:
         return tuple(rank_memory(self.sizes, parallel, stage) for stage in range(parallel.pipeline))
 

@@ -80,7 +80,7 @@ def plan(
         _write_timeline(planner, chosen, timeline)
     if as_json:
         told = {**chosen.to_json(), "parameters": planner.parameters, "flops_per_token": planner.flops_per_token}
-        told |= {"not_counted": planner.uncounted, "timeline": str(timeline) if timeline else None}
+        told["timeline"] = str(timeline) if timeline else None
         if found is not None:
             told["search"] = {
                 "fit": len(found.plans),

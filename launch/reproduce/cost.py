@@ -18,13 +18,11 @@ class RowCost:
     Attributes:
         parameters: of the whole model, token embedding included.
         plan: on the devices of its layout.
-        uncounted: kinds whose activations the plan does not count.
     """
 
     name: str
     parameters: int
     plan: LayoutPlan
-    uncounted: tuple[str, ...]
 
     @property
     def device_hours(self) -> float:
@@ -45,7 +43,6 @@ class RowCost:
             "device_hours": self.device_hours,
             "cost": plan.cost,
             "problem": plan.problem,
-            "not_counted": list(self.uncounted),
         }
 
 
@@ -65,7 +62,7 @@ def cost_of(row: Row, vocabulary: int, device: str, more: Sequence[str] = ()) ->
     spec = device_in(device, config.parallel.world_size)
     planner = Planner(config, spec)
     plan = planner.plan(on_devices(config, config.parallel.world_size, spec))
-    return RowCost(row.name, planner.parameters, plan, tuple(planner.uncounted))
+    return RowCost(row.name, planner.parameters, plan)
 
 
 def cost_text(costs: Sequence[RowCost], seeds: int) -> str:
@@ -77,7 +74,7 @@ def cost_text(costs: Sequence[RowCost], seeds: int) -> str:
             f"{cost.parameters / 1e6:,.2f}M",
             f"{cost.plan.tokens:,}",
             f"{cost.step_seconds:.3f} s",
-            size(cost.plan.memory.device) + (" +" if cost.uncounted else ""),
+            size(cost.plan.memory.device),
             _hours(seeds * cost.device_hours),
             "-" if cost.plan.cost is None else f"${seeds * cost.plan.cost:,.0f}",
         )
@@ -91,8 +88,6 @@ def cost_text(costs: Sequence[RowCost], seeds: int) -> str:
         text_of(table(head, cells, right=head[1:])),
         f"in all  {_hours(hours)} {short_name(plan)} hours{price_text(costs, seeds)}",
     ]
-    if any(cost.uncounted for cost in costs):
-        lines.append("+ and activations that the plan does not count, as layers see the state of another one")
     return "\n".join(lines)
 
 

@@ -59,8 +59,6 @@ def _model(planner: Planner, plan: LayoutPlan) -> str:
         ("layout", layout_words(layout_json(plan.parallel))),
         ("devices", f"{plan.parallel.world_size} x {device.name} ({device.source}; not measured)"),
     ]
-    if planner.uncounted:
-        rows.append(("not counted", f"activations of {', '.join(planner.uncounted)}"))
     return text_of(table(("", ""), rows))
 
 

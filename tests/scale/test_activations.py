@@ -14,7 +14,7 @@ from brt_dist.model.dropout import Dropout
 from brt_dist.model.layers import Layer
 from brt_dist.model.linear import megatron_config
 from brt_dist.model.memory import carried
-from brt_dist.model.model import FinalNorm, TokenEmbedding
+from brt_dist.model.model import BlockRecurrentModel, FinalNorm, TokenEmbedding
 from brt_dist.model.recompute import Recompute, calls
 from brt_dist.planning.activations import head_activations, layer_activations, local_segment
 from tests.scale.activations import Operations, Peak
@@ -39,6 +39,18 @@ MIXER_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("gated_delta", {}),
     ("memsizer", {}),
     ("lstm", {}),
+    ("fnet", {}),
+    ("switchhead", {}),
+    ("switchhead", {"experts": 1, "chosen": 1}),
+    ("switchhead", {"chosen": 1, "entropy": 0.0}),
+    ("nprf_rpe", {}),
+    ("nprf_rpe", {"features": 256, "normalized": False}),
+    ("nprf_rpe", {"method": "fft"}),
+    ("bst", {}),
+    ("bst", {"filter": "unstructured", "carry": False}),
+    ("bst", {"contexts": "multi_head", "filter_states": 4}),
+    ("bst", {"contexts": "multi_filter"}),
+    ("bst", {"contexts": "multi_filter", "filter": "unstructured", "carry": False}),
 ]
 FFN_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("relu", {"width": 16384}),
@@ -46,7 +58,6 @@ FFN_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("sigma_moe", {}),
     ("sigma_moe", {"entropy": 0.0, "chosen": 4}),
 ]
-WITHOUT_FORMULA = {"bst", "switchhead", "fnet", "nprf_rpe"}
 
 
 def config(size: str, mixer: tuple[str, Mapping[str, Any]], ffn: tuple[str, Mapping[str, Any]], **given: Any) -> Config:
@@ -78,14 +89,18 @@ def world(given: Config) -> Iterator[None]:
 def hidden(given: Config) -> Tensor:
     part = local_segment(given)
     shape = (part.own_tokens // part.streams, part.streams, given.model.width)
-    return torch.empty(shape, dtype=torch.bfloat16, requires_grad=True)
+    return torch.empty(shape, dtype=_dtype(given), requires_grad=True)
+
+
+def _dtype(given: Config) -> torch.dtype:
+    return torch.bfloat16 if given.run.precision == "bf16" else torch.float32
 
 
 def counted(given: Config, recompute: Recompute = "none", backward: bool = False) -> int:
     """Bytes that a layer keeps for its backward, its input among them; or those in use at the peak of the backward."""
     model, how, part = given.model, calls(recompute), local_segment(given)
     with world(given):
-        layer = Layer(model, 0, megatron_config(given.parallel.sequence_parallel)).bfloat16()
+        layer = Layer(model, 0, megatron_config(given.parallel.sequence_parallel)).to(_dtype(given))
         x, starts = hidden(given), torch.zeros(part.streams, part.segment // part.window, dtype=torch.bool)
         dropout = Dropout(model.dropout, 0, 0, tuple(range(part.streams)), part.sequence_parallel)
         memory = layer.blank_memory(part.streams)
@@ -103,17 +118,11 @@ def counted(given: Config, recompute: Recompute = "none", backward: bool = False
 
 def planned(given: Config, recompute: Recompute = "none") -> int:
     found = layer_activations(given.model, 0, local_segment(given), recompute)
-    assert not found.uncounted
     return found.kept
 
 
-def test_every_kind_has_a_formula_or_is_told_as_uncounted() -> None:
-    relu = ("relu", {})
-    for kind in MIXERS:
-        given = config("7B", (kind, {}), relu)
-        found = layer_activations(given.model, 0, local_segment(given), "none").uncounted
-        assert found == ((kind,) if kind in WITHOUT_FORMULA else ())
-    assert {kind for kind, _ in MIXER_SETTINGS} == set(MIXERS) - WITHOUT_FORMULA
+def test_every_kind_is_counted() -> None:
+    assert {kind for kind, _ in MIXER_SETTINGS} == set(MIXERS)
     assert {kind for kind, _ in FFN_SETTINGS} == set(FFNS)
 
 
@@ -141,6 +150,35 @@ def test_other_layouts_dropout_and_recompute(mixer: str) -> None:
     for changes in ({"dropout": 0.1}, {"parallel": {"sequence_parallel": False, "tensor": 2}}):
         given = config("70B", (mixer, {}), relu, **changes)
         assert planned(given) == pytest.approx(counted(given), rel=0.05)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_layers_of_float32(size: str) -> None:
+    for mixer in ("window", "recurrent", "linear", "switchhead", "bst"):
+        given = config(size, (mixer, {}), ("sigma_moe", {}))
+        given = given.model_copy(update={"run": given.run.model_copy(update={"precision": "fp32"})})
+        assert planned(given) == pytest.approx(counted(given), rel=0.05)
+
+
+@pytest.mark.parametrize("recompute", ["none", "attention", "layer"])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_state_that_other_layers_see(size: str, recompute: Recompute) -> None:
+    """With feedback all layers run on a block before they run on the next, and keep what passes between."""
+    given = config(size, ("window", {}), ("relu", {"width": 4096}))
+    model = given.model.model_dump() | {"feedback": True, "layers": 3}
+    model["mixers"] = {"window": {}, "recurrent": {"layers": [1]}}
+    given = Config.model_validate(given.model_dump() | {"model": model})
+    part = local_segment(given)
+    with world(given):
+        network = BlockRecurrentModel(given.model, None, part.sequence_parallel, recompute).bfloat16()
+        starts = torch.zeros(part.streams, part.segment // part.window, dtype=torch.bool)
+        tokens = torch.zeros(part.streams, part.segment, dtype=torch.long)
+        memory = network.blank_memory(part.streams)
+        with Operations() as operations:
+            losses, after = network(tokens, memory, starts, None, tokens)
+        found = operations.bytes_left([losses, *(one for layer in after for one in layer.values())])
+    layers = sum(layer_activations(given.model, layer, part, recompute).kept for layer in range(3))
+    assert layers + head_activations(given.model, part) == pytest.approx(found, rel=0.05)
 
 
 @pytest.mark.parametrize("size", SIZES)

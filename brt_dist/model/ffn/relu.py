@@ -32,7 +32,7 @@ class ReluFFN(FFN):
     def flops(self, model: "ModelConfig", executed: bool) -> float:
         return 4 * model.width * self.width
 
-    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         hidden = local.tokens * self.width // local.tensor * local.itemsize
         return local.normed(model.width) + local.mask(model.width, model.dropout) + hidden
 

@@ -40,7 +40,7 @@ class SigmaMoEFFN(FFN):
     def flops(self, model: "ModelConfig", executed: bool) -> float:
         return 2.0 * model.width * self.experts + 4.0 * self.chosen * model.width * self.expert_width
 
-    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         width, tokens, choices = model.width, local.tokens, local.tokens * self.chosen
         # inputs sorted by expert and results, before and after they are put back; hidden units likewise
         values = 3 * choices * (width + self.expert_width // local.tensor) + tokens * width + choices

@@ -53,7 +53,7 @@ class SparseFFN(FFN):
     def flops(self, model: "ModelConfig", executed: bool) -> float:
         return self._controller_flops(model) + 4.0 * model.width * self.width
 
-    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         # the softmax of the choice in float32; hidden units, the mask, and their product
         units = local.tokens * self.width // local.tensor * (4 + 3 * local.itemsize)
         compressed = local.tokens * self.rank * local.itemsize

@@ -14,9 +14,8 @@ from brt_dist.model.attention import Window, attend, read, slopes
 from brt_dist.model.dropout import Mask
 from brt_dist.model.kernels.base import AttentionKernel
 from brt_dist.model.positions import banded
+from brt_dist.model.shapes import sub_block
 
-PARTS = 4  # sub-blocks of a block
-SMALLEST = 64  # queries of a sub-block: with fewer, products are too small to be fast
 LOGITS = 2**21  # that are worked on at a time
 
 Index: TypeAlias = tuple[slice, ...]
@@ -31,12 +30,6 @@ class Blocked(AttentionKernel):
         if rows == queries.shape[3]:
             return attend(queries, *window, bias, mask)
         return cast(Tensor, _Blocked.apply(queries.to(window.keys.dtype), *window, bias, mask))
-
-
-def sub_block(window: int) -> int:
-    """Queries of a sub-block, a divisor of the window."""
-    rows = max(window // PARTS, SMALLEST)
-    return rows if window % rows == 0 else window
 
 
 class _Blocked(torch.autograd.Function):

@@ -19,6 +19,7 @@ from math import prod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from brt_dist.config.halves import Half
+from brt_dist.config.local_segment import LocalSegment
 
 if TYPE_CHECKING:
     from torch import nn
@@ -107,6 +108,10 @@ class Mixer(Half):
         from brt_dist.model.decoding import Rereading
 
         return Rereading(module, model.window)
+
+    def between_blocks(self, model: "ModelConfig", local: LocalSegment) -> int:
+        """Bytes that recompute keeps besides the input: with `model.feedback`, what passes between blocks."""
+        return 0
 
     def states_fed_back(self) -> int:
         """State vectors that all layers can attend to (`model.feedback`); 0 in a mixer that cannot feed back."""

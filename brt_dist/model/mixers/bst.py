@@ -92,8 +92,41 @@ class BlockStateMixer(AttentionMixer):
             states *= 2  # the sum of a block, and what the state shows to its tokens
         return super().flops(model, executed) + states + projections + 4 * seen * attended
 
-    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
-        return None
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
+        heads, itemsize, width = model.heads // local.tensor, local.itemsize, model.width
+        filters = heads if self.contexts == "multi_head" else self.filters(model)
+        last = self.contexts == "multi_filter"
+        seen = local.blocks * filters if last else local.tokens * filters  # contexts of all blocks
+        pairs = (seen if last else local.tokens) * heads * model.head_dim  # their keys
+        # contexts before and after their norm; keys, values, and keys of unit length
+        kept = seen * (2 * width * itemsize + 4) + 3 * pairs * itemsize
+        if self.contexts == "single_head":  # keys and values times the number of their head
+            kept += 2 * pairs * itemsize
+        # the filters' input, all tokens, and in float32
+        inputs = 4 * local.own_tokens + local.tokens * width * (itemsize + (4 if itemsize < 4 else 0))
+        attention = super().activations(model, local)
+        return attention + inputs + kept + filters * width * self._filter_bytes(local) + self._spectra(width, local)
+
+    def _filter_bytes(self, local: LocalSegment) -> int:
+        """What a filter of one channel keeps, its kernel included; complex numbers have 8 bytes."""
+        window, segment, states = local.window, local.segment, self.filter_states // 2
+        if (
+            self.filter == "unstructured"
+        ):  # the kernel's factors; its lags, and spectra for each block from the first on
+            blocks = segment // window
+            return 4 * segment * (2 + 2) + 8 * (window + 1) * blocks * (blocks + 1) // 2
+        space = 60 * states  # parameters, and what is made of them
+        if self.contexts == "multi_filter":  # powers, and in the order of their product; states that enter and leave
+            return space + 2 * 8 * states * (window + local.blocks)
+        # powers three times and two such copies; the kernel and its spectrum; states that enter, and their copies
+        states_kept = 8 * states * (2 * local.blocks - local.streams)
+        return space + 5 * 8 * states * window + 8 * (2 * window + 1) + states_kept
+
+    def _spectra(self, width: int, local: LocalSegment) -> int:
+        """The filters' input, padded, and its Fourier transform, where there is one."""
+        if self.contexts == "multi_filter" and self.filter == "s4d":
+            return 0
+        return width * local.blocks * 8 * (2 * local.window + 1)
 
     def operations(self, model: "ModelConfig", segment: int) -> int:
         return 520 + 13 * (segment // model.window)

@@ -88,7 +88,7 @@ class DeltaMixer(Mixer):
             total += model.heads * chunk * (2 * 2 * size + 2 * values + size + values)
         return total
 
-    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         """Of the rule as torch computes it; the kernels of flash-linear-attention keep less."""
         heads, size, values = model.heads // local.tensor, model.head_dim, self.value_size(model)
         chunk, decays = gcd(model.window, self.chunk), self.rates > 1

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from brt_dist.config.halves import Matrix
+from brt_dist.config.local_segment import LocalSegment
 from brt_dist.model.mixers.base import Mixer
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ class FNetMixer(Mixer):
 
     def flops(self, model: "ModelConfig", executed: bool) -> float:
         return 0.0  # no product of matrices
+
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
+        return local.hidden(model.width) + 4 * local.own_tokens * (1 + model.width)  # transforms are in float32
+
+    def operations(self, model: "ModelConfig", segment: int) -> int:
+        return 65
 
     def build(self, model: "ModelConfig", index: int, parallel: "ModelParallelConfig") -> "nn.Module":
         from torch import nn

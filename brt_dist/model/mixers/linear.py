@@ -54,10 +54,11 @@ class LinearMixer(Mixer):
             total += 2 * model.window * (attended + summed)
         return total
 
-    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         heads, size = model.heads // local.tensor, model.head_dim
-        # in float32: queries and keys before the feature map, and after it in the order of each product
-        wide = (2 + 4) * size + 2 * (size + 1) + model.window
+        # in float32: queries and keys before the feature map, and after it in the order of each product; where the
+        # model is in float32, values lie in one tensor with both
+        wide = (2 + (local.itemsize == 4) + 4) * size + 2 * (size + 1) + model.window
         wide = local.tokens * heads * wide + local.blocks * heads * size * (size + 1)
         read = local.tokens * heads * size * local.itemsize
         return local.normed(model.width) + local.mask(model.width, model.dropout) + 4 * wide + read

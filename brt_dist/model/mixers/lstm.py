@@ -48,7 +48,7 @@ class LSTMMixer(Mixer):
     def flops(self, model: "ModelConfig", executed: bool) -> float:
         return 2.0 * 2 * 4 * model.width**2
 
-    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         # of each token: the hidden state that enters, four gates, the cell before, and the new one's tanh
         steps = local.tokens * model.width * (local.itemsize + 6 * 4)
         return local.entered(model.width) + local.mask(model.width, model.dropout) + steps

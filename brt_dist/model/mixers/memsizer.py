@@ -59,7 +59,7 @@ class MemSizerMixer(Mixer):
             total += 2 * model.window * (self.rows + width)
         return total
 
-    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         width, own, tokens = model.width, local.own_tokens, local.tokens
         asked = 4 * own * model.heads * self.rows
         wide = tokens * (3 * width // local.tensor + 2 * self.rows + model.window)

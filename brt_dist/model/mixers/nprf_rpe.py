@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from brt_dist.config.halves import Matrix
+from brt_dist.config.local_segment import LocalSegment
 from brt_dist.model.mixers.base import STATE_MAX, STATE_RMS, MemoryField, Mixer, Statistic
 
 if TYPE_CHECKING:
@@ -80,6 +81,24 @@ class KernelMixer(Mixer):
         else:
             head += (2 * model.window if executed else self.lags(model)) * 2 * (features + summed)
         return total + model.heads * head
+
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
+        heads, window, size = model.heads // local.tensor, local.window, model.head_dim
+        tokens, features, summed = local.tokens * heads, self.features, model.head_dim + 1
+        narrow = (1 + 3 * self.normalized) * size  # what was read; projections, where their lengths are taken
+        # queries and keys, what they are made of, and their features, those of keys for two blocks; values of two
+        # blocks; sums before they are divided
+        wide = 2 * size + 2 * self.normalized + (2 + 1 + 2) * features + (2 + 1) * summed
+        # the directions twice, and the sums that enter a block before and after their weight
+        of_block = 2 * size * features + 2 * features * summed
+        pairs, toeplitz = 2 * 2 * window, 4 * window**2  # of a token: products, before and after their weights
+        if self.method == "fft":  # products of features and values, padded and transformed, and their sums
+            pairs, toeplitz = features * summed * (2 * 2 + 4 + 1), 0
+        kept = local.normed(model.width) + local.mask(model.width, model.dropout) + tokens * narrow * local.itemsize
+        return kept + 4 * (tokens * (wide + pairs) + local.blocks * heads * of_block + heads * toeplitz)
+
+    def operations(self, model: "ModelConfig", segment: int) -> int:
+        return 300 if self.method == "fft" else 270
 
     def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
         return {"model.heads": model.heads}

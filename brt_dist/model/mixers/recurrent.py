@@ -101,20 +101,30 @@ class RecurrentMixer(AttentionMixer):
             state += self._update_flops(width, self.mlp_width)
         return super().flops(model, executed) + self.states * state / model.window
 
-    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         tokens = super().activations(model, local)
-        if tokens is None:
-            return None
         if self.positions == "rotary":  # states see the window's keys as they were before the rotation
             tokens += 2 * local.tokens * model.heads // local.tensor * model.head_dim * local.itemsize
-        vectors = self.states * model.heads * model.head_dim // local.tensor * local.itemsize
-        own = self.states * model.width // (local.tensor if local.sequence_parallel else 1)
-        carried = own * (4 if self.state_dtype == "float32" else local.itemsize)
+        vectors, own, carried = self._sizes(model, local)
         # of each block: the state, normalised and projected, and keys and values for its tokens
         entering = carried + own * local.itemsize + (4 + 2) * vectors
         # keys, both queries and what they read; of the last block nothing, as gradients end with the segment
         leaving = (1 + 2 + 2) * vectors + self._tail_activations(model, local, own, carried)
         return tokens + local.blocks * entering + (local.blocks - local.streams) * leaving
+
+    def between_blocks(self, model: "ModelConfig", local: LocalSegment) -> int:
+        """Of each block also the state that it leaves; the one that enters, projected, and of unit length."""
+        if not model.feedback:
+            return 0
+        vectors, _, carried = self._sizes(model, local)
+        passed = local.blocks * (carried + (4 + 3) * vectors) + (local.blocks - local.streams) * carried
+        return super().between_blocks(model, local) + passed
+
+    def _sizes(self, model: "ModelConfig", local: LocalSegment) -> tuple[int, int, int]:
+        """Of a state on this rank: bytes of its keys, elements, and bytes as it is carried."""
+        vectors = self.states * model.heads * model.head_dim // local.tensor * local.itemsize
+        own = self.states * model.width // (local.tensor if local.sequence_parallel else 1)
+        return vectors, own, own * (4 if self.state_dtype == "float32" else local.itemsize)
 
     def _tail_activations(self, model: "ModelConfig", local: LocalSegment, own: int, carried: int) -> int:
         """Bytes that the cell's tail keeps of a block, besides its input; `own`: elements of this rank's states."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from brt_dist.config.halves import Matrix
+from brt_dist.config.local_segment import LocalSegment
 from brt_dist.model.mixers.base import MemoryField, Mixer
 
 if TYPE_CHECKING:
@@ -56,8 +57,22 @@ class SwitchHeadMixer(Mixer):
         seen = 2 * model.window if executed else model.window
         return 2.0 * model.width * (2 * attended + routers + 2 * used * attended) + 4 * seen * attended
 
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
+        heads, tokens, itemsize = model.heads // local.tensor, local.tokens, local.itemsize
+        vectors = tokens * heads * model.head_dim * itemsize
+        # keys and values of two blocks, queries, what was read; the bias that hides other documents
+        kept = local.entered(model.width) + local.widened(model.width) + (4 + 2) * vectors + 8 * tokens * local.window
+        kept += local.mask(model.width, model.dropout)
+        if self.experts == 1:  # what was read times its gate; values are made of all tokens, and are no norm's
+            gathered = tokens * model.width * itemsize if local.sequence_parallel else 0
+            return kept + vectors + tokens * heads * itemsize + gathered
+        # inputs sorted by expert and results of both mixtures, values also after they are put back
+        sorted_rows = self.chosen * (2 * tokens * heads * model.width * itemsize + 3 * vectors)
+        scores = 4 * self.experts * (1 + (self.entropy > 0)) + self.chosen * (3 * 8 + itemsize)
+        return kept + sorted_rows + 2 * tokens * heads * scores
+
     def operations(self, model: "ModelConfig", segment: int) -> int:
-        return 300 + 6 * model.heads * self.experts
+        return 190 if self.experts == 1 else 300 + 6 * model.heads * self.experts
 
     def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
         return {"model.heads": model.heads}

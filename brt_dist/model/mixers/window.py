@@ -9,7 +9,7 @@ from brt_dist.config.halves import Matrix
 from brt_dist.config.local_segment import LocalSegment
 from brt_dist.errors import ConfigError
 from brt_dist.model.mixers.base import MemoryField, Mixer
-from brt_dist.model.shapes import POSITION_BUCKETS
+from brt_dist.model.shapes import POSITION_BUCKETS, sub_block
 
 if TYPE_CHECKING:
     from megatron.core import ModelParallelConfig
@@ -71,21 +71,29 @@ class AttentionMixer(Mixer):
         total += 4 * self.states_seen(model) * attended
         return total + 2 * kinds * attended * model.width
 
-    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
-        if model.feedback:  # blocks run one by one, and layers share what the state is projected to
-            return None
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         heads, kinds, width = model.heads // local.tensor, 1 + self.crosses(model), model.width
         tokens, vectors = local.tokens, local.tokens * heads * model.head_dim
         # projections; keys and values of two blocks; queries and what was read, of each kind
         values = ((2 + kinds) + 4 + 2 * kinds) * vectors
         kept = values * local.itemsize + 4 * (1 + kinds) * tokens * heads
         kept += local.mask(width, model.dropout)
+        if model.feedback and self.positions == "t5":  # the bias is laid out anew for each block
+            rows = sub_block(model.window)
+            kept += 4 * local.blocks // local.streams * heads * rows * (rows + model.window)
         if model.dropout:  # of the probabilities, the same for all blocks
             kept += local.streams * heads * 2 * model.window**2
         if self.qkv == "multiplicative":  # the matrix is made of two small ones
             rows = (2 + kinds) * heads * model.head_dim
             return kept + local.entered(width) + rows * width * local.itemsize
         return kept + local.normed(width)
+
+    def between_blocks(self, model: "ModelConfig", local: LocalSegment) -> int:
+        """Keys, and the projections that values are a part of, of all blocks but the last."""
+        if not model.feedback:
+            return 0
+        vectors = (local.tokens - local.streams * local.window) * model.heads * model.head_dim // local.tensor
+        return (4 + 1) * vectors * local.itemsize
 
     def states_seen(self, model: "ModelConfig") -> int:
         """How many state vectors a token attends to."""

@@ -7,12 +7,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from brt_dist.config.loading import recorded
 from brt_dist.config.schema import ModelConfig
 from brt_dist.kinds import ATTENTION_KERNELS
+from brt_dist.model import shapes
 from brt_dist.model.attention import Window
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.kernels import blocked
 from brt_dist.model.kernels.base import kernel
-from brt_dist.model.kernels.blocked import Blocked, sub_block
+from brt_dist.model.kernels.blocked import Blocked
 from brt_dist.model.kernels.triton import Triton, installed, is_possible
+from brt_dist.model.shapes import sub_block
 from tests.unit.model.networks import small, starts_of
 from tests.unit.model.test_oracle import compare
 
@@ -22,7 +24,7 @@ KERNELS = pytest.mark.parametrize("name", list(ATTENTION_KERNELS))
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sub-blocks and pieces in networks as small as those of the tests."""
-    monkeypatch.setattr(blocked, "SMALLEST", 1)
+    monkeypatch.setattr(shapes, "SMALLEST_PART", 1)
     monkeypatch.setattr(blocked, "LOGITS", 100)
 
 
@@ -69,7 +71,7 @@ def test_every_kernel_takes_dropout(name: str, rate: float) -> None:
 def test_blocked_equals_plain_however_it_is_cut(
     sizes: tuple[int, int, int], logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocked, "SMALLEST", 1)
+    monkeypatch.setattr(shapes, "SMALLEST_PART", 1)
     monkeypatch.setattr(blocked, "LOGITS", logits)
     values = [torch.randn(*sizes, rows, 3, dtype=torch.float64).requires_grad_() for rows in (4, 8, 8)]
     visible = torch.randn(sizes[2], 1, 4, dtype=torch.float64).requires_grad_()
