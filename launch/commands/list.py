@@ -22,19 +22,46 @@ _PASSED_OVER = (
 
 @click.command("list")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True), default=".")
+@click.option("--experiment", metavar="NAME", help="List the runs of this MLflow experiment instead.")
+@click.option(
+    "--mlflow",
+    metavar="URI",
+    help="Tracking server or store of the experiment.  [default: $MLFLOW_TRACKING_URI, or mlflow.db in FOLDER]",
+)
 @json_option
-def list_(folder: Path, as_json: bool) -> None:
-    """List all runs in FOLDER and below it (by default here), the latest first: state, step, loss and speed."""
+def list_(folder: Path, experiment: str | None, mlflow: str | None, as_json: bool) -> None:
+    """List all runs in FOLDER and below it (by default here), the latest first: state, step, loss and speed.
+
+    With --experiment or --mlflow, the runs that an MLflow experiment knows, from any machine:
+
+    \b
+      brt list --mlflow http://tracking:5000 --experiment books
+    """
+    if experiment is not None or mlflow is not None:
+        from launch.tracking.listing import runs_of_experiment
+
+        where, rows, others = runs_of_experiment(mlflow, experiment, folder)
+    else:
+        where, rows, others = {"folder": str(folder)}, [_row(run) for run in runs_below(folder)], 0
+    rows.sort(key=lambda row: -row["time"])
+    if as_json:
+        click.echo(json.dumps({**where, "runs": rows, **({"others": others} if others else {})}))
+        return
+    _show(rows, None if "experiment" in where else folder)
+    if not rows:
+        there = f"experiment {where['experiment']}" if "experiment" in where else f"{folder} or below it"
+        click.echo(f"no run in {there}", err=True)
+    if others:
+        click.echo(f"{others} other runs of the experiment are not of brt train", err=True)
+
+
+def _show(rows: list[dict[str, Any]], folder: Path | None) -> None:
     from launch.views.tables import when
     from pipelines.tables import show, table
 
-    rows = sorted((_row(run) for run in runs_below(folder)), key=lambda row: -row["time"])
-    if as_json:
-        click.echo(json.dumps({"folder": str(folder), "runs": rows}))
-        return
     cells = [
         (
-            os.path.relpath(row["run"], folder),
+            row["run"] if folder is None else os.path.relpath(row["run"], folder),
             row["state"],
             f"{row['step']}/{row['steps'] or '?'}",
             "-" if row["loss"] is None else f"{row['loss']:.4f}",
@@ -46,8 +73,6 @@ def list_(folder: Path, as_json: bool) -> None:
     ]
     head = ("run", "state", "step", "loss", "held-out bits/token", "tokens/s", "last step")
     show(table(head, cells, right=head[2:6]))
-    if not rows:
-        click.echo(f"no run in {folder} or below it", err=True)
 
 
 def runs_below(folder: Path) -> Iterator[Path]:

@@ -24,7 +24,7 @@ _SHORT = {
 
 def connect(uri: str) -> "MlflowClient":
     os.environ.update({key: value for key, value in _SHORT.items() if key not in os.environ})
-    if (file := _sqlite_file(uri)) is not None:
+    if (file := sqlite_file(uri)) is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
     from mlflow import MlflowClient
 
@@ -41,7 +41,7 @@ def experiment_id(client: "MlflowClient", name: str, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    file = _sqlite_file(uri)
+    file = sqlite_file(uri)
     artifacts = (file.absolute().parent / "mlartifacts").as_uri() if file else None
     try:
         return str(client.create_experiment(name, artifact_location=artifacts, tags=_KIND))
@@ -93,7 +93,8 @@ def refusal(error: Exception) -> str | None:
     )
 
 
-def _sqlite_file(uri: str) -> Path | None:
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite store; None of any other."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
