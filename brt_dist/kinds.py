@@ -72,6 +72,7 @@ MIXERS: "Registry[Mixer]" = Registry(
         "bst": "brt_dist.model.mixers.bst:BlockStateMixer",
         "switchhead": "brt_dist.model.mixers.switchhead:SwitchHeadMixer",
         "fnet": "brt_dist.model.mixers.fnet:FNetMixer",
+        "bidirectional": "brt_dist.model.mixers.bidirectional:BidirectionalMixer",
         "linear": "brt_dist.model.mixers.linear:LinearMixer",
         "delta": "brt_dist.model.mixers.delta:DeltaMixer",
         "gated_delta": "brt_dist.model.mixers.gated_delta:GatedDeltaMixer",

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tensor": 2},
     "dp2-zero1": {"data": 2},
+    "dp2-zero3": {"data": 2, "zero_stage": 3},
     "pp2": {"pipeline": 2},
 }
 
@@ -28,12 +29,18 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def encoder(dataset: Path, run: Path, parallel: dict[str, Any] | None = None) -> Config:
-    """An encoder of a Fourier transform, a layer with a state and a window; one vocabulary entry is the mask token."""
+    """An encoder of a Fourier transform, attention in both directions, a layer with a state and a window.
+
+    One vocabulary entry is the mask token.
+    """
     given = config(dataset, run, {"parallel": {"micro_batch": 1, **(parallel or {})}})
     model = {
-        "layers": 3, "width": 32, "heads": 2, "head_dim": 16, "window": 16, "dropout": 0.1, "vocab_size": 257,
+        "layers": 4, "width": 32, "heads": 2, "head_dim": 16, "window": 16, "dropout": 0.1, "vocab_size": 257,
         "objective": "mlm", "ffns": {"relu": {"width": 64}},
-        "mixers": {"fnet": {"layers": [0]}, "recurrent": {"layers": [1], "states": 8}, "window": {}},
+        "mixers": {
+            "fnet": {"layers": [0]}, "bidirectional": {"layers": [2]}, "recurrent": {"layers": [1], "states": 8},
+            "window": {},
+        },
     }  # fmt: skip
     run.mkdir()
     return given.model_copy(update={"model": ModelConfig.model_validate(model)})

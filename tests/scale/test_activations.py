@@ -33,6 +33,7 @@ MIXER_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("recurrent", {"cell": "single"}),
     ("recurrent", {"cell": "dual", "gate": "lstm", "positions": "rotary"}),
     ("recurrent", {"cell": "single", "gate": "lstm", "state_dtype": "model"}),
+    ("bidirectional", {}),
     ("linear", {}),
     ("delta", {}),
     ("delta", {"gate": True, "value_dim": 64}),
