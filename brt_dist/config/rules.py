@@ -16,7 +16,7 @@ from brt_dist.config.schema import Config, ModelConfig, ParallelConfig
 from brt_dist.config.stages import stage_layers
 from brt_dist.config.zero_rules import broken_zero_rules
 from brt_dist.errors import ConfigError
-from brt_dist.kinds import MIXERS, OBJECTIVES, OPTIMIZERS
+from brt_dist.kinds import OBJECTIVES, OPTIMIZERS
 
 _LARGEST_FACTOR = 1 << 14  # nothing is ever split into more parts than this
 
@@ -288,25 +288,14 @@ def _feedback(config: Config) -> Iterator[str]:
         )
 
 
-def _causality(config: Config) -> Iterator[str]:
+def _objective(config: Config) -> Iterator[str]:
     objective, samples = OBJECTIVES[config.model.objective], config.run.sample_tokens
     if samples and not objective.continues_text:
         yield (
             f"run.sample_tokens={samples} with model.objective={config.model.objective}: a model that is trained "
             f"{objective.purpose} cannot continue text; nearest: run.sample_tokens=0"
         )
-    for name, mixer in config.model.mixers.items():
-        if objective.continues_text and not mixer.is_causal:
-            yield (
-                f"model.mixers.{name}: {mixer.kind} is not causal, because {mixer.reads_ahead}; a language model "
-                "must not know what it predicts; "
-                f"nearest: model.mixers.{name}.kind={next(kind for kind in MIXERS if MIXERS[kind].is_causal)}, or "
-                "model.objective=mlm, to train an encoder"
-            )
-
-
-def _objective(config: Config) -> Iterator[str]:
-    yield from OBJECTIVES[config.model.objective].broken_rules(config)
+    yield from objective.broken_rules(config)
 
 
 def _objective_layout(config: Config) -> Iterator[str]:
@@ -406,7 +395,6 @@ _OTHER_RULES: tuple[_Rule, ...] = (
     _segment,
     _assignment,
     _feedback,
-    _causality,
     _objective,
     _halves,
     _optimizer,

@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from brt_dist.config.encoder import EncoderConfig
 from brt_dist.config.guards import GuardsConfig
 from brt_dist.config.halves import Half, assigned
 from brt_dist.config.launch import LaunchConfig
@@ -70,8 +71,12 @@ class ModelConfig(Section):
     ffns: FFNs = Field(DEFAULT_FFNS, description="FFNs by name; every layer uses one of them", validate_default=True)
     objective: Objective = Field(
         "causal",
-        description="what the network is trained to do: predict the next token (causal), or find masked tokens again "
-        "(mlm), as encoders do, which may read what follows",
+        description="what the network is trained to do: predict the next token (causal), find masked tokens again "
+        "(mlm), as encoders do, which may read what follows, or restore text with spans missing by an encoder and a "
+        "decoder (denoise)",
+    )
+    encoder: EncoderConfig = Field(
+        default_factory=EncoderConfig, description="the encoder of an encoder-decoder (objective: denoise)"
     )
     repeat: PositiveInt = Field(
         1, description="how often the stack of layers runs, with the same weights; each run has its own memory"
@@ -134,6 +139,11 @@ class ModelConfig(Section):
     def ffn_of(self, layer: int) -> "FFN":
         """The FFN of layer `layer` (from 0, below `depth`)."""
         return self._half(self.ffns, "ffns", layer)
+
+    def at(self, layer: int) -> "ModelConfig":
+        """The model as layer `layer` sees it: a layer of an encoder may read fewer tokens of a block."""
+        window = self.encoder.length(self.window, layer)
+        return self if window == self.window else self.model_copy(update={"window": window})
 
     def halves(self) -> Iterator[tuple[str, Half]]:
         """Every mixer and FFN that some layer uses, with its key ("model.mixers.recurrent")."""

@@ -1,4 +1,4 @@
-"""One layer: a mixer, then an FFN, both with plain residuals.
+"""One layer: a mixer, in a decoder cross-attention, then an FFN, all with plain residuals.
 
 A layer is pure: `layer(x, memory, starts, dropout) -> (x, memory)`.  It keeps nothing between calls, so it may run
 twice (recompute) or for other streams (evaluation).  Hidden states are sequence first, (N, b, D), as Megatron's.
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import ConfigError
+from brt_dist.model.cross_attention import CrossAttention
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.linear import megatron_config
 from brt_dist.model.memory import Memory
@@ -40,8 +41,8 @@ class Layer(nn.Module):
         ranks = parallel.tensor_model_parallel_size
         if model.feedback and not model.feeding_layers():
             raise ConfigError("model.feedback is set, and no layer has a state to feed back")
-        self.model, self.index = model, index
-        mixer, ffn = model.mixer_of(index), model.ffn_of(index)
+        mixer, ffn, crosses = model.mixer_of(index), model.ffn_of(index), model.encoder.crosses(index)
+        self.model, self.index = model.at(index), index
         self.splits_sequence = parallel.sequence_parallel
         self._shapes = {
             field.name: field.local_shape(ranks, parallel.sequence_parallel) for field in mixer.memory(model)
@@ -51,8 +52,9 @@ class Layer(nn.Module):
             if size % ranks:
                 raise ConfigError(f"{key}={size} cannot be split over parallel.tensor={ranks} ranks")
         self._parts = ranks if parallel.sequence_parallel else 1
-        self.mixer = mixer.build(model, index, parallel)
-        self.ffn = ffn.build(model, index, parallel)
+        self.mixer = mixer.build(self.model, index, parallel)
+        self.cross = CrossAttention(model, index, parallel) if crosses else None
+        self.ffn = ffn.build(self.model, index, parallel)
 
     def forward(
         self,
@@ -62,6 +64,7 @@ class Layer(nn.Module):
         dropout: Dropout | None = None,
         fed_back: Any = None,
         call: Call = called,
+        source: Tensor | None = None,
     ) -> tuple[Tensor, Memory]:
         """One segment of b streams, or with feedback one block of it.
 
@@ -71,7 +74,8 @@ class Layer(nn.Module):
             starts: (b, N/W) bool, whether a document starts with the block.
             dropout: None outside training.
             fed_back: with feedback, what `enter` of the mixer that feeds back made: this layer's own, or another's.
-            call: how the mixer is called.
+            call: how the mixer is called, and cross-attention.
+            source: (M, b, D), what an encoder made of its source; only a layer of a decoder reads it.
 
         Returns:
             x of the same shape, and the memory after the last token.
@@ -82,6 +86,8 @@ class Layer(nn.Module):
         self._check(x, memory, starts, fed_back)
         mixed, memory = call(self.mixer, x, memory, starts, dropout, fed_back)
         x = x + mixed
+        if self.cross is not None:
+            x = x + call(self.cross, x, source, dropout)
         return x + self.ffn(x, dropout), memory
 
     def blank_memory(self, streams: int) -> Memory:

@@ -185,6 +185,7 @@ class BlockRecurrentModel(nn.Module):
         starts: Tensor,
         dropout: Dropout | None = None,
         target: Tensor | None = None,
+        source: Tensor | None = None,
     ) -> tuple[Tensor, list[Memory]]:
         """Read one segment of b streams.
 
@@ -193,10 +194,11 @@ class BlockRecurrentModel(nn.Module):
             memory: of each layer, from the segment before.
             starts: (b, N/W) bool, whether a document starts with the block.
             target: (b, N) int64, the tokens to predict.
+            source: (b, W) int64, what the encoder reads, in a model that has one.
 
         Returns:
             With a target the nats of each token, float32 (b, N), for which no logits are kept; without one, this rank's
             logits (N, b, V/tp), for `loss_sum`, `token_losses` or `full_logits`, and the new memory.
         """
         network = Network(self.config, self.embedding, list(self.layers), self.final_norm, self._calls)
-        return read_segment(network, tokens, memory, starts, dropout, target)
+        return read_segment(network, tokens, memory, starts, dropout, target, source)

@@ -1,4 +1,4 @@
-"""Positions of token to token attention: T5's relative bias or rotation; and the mask of the window."""
+"""Positions of token to token attention: T5's relative bias or rotation; those of tokens; the mask of the window."""
 
 import math
 
@@ -13,7 +13,7 @@ from brt_dist.model.parameters import declare, normal
 from brt_dist.model.shapes import POSITION_BUCKETS as BUCKETS
 
 MAX_DISTANCE = 128
-ROTARY_BASE = 10_000.0
+ROTARY_BASE = SINUSOID_BASE = 10_000.0
 
 
 def bucket(distance: int) -> int:
@@ -56,6 +56,15 @@ def banded(visible: Tensor, rows: int | None = None) -> Tensor:
     rows = window if rows is None else rows
     row = F.pad(visible.squeeze(1), (rows - 1, rows), value=-math.inf)
     return row.unfold(-1, window + rows, 1).flip(-2)
+
+
+def positioned(x: Tensor) -> Tensor:
+    """Embedded tokens x (N, b, D) with the sinusoids of their positions added (arXiv 1706.03762)."""
+    length, _, size = x.shape
+    wide = widened(x)
+    rates = SINUSOID_BASE ** -(torch.arange(0, size, 2, device=x.device, dtype=wide.dtype) / size)
+    angles = torch.arange(length, device=x.device, dtype=wide.dtype)[:, None] * rates
+    return (wide + torch.cat([angles.sin(), angles.cos()], -1)[:, None, :size]).to(x.dtype)
 
 
 def rotated(x: Tensor, first: int = 0) -> Tensor:

@@ -1,4 +1,7 @@
-"""Reading a segment: the way through all layers, at once or, with feedback, block by block."""
+"""Reading a segment: the way through all layers, at once or, with feedback, block by block.
+
+In an encoder-decoder the first layers read a source, and the others, which read the tokens, attend to what they left.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
@@ -7,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from brt_dist.config.schema import ModelConfig
+from brt_dist.errors import ConfigError
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.memory import Memory, carried
+from brt_dist.model.positions import positioned
 from brt_dist.model.recompute import Calls
+from brt_dist.model.transforms import shortened
 
 
 class Network(NamedTuple):
@@ -30,6 +36,7 @@ def read_segment(
     starts: Tensor,
     dropout: Dropout | None,
     target: Tensor | None = None,
+    source: Tensor | None = None,
 ) -> tuple[Tensor, list[Memory]]:
     """Tokens (b, N) -> this rank's logits (N, b, V/tp), and the memory for the next segment, without gradient.
 
@@ -41,11 +48,17 @@ def read_segment(
     Args:
         memory: of each layer, from the segment before.
         starts: (b, N/W) bool, whether a document starts with the block.
+        source: (b, W), what the encoder of an encoder-decoder reads.
+
+    Raises:
+        ConfigError: the model has an encoder and there is no source, or the other way round.
     """
+    if (source is not None) != (network.config.encoder.layers > 0):
+        raise ConfigError("a model with an encoder (model.encoder.layers), and no other, reads a source")
     if network.config.feedback:
         scores, after = _block_by_block(network, tokens, memory, starts, dropout, target)
     else:
-        scores, after = _pass(network, tokens, memory, starts, dropout, [None] * len(memory), target)
+        scores, after = _pass(network, tokens, memory, starts, dropout, [None] * len(memory), target, source)
     return scores if target is None else scores.transpose(0, 1), [carried(layer) for layer in after]
 
 
@@ -57,16 +70,33 @@ def _pass(
     dropout: Dropout | None,
     fed_back: Sequence[Any],
     target: Tensor | None,
+    source: Tensor | None = None,
 ) -> tuple[Tensor, list[Memory]]:
-    x, after, config = network.embedding(tokens), [], network.config
-    for index, (layer, remembered, state) in enumerate(zip(network.layers, memory, fed_back, strict=True)):
+    x, config, encoded = network.embedding(tokens), network.config, None
+    first = config.encoder.layers
+    after: list[Memory] = [{} for _ in range(first)]  # an encoder carries nothing
+    if source is not None:
+        x, encoded = positioned(x), _encoded(network, source, dropout)
+    for index in range(first, len(memory)):
         draws = None if dropout is None else dropout.in_repeat(index // config.layers, config.repeat)
-        x, left = network.calls.layer(layer, x, remembered, starts, draws, state, network.calls.mixer)
+        layer, remembered, state = network.layers[index], memory[index], fed_back[index]
+        x, left = network.calls.layer(layer, x, remembered, starts, draws, state, network.calls.mixer, encoded)
         after.append(left)
     x = network.final_norm(x, dropout)
     if target is not None:
         return network.embedding.losses(x, target.transpose(0, 1)), after
     return network.embedding.logits(x), after
+
+
+def _encoded(network: Network, source: Tensor, dropout: Dropout | None) -> Tensor:
+    """The source (b, W) as the encoder leaves it, (M, b, D); shortened between layers as in arXiv 2305.15099."""
+    encoder, window = network.config.encoder, network.config.window
+    x, starts = positioned(network.embedding(source)), torch.ones_like(source[:, :1], dtype=torch.bool)
+    for index, layer in enumerate(network.layers[: encoder.layers]):
+        if index in encoder.shortened:
+            x = shortened(x.transpose(0, 1), encoder.length(window, index)).transpose(0, 1)
+        x, _ = network.calls.layer(layer, x, {}, starts, dropout, None, network.calls.mixer)
+    return x
 
 
 def _block_by_block(

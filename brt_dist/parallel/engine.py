@@ -57,9 +57,10 @@ class StepInput:
         number: of the step, from 1; dropout masks depend on it.  Ignored in an evaluation.
         starts: (b, N/W) bool, blocks that start a document.
         tokens: (b, N) int64; None on stages that read no data.
-        target: (b, N) int64, the next tokens; None on stages that read no data.
+        target: (b, N) int64, the right answers; None on stages that read no data.
         mask: (b, N) bool, positions with a target; None on stages that read no data.
         loss_tokens: tokens with a target in the whole global batch.
+        source: (b, N) int64, what the encoder of an encoder-decoder reads; None for other models.
     """
 
     number: int
@@ -68,6 +69,7 @@ class StepInput:
     target: Tensor | None
     mask: Tensor | None
     loss_tokens: int
+    source: Tensor | None = None
 
 
 class Observer(Protocol):
@@ -258,8 +260,9 @@ class Engine(ABC):
 
         needs_logits = self._observer is not None and self._observer.wants_logits
         targets = None if step.target is None or needs_logits else step.target.split(size)
+        sources = None if step.source is None else step.source.split(size)
         return [
-            MicroBatch(starts, dropout(i), None if targets is None else targets[i])
+            MicroBatch(starts, dropout(i), targets and targets[i], sources and sources[i])
             for i, starts in enumerate(step.starts.split(size))
         ]
 

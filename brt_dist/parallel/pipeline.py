@@ -52,7 +52,9 @@ class WholeModel(nn.Module):
         micro_batch = self._context.micro_batch
         memory = [self._context.read(index) for index in range(len(self.model.layers))]
         scores: Tensor
-        scores, after = self.model(tokens, memory, micro_batch.starts, micro_batch.dropout, micro_batch.target)
+        scores, after = self.model(
+            tokens, memory, micro_batch.starts, micro_batch.dropout, micro_batch.target, micro_batch.source
+        )
         for index, layer in enumerate(after):
             self._context.write(index, layer)
         return scores

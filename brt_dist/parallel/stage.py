@@ -27,11 +27,13 @@ class MicroBatch:
         starts: (b, N/W) bool, blocks that begin a document.
         dropout: rate and keys of the masks, or None in evaluation.
         target: (b, N) int64, where the last stage is to give nats per token and not logits.
+        source: (b, N) int64, what the encoder reads, in a model that has one.
     """
 
     starts: Tensor
     dropout: Dropout | None
     target: Tensor | None = None
+    source: Tensor | None = None
 
 
 class StageContext:

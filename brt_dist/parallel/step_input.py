@@ -66,4 +66,5 @@ def step_input(
         target=read(asked.target),
         mask=read(asked.mask),
         loss_tokens=objective.count(plan),
+        source=None if asked.source is None else read(asked.source),
     )

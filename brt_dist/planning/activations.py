@@ -3,7 +3,7 @@
 The formulas of each kind are declared by the kinds (`Half.activations`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from brt_dist.config.local_segment import LocalSegment
@@ -43,11 +43,20 @@ def local_segment(config: Config) -> LocalSegment:
 
 def layer_activations(model: ModelConfig, layer: int, local: LocalSegment, recompute: Recompute) -> LayerActivations:
     """Of layer `layer` (from 0)."""
-    mixer, ffn = model.mixer_of(layer), model.ffn_of(layer)
-    of_ffn = ffn.activations(model, local)
-    full = mixer.activations(model, local) + of_ffn
-    again_given = local.hidden(model.width) + mixer.between_blocks(model, local)
-    kept = {"none": full, "attention": again_given + of_ffn, "layer": again_given}[recompute]
+    mixer, ffn, seen, encoder = model.mixer_of(layer), model.ffn_of(layer), model.at(layer), model.encoder
+    local = replace(local, segment=local.segment * seen.window // model.window, window=seen.window)
+    of_ffn = ffn.activations(seen, local)
+    full, again_given = mixer.activations(seen, local), local.hidden(model.width) + mixer.between_blocks(seen, local)
+    if layer in encoder.shortened:
+        before = encoder.shortening_activations(model, local, layer)
+        full, again_given = full + before, again_given + before
+    kept_again = again_given
+    if encoder.crosses(layer):  # run again, it keeps the tokens that enter it, and what it reads of the encoder
+        source = encoder.left(model, local).hidden(model.width)
+        full, again_given = full + encoder.cross_activations(model, local), again_given + source
+        kept_again = again_given + local.hidden(model.width)
+    full += of_ffn
+    kept = {"none": full, "attention": kept_again + of_ffn, "layer": again_given}[recompute]
     again = 0 if recompute == "none" else full
     calls = local.segment // local.window if model.feedback else 1  # blocks run, and are run again, one by one
     return LayerActivations(kept, full, (again + round(mixer.backward_share * full)) // calls)

@@ -14,7 +14,17 @@ def forward_flops(model: ModelConfig, executed: bool = False) -> float:
 
     executed: with the masked half of the window, which the products of blocks compute too.
     """
-    total = 2.0 * model.width * (model.vocab_size or 0)
-    for layer in range(model.depth):
-        total += model.mixer_of(layer).flops(model, executed) + model.ffn_of(layer).flops(model, executed)
-    return total
+    head = 2.0 * model.width * (model.vocab_size or 0)
+    return head + sum(sum(layer_flops(model, layer, executed)) for layer in range(model.depth))
+
+
+def layer_flops(model: ModelConfig, layer: int, executed: bool = False) -> tuple[float, float]:
+    """Of a layer for each token of a segment: of its mixer and cross-attention, and of its FFN.
+
+    A layer of an encoder may read fewer tokens than the segment has.
+    """
+    seen = model.at(layer)
+    share = seen.window / model.window
+    crossing = model.encoder.cross_flops(model) if model.encoder.crosses(layer) else 0.0
+    mixer, ffn = model.mixer_of(layer).flops(seen, executed), model.ffn_of(layer).flops(seen, executed)
+    return share * mixer + crossing, share * ffn

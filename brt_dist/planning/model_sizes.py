@@ -10,6 +10,7 @@ from brt_dist.config.local_segment import LocalSegment
 from brt_dist.config.schema import Config, ParallelConfig
 from brt_dist.config.stages import stage_layers
 from brt_dist.planning.activations import LayerActivations, Recompute, layer_activations
+from brt_dist.planning.flops import layer_flops
 from brt_dist.planning.memory import Needed, needed_by
 from brt_dist.planning.parameters import layer_parameters
 
@@ -21,7 +22,7 @@ class LayerWork:
     """What a layer computes for a token, on all tensor parallel ranks together.
 
     Attributes:
-        mixer, ffn: FLOPs of a forward, masked ones included.
+        mixer, ffn: FLOPs of a forward, masked ones included; cross-attention counts with the mixer.
         states: state vectors that a forward updates for each token; they are reduced over tensor parallel ranks too.
         operations: of a forward and a backward of a stream's segment.
         largest: elements of its parameters.
@@ -45,9 +46,13 @@ class ModelSizes:
     def kinds(self) -> list[int]:
         """For each layer a number; layers with the same are alike."""
         model = self.config.model
-        halves = [(id(model.mixer_of(layer)), id(model.ffn_of(layer))) for layer in range(model.layers)]
-        first = {pair: index for index, pair in reversed(list(enumerate(halves)))}
-        return [first[pair] for pair in halves]
+        encoder, window = model.encoder, model.window
+        made = [
+            (id(model.mixer_of(i)), id(model.ffn_of(i)), encoder.length(window, i), encoder.crosses(i))
+            for i in range(model.layers)
+        ]
+        first = {parts: index for index, parts in reversed(list(enumerate(made)))}
+        return [first[parts] for parts in made]
 
     def on(self, parallel: ParallelConfig) -> Config:
         """The config on another layout."""
@@ -89,9 +94,10 @@ class ModelSizes:
     def _work(self, kind: int) -> LayerWork:
         model, segment = self.config.model, self.config.data.segment
         mixer, ffn = model.mixer_of(kind), model.ffn_of(kind)
+        of_mixer, of_ffn = layer_flops(model, kind, True)
         return LayerWork(
-            mixer=mixer.flops(model, True),
-            ffn=ffn.flops(model, True),
+            mixer=of_mixer,
+            ffn=of_ffn,
             states=mixer.states_fed_back() / model.window,
             operations=mixer.operations(model, segment) + ffn.operations(model, segment),
             parameters=sum(matrix.size for matrix in layer_parameters(model, kind)),

@@ -11,6 +11,8 @@ from brt_dist.model.shapes import padded_vocab
 def layer_parameters(model: ModelConfig, layer: int) -> Iterator[Matrix]:
     """Of layer `layer`, from 0."""
     yield from model.mixer_of(layer).parameters(model)
+    if model.encoder.crosses(layer):
+        yield from model.encoder.cross_parameters(model)
     yield from model.ffn_of(layer).parameters(model)
 
 

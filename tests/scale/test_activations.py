@@ -162,6 +162,28 @@ def test_layers_of_float32(size: str) -> None:
 
 
 @pytest.mark.parametrize("recompute", ["none", "attention", "layer"])
+def test_an_encoder_and_its_decoder(recompute: Recompute) -> None:
+    """Layers of the encoder have fewer tokens from the second on; the decoder keeps what it reads of it."""
+    given = config("7B", ("window", {}), ("relu", {"width": 4096}))
+    model = given.model.model_dump() | {"objective": "denoise", "layers": 3}
+    model |= {"encoder": {"layers": 2, "shortened": [1], "keep": 0.25}}
+    model["mixers"] = {"window": {}, "bidirectional": {"layers": [0, 1]}}
+    data = {"dataset": "unused", "segment": 512, "streams": 8}
+    changes = {"model": model, "data": data, "parallel": {"micro_batch": 8}}
+    given = Config.model_validate(given.model_dump() | changes)
+    part = local_segment(given)
+    with world(given):
+        network = BlockRecurrentModel(given.model, None, recompute=recompute).bfloat16()
+        tokens = torch.zeros(part.streams, part.segment, dtype=torch.long)
+        starts, memory = torch.ones(part.streams, 1, dtype=torch.bool), network.blank_memory(part.streams)
+        with Operations() as operations:
+            losses, after = network(tokens, memory, starts, None, tokens, tokens)
+        found = operations.bytes_left([losses, *(one for layer in after for one in layer.values())])
+    layers = sum(layer_activations(given.model, layer, part, recompute).kept for layer in range(3))
+    assert layers + head_activations(given.model, part) == pytest.approx(found, rel=0.05)
+
+
+@pytest.mark.parametrize("recompute", ["none", "attention", "layer"])
 @pytest.mark.parametrize("size", SIZES)
 def test_a_state_that_other_layers_see(size: str, recompute: Recompute) -> None:
     """With feedback all layers run on a block before they run on the next, and keep what passes between."""

@@ -64,7 +64,12 @@ class Objective(ABC):
     @classmethod
     def broken_rules(cls, config: "Config") -> Iterator[str]:
         """A message for each rule that a config with this objective breaks, with the nearest value that works."""
-        yield from ()
+        layers = config.model.encoder.layers
+        if layers:
+            yield (
+                f"model.encoder.layers={layers} with model.objective={config.model.objective}: this objective has no "
+                "input for an encoder; nearest: model.encoder.layers=0, or model.objective=denoise"
+            )
 
     @classmethod
     def broken_layout_rules(cls, config: "Config") -> Iterator[str]:
