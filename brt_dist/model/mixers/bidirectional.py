@@ -54,7 +54,7 @@ class BidirectionalMixer(Mixer):
     def flops(self, model: "ModelConfig", executed: bool) -> float:
         return 4.0 * model.heads * model.head_dim * (2 * model.width + model.window)
 
-    def activations(self, model: "ModelConfig", local: LocalSegment) -> int | None:
+    def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         heads = model.heads // local.tensor
         vectors = local.tokens * heads * model.head_dim * local.itemsize
         # projections, queries and keys after the rotation, what was read and one number for each query
