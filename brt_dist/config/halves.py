@@ -75,6 +75,10 @@ class Half(Section):
             executed: also count those whose result is masked.
         """
 
+    def attention_flops(self, model: "ModelConfig", executed: bool) -> float:
+        """Those of `flops` that an attention kernel computes, which is slower than products of large matrices."""
+        return 0.0
+
     @abstractmethod
     def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         """Bytes that a forward in training keeps for its backward on one rank, its input included.

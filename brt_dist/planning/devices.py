@@ -2,6 +2,8 @@
 
 import os
 from functools import cache
+from itertools import pairwise
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,21 @@ class DeviceSpec(Section):
     host_memory: PositiveFloat = Field(description="bytes of host memory of a node")
     devices_per_node: PositiveInt = Field(description="devices of a node")
     price: NonNegativeFloat | None = Field(None, description="of one device for an hour, in dollars; unset: unknown")
-    matmul_efficiency: PositiveFloat = Field(0.65, le=1.0, description="share of the peak that matrix products reach")
+    matmul_efficiency: PositiveFloat = Field(0.8, le=1.0, description="share of the peak that matrix products reach")
+    narrow_products: dict[PositiveInt, PositiveFloat] = Field(
+        {}, description="share of that for products whose smallest side is KEY; interpolated, 1 if empty"
+    )
+    attention_efficiency: PositiveFloat = Field(
+        0.08, le=1.0, description="share of the peak that attention reaches, forward and backward, on what tokens see"
+    )
+    attention_forward: PositiveFloat = Field(0.17, lt=1.0, description="share of attention's time in the forward")
+    activation_passes: NonNegativeFloat = Field(
+        12.0, description="how often a step reads or writes each byte of activations, at the rate of its memory"
+    )
     link_efficiency: PositiveFloat = Field(0.8, le=1.0, description="share of link and network rates that is reached")
-    launch_seconds: NonNegativeFloat = Field(5e-6, description="least time of an operation")
+    link_seconds: NonNegativeFloat = Field(1e-5, description="of a collective or transfer, however short")
+    launch_seconds: NonNegativeFloat = Field(2.5e-5, description="of the host for an operation, with Python and views")
+    is_asynchronous: bool = Field(True, description="whether the device computes while the host prepares what follows")
     reserved: NonNegativeFloat = Field(
         4e9, description="bytes of a device that libraries, communication buffers and fragmentation take"
     )
@@ -47,6 +61,16 @@ class DeviceSpec(Section):
     def room(self) -> float:
         """Bytes of a device that a plan may use."""
         return self.memory - self.reserved
+
+    def share_of_products(self, side: float) -> float:
+        """Share of the peak that products reach whose smallest side is `side`, by its logarithm."""
+        known = sorted(self.narrow_products.items())
+        if not known:
+            return self.matmul_efficiency
+        for (low, first), (high, second) in pairwise(known):
+            if low <= side <= high:
+                return self.matmul_efficiency * (first + (second - first) * log(side / low) / log(high / low))
+        return self.matmul_efficiency * known[0 if side < known[0][0] else -1][1]
 
 
 def known_devices() -> tuple[str, ...]:
@@ -104,7 +128,9 @@ def this_machine(ranks: int) -> DeviceSpec:
         host_memory=memory,
         devices_per_node=ranks,
         matmul_efficiency=1.0,
+        attention_efficiency=0.5,
         launch_seconds=10e-6,
+        is_asynchronous=False,
         reserved=min(0.6e9, memory / ranks / 2),
         source="this machine's memory and cores; rates are assumptions",
     )

@@ -22,17 +22,19 @@ class LayerWork:
     """What a layer computes for a token, on all tensor parallel ranks together.
 
     Attributes:
-        mixer, ffn: FLOPs of a forward, masked ones included; cross-attention counts with the mixer.
+        mixer, ffn: FLOPs of a forward without attention of the mixer; cross-attention counts with the mixer.
+        attention: FLOPs of attention in a forward, of what tokens see.
         states: state vectors that a forward updates for each token; they are reduced over tensor parallel ranks too.
         operations: of a forward and a backward of a stream's segment.
-        largest: elements of its parameters.
+        weights: how many parameters it has, each a tensor.
     """
 
     mixer: float
     ffn: float
+    attention: float
     states: float
     operations: int
-    parameters: int
+    weights: int
 
 
 class ModelSizes:
@@ -95,12 +97,15 @@ class ModelSizes:
         model, segment = self.config.model, self.config.data.segment
         mixer, ffn = model.mixer_of(kind), model.ffn_of(kind)
         of_mixer, of_ffn = layer_flops(model, kind, True)
+        seen = model.at(kind)
+        share = seen.window / model.window  # of the tokens that a layer of an encoder reads
         return LayerWork(
-            mixer=of_mixer,
+            mixer=of_mixer - share * mixer.attention_flops(seen, True),
+            attention=share * mixer.attention_flops(seen, False),
             ffn=of_ffn,
             states=mixer.states_fed_back() / model.window,
             operations=mixer.operations(model, segment) + ffn.operations(model, segment),
-            parameters=sum(matrix.size for matrix in layer_parameters(model, kind)),
+            weights=len(list(layer_parameters(model, kind))),
         )
 
     def _once(self, key: Hashable, make: Callable[[], T]) -> T:

@@ -52,7 +52,11 @@ class BidirectionalMixer(Mixer):
         yield Matrix(model.width, attended, True)
 
     def flops(self, model: "ModelConfig", executed: bool) -> float:
-        return 4.0 * model.heads * model.head_dim * (2 * model.width + model.window)
+        projected = 8.0 * model.width * model.heads * model.head_dim
+        return projected + self.attention_flops(model, executed)
+
+    def attention_flops(self, model: "ModelConfig", executed: bool) -> float:
+        return 4.0 * model.window * model.heads * model.head_dim
 
     def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         heads = model.heads // local.tensor

@@ -86,11 +86,20 @@ class BlockStateMixer(AttentionMixer):
         states = 2.0 * self.filters(model) * model.width * self.filter_states if self.filter == "s4d" else 0.0
         projected = 2 * model.width * 2 * attended
         if self.contexts == "multi_filter":
-            seen, projections = float(self.context_filters), self.context_filters * projected / window
+            projections = self.context_filters * projected / window
         else:
-            seen, projections = (window if executed else (window + 1) / 2), float(projected)
+            projections = float(projected)
             states *= 2  # the sum of a block, and what the state shows to its tokens
-        return super().flops(model, executed) + states + projections + 4 * seen * attended
+        return super().flops(model, executed) + states + projections + self._of_contexts(model, executed)
+
+    def attention_flops(self, model: "ModelConfig", executed: bool) -> float:
+        return super().attention_flops(model, executed) + self._of_contexts(model, executed)
+
+    def _of_contexts(self, model: "ModelConfig", executed: bool) -> float:
+        """FLOPs of tokens that attend to the contexts of their block."""
+        window = float(model.window if executed else (model.window + 1) / 2)
+        seen = self.context_filters if self.contexts == "multi_filter" else window
+        return 4 * seen * model.heads * model.head_dim
 
     def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         heads, itemsize, width = model.heads // local.tensor, local.itemsize, model.width

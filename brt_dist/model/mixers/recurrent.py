@@ -90,8 +90,7 @@ class RecurrentMixer(AttentionMixer):
 
     def flops(self, model: "ModelConfig", executed: bool) -> float:
         width, attended = model.width, model.heads * model.head_dim
-        state = 2 * width * 4 * attended  # keys, values, queries of states and of tokens
-        state += 4 * self.states * attended + 4 * 2 * model.window * attended  # a state sees all 2W tokens
+        state = 2 * width * 4 * attended + self._state_attention_flops(model)  # keys, values, queries of both kinds
         if self.cell == "skip":
             state += self._update_flops(width, 2 * attended)
         elif self.cell == "single":
@@ -100,6 +99,14 @@ class RecurrentMixer(AttentionMixer):
             state += self._update_flops(width, 2 * attended) + 2 * width * self.mlp_width
             state += self._update_flops(width, self.mlp_width)
         return super().flops(model, executed) + self.states * state / model.window
+
+    def attention_flops(self, model: "ModelConfig", executed: bool) -> float:
+        of_states = self.states * self._state_attention_flops(model) / model.window
+        return super().attention_flops(model, executed) + of_states
+
+    def _state_attention_flops(self, model: "ModelConfig") -> int:
+        """Of a state, which sees all states and all 2W tokens."""
+        return 4 * (self.states + 2 * model.window) * model.heads * model.head_dim
 
     def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         tokens = super().activations(model, local)

@@ -54,8 +54,11 @@ class SwitchHeadMixer(Mixer):
     def flops(self, model: "ModelConfig", executed: bool) -> float:
         attended, used = model.heads * model.head_dim, min(self.chosen, self.experts)
         routers = (1 if self.experts == 1 else 2) * model.heads * self.experts
-        seen = 2 * model.window if executed else model.window
-        return 2.0 * model.width * (2 * attended + routers + 2 * used * attended) + 4 * seen * attended
+        projected = 2.0 * model.width * (2 * attended + routers + 2 * used * attended)
+        return projected + self.attention_flops(model, executed)
+
+    def attention_flops(self, model: "ModelConfig", executed: bool) -> float:
+        return 4.0 * (2 * model.window if executed else model.window) * model.heads * model.head_dim
 
     def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         heads, tokens, itemsize = model.heads // local.tensor, local.tokens, local.itemsize

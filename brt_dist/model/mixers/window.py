@@ -65,11 +65,17 @@ class AttentionMixer(Mixer):
     def flops(self, model: "ModelConfig", executed: bool) -> float:
         """Counted is what the model asks for: W tokens, although products of blocks have all 2W that one may see."""
         attended, kinds = model.heads * model.head_dim, 1 + self.crosses(model)
-        seen = 2 * model.window if executed else model.window
         total = 2.0 * model.width * (2 + kinds) * attended  # keys, values, and queries of each kind
-        total += 4 * seen * attended  # logits and values
-        total += 4 * self.states_seen(model) * attended
+        total += self._of_tokens(model, executed)
         return total + 2 * kinds * attended * model.width
+
+    def attention_flops(self, model: "ModelConfig", executed: bool) -> float:
+        return self._of_tokens(model, executed)
+
+    def _of_tokens(self, model: "ModelConfig", executed: bool) -> float:
+        """FLOPs of logits and values, of tokens that attend to tokens and to states."""
+        seen = 2 * model.window if executed else model.window
+        return 4.0 * (seen + self.states_seen(model)) * model.heads * model.head_dim
 
     def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         heads, kinds, width = model.heads // local.tensor, 1 + self.crosses(model), model.width

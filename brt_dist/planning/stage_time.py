@@ -1,0 +1,184 @@
+"""How long a pipeline stage takes for a micro-batch, by part; see `step_time`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+from brt_dist.config.local_segment import LocalSegment
+from brt_dist.config.schema import Config, ParallelConfig
+from brt_dist.model.shapes import TILE_COLUMNS, TILE_TOKENS, padded_vocab
+from brt_dist.planning.activations import local_segment
+from brt_dist.planning.devices import DeviceSpec
+from brt_dist.planning.flops import TRAINING
+from brt_dist.planning.model_sizes import ModelSizes
+
+_FORWARD_OPERATIONS = 0.4  # share of a layer's operations that the forward has
+_FORWARD_PASSES = 0.4  # share of the passes over activations that the forward makes
+_LOGITS_PASSES = 3, 6  # over the logits in float32, in forward and backward
+_TILE_OPERATIONS = 59  # of a tile of logits, forward and backward, counted in a step of the engine
+
+_DISTURBED = 0.2
+"""For how long compute is held up by communication beside it, which takes multiprocessors and memory: an assumption"""
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Seconds of a stage for one micro-batch.
+
+    Attributes:
+        forward, backward: with exposed collectives and launches.
+        compute, launches, tensor, pipeline, streams: what they are made of, transfers to both neighbours included.
+        send: one transfer to the next stage.
+    """
+
+    forward: float
+    backward: float
+    compute: float
+    launches: float
+    tensor: float
+    pipeline: float
+    streams: float
+    send: float
+
+    @cached_property
+    def total(self) -> float:
+        return self.compute + self.launches + self.tensor + self.pipeline + self.streams
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Forward and backward of some layers: seconds of the device and of exposed collectives, and operations."""
+
+    forward: float = 0.0
+    backward: float = 0.0
+    sent_forward: float = 0.0
+    sent_backward: float = 0.0
+    operations_forward: float = 0.0
+    operations_backward: float = 0.0
+
+    @classmethod
+    def sum(cls, works: "Iterable[tuple[int, _Work]]") -> "_Work":
+        """Of so many of each."""
+        given = list(works)
+        return cls(*(sum(times * getattr(work, one.name) for times, work in given) for one in fields(cls)))
+
+
+def stage_time(sizes: ModelSizes, parallel: ParallelConfig, stage: int, device: DeviceSpec) -> StageTime:
+    """Of each rank of a stage, for one micro-batch."""
+    config = sizes.on(parallel)
+    model, local = config.model, local_segment(config)
+    parts = [
+        (count * model.repeat, _layer(sizes, parallel, kind, device))
+        for kind, count in sizes.counts(parallel, stage).items()
+    ]
+    if stage == parallel.pipeline - 1:
+        parts.append((1, _head(config, local, device)))
+    work = _Work.sum(parts)
+    compute, sent = work.forward + work.backward, work.sent_forward + work.sent_backward
+    operations = work.operations_forward + work.operations_backward
+    launches = waiting(operations, compute + sent, device)  # the host may be far ahead
+    of_forward = launches * work.operations_forward / operations
+    send = 0.0
+    if parallel.pipeline > 1:
+        near = parallel.tensor * parallel.data * 2 <= device.devices_per_node
+        rate = (device.link_rate if near else device.network_rate) * device.link_efficiency
+        send = device.link_seconds + local.hidden(model.width) / rate
+    neighbours = (stage > 0) + (stage < parallel.pipeline - 1)
+    carried = 0.0
+    if parallel.stream_memory == "host":
+        size = sizes.held(parallel, stage).carried * parallel.micro_batch
+        carried = max(0.0, size / device.host_rate - work.forward)
+    return StageTime(
+        forward=work.forward + work.sent_forward + of_forward + carried,
+        backward=work.backward + work.sent_backward + launches - of_forward,
+        compute=compute,
+        launches=launches,
+        tensor=sent,
+        pipeline=2 * neighbours * send,
+        streams=carried,
+        send=send,
+    )
+
+
+def _layer(sizes: ModelSizes, parallel: ParallelConfig, kind: int, device: DeviceSpec) -> _Work:
+    config = sizes.on(parallel)
+    model, local, work = config.model, local_segment(config), sizes.work(kind)
+    share = local.tokens / parallel.tensor / _products(config, local, device)
+    mixer, ffn = work.mixer * share, work.ffn * share
+    heads = (
+        TRAINING
+        * work.attention
+        * local.tokens
+        / parallel.tensor
+        / (_peak(config, device) * device.attention_efficiency)
+    )
+    reads = heads * device.attention_forward
+    moved = device.activation_passes * sizes.activations(kind, local, "none").full / device.memory_rate
+    once = mixer + ffn + reads + _FORWARD_PASSES * moved
+    again = {"none": 0.0, "attention": mixer + reads + _FORWARD_PASSES / 2 * moved, "layer": once}
+    passes = 1 + (parallel.recompute != "none")
+    sent = sent_back = 0.0
+    if parallel.tensor > 1:
+        # a gather, or a reduction that leaves parts
+        bytes_sent = local.tokens * model.width * local.itemsize * (parallel.tensor - 1) / parallel.tensor
+        half = bytes_sent / rate_within(parallel, device, parallel.tensor) + device.link_seconds
+        of_states = 2 * work.states * half
+        if work.states:  # one after the other, for each block
+            of_states += 2 * local.segment / model.window * device.link_seconds
+        sent = 4 * half + of_states
+        sent_back = (sent / (1 if parallel.recompute == "layer" else 2)) * (passes - 1) + of_states
+        if parallel.sequence_parallel:
+            sent_back += 2 * half + exposed(4 * half, 2 * (mixer + ffn), device)  # the rest runs beside the products
+        else:
+            sent_back += exposed(4 * half, mixer + ffn, device)
+    return _Work(
+        forward=once,
+        backward=2 * (mixer + ffn) + heads - reads + (1 - _FORWARD_PASSES) * moved + again[parallel.recompute],
+        sent_forward=sent,
+        sent_backward=sent_back,
+        operations_forward=work.operations * _FORWARD_OPERATIONS,
+        operations_backward=work.operations * (1 - _FORWARD_OPERATIONS * (2 - passes)),
+    )
+
+
+def _head(config: Config, local: LocalSegment, device: DeviceSpec) -> _Work:
+    """Logits and loss; backward computes the logits again."""
+    model, tensor = config.model, config.parallel.tensor
+    columns = padded_vocab(model.vocab_size or 0, tensor) // tensor
+    product = 2 * model.width * columns * local.tokens / _products(config, local, device)
+    logits = 4 * columns * local.tokens / device.memory_rate
+    tiles = -(-local.tokens // TILE_TOKENS) * -(-columns // TILE_COLUMNS)
+    return _Work(
+        forward=product + _LOGITS_PASSES[0] * logits,
+        backward=3 * product + _LOGITS_PASSES[1] * logits,
+        operations_forward=tiles * _TILE_OPERATIONS * _FORWARD_OPERATIONS,
+        operations_backward=tiles * _TILE_OPERATIONS * (1 - _FORWARD_OPERATIONS),
+    )
+
+
+def _products(config: Config, local: LocalSegment, device: DeviceSpec) -> float:
+    """FLOP/s of matrix products; one of their sides is divided over the tensor parallel ranks."""
+    side = min(local.tokens, config.model.width // config.parallel.tensor)
+    return _peak(config, device) * device.share_of_products(side)
+
+
+def exposed(seconds: float, beside: float, device: DeviceSpec) -> float:
+    """What communication costs that runs beside so many seconds of compute; a CPU has nothing to run it on."""
+    if not device.is_asynchronous:
+        return seconds
+    return max(0.0, seconds - beside) + _DISTURBED * min(seconds, beside)
+
+
+def waiting(operations: float, busy: float, device: DeviceSpec) -> float:
+    """Seconds that the host adds to what keeps the device busy."""
+    seconds = operations * device.launch_seconds
+    return max(0.0, seconds - busy) if device.is_asynchronous else seconds
+
+
+def _peak(config: Config, device: DeviceSpec) -> float:
+    return device.peak_flops.bf16 if config.run.precision == "bf16" else device.peak_flops.fp32
+
+
+def rate_within(parallel: ParallelConfig, device: DeviceSpec, span: int) -> float:
+    """Bytes a second of a group whose ranks lie within `span` ranks in a row."""
+    return (device.link_rate if span <= device.devices_per_node else device.network_rate) * device.link_efficiency
