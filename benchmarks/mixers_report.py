@@ -43,7 +43,10 @@ def _shown(values: Sequence[float], form: str) -> str:
 
 
 def draw(cells: Sequence[Cell], path: Path) -> None:
-    """Left, accuracy on the tasks, each seed a point; right, bits per token of text by position, means over seeds."""
+    """Left, accuracy on the tasks, each seed a point; right, bits per token of text by position, means over seeds.
+
+    Without text there is only the left.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -70,7 +73,10 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
             right.set_xticks(range(len(bits)), [str(edge) for edge in found[0]["edges"]], rotation=45)
     right.set_xlabel("tokens into the document, from")
     right.set_ylabel("bits per token of held-out text")
-    for axes in (left, right):
+    if not right.has_data():
+        right.remove()
+        figure.set_size_inches(7, 5)
+    for axes in figure.axes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.has_data():

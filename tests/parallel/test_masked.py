@@ -7,6 +7,7 @@ import pytest
 
 from brt_dist.config.schema import Config, ModelConfig
 from brt_dist.errors import ExitCode
+from brt_dist.kinds import MIXERS
 from tests.datasets import make_dataset
 from tests.parallel.pool import RankPool
 from tests.parallel.test_resume import config, events, same_tensors, train
@@ -28,22 +29,29 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "dataset"
 
 
-def encoder(dataset: Path, run: Path, parallel: dict[str, Any] | None = None) -> Config:
-    """An encoder of a Fourier transform, attention in both directions, a layer with a state and a window.
+MODEL: dict[str, Any] = {
+    "layers": 4, "width": 32, "heads": 2, "head_dim": 16, "window": 16, "dropout": 0.1, "vocab_size": 257,
+    "objective": "mlm", "ffns": {"relu": {"width": 64}},
+    "mixers": {
+        "fnet": {"layers": [0]}, "bidirectional": {"layers": [2]}, "recurrent": {"layers": [1], "states": 8},
+        "window": {},
+    },
+}  # fmt: skip
+"""An encoder of a Fourier transform, attention in both directions, a layer with a state and a window.
 
-    One vocabulary entry is the mask token.
-    """
+One vocabulary entry is the mask token.
+"""
+
+
+def encoder(dataset: Path, run: Path, parallel: dict[str, Any] | None = None) -> Config:
     given = config(dataset, run, {"parallel": {"micro_batch": 1, **(parallel or {})}})
-    model = {
-        "layers": 4, "width": 32, "heads": 2, "head_dim": 16, "window": 16, "dropout": 0.1, "vocab_size": 257,
-        "objective": "mlm", "ffns": {"relu": {"width": 64}},
-        "mixers": {
-            "fnet": {"layers": [0]}, "bidirectional": {"layers": [2]}, "recurrent": {"layers": [1], "states": 8},
-            "window": {},
-        },
-    }  # fmt: skip
     run.mkdir()
-    return given.model_copy(update={"model": ModelConfig.model_validate(model)})
+    return given.model_copy(update={"model": ModelConfig.model_validate(MODEL)})
+
+
+def test_every_encoder_is_here() -> None:
+    kinds = {mixer.kind for mixer in ModelConfig.model_validate(MODEL).mixers.values()}
+    assert {kind for kind in MIXERS if not MIXERS[kind].is_causal} <= kinds
 
 
 def finished(ranks: RankPool, given: Config) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import CheckpointError, DataError
 from brt_dist.generation.decoder import Decoder
 from brt_dist.generation.session import Owner, fingerprint, load_memory, save_memory
+from brt_dist.kinds import FFNS, MIXERS
 from brt_dist.model.model import BlockRecurrentModel, full_logits
 from brt_dist.parallel.layout import single_process
 
@@ -38,6 +39,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "memsizer": {"mixers": {"memsizer": {"rows": 6}}},
     "nprf_rpe": {"mixers": {"nprf_rpe": {"features": 6, "reach": 5}}},
     "lstm": {"mixers": {"lstm": {}}},
+    "bst": {"mixers": {"bst": {"filter_states": 6}}},
+    "bst, last contexts": {"mixers": {"bst": {"contexts": "multi_filter", "context_filters": 5, "filter_states": 6}}},
+    "experts": {
+        "mixers": {"switchhead": {"experts": 3}},
+        "ffns": {"sigma_moe": {"experts": 6, "chosen": 2, "expert_width": 8}},
+    },
     "hybrid": {"mixers": {"linear": {}, "window": {"layers": [0]}, "recurrent": RECURRENT}},
 }
 
@@ -67,6 +74,12 @@ def trained_on(model: BlockRecurrentModel, tokens: Tensor) -> Tensor:
         logits, memory = model(padded[:, first : first + 2 * WINDOW], memory, starts)
         found.append(full_logits(logits, VOCABULARY))
     return torch.cat(found, 1)[:, :LENGTH]
+
+
+def test_every_kind_that_can_continue_text_is_here() -> None:
+    models = [ModelConfig.model_validate({**SIZES, **KINDS[kind]}) for kind in KINDS]
+    halves = {half.kind for model in models for _, half in model.halves()}
+    assert halves == {kind for kind in MIXERS if MIXERS[kind].is_causal} | set(FFNS)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,6 +12,7 @@ from brt_dist.config.loading import load
 from brt_dist.config.rules import check
 from brt_dist.config.schema import Config, ModelConfig
 from brt_dist.errors import ConfigError
+from brt_dist.kinds import MIXERS
 from brt_dist.planning.flops import forward_flops
 from brt_dist.planning.parameters import layer_parameters
 from tests.unit.model.networks import built, tokens_of
@@ -66,8 +67,10 @@ def test_tokens_see_their_block_in_both_directions_and_no_other() -> None:
     assert torch.cat([moved[:4], moved[8:]]).max() == 0
 
 
-def test_what_is_counted_is_what_is_there() -> None:
-    given = small()
+@pytest.mark.parametrize("kind", [kind for kind in MIXERS if not MIXERS[kind].is_causal])
+def test_what_is_counted_is_what_is_there(kind: str) -> None:
+    """Of any encoder."""
+    given = ModelConfig.model_validate(small().model_dump() | {"mixers": {kind: {}}})
     model, tokens, starts = built(given), tokens_of(given, 2, 3), torch.zeros(2, 3, dtype=torch.bool)
     counted = sum(matrix.size for matrix in layer_parameters(given, 0))
     assert counted == sum(parameter.numel() for parameter in model.layers[0].parameters())
