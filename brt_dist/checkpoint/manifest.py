@@ -84,6 +84,8 @@ class Manifest:
         tokenizer: sha256 of the tokenizer of model and data; empty: unknown.
         mask_version: how the run draws the masks of attention dropout (`model/dropout.py`); checkpoints of 0.1.0 lack
             it, and mean 1.
+        left_out: whether an evaluation or samples were due after this step and were left out, because the run was asked
+            to stop; the run makes up for them when it resumes.
         format: version of the checkpoint format.
     """
 
@@ -101,6 +103,7 @@ class Manifest:
     time: Annotated[float, Field(ge=0, le=LATEST)] = 0.0
     tokenizer: str = ""
     mask_version: Literal[1, 2] = 1
+    left_out: bool = False
     format: int = FORMAT
 
     @property

@@ -56,7 +56,13 @@ class CheckpointStore:
         self._saver = Saver(storage, Crew(layout, config.run.checkpoint_seconds), self._remove_old)
 
     def save(
-        self, step: int, tokens: int, cursor: Mapping[str, Any], evaluations: Mapping[str, float], engine: Engine
+        self,
+        step: int,
+        tokens: int,
+        cursor: Mapping[str, Any],
+        evaluations: Mapping[str, float],
+        engine: Engine,
+        left_out: bool = False,
     ) -> float:
         """Start to save the state after step `step`.
 
@@ -66,6 +72,7 @@ class CheckpointStore:
             cursor: of the next step, as JSON values.
             evaluations: bits/token after this step by `DATASET/MEMORY`.
             engine: whose state to save.
+            left_out: whether an evaluation was due and left out (see `Manifest`).
 
         Returns:
             Seconds that training waited.
@@ -89,6 +96,7 @@ class CheckpointStore:
             time=time.time(),
             tokenizer=self._tokenizer,
             mask_version=engine.mask_version,
+            left_out=left_out,
         )
         return self._saver.save(manifest, engine.pieces())
 

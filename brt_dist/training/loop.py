@@ -68,6 +68,10 @@ class Trainer:
         self.resume()
         for hook in self.hooks:
             hook.on_start(self.state)
+        if self.state.left_out:
+            self.state.left_out = False
+            for hook in self.hooks:
+                hook.make_up(self.state)
         return self.train_until(self.config.run.steps)
 
     def resume(self) -> None:
@@ -77,7 +81,7 @@ class Trainer:
 
     def train_until(self, end: int) -> ExitCode:
         """Train up to and including step `end`, or until asked to stop.  Collective."""
-        stop = False
+        stop = self.stop.agreed
         with closing(self._read()) as segments:
             while self.state.step < end and not stop:
                 stop = self.train_step(segments)
@@ -87,7 +91,7 @@ class Trainer:
                 stop = stop or self.stop.agreed
             for hook in self.hooks:
                 hook.on_end()
-        return ExitCode.FINISHED if self.state.step >= end else ExitCode.PREEMPTED
+        return ExitCode.PREEMPTED if self.state.step < end or self.state.left_out else ExitCode.FINISHED
 
     def train_step(self, segments: Prefetcher) -> bool:
         """Do one step; returns whether any rank was asked to stop.  Collective."""

@@ -51,4 +51,4 @@ def resume(
             cursor = cursor.interrupted()
         cursor = cursor.resized(engine.layout.streams)
     report(f"resumed after step {manifest.step}")
-    return TrainerState(cursor, manifest.step, manifest.tokens)
+    return TrainerState(cursor, manifest.step, manifest.tokens, left_out=manifest.left_out)

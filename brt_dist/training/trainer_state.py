@@ -24,19 +24,22 @@ class TrainerState:
         step: number of the last finished step; 0 before the first.
         tokens: tokens with a target so far, in steps whose loss and gradient were finite.
         evaluations: bits per token after this step, by dataset and memory ("validation/carried").
+        left_out: whether an evaluation or samples were due after this step, and were left out because the run was asked
+            to stop.
     """
 
     cursor: Cursor
     step: int = 0
     tokens: int = 0
     evaluations: dict[str, float] = field(default_factory=dict)
+    left_out: bool = False
 
     def advance(self, cursor: Cursor, tokens: int = 0) -> None:
         """Finish a step that trained on `tokens` tokens; `cursor` is that of the next step."""
         self.cursor = cursor
         self.step += 1
         self.tokens += tokens
-        self.evaluations = {}
+        self.evaluations, self.left_out = {}, False
 
 
 @dataclass(frozen=True)

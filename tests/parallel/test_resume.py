@@ -15,6 +15,7 @@ from tests.parallel.pool import RankPool
 pytestmark = pytest.mark.slow
 
 STEPS = 6
+ASKED = 12  # how often an evaluation asks whether to stop
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2-pp2": {"parallel": {"tensor": 2, "pipeline": 2}},
@@ -64,7 +65,7 @@ def config(dataset: Path, run: Path, settings: dict[str, Any]) -> Config:
 
 
 def train(rank: int, store: str, given: Config, attempt: int, stop_after: int) -> tuple[int, list[str]]:
-    """One attempt on one rank, asked to stop after `stop_after` steps of its own; exit code and messages."""
+    """One attempt on one rank, asked to stop when it looks for the `stop_after`th time; exit code and messages."""
     import torch.distributed as dist
 
     from brt_dist.data.dataset import Dataset
@@ -80,12 +81,12 @@ def train(rank: int, store: str, given: Config, attempt: int, stop_after: int) -
 
     class StopAfter(StopFlag):
         def __init__(self) -> None:
-            self.steps, self.agreed = 0, False
+            self.looks, self.agreed = 0, False
 
         @property
         def asked(self) -> bool:  # type: ignore[override]
-            self.steps += 1
-            return self.steps >= stop_after and rank == layout.world_size - 1  # one rank is asked, all stop
+            self.looks += 1
+            return self.looks >= stop_after and rank == layout.world_size - 1  # one rank is asked, all stop
 
     run = Path(given.run.directory)
     events = EventLog(run, attempt, enabled=rank == 0)
@@ -112,21 +113,21 @@ def test_resumed_run_is_bitwise_the_uninterrupted_run(
 
     assert {code for code, _ in ranks.run(world, train, straight, 1, 99)} == {ExitCode.FINISHED}
     assert {code for code, _ in ranks.run(world, train, stopped, 1, 3)} == {ExitCode.PREEMPTED}
-    assert {code for code, _ in ranks.run(world, train, stopped, 2, 1)} == {ExitCode.PREEMPTED}
-    assert {code for code, _ in ranks.run(world, train, stopped, 3, 99)} == {ExitCode.FINISHED}
+    assert {code for code, _ in ranks.run(world, train, stopped, 2, 1)} == {ExitCode.PREEMPTED}  # left out once more
+    assert {code for code, _ in ranks.run(world, train, stopped, 3, ASKED + 1)} == {ExitCode.PREEMPTED}
+    # in the evaluation after the last step: the run has not finished without it
+    assert {code for code, _ in ranks.run(world, train, stopped, 4, STEPS - 4 + 2)} == {ExitCode.PREEMPTED}
+    assert {code for code, _ in ranks.run(world, train, stopped, 5, 99)} == {ExitCode.FINISHED}
 
     keys = ("step", "loss", "grad_norm", "learning_rate", "tokens", "dataset", "memory")
     facts = [
-        [
-            {key: event[key] for key in keys if key in event}
-            for event in events(given, "step", "evaluation")
-            if (event["event"], event["step"]) != ("evaluation", 3)  # was due at a stop, which leaves it out
-        ]
+        # the evaluation after step 3 was due at a stop, which leaves it out: the next attempt makes up for it
+        [{key: event[key] for key in keys if key in event} for event in events(given, "step", "evaluation")]
         for given in (straight, stopped)
     ]
     assert len(facts[0]) > STEPS
     assert facts[0] == facts[1]
-    assert [event["start_step"] for event in events(stopped, "attempt")] == [0, 3, 4]
+    assert [event["start_step"] for event in events(stopped, "attempt")] == [0, 3, 3, 4, STEPS]
     same_tensors(Path(straight.run.directory), Path(stopped.run.directory))
 
 

@@ -25,6 +25,9 @@ class Hook:
     def on_start(self, state: TrainerState) -> None:
         """Called when the attempt starts, after the engine has loaded its state."""
 
+    def make_up(self, state: TrainerState) -> None:
+        """Called before the first step of an attempt that resumes after a step whose evaluation was left out."""
+
     def around_step(self, number: int) -> AbstractContextManager[Any]:
         """A context manager around forward, backward and update of step `number`."""
         return nullcontext()

@@ -25,7 +25,8 @@ class Checkpoints(Hook):
     def between_steps(self, state: TrainerState, is_last: bool) -> None:
         if is_last or is_due(state.step, self._every):
             self._heartbeat.slow("saving")
-            self._store.save(state.step, state.tokens, state.cursor.to_json(), state.evaluations, self._engine)
+            cursor = state.cursor.to_json()
+            self._store.save(state.step, state.tokens, cursor, state.evaluations, self._engine, state.left_out)
         self._tell_complete()
 
     def on_end(self) -> None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 
 from brt_dist.data.dataset import Dataset
 from brt_dist.data.mixture import Mixture
@@ -29,7 +28,7 @@ class Evaluation(Hook):
         datasets: by name.
         tell: writes an event.
         heartbeat: of this rank.
-        stop: looked at before each segment; what is evaluated then is left out.
+        stop: looked at before each segment; what is evaluated then is left out, and made up for on resume.
     """
 
     def __init__(
@@ -49,11 +48,15 @@ class Evaluation(Hook):
 
     def between_steps(self, state: TrainerState, is_last: bool) -> None:
         run = self._engine.config.run
-        if not is_due(state.step, run.evaluate_every, last=run.steps):
-            return
+        if is_due(state.step, run.evaluate_every, last=run.steps):
+            self.make_up(state)
+
+    def make_up(self, state: TrainerState) -> None:
         self._heartbeat.slow("evaluating")
-        with suppress(Stopped):
+        try:
             self._evaluate_all(state)
+        except Stopped:
+            state.left_out = True
 
     def _evaluate_all(self, state: TrainerState) -> None:
         run = self._engine.config.run

@@ -1,7 +1,5 @@
 """Generates text samples during training."""
 
-from contextlib import suppress
-
 from brt_dist.data.dataset import Dataset
 from brt_dist.data.mixture import Mixture
 from brt_dist.events import SampleEvent
@@ -21,7 +19,7 @@ class Samples(Hook):
         dataset: source of the prompts, the beginnings of its documents.
         tell: writes an event.
         heartbeat: of this rank.
-        stop: looked at before each token; the samples are left out then.
+        stop: looked at before each token; the samples are left out then, and made up for on resume.
     """
 
     def __init__(
@@ -32,13 +30,22 @@ class Samples(Hook):
 
     def between_steps(self, state: TrainerState, is_last: bool) -> None:
         run = self._engine.config.run
-        if run.sample_tokens and is_due(state.step, run.evaluate_every, last=run.steps):
-            self._heartbeat.slow("sampling")
+        if is_due(state.step, run.evaluate_every, last=run.steps):
+            self.make_up(state)
 
-            def between(number: int) -> None:
-                leave_if_asked(self._stop, self._engine.device)
-                self._heartbeat.part(f"token {number} of {run.sample_tokens}")
+    def make_up(self, state: TrainerState) -> None:
+        tokens = self._engine.config.run.sample_tokens
+        if not tokens:
+            return
+        self._heartbeat.slow("sampling")
 
-            with suppress(Stopped):
-                found = samples(self._engine, self._dataset, run.sample_tokens, state.step, between)
-                self._tell(SampleEvent(step=state.step, samples=tuple(found)))
+        def between(number: int) -> None:
+            leave_if_asked(self._stop, self._engine.device)
+            self._heartbeat.part(f"token {number} of {tokens}")
+
+        try:
+            found = samples(self._engine, self._dataset, tokens, state.step, between)
+        except Stopped:
+            state.left_out = True
+        else:
+            self._tell(SampleEvent(step=state.step, samples=tuple(found)))
