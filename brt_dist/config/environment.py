@@ -32,6 +32,10 @@ PASSED_ON = (
     "FSSPEC_*",
     "BRT_*",
 )
+# What NCCL needs on clusters and does not do by itself.  It says why it failed; and a link that is down for seconds, as
+# links of InfiniBand and RoCE sometimes are, does not end the run: a packet is tried again for 4.096 us * 2^22 = 17 s,
+# up to NCCL_IB_RETRY_CNT times.
+NETWORK_DEFAULTS = {"NCCL_DEBUG": "WARN", "NCCL_IB_TIMEOUT": "22"}
 # What says which rank a process is: only the launcher knows.
 _OF_THE_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
@@ -49,6 +53,11 @@ def _texts(given: Any) -> Any:
 Variables = Annotated[dict[str, str], BeforeValidator(_texts)]
 
 
+def for_ranks(defaults: Mapping[str, str], own: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:
+    """What the config adds to the environment `own` of a rank: all that it chooses, and defaults that `own` lacks."""
+    return {**{name: value for name, value in defaults.items() if name not in own}, **chosen}
+
+
 def passed_on(patterns: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of `environment` whose names match one of `patterns`."""
     return {
@@ -56,15 +65,15 @@ def passed_on(patterns: Sequence[str], environment: Mapping[str, str]) -> dict[s
     }
 
 
-def broken_variables(variables: Mapping[str, str]) -> Iterator[str]:
-    """A message for each variable that `launch.environment` cannot hold."""
+def broken_variables(variables: Mapping[str, str], key: str = "launch.environment") -> Iterator[str]:
+    """A message for each variable that the key of the config cannot hold."""
     for name in variables:
         if not _NAME.match(name):
-            yield f"launch.environment: {name!r} is not a name of a variable; example: NCCL_DEBUG"
+            yield f"{key}: {name!r} is not a name of a variable; example: NCCL_DEBUG"
         elif name in _OF_THE_LAUNCHER:
-            yield f"launch.environment: {name} is different for every rank, and the launcher sets it; remove it"
+            yield f"{key}: {name} is different for every rank, and the launcher sets it; remove it"
         elif _SECRET_WORDS & set(name.upper().split("_")):
             yield (
-                f"launch.environment: {name} looks like a secret, and config.yaml is no place for one; nearest: export "
+                f"{key}: {name} looks like a secret, and config.yaml is no place for one; nearest: export "
                 "it where `brt train` runs, and list its name in launch.pass_environment"
             )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, create_model
 
-from brt_dist.config.environment import PASSED_ON, Variables
+from brt_dist.config.environment import NETWORK_DEFAULTS, PASSED_ON, Variables
 from brt_dist.config.guards import RecoveryConfig
 from brt_dist.config.section import Section
 from brt_dist.kinds import BACKENDS
@@ -37,7 +37,9 @@ class LaunchSettings(Section):
         description="time limit of the job: H:MM, H:MM:SS or D-H:MM:SS, the same on every backend",
     )
     ray_address: str | None = Field(
-        None, description="address of a running Ray cluster (host:port); unset: start Ray on this machine"
+        None,
+        description="address of a running Ray cluster (host:port); `local`: start Ray on this machine; unset: the same "
+        "if the run needs it, which it does not on one machine with local data",
     )
     threads_per_rank: PositiveInt | None = Field(
         None, description="CPU threads per rank; unset: the node's cores divided by its ranks"
@@ -45,6 +47,11 @@ class LaunchSettings(Section):
     environment: Variables = Field(
         {},
         description="environment variables of every rank, on every backend, as NAME: VALUE; they win over all others",
+    )
+    default_environment: Variables = Field(
+        NETWORK_DEFAULTS,
+        description="environment variables of every rank that has them from nowhere else: what NCCL needs on networks "
+        "with RDMA; a mapping in the config replaces it",
     )
     pass_environment: tuple[str, ...] = Field(
         PASSED_ON,

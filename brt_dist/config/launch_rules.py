@@ -22,6 +22,7 @@ def broken_launch_rules(config: "Config") -> Iterator[str]:
     yield from _gpus(config)
     yield from _device(config)
     yield from broken_variables(config.launch.environment)
+    yield from broken_variables(config.launch.default_environment, "launch.default_environment")
     yield from BACKENDS[config.launch.backend].broken_rules(config)
 
 

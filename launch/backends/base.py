@@ -5,7 +5,7 @@ section `launch.NAME`, so its top level must import neither the schema nor anyth
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -53,6 +53,11 @@ class Backend(ABC):
     @abstractmethod
     def submit(self, job: Job) -> Submission:
         """Submit the job and return the submission that the other methods find it by."""
+
+    def submit_many(self, jobs: Sequence[Job]) -> Iterator[Submission]:
+        """Submit jobs that differ only in their runs; yields the submission of each, in the same order."""
+        for job in jobs:
+            yield self.submit(job)
 
     @abstractmethod
     def state(self, submission: Submission) -> State:

@@ -31,7 +31,7 @@ class LocalBackend(Backend):
     @classmethod
     def broken_on_submit(cls, config: "Config") -> Iterator[str]:
         launch = config.launch
-        if launch.nodes > 1 and launch.ray_address is None:
+        if launch.nodes > 1 and launch.ray_address in (None, "local"):
             yield (
                 f"launch.nodes={launch.nodes} with launch.backend=local: this machine is one node; nearest: "
                 "launch.nodes=1, or set launch.ray_address to a cluster that has them"

@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt
 from brt_dist.config.launch_rules import gpus_per_node
 from brt_dist.config.section import Section
 from brt_dist.errors import PlatformError
+from brt_dist.files import write_atomic
 from brt_dist.run_directory import RunDirectory
 from launch.backends.base import Backend
 from launch.backends.commands import call
@@ -81,6 +82,10 @@ class SlurmConfig(Section):
     notice_seconds: PositiveInt = Field(
         300, description="seconds before the time limit when the run saves and is requeued"
     )
+    at_once: PositiveInt | None = Field(
+        None,
+        description="most runs of `brt sweep --submit` that Slurm runs at a time; unset: as many as it has nodes for",
+    )
     requeue: bool = Field(True, description="requeue the job after preemption or at its time limit")
 
 
@@ -120,10 +125,18 @@ class SlurmBackend(Backend):
 
     def submit(self, job: Job) -> Submission:
         private_folder(job.folder)
-        name = call(["bash"], text=self.render(job), what="submit to Slurm").strip().partition(";")[0]
-        if not name.isdigit():
-            raise PlatformError(f"cannot submit to Slurm: sbatch answered {name!r} instead of a job number")
-        return job.submitted(name)
+        return job.submitted(self._submitted(self.render(job)))
+
+    def submit_many(self, jobs: Sequence[Job]) -> Iterator[Submission]:
+        """One job array with a task for each run, which is requeued, stopped and asked for like a job of its own."""
+        if len(jobs) < 2:
+            yield from super().submit_many(jobs)
+            return
+        for job in jobs:
+            private_folder(job.folder)
+            write_atomic(job.folder / _TASK, _script(job))
+        number = self._submitted(render_array(jobs))
+        yield from (job.submitted(f"{number}_{task}") for task, job in enumerate(jobs))
 
     def state(self, submission: Submission) -> State:
         try:
@@ -134,6 +147,13 @@ class SlurmBackend(Backend):
             raise
         state = found.splitlines()[0].strip() if found else ""
         return "queued" if state in _QUEUED else "running" if state in _RUNNING else "ended"
+
+    def _submitted(self, script: str) -> str:
+        """The job number that Slurm gives to what `script` submits."""
+        number = call(["bash"], text=script, what="submit to Slurm").strip().partition(";")[0]
+        if not number.isdigit():
+            raise PlatformError(f"cannot submit to Slurm: sbatch answered {number!r} instead of a job number")
+        return number
 
     def log(self, submission: Submission, run: Path) -> Iterator[str]:
         return chunks(RunDirectory(run).submission_log(submission.number))
@@ -150,8 +170,21 @@ class SlurmBackend(Backend):
             call(["scancel", "--batch", "--signal=TERM", submission.job], what="stop the Slurm job")
 
 
-def _sbatch(job: Job) -> list[str]:
-    """The sbatch command.  Options are words of a command line, so no value can end a line or start another."""
+def render_array(jobs: Sequence[Job]) -> str:
+    """What submits the array of `jobs`: it runs the script that is in the folder of the task's job."""
+    limit = jobs[0].config.launch.of(SlurmConfig).at_once
+    tasks = f"0-{len(jobs) - 1}" + (f"%{limit}" if limit is not None else "")
+    name = f"brt {jobs[0].run.parent.name}"
+    command = [*_sbatch(jobs[0], {"job-name": name, "output": "/dev/null"}), f"--array={tasks}"]
+    folders = "".join(f"  {shlex.quote(str(job.folder))}\n" for job in jobs)
+    return f"{shlex.join(command)} <<'{_END}'\n{_ARRAY.format(folders=folders, task=_TASK)}{_END}\n"
+
+
+def _sbatch(job: Job, other: Mapping[str, str] | None = None) -> list[str]:
+    """The sbatch command.  Options are words of a command line, so no value can end a line or start another.
+
+    `other`: options that take the place of the job's own.
+    """
     launch, slurm = job.config.launch, job.config.launch.of(SlurmConfig)
     options = {
         "job-name": f"brt {job.config.run.name}",
@@ -167,6 +200,7 @@ def _sbatch(job: Job) -> list[str]:
         "constraint": slurm.constraint,
         "mem": slurm.memory,
         "cpus-per-task": str(slurm.cpus_per_node) if slurm.cpus_per_node else None,
+        **(other or {}),
     }
     flags = ["--requeue" if slurm.requeue else "--no-requeue"]
     flags += _gpus(job)
@@ -228,6 +262,16 @@ def _script(job: Job) -> str:
 
 
 _OF_INTERFACE = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+_TASK = "job.sh"  # the script of a task of an array, in the folder of its submission
+_ARRAY = """\
+#!/bin/bash
+# A task for each run of a sweep.  Written by brt sweep.
+folders=(
+{folders})
+folder=${{folders[$SLURM_ARRAY_TASK_ID]}}
+exec bash "$folder/{task}" >>"$folder/log" 2>&1
+"""
 
 # 17 is ExitCode.PREEMPTED, 16 LOST_NODE, 18 ENVIRONMENT.
 _TEMPLATE = """\

@@ -3,15 +3,16 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from brt_dist.checkpoint.places import answering, find_place
 from brt_dist.checkpoint.report import row_of
 from brt_dist.config.costs import warnings
-from brt_dist.config.loading import load
+from brt_dist.config.environment import for_ranks
+from brt_dist.config.loading import Resolved, load
 from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError, PlatformError
@@ -37,6 +38,7 @@ class Submitted:
         checkpoint: from which a resumed run continues, judged by its manifest and the sizes of its files (the ranks
             also compare digests); None: the run starts from scratch.
         passed_over: newer checkpoints, each with what is wrong with it.
+        environment: variables that the config gives to every rank.
     """
 
     run: Path
@@ -44,6 +46,7 @@ class Submitted:
     record: Submission | None
     checkpoint: str | None = None
     passed_over: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -51,7 +54,7 @@ class Submitted:
             "submission": asdict(self.record) if self.record else None,
             "checkpoint": self.checkpoint,
             "passed_over": list(self.passed_over),
-            **({} if self.record else {"would_apply": self.text}),
+            **({} if self.record else {"would_apply": self.text, "environment": dict(self.environment)}),
         }
 
 
@@ -65,26 +68,55 @@ def submit(sources: Sequence[Path | str], overrides: Sequence[str], *, dry_run: 
         DataError: its datasets cannot be used.
         PlatformError: the backend refuses, or the run is already submitted.
     """
+    config, resolved = _checked(sources, overrides)
+    if dry_run:
+        environment = for_ranks(config.launch.default_environment, {}, config.launch.environment)
+        job = Job(config, _next_number(config.run.directory))
+        text = BACKENDS[config.launch.backend]().render(job)
+        return Submitted(job.run, text, None, environment=environment)
+    job = _prepared(config, resolved)
+    there = BACKENDS[config.launch.backend]()
+    record = there.submit(job)
+    record.write(job.run)
+    return Submitted(job.run, there.render(job), record)
+
+
+def submit_many(runs: Sequence[tuple[Sequence[Path | str], Sequence[str]]]) -> Iterator[Submission]:
+    """Submit runs (sources and overrides of each) of one backend, together if it can; yields what became of each.
+
+    Raises the errors of :func:`submit`; those of a config before anything is submitted.
+    """
+    checked = [_checked(sources, overrides) for sources, overrides in runs]
+    jobs = [_prepared(config, resolved) for config, resolved in checked]
+    if not jobs:
+        return
+    for job, record in zip(jobs, BACKENDS[jobs[0].config.launch.backend]().submit_many(jobs), strict=True):
+        record.write(job.run)
+        yield record
+
+
+def _checked(sources: Sequence[Path | str], overrides: Sequence[str]) -> tuple[Config, Resolved]:
+    """The config of a run that may be submitted."""
     resolved = load(sources, overrides)
     resolved = laid_out(replace(resolved, config=absolute(resolved.config)))
-    config, run = resolved.config, resolved.config.run.directory
+    config = resolved.config
     check(config)
     _check_here(config)
     for warning in warnings(config):
         print(f"warning: {warning}", file=sys.stderr)
-    there = BACKENDS[config.launch.backend]()
-    if RunDirectory(run).is_run:
-        refuse_other_run(run, config)
-    if dry_run:
-        return Submitted(run, there.render(Job(config, _next_number(run))), None)
+    if RunDirectory(config.run.directory).is_run:
+        refuse_other_run(config.run.directory, config)
+    return config, resolved
+
+
+def _prepared(config: Config, resolved: Resolved) -> Job:
+    """The job of a run, whose directory is written and not submitted at the moment."""
+    run = config.run.directory
     with claimed(run):
         _refuse_second(run)
         write_config(run, resolved)
         RunDirectory(run).stop_request.unlink(missing_ok=True)
-    job = Job(config, _next_number(run))
-    record = there.submit(job)
-    record.write(run)
-    return Submitted(run, there.render(job), record)
+    return Job(config, _next_number(run))
 
 
 def resume(run: Path, overrides: Sequence[str], *, allow: Sequence[str] = (), dry_run: bool = False) -> Submitted:

@@ -137,5 +137,8 @@ def _tell(done: Any, as_json: bool) -> None:
         click.echo(json.dumps(done.to_json()))
     elif done.record is None:
         click.echo(done.text, nl=False)
+        if done.environment:
+            given = " ".join(f"{name}={value}" for name, value in done.environment.items())
+            click.echo(f"every rank gets {given} (launch.environment, launch.default_environment)", err=True)
     else:
         click.echo(f"{done.record.backend} job {done.record.job}\nrun directory {done.run}")

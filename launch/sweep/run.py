@@ -174,6 +174,7 @@ def _train_all(request: _Request, console: "Console", tell: Teller, worker: Sequ
 def _submit_all(request: _Request, tell: Teller) -> None:
     from launch.backends import submission
 
+    points = []
     for point in request.points:
         there = submission.state(request.sweep.folder / point.name)
         if there is not None and there[1] in ("queued", "running"):
@@ -181,8 +182,10 @@ def _submit_all(request: _Request, tell: Teller) -> None:
         elif request.has_finished(point):
             tell(f"{point.name}: finished already")
         else:
-            record = submission.submit(request.sources, request.overrides_of(point)).record
-            tell(f"{point.name}: {record.backend} job {record.job}" if record else point.name)
+            points.append(point)
+    records = submission.submit_many([(request.sources, request.overrides_of(point)) for point in points])
+    for point, record in zip(points, records, strict=True):
+        tell(f"{point.name}: {record.backend} job {record.job}")
 
 
 def _swept(request: _Request, results: Sequence[Result]) -> "ReportedSweep":

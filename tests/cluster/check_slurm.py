@@ -1,4 +1,4 @@
-"""`brt submit --backend slurm` on a real Slurm with two nodes: preempted, requeued, stopped, resumed, finished.
+"""`brt submit --backend slurm` on a real Slurm with two nodes: preempted, requeued, stopped, resumed, finished; sweeps.
 
 Run by `make -C tests/cluster slurm`, not by `make test`: it needs root and the Debian packages of Slurm.
 """
@@ -48,27 +48,26 @@ def steps(run: Path) -> list[int]:
     return [event.step for event in events_of(run, StepEvent)]
 
 
+def wait(condition: Callable[[], object], what: str, variables: dict[str, str], folder: Path) -> None:
+    """Wait for a condition; if it does not come, fail with what Slurm and the jobs below a folder say."""
+    deadline = time.monotonic() + 400
+    while not condition():
+        if time.monotonic() > deadline:
+            said = "".join(path.read_text() for path in folder.glob("**/submissions/*/log"))
+            for known in ("job", "node"):
+                words = ["scontrol", "show", known]
+                said += subprocess.run(words, env=variables, check=False, capture_output=True, text=True).stdout
+            pytest.fail(f"waited in vain for {what}; the job said:\n{said}")
+        time.sleep(0.5)
+
+
 def test_a_run_on_two_slurm_nodes(dataset: Path, tmp_path: Path, variables: dict[str, str]) -> None:  # noqa: F811
     run = tmp_path / "run with 'quotes' $(touch oops)"
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(dataset=dataset, run=json.dumps(str(run))))
 
     def wait_for(condition: Callable[[], object], what: str) -> None:
-        deadline = time.monotonic() + 400
-        while not condition():
-            if time.monotonic() > deadline:
-                said = "".join(path.read_text() for path in run.glob("submissions/*/log"))
-                for what_slurm_knows in ("job", "node"):
-                    shown = subprocess.run(
-                        ["scontrol", "show", what_slurm_knows],
-                        env=variables,
-                        check=False,
-                        capture_output=True,
-                        text=True,
-                    )
-                    said += shown.stdout
-                pytest.fail(f"waited in vain for {what}; the job said:\n{said}")
-            time.sleep(0.5)
+        wait(condition, what, variables, run)
 
     def state() -> str:
         return str(brt(variables, "status", str(run))["submission"]["state"])
@@ -111,3 +110,40 @@ def test_a_run_on_two_slurm_nodes(dataset: Path, tmp_path: Path, variables: dict
     assert (found["verdict"], found["step"]) == ("finished", last + 5)
     assert not list(run.glob("submissions/*/token")) and not (ROOT / "oops").exists()
     assert "finished" in brt(variables, "logs", str(run))["log"]
+
+
+def test_a_sweep_is_one_job_array(dataset: Path, tmp_path: Path, variables: dict[str, str]) -> None:  # noqa: F811
+    """Two of four runs at a time; one is taken out of the queue, and the same command submits it again."""
+    folder = tmp_path / "a sweep's $(runs)"
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(dataset=dataset, run=json.dumps(str(folder))))
+    settings = ["launch.nodes=1", "parallel.data=1", "launch.slurm.at_once=2", "run.steps=30"]
+    draws = ["--random", "optimizer.learning_rate=0.0001..0.01", "--count", "4"]
+
+    def sweep() -> dict[str, dict[str, Any]]:
+        """Submit what is to do; the last submission of each run."""
+        command = [sys.executable, "-m", "launch.cli", "sweep", str(config), *settings, *draws, "--submit", "--json"]
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+        assert "runs" in json.loads(done.stdout), done.stderr + done.stdout
+        return {run.name: brt(variables, "status", str(run))["submission"] for run in runs()}
+
+    def runs() -> list[Path]:
+        return sorted(path.parent for path in folder.glob("*/config.yaml"))
+
+    def states() -> list[str]:
+        return [str(brt(variables, "status", str(run))["submission"]["state"]) for run in runs()]
+
+    first = sweep()
+    assert len({record["job"].partition("_")[0] for record in first.values()}) == 1
+    assert {record["job"].partition("_")[2] for record in first.values()} == {"0", "1", "2", "3"}
+    wait(lambda: states().count("running") == 2, "two tasks at a time", variables, folder)
+    assert states().count("queued") == 2
+    queued = runs()[states().index("queued")]
+    assert "removed from the queue" in brt(variables, "stop", str(queued))["done"]
+    wait(lambda: set(states()) == {"ended"}, "the array to end", variables, folder)
+    told = {run.name: brt(variables, "status", str(run)) for run in runs()}
+    assert sorted(found["step"] for found in told.values()) == [0, 30, 30, 30], told
+    again = sweep()
+    assert {name for name in again if again[name]["job"] != first[name]["job"]} == {queued.name}
+    wait(lambda: set(states()) == {"ended"}, "the last run to end", variables, folder)
+    assert brt(variables, "status", str(queued))["verdict"] == "finished"

@@ -146,6 +146,33 @@ def test_the_slurm_script_passes_the_notice_on_and_waits_for_the_checkpoint(
     assert calls(stubs)[-1] == ["scontrol", "requeue", "123"]
 
 
+def test_many_runs_are_one_array_whose_tasks_are_their_jobs(
+    run: Path, stubs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each task runs what its run alone would be submitted as, with the log in its own folder."""
+    settings = ("launch.slurm.container=[container]", "launch.slurm.at_once=3")
+    jobs = [Job(config(run.with_name(f"{NASTY} {number}"), "slurm", *settings), 2) for number in range(5)]
+    records = list(BACKENDS["slurm"]().submit_many(jobs))
+    assert [record.job for record in records] == [f"123_{task}" for task in range(5)]
+    (words,) = calls(stubs)
+    assert words[-1] == "--array=0-4%3" and f"--job-name=brt {run.parent.name}" in words
+    assert [word for word in words if word.startswith("--output")] == ["--output=/dev/null"]
+    stubs.unlink()
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    done = subprocess.run(["bash", f"{stubs}.script"], capture_output=True, text=True, timeout=60, check=False)
+    (train,) = [one for one in calls(stubs) if one[0] == "container" and "train" in one]
+    assert train[5:7] == ["train", str(jobs[3].run / "config.yaml")]
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert jobs[3].folder.joinpath("log").is_file() and not jobs[2].folder.joinpath("log").exists()
+    assert jobs[3].folder.joinpath("job.sh").read_text() in BACKENDS["slurm"]().render(jobs[3])
+    assert not Path("oops").exists()
+
+
+def test_one_run_needs_no_array(run: Path, stubs: Path) -> None:
+    (record,) = BACKENDS["slurm"]().submit_many([Job(config(run, "slurm"), 1)])
+    assert record.job == "123" and not [word for word in calls(stubs)[0] if word.startswith("--array")]
+
+
 def submitted(run: Path, stubs: Path) -> Path:
     """The script that sbatch got; what the stubs wrote so far is forgotten, and a requeue is not waited for."""
     BACKENDS["slurm"]().submit(Job(config(run, "slurm", "launch.slurm.container=[container]"), 1))

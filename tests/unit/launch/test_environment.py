@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from brt_dist.config.environment import for_ranks
 from brt_dist.config.loading import load
 from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
@@ -13,7 +14,9 @@ from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.kinds import BACKENDS
 from brt_dist.worker import Worker
 from launch.backends.job import Job
+from launch.cli import main
 from launch.nodes.environment import Placement, rank_environment, variables_for_ranks
+from tests.datasets import make_dataset
 
 PLACE = Placement(3, 16, 1, 8, 0, "10.0.0.1", 29500)
 SET = "launch.environment={NCCL_DEBUG: INFO, NCCL_IB_HCA: mlx5_0, NCCL_IB_TIMEOUT: 22}"
@@ -64,6 +67,30 @@ def test_the_config_wins_over_the_shell_and_the_node() -> None:
     passed = variables_for_ranks(config(SET).launch, {"NCCL_DEBUG": "WARN"})
     assert passed == {"NCCL_DEBUG": "INFO", "NCCL_IB_HCA": "mlx5_0", "NCCL_IB_TIMEOUT": "22"}
     assert rank_environment({"NCCL_DEBUG": "TRACE"}, passed, PLACE, None, 8)["NCCL_DEBUG"] == "INFO"
+
+
+def test_what_nobody_sets_has_a_default_for_networks_with_rdma() -> None:
+    launch = config("launch.environment={NCCL_IB_TIMEOUT: 20}").launch
+    assert launch.default_environment == {"NCCL_DEBUG": "WARN", "NCCL_IB_TIMEOUT": "22"}
+    given = for_ranks(launch.default_environment, {"HOME": "/"}, launch.environment)
+    assert given == {"NCCL_DEBUG": "WARN", "NCCL_IB_TIMEOUT": "20"}
+    of_node = {"NCCL_DEBUG": "INFO", "NCCL_IB_TIMEOUT": "18"}  # the site knows its network
+    assert for_ranks(launch.default_environment, of_node, {}) == {}
+    assert config("launch.default_environment={}").launch.default_environment == {}
+    with pytest.raises(ConfigError, match=r"launch\.default_environment: RANK is different"):
+        check(config("launch.default_environment={RANK: 1}"))
+
+
+def test_a_dry_run_shows_what_ranks_get(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_dataset(tmp_path, ["some text of a document"] * 9)
+    settings = [f"data.dataset={tmp_path}/dataset", f"run.directory={tmp_path}/run", "run.steps=2000"]
+    with pytest.raises(SystemExit):
+        main(["submit", *settings, "launch.environment={NCCL_IB_HCA: mlx5}", "--dry-run", "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["environment"] == {"NCCL_DEBUG": "WARN", "NCCL_IB_TIMEOUT": "22", "NCCL_IB_HCA": "mlx5"}
+    with pytest.raises(SystemExit):
+        main(["submit", *settings, "--dry-run"])
+    assert "every rank gets NCCL_DEBUG=WARN NCCL_IB_TIMEOUT=22 (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
