@@ -1,7 +1,7 @@
 """One rank of an evaluation: `python -m brt_dist.eval_worker FOLDER`, started by `brt eval` for a layout.
 
 It reads torchrun's environment variables and FOLDER/request.json and config.yaml; rank 0 writes FOLDER/results.json.  A
-rank that fails leaves FOLDER/rank_R.error.json.
+rank that fails leaves FOLDER/rank_RRR.error.json.
 """
 
 import json
@@ -74,10 +74,10 @@ class EvaluationFolder:
         return self.path / "results.json"
 
     def log(self, rank: int) -> Path:
-        return self.path / f"rank_{rank}.log"
+        return self.path / f"rank_{rank:03d}.log"
 
     def failure(self, rank: int) -> Path:
-        return self.path / f"rank_{rank}.error.json"
+        return self.path / f"rank_{rank:03d}.error.json"
 
     def write(self, request: EvaluationRequest) -> None:
         """Write the request."""

@@ -14,7 +14,7 @@ from launch.views.evaluated import events_of, show_evaluated
 
 @click.command("eval")
 @click.argument("source", metavar="SOURCE")
-@click.argument("layout", nargs=-1, metavar="[parallel.KEY=VALUE ...]")
+@click.argument("layout", nargs=-1, metavar="[parallel.KEY=VALUE ...] [launch.KEY=VALUE ...]")
 @click.option("--data", "places", multiple=True, required=True, metavar="DATA", help="What to read; may be repeated.")
 @click.option("--step", type=click.IntRange(0), help="Step of the checkpoint.  [default: the newest]")
 @click.option("--documents", type=click.IntRange(1), help="Read only the first documents.")
@@ -28,6 +28,7 @@ from launch.views.evaluated import events_of, show_evaluated
 )
 @click.option("--track", is_flag=True, help="Add the result to the run SOURCE: its events, report and MLflow run.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw bits/token by position in the document (PNG).")
+@click.option("--ray-address", metavar="HOST:PORT", help="Ray cluster with the nodes of launch.nodes.")
 @tokenizer_option
 @device_option
 @json_option
@@ -43,6 +44,7 @@ def evaluate(
     parts: bool,
     track: bool,
     plot: Path | None,
+    ray_address: str | None,
     tokenizer: str | None,
     device: str,
     as_json: bool,
@@ -62,18 +64,27 @@ def evaluate(
     memory at the start of every segment: the difference is what the carried memory is worth.
 
     A model that is too large for one device, or takes too long on it, is spread over those of this machine with
-    parallel.* settings, as in a config; the result is the same.
+    parallel.* settings, as in a config; the result is the same.  With --ray-address and launch.nodes it is spread over
+    machines, which share the working folder:
+
+    \b
+      brt eval runs/large --data data/validation parallel.data=16 launch.nodes=2 --ray-address 10.0.0.1:6379
     """
     quiet_libraries()
     from launch.commands.evaluating import Measured, Wanted, in_layout, in_this_process
 
-    wrong = [setting for setting in layout if not setting.startswith("parallel.") or "=" not in setting]
+    wrong = [setting for setting in layout if not setting.startswith(("parallel.", "launch.")) or "=" not in setting]
     if wrong:
         raise ConfigError(f"{wrong[0]}: only settings of the layout can be given here, as in parallel.tensor=2")
+    several = [setting for setting in layout if setting.startswith("launch.nodes=") and setting != "launch.nodes=1"]
+    if several and ray_address is None:
+        raise ConfigError(f"{several[0]}: the nodes are those of a Ray cluster; give its address with --ray-address")
     if track:
         RunDirectory.existing(Path(source))
-    wanted = Wanted(source, step, tokenizer, device, places, documents, segment, streams, not carried_only, parts)
-    measured: Measured = in_layout(wanted, layout) if layout else in_this_process(wanted)
+    wanted = Wanted(
+        source, step, tokenizer, device, places, documents, segment, streams, not carried_only, parts, ray_address
+    )
+    measured: Measured = in_layout(wanted, layout) if layout or ray_address else in_this_process(wanted)
     facts, found = measured.facts, measured.results
     if plot is not None:
         from launch.views.position_plot import plot_positions

@@ -47,6 +47,7 @@ class Wanted:
     streams: int
     cleared: bool
     parts: bool
+    ray_address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def in_this_process(wanted: Wanted) -> Measured:
 
 
 def in_layout(wanted: Wanted, settings: Sequence[str]) -> Measured:
-    """Start the ranks of a layout on this node, which load the model and read the text.
+    """Start the ranks of a layout, on this node or those of a Ray cluster, which load the model and read the text.
 
     Raises:
         ConfigError: the layout does not suit the model.
@@ -93,9 +94,14 @@ def in_layout(wanted: Wanted, settings: Sequence[str]) -> Measured:
     from brt_dist.eval_worker import EvaluationRequest
     from brt_dist.export.open import open_weights
     from brt_dist.inference import tokenizer_of
-    from launch.nodes.evaluation import score_on_this_node
+    from launch.nodes.evaluation import score_on_ranks
 
-    with open_weights(wanted.source, wanted.step, verify=False) as weights, tempfile.TemporaryDirectory() as folder:
+    # other nodes see the working folder, and not this node's folder for temporary files
+    shared = None if wanted.ray_address is None else Path.cwd()
+    with (
+        open_weights(wanted.source, wanted.step, verify=False) as weights,
+        tempfile.TemporaryDirectory(prefix=".brt-eval-", dir=shared) as folder,
+    ):
         weights.model.must_continue_text(weights.where)
         config, tokenizer = _config(wanted, weights.model, settings), tokenizer_of(weights, wanted.tokenizer)
         check(config)
@@ -120,7 +126,7 @@ def in_layout(wanted: Wanted, settings: Sequence[str]) -> Measured:
         )
         began = time.monotonic()
         with _progress("all data", len(todo) * sum(map(_targets, datasets))) as advance:
-            scores = iter(score_on_this_node(config, request, advance))
+            scores = iter(score_on_ranks(config, request, Path(folder), wanted.ray_address, advance))
         seconds = (time.monotonic() - began) / len(places)
         found = [
             _evaluated(place, data, tokenizer, {how.name: next(scores) for how in todo}, seconds)
@@ -136,7 +142,13 @@ def _config(wanted: Wanted, model: ModelConfig, settings: Sequence[str]) -> Conf
             "model": model.model_dump(),
             "data": {"dataset": "unused", "segment": _segment(wanted, model), "streams": wanted.streams},
             "optimizer": {"warmup_steps": 0},
-            "run": {"directory": "unused/run", "steps": 1, "precision": "fp32", "device": wanted.device},
+            "run": {
+                "directory": "unused/run",
+                "steps": 1,
+                "precision": "fp32",
+                "device": wanted.device,
+                "tracking": {"enabled": False},
+            },
         }
     )
     config = load(dump(base), settings).config

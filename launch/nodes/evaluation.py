@@ -1,11 +1,12 @@
-"""Starts the ranks of an evaluation on this node, and waits for what they find."""
+"""Starts the ranks of an evaluation, on this node or on those of a Ray cluster, and waits for what they find."""
 
 import json
 import os
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from brt_dist.config.loading import dump
 from brt_dist.config.schema import Config
@@ -16,21 +17,33 @@ from brt_dist.failure import Failure
 from brt_dist.files import write_atomic
 from launch.nodes.agent import NodeAgent
 from launch.nodes.environment import Placement, rank_environment
-from launch.nodes.processes import ProcessSet, ProcessSpec
+from launch.nodes.processes import End, ProcessSet, ProcessSpec
 from launch.run.python import module_command
 
 _LOCAL = "127.0.0.1"
 _POLL_SECONDS = 0.2
 
 
-def score_on_this_node(
-    config: Config, request: EvaluationRequest, on_tokens: Callable[[int], None] = lambda tokens: None
+class Ranks(Protocol):
+    """The processes of all ranks, somewhere."""
+
+    def ended(self) -> dict[int, End]: ...
+
+
+def score_on_ranks(
+    config: Config,
+    request: EvaluationRequest,
+    place: Path,
+    ray_address: str | None = None,
+    on_tokens: Callable[[int], None] = lambda tokens: None,
 ) -> list[Score]:
     """Evaluate in a layout, one process for each of its ranks; they end when this process ends.
 
     Args:
         config: with the network, the layout, segment and streams.
         request: what to evaluate.
+        place: an empty folder that all nodes share.
+        ray_address: of the cluster with the nodes; None: all ranks run on this node, without Ray.
         on_tokens: called now and then with the number of tokens that were predicted since the last call.
 
     Returns:
@@ -39,31 +52,53 @@ def score_on_this_node(
     Raises:
         BrtError: a rank failed; of the kind that it failed with.
     """
+    folder = EvaluationFolder(place)
+    write_atomic(folder.config, dump(config))
+    folder.write(request)
+    command = tuple(module_command("brt_dist.eval_worker", str(place)))
+    with (
+        _on_this_node(config, command, folder)
+        if ray_address is None
+        else _on_nodes(config, command, folder, ray_address) as ranks
+    ):
+        _wait(ranks, folder, config.parallel.world_size, on_tokens)
+    return [Score.from_json(found) for found in json.loads(folder.results.read_text())]
+
+
+@contextmanager
+def _on_this_node(config: Config, command: tuple[str, ...], folder: EvaluationFolder) -> Iterator[Ranks]:
     world, processes = config.parallel.world_size, ProcessSet()
-    with tempfile.TemporaryDirectory(prefix="brt-eval-") as place:
-        folder = EvaluationFolder(Path(place))
-        write_atomic(folder.config, dump(config))
-        folder.write(request)
-        port, cores = NodeAgent().free_port(_LOCAL), len(os.sched_getaffinity(0))
-        specs = [
-            ProcessSpec(
-                rank,
-                tuple(module_command("brt_dist.eval_worker", place)),
-                rank_environment(os.environ, {}, Placement(rank, world, rank, world, 0, _LOCAL, port), None, cores),
-                Path.cwd(),
-                folder.log(rank),
-            )
-            for rank in range(world)
-        ]
-        try:
-            processes.start(specs)
-            _wait(processes, folder, world, on_tokens)
-            return [Score.from_json(found) for found in json.loads(folder.results.read_text())]
-        finally:
-            processes.kill()
+    port, cores = NodeAgent().free_port(_LOCAL), len(os.sched_getaffinity(0))
+    specs = [
+        ProcessSpec(
+            rank,
+            command,
+            rank_environment(os.environ, {}, Placement(rank, world, rank, world, 0, _LOCAL, port), None, cores),
+            Path.cwd(),
+            folder.log(rank),
+        )
+        for rank in range(world)
+    ]
+    try:
+        processes.start(specs)
+        yield processes
+    finally:
+        processes.kill()
 
 
-def _wait(processes: ProcessSet, folder: EvaluationFolder, world: int, on_tokens: Callable[[int], None]) -> None:
+@contextmanager
+def _on_nodes(config: Config, command: tuple[str, ...], folder: EvaluationFolder, address: str) -> Iterator[Ranks]:
+    from launch.nodes.gang import Gang
+    from pipelines.cluster import ray_cluster
+
+    with ray_cluster(address), Gang(config) as gang:
+        run = config.run.model_copy(update={"device": gang.device.kind})  # the same for all ranks
+        write_atomic(folder.config, dump(config.model_copy(update={"run": run})))
+        gang.start(command, Path.cwd(), folder.path)
+        yield gang
+
+
+def _wait(processes: Ranks, folder: EvaluationFolder, world: int, on_tokens: Callable[[int], None]) -> None:
     told = 0
     while len(ends := processes.ended()) < world:
         failed = sorted((end.time, end.rank) for end in ends.values() if end.code)

@@ -19,6 +19,9 @@ from launch.nodes.ray_node import token_environment
 from tests.cluster.namespaces import Machine, machines
 from tests.end_to_end.conftest import CONFIG, ROOT, dataset, wait_for  # noqa: F401 - a fixture
 from tests.end_to_end.test_submit import steps
+from tests.unit.launch.test_model_commands import export
+
+ON_PATH = {"PYTHONPATH": str(ROOT)}
 
 
 @contextmanager
@@ -94,6 +97,50 @@ def test_training_over_two_addresses(two: list[Machine], dataset: Path, tmp_path
     assert (outcome["verdict"], outcome["step"]) == ("finished", 400)
     record = json.loads((tmp_path / "run" / "here" / "attempts" / "001" / "attempt.json").read_text())
     assert record["exit_codes"] == {"0": 0, "1": 0} and len(record["nodes"]) == 2
+
+
+def test_an_evaluation_over_two_addresses_finds_what_one_process_finds(
+    two: list[Machine],
+    dataset: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from brt_dist.parallel.layout import single_process
+
+    with single_process():
+        model = export(tmp_path / "model", 5)
+    monkeypatch.chdir(tmp_path)  # shared by the nodes
+    evaluate = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        "eval",
+        str(model),
+        "--data",
+        str(dataset),
+        "--device",
+        "cpu",
+        "--json",
+    ]
+    alone = subprocess.run(evaluate, env=os.environ | ON_PATH, capture_output=True, text=True, check=True)
+    with ray_on(two, tmp_path) as environment:
+        head = (tmp_path / "head").read_text()
+        for layout in (["parallel.data=2"], ["parallel.pipeline=2", "--streams", "4"]):
+            done = subprocess.run(
+                two[0].command(*evaluate, *layout, "launch.nodes=2", "--ray-address", head),
+                env=environment | ON_PATH,
+                capture_output=True,
+                text=True,
+                timeout=300,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr + done.stdout
+            for memory in ("carried", "cleared"):
+                found, wanted = (
+                    json.loads(one.stdout)["results"][0][memory]["bits_per_token"] for one in (done, alone)
+                )
+                assert found == pytest.approx(wanted, abs=1e-6)
+    assert not list(tmp_path.glob(".brt-eval-*"))
 
 
 def test_the_doctor_names_a_node_with_storage_of_its_own(two: list[Machine], tmp_path: Path) -> None:
