@@ -95,6 +95,15 @@ class AttemptEvent(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartEvent(Event):
+    """The first step of an attempt is done; `seconds` are those of each part of the start of rank 0, by its name."""
+
+    kind = "start"
+    step: int
+    seconds: Mapping[str, float] = field(default_factory=dict, metadata={"rest": True})
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepEvent(Event):
     """A step that was logged.
 
@@ -318,6 +327,7 @@ _KINDS: dict[str, type[Event]] = {
     kind.kind: kind
     for kind in (
         AttemptEvent,
+        StartEvent,
         StepEvent,
         EvaluationEvent,
         SampleEvent,

@@ -14,7 +14,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from brt_dist.errors import BrtError, ExitCode, PlatformError
 from brt_dist.event_log import EventLog
@@ -23,6 +23,10 @@ from brt_dist.failure import Failure, exit_code_of
 from brt_dist.run_directory import RunDirectory
 
 if TYPE_CHECKING:
+    from brt_dist.config.schema import Config
+    from brt_dist.parallel.device import Device
+    from brt_dist.parallel.layout import Layout
+    from brt_dist.starting import Starting
     from brt_dist.training.loop import Trainer
 
 # Megatron prints these on every rank, about kernels that we do not use and a setting that `device.choose` makes
@@ -71,44 +75,62 @@ class Worker:
         """Train to the end, or until asked to stop."""
         for notice in _NOTICES:
             warnings.filterwarnings("ignore", message=notice)
+        from brt_dist.starting import Starting
+
+        starting = Starting(self._run.attempt(self._attempt) if os.environ.get("RANK") == "0" else None)
+        from brt_dist.config.environment import for_ranks
         from brt_dist.config.loading import load
         from brt_dist.config.rules import check
 
         config = load(self._run.config, self._settings).config
         check(config)
-        os.environ.update(config.launch.environment)  # the launcher has set them; torchrun has not
+        launch = config.launch  # the launcher has set most of them; torchrun has not
+        os.environ.update(for_ranks(launch.default_environment, os.environ, launch.environment))
         rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
 
-        from brt_dist.parallel.layout import Layout, finalize, initialize, meet
+        starting.begin("importing torch and Megatron")
+        from brt_dist.parallel.deepspeed_internals import import_deepspeed
+        from brt_dist.parallel.layout import Layout, meet
         from brt_dist.parallel.start import device_of_rank
 
-        layout, seconds = Layout.of(config, rank), config.launch.start_seconds
-        store = meet(layout, seconds)
-        # before the imports below: DeepSpeed picks its accelerator at import
+        starting.begin("meeting the other ranks")
+        layout = Layout.of(config, rank)
+        store = meet(layout, config.launch.start_seconds)
+        starting.begin("importing DeepSpeed")  # which picks its accelerator at import: after the choice of the device
         device, choice = device_of_rank(config.run.device, layout, local_rank, store)
+        import_deepspeed()
+        return self._train(config, layout, device, str(choice), store, starting)
 
-        _import_deepspeed_without_mlflow()
+    def _train(
+        self, config: "Config", layout: "Layout", device: "Device", choice: str, store: Any, starting: "Starting"
+    ) -> ExitCode:
+        """Train on `device` (`choice`: why on this one) with the ranks that have met at `store`."""
+        from brt_dist.config.rules import check
         from brt_dist.data.facts import facts_of
         from brt_dist.data.open import open_training, open_validation
+        from brt_dist.parallel.layout import finalize, initialize
         from brt_dist.training.build import build_trainer
         from brt_dist.training.hooks.heartbeat import Heartbeat
         from brt_dist.training.stopping import StopFlag
 
-        stop = StopFlag()
+        stop, rank = StopFlag(), layout.rank
         stop.listen()
         heartbeat = Heartbeat(self._run.attempt(self._attempt) if rank == 0 else None)
-        looks = local_rank == 0  # at every file; once per node is enough
+        starting.begin("data")
+        looks = _number("LOCAL_RANK") == 0  # at every file; once per node is enough
         train, validation = open_training(config.data, _tell, looks), open_validation(config.data, _tell, looks)
         check(config, facts_of(train), facts_of(validation) if validation else None)
         config = config.model_copy(update={"model": config.model.with_tokens(train.vocab_size)})
-        initialize(layout, device, seconds, store)
+        starting.begin("process groups")
+        initialize(layout, device, config.launch.start_seconds, store)
         run = self._run.path
         events = EventLog(run, self._attempt, enabled=rank == 0)
         if rank == 0:
-            _tell(str(choice))
-            events.write(MessageEvent(message=str(choice)))
+            _tell(choice)
+            events.write(MessageEvent(message=choice))
         try:
-            trainer = build_trainer(config, run, layout, device, events, train, validation, stop, heartbeat)
+            starting.begin("model and optimizer")
+            trainer = build_trainer(config, run, layout, device, events, train, validation, stop, heartbeat, starting)
             self._trainer = trainer
             code = trainer.run()
             events.write(EndEvent(status=code.name.lower(), exit_code=int(code)))
@@ -132,18 +154,6 @@ class Worker:
         except OSError as problem:
             print(f"cannot record the failure: {problem}", file=sys.stderr)
         return failure
-
-
-def _import_deepspeed_without_mlflow() -> None:
-    """Import DeepSpeed, whose autotuner (not used here) imports MLflow if it can: a second of each rank's start."""
-    absent = "mlflow" not in sys.modules
-    if absent:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]  # an import of it fails, as if not installed
-    try:
-        import deepspeed  # noqa: F401
-    finally:
-        if absent:
-            del sys.modules["mlflow"]
 
 
 def _tell(message: str) -> None:

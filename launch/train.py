@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from brt_dist.events import to_json
 from brt_dist.run_directory import RunDirectory
 from launch.doctor.before_start import check_before_start
 from launch.doctor.fitting import laid_out, refuse_oversize
+from launch.nodes.local_agents import needs_ray
 from launch.run.changed_schedule import changed_schedule
 from launch.run.claim import claimed
 from launch.run.config_file import absolute, refuse_other_run, write_config
@@ -80,6 +82,7 @@ def train(
     console: "Console",
     worker: Sequence[str] = WORKER,
     ray_address: str | None = None,
+    began: float | None = None,
 ) -> Outcome:
     """Run attempts until one ends well or for good.
 
@@ -89,10 +92,12 @@ def train(
         console: standard error.
         worker: command of a rank; `RUN --attempt N` is appended.
         ray_address: replaces launch.ray_address, for this call only.
+        began: when the command began, in unix seconds; None: now.
 
     Raises:
         BrtError: no attempt could be started.
     """
+    began = time.time() if began is None else began
     resolved = load(sources, overrides)
     resolved = laid_out(replace(resolved, config=absolute(resolved.config)))
     config, run = resolved.config, resolved.config.run.directory
@@ -106,7 +111,7 @@ def train(
             if (verdict := _finished_already(config)) is not None:
                 return Outcome(run, verdict, config, None, _plot(config, run))
         try:
-            verdict, tracked = _attempts(resolved, stop, console, tuple(worker), ray_address)
+            verdict, tracked = _attempts(resolved, stop, console, tuple(worker), ray_address, began)
         except KeyboardInterrupt:
             verdict, tracked = Verdict(ExitCode.INTERRUPTED, "stopped before training started"), None
         return Outcome(run, verdict, config, tracked, _plot(config, run))
@@ -162,7 +167,12 @@ def _dataset_facts(config: Config) -> tuple[DatasetFacts, DatasetFacts | None]:
 
 
 def _attempts(
-    resolved: Resolved, stop: StopRequests, console: "Console", worker: tuple[str, ...], ray_address: str | None
+    resolved: Resolved,
+    stop: StopRequests,
+    console: "Console",
+    worker: tuple[str, ...],
+    ray_address: str | None,
+    began: float,
 ) -> tuple[Verdict, bool | None]:
     config, run = resolved.config, resolved.config.run.directory
     note = changed_schedule(run, config)
@@ -178,7 +188,8 @@ def _attempts(
     for warning in warnings(config):
         tell(f"warning: {warning}")
     address = ray_address or config.launch.ray_address
-    tell(f"starting Ray on {address or 'this machine'}")
+    if needs_ray(config, address):
+        tell(f"starting Ray on {'this machine' if address in (None, 'local') else address}")
     syncers: list[SyncerProcess] = []
 
     def look() -> None:
@@ -189,7 +200,7 @@ def _attempts(
                 tell(f"warning: {problem}; training continues, and the rest can be sent later")
 
     try:
-        verdict = Attempts(config, worker, address, stop, tell, look).run()
+        verdict = Attempts(config, worker, address, stop, tell, look, began).run()
         _plot(config, run)
         _report(run, tell)
         tracked = _finish(syncers[0] if syncers else None, run, stop, console)

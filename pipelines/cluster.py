@@ -22,11 +22,13 @@ _TOKEN_NAMES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 @contextmanager
 def ray_cluster(address: str | None, **resources: Any) -> Iterator[None]:
-    """Be connected to Ray: to a new one on this machine (address None), which ends with this process, or to `address`.
+    """Be connected to Ray: to a new one on this machine (address None or `local`), which ends with this process, or to
+    `address`.
 
     resources: further arguments of `ray.init` for a new one (num_cpus, ...).  Call it before anything imports ray.
     PlatformError: Ray cannot be started or reached.
     """
+    address = None if address == "local" else address
     with set_for_a_while(local_environment() if address is None else joining_environment()):
         yield from _connected(address, resources)
 

@@ -6,6 +6,7 @@ attribute, so it is the test to run first after an upgrade, and this is the file
 DeepSpeed is imported in the functions: it picks its accelerator at import, so `device.choose` must come before.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,11 +32,35 @@ class MasterValues:
     count: int
 
 
-def quiet() -> None:
-    """Keep DeepSpeed from printing hundreds of lines on every rank when it starts."""
-    import deepspeed
+def import_deepspeed() -> None:
+    """Import DeepSpeed, whose autotuner (not used here) imports MLflow if it can: seconds of each rank's start."""
+    absent = "mlflow" not in sys.modules
+    if absent:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # an import of it fails, as if not installed
+    try:
+        import deepspeed  # noqa: F401
+    finally:
+        if absent:
+            del sys.modules["mlflow"]
 
-    deepspeed.utils.logging.logger.setLevel("WARNING")
+
+def quiet() -> None:
+    """Keep DeepSpeed from printing hundreds of lines on every rank when it starts.
+
+    Some report memory (`MA 0.1 GB Max_MA ...`), whatever the level of its logger, and collect garbage for that, which
+    takes a second of each start; its modules have the function that does so under their own names.
+    """
+    import deepspeed
+    import deepspeed.runtime.bf16_optimizer
+
+    deepspeed.utils.logging.logger.setLevel("ERROR")
+    for name, module in list(sys.modules.items()):
+        if name.startswith("deepspeed.") and "see_memory_usage" in vars(module):
+            vars(module)["see_memory_usage"] = _say_nothing
+
+
+def _say_nothing(message: str, force: bool = False) -> None:
+    """In place of `see_memory_usage`: events say what a rank holds."""
 
 
 def skip_compiled_kernels() -> None:
@@ -44,6 +69,7 @@ def skip_compiled_kernels() -> None:
     It would compile a shared-memory all-reduce that only inference uses.  That takes a minute and needs a compiler on
     every node, and a build that is killed leaves a lock on which all later starts wait for ever.
     """
+    import_deepspeed()
     import deepspeed.ops
 
     vars(deepspeed.ops)["__compatible_ops__"] = {}

@@ -4,6 +4,7 @@ import json
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Literal
 
 from brt_dist.errors import PlatformError
@@ -67,6 +68,20 @@ def device_for_all(wanted: str, nodes: Sequence[NodeDevices], needed: int | None
     most = max((node.gpus for node in nodes), default=0)
     why = f"no node has more than {most} GPUs for its {_each(short)} ranks" if most else "no node has a GPU"
     return DeviceChoice("cpu", why)
+
+
+def without_cuda(wanted: str) -> DeviceChoice | None:
+    """CPUs, if a run stays on this machine and torch here cannot use GPUs; None if it can, or none is wanted.
+
+    Raises:
+        PlatformError: `wanted` is cuda.
+    """
+    torch = version("torch")
+    if wanted == "cpu" or not torch.endswith("+cpu"):
+        return None
+    if wanted == "cuda":
+        raise PlatformError(f"run.device=cuda, but torch {torch} is built without CUDA; nearest: run.device=cpu")
+    return DeviceChoice("cpu", f"torch {torch} is built without CUDA")
 
 
 def agree_on_device(wanted: str, rank: int, world_size: int, local_rank: int, store: Any) -> DeviceChoice:

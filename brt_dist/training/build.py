@@ -15,6 +15,7 @@ from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import Engine, build_engine
 from brt_dist.parallel.layout import Layout
 from brt_dist.run_directory import RunDirectory
+from brt_dist.starting import Starting
 from brt_dist.training.adjustments import Adjustments
 from brt_dist.training.hooks.base import Hook
 from brt_dist.training.hooks.checkpoints import Checkpoints
@@ -26,6 +27,7 @@ from brt_dist.training.hooks.memory_statistics import MemoryStatistics
 from brt_dist.training.hooks.number_guard import NumberGuard
 from brt_dist.training.hooks.replica_guard import ReplicaGuard
 from brt_dist.training.hooks.samples import Samples
+from brt_dist.training.hooks.start_times import StartTimes
 from brt_dist.training.hooks.step_metrics import StepMetrics
 from brt_dist.training.hooks.stragglers import Stragglers
 from brt_dist.training.loop import Trainer
@@ -42,6 +44,7 @@ def build_trainer(
     validation: Dataset | None,
     stop: StopFlag,
     heartbeat: Heartbeat | None = None,
+    starting: Starting | None = None,
 ) -> Trainer:
     """Build the trainer of one attempt, on one rank.  Collective.
 
@@ -55,6 +58,7 @@ def build_trainer(
         validation: the held-out data; None: evaluate on the training data only.
         stop: checked once per step.
         heartbeat: of rank 0; None on the other ranks.
+        starting: what this rank has done so far; None: its times are not told.
 
     Raises:
         ConfigError: the adjustments of the run cannot be read.
@@ -75,6 +79,10 @@ def build_trainer(
         datasets["train"] = train
     if validation is not None:
         datasets["validation"] = validation
+    hooks = hooks_of_a_run(engine, store, events, datasets, heartbeat or Heartbeat(None), stop)
+    if starting is not None:
+        starting.begin("weights")
+        hooks.insert(-3, StartTimes(starting, events.write))  # before what happens between steps
     return Trainer(
         engine,
         train,
@@ -83,7 +91,7 @@ def build_trainer(
         adjustments,
         stop,
         events,
-        hooks=hooks_of_a_run(engine, store, events, datasets, heartbeat or Heartbeat(None), stop),
+        hooks=hooks,
         report=report,
         prefetch_steps=config.data.cache.ahead_steps if train.is_remote else 0,
     )

@@ -86,6 +86,7 @@ def describe(run: Path) -> dict[str, Any]:
         "failed_rank": ended.failed_rank if ended else None,
         "detail": ended.detail if ended else "",
         "phase": _phase(directory, last.attempt) if verdict == "running" else None,
+        "start": dict(history.start.seconds) if history.start else None,
         "step": history.last_step,
         "steps": config.run.steps,
         "last_step": to_json(last_step) if last_step else None,

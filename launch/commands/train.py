@@ -27,19 +27,20 @@ def train(settings: tuple[str, ...], ray_address: str | None, as_json: bool) -> 
     config, 11 bad data, 12 bad checkpoint, 13 out of memory, 14 diverged, 15 hung, 16 a process or node was lost,
     17 stopped and saved, 18 environment, 130 stopped without saving, 1 a bug.
 
-    Ray is started on this machine and can be reached from this machine only, unless launch.ray_address names a
-    cluster to join.  The ranks also run without Ray, in any directory that holds the config.yaml that `brt train`
-    writes:
+    One machine needs no Ray, unless its datasets are remote; launch.ray_address names a cluster to join.  The ranks
+    also run without the launcher, in any directory that holds the config.yaml that `brt train` writes:
 
     \b
       torchrun --nproc-per-node 2 -m brt_dist.worker RUN
     """
+    import psutil
+
     from launch.train import train as run_training
 
     files, overrides = split(settings)
     if not files and not overrides:
         raise ConfigError("no config given; example: brt train examples/quickstart.yaml run.steps=100")
-    outcome = run_training(files, overrides, console(), ray_address=ray_address)
+    outcome = run_training(files, overrides, console(), ray_address=ray_address, began=psutil.Process().create_time())
     if as_json:
         click.echo(json.dumps(outcome.to_json()))
     else:

@@ -31,7 +31,7 @@ def check_device(config: Config) -> None:
         PlatformError: it has none.
     """
     launch = config.launch
-    stays = launch.backend == "local" and launch.nodes == 1 and launch.ray_address is None
+    stays = launch.backend == "local" and launch.nodes == 1 and launch.ray_address in (None, "local")
     if config.run.device != "cuda" or not stays or any(map(os.path.exists, _DRIVERS)) or gpus():
         return
     raise PlatformError(

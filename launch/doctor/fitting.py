@@ -82,7 +82,7 @@ def device_of(config: Config) -> DeviceSpec | None:
     launch = config.launch
     if launch.gpu_kind is not None:
         return device_spec(launch.gpu_kind)
-    here = launch.backend == "local" and launch.ray_address is None and launch.nodes == 1
+    here = launch.backend == "local" and launch.ray_address in (None, "local") and launch.nodes == 1
     if not here:
         specs = [device_spec(name) for name in known_devices() if name != "cpu"]
         return max(specs, key=lambda spec: spec.memory) if gpus_per_node(config) else None
@@ -102,7 +102,7 @@ def _devices(config: Config) -> int:
     launch = config.launch
     if launch.gpus_per_node is not None:
         return launch.nodes * max(launch.gpus_per_node, 1)
-    if launch.nodes > 1 or launch.ray_address is not None or launch.backend != "local":
+    if launch.nodes > 1 or launch.ray_address not in (None, "local") or launch.backend != "local":
         raise ConfigError("parallel: auto needs launch.gpus_per_node; nearest: launch.gpus_per_node=8")
     return max(len(gpus()), 1) if config.run.device != "cpu" else 1
 

@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from brt_dist.config.schema import Config
 from brt_dist.data.prefetch import NodeCache
-from brt_dist.errors import LaunchError, PlatformError
-from brt_dist.parallel.device_choice import AS_TOLD, DeviceChoice, NodeDevices, device_for_all
+from brt_dist.errors import LaunchError
+from brt_dist.parallel.device_choice import AS_TOLD, DeviceChoice, NodeDevices, device_for_all, without_cuda
 from launch.nodes.agent import NodeAgent
 from launch.nodes.agents import NoAnswer
 from launch.nodes.environment import variables_for_ranks
@@ -115,11 +114,9 @@ def choose_device(config: Config) -> DeviceChoice:
         LaunchError: run.device=auto, and the nodes are not there in time.
         PlatformError: the nodes disagree, or have too few GPUs.
     """
-    launch, wanted, torch = config.launch, config.run.device, version("torch")
-    if wanted != "cpu" and len(_alive()) == 1 == launch.nodes and torch.endswith("+cpu"):  # this machine
-        if wanted == "cuda":
-            raise PlatformError(f"run.device=cuda, but torch {torch} is built without CUDA; nearest: run.device=cpu")
-        return DeviceChoice("cpu", f"torch {torch} is built without CUDA")
+    launch, wanted = config.launch, config.run.device
+    if len(_alive()) == 1 == launch.nodes and (choice := without_cuda(wanted)) is not None:  # this machine
+        return choice
     deadline = time.monotonic() + launch.start_seconds
     while len(nodes := _alive()) < launch.nodes and wanted == "auto":  # nodes that join late have a vote too
         if time.monotonic() > deadline:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from brt_dist.event_log import read_events
-from brt_dist.events import AttemptEvent, CheckpointEvent, EndEvent, EvaluationEvent, Event, StepEvent
+from brt_dist.events import AttemptEvent, CheckpointEvent, EndEvent, EvaluationEvent, Event, StartEvent, StepEvent
 
 
 @dataclass
@@ -15,12 +15,14 @@ class History:
     Attributes:
         attempt: the last one.
         end: of the last attempt, if it has ended.
+        start: how long the parts of its start took, once its first step is done.
         steps, checkpoints: by step.
         evaluations: by (step, dataset, memory).
     """
 
     attempt: AttemptEvent | None = None
     end: EndEvent | None = None
+    start: StartEvent | None = None
     steps: dict[int, StepEvent] = field(default_factory=dict)
     evaluations: dict[tuple[int, str, str], EvaluationEvent] = field(default_factory=dict)
     checkpoints: dict[int, CheckpointEvent] = field(default_factory=dict)
@@ -41,6 +43,8 @@ class History:
             match event:
                 case AttemptEvent():
                     self._begin(event)
+                case StartEvent():
+                    self.start = event
                 case EndEvent():
                     self.end = event
                 case StepEvent():
@@ -68,7 +72,7 @@ class History:
 
     def _begin(self, event: AttemptEvent) -> None:
         """A new attempt resumes after `start_step`: later steps were lost and are repeated."""
-        self.attempt, self.end = event, None
+        self.attempt, self.end, self.start = event, None, None
         start = event.start_step
         self.steps = {step: old for step, old in self.steps.items() if step <= start}
         self.evaluations = {key: old for key, old in self.evaluations.items() if key[0] <= start}

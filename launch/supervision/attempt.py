@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class AttemptRequest:
     Attributes:
         run: its directory, with config.yaml.
         worker: command of a rank; `RUN --attempt N` is appended.
-        ray_address: cluster to join; None: start one.
+        ray_address: cluster to join; None: none, or one on this machine (see `needs_ray`); `local`: the latter.
         again: an earlier attempt failed, so nodes may be missing.
     """
 
@@ -63,6 +63,7 @@ def main(request: AttemptRequest) -> Verdict:
         BrtError: the attempt cannot be started.
     """
     from launch.nodes.gang import Gang
+    from launch.nodes.local_agents import LocalAgents, local_device, needs_ray
     from pipelines.cluster import ray_cluster
 
     screen = console()
@@ -72,16 +73,17 @@ def main(request: AttemptRequest) -> Verdict:
 
     run = Path(request.run)
     wanted = load(RunDirectory(run).config).config
-    with StopRequests(_TOGETHER_SECONDS) as stop, ray_cluster(request.ray_address):
+    with_ray = needs_ray(wanted, request.ray_address)
+    with StopRequests(_TOGETHER_SECONDS) as stop, ray_cluster(request.ray_address) if with_ray else nullcontext():
         config = _for_remaining_nodes(wanted, tell) if request.again else wanted
-        with Gang(config) as gang:
+        with Gang(config) if with_ray else Gang(config, local_device(config), LocalAgents) as gang:
             stop.install()  # Ray has replaced the handlers
             tell(str(gang.device))
             _refuse_other_device(run, config, gang.device)
             if config.launch.preflight:
                 _preflight(gang, config, tell)
             progress = ProgressLine(run, config.run, screen)
-            parallel, head = config.parallel, _head()
+            parallel, head = config.parallel, _head() if with_ray else None
             settings = _differences(wanted, config, gang.device)
             supervisor = Supervisor(
                 run,
@@ -107,7 +109,7 @@ def main(request: AttemptRequest) -> Verdict:
             finally:
                 progress.update()
                 progress.close()
-            if head.is_gone():
+            if head is not None and head.is_gone():
                 _answer(verdict)
                 os._exit(0)  # every call to Ray would block on the head
             return verdict

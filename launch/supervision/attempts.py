@@ -14,6 +14,7 @@ from brt_dist.config.schema import Config
 from brt_dist.errors import BrtError, ExitCode, PlatformError
 from brt_dist.failure import Failure, exit_code
 from brt_dist.run_directory import RunDirectory
+from brt_dist.starting import BEGAN
 from brt_dist.training.adjustments import Adjustments
 from launch.nodes.listening import address_towards, is_set, listening_on
 from launch.nodes.processes import REAPER
@@ -32,7 +33,7 @@ class Attempts:
     """Runs attempts of a run directory whose config.yaml is written.
 
     worker, ray_address: see AttemptRequest.  on_look: called again and again once the ranks of an
-    attempt are started.
+    attempt are started.  began: when the first attempt did, in unix seconds; None: now.
     """
 
     def __init__(
@@ -43,10 +44,12 @@ class Attempts:
         stop: StopRequests,
         tell: Callable[[str], None],
         on_look: Callable[[], None],
+        began: float | None = None,
     ) -> None:
         self._worker, self._address, self._stop = worker, ray_address, stop
         self._tell, self._on_look = tell, on_look
         self._run: Path = config.run.directory
+        self._began = began
         self._recovery = Recovery(config.launch.recovery, History.read(self._run).saved_step)
 
     def run(self) -> Verdict:
@@ -120,8 +123,10 @@ class Attempts:
 
     def _environment(self) -> dict[str, str]:
         """The environment of the attempt's process.  Ray's server in it must listen only towards the cluster."""
-        environment = dict(os.environ)
-        address = address_towards(self._address) if self._address else None
+        environment = {**os.environ, BEGAN: f"{time.time() if self._began is None else self._began:.3f}"}
+        self._began = None
+        joins = self._address is not None and self._address != "local"
+        address = address_towards(self._address) if joins and self._address else None
         if address is None or is_set(environment):
             return environment
         try:

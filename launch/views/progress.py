@@ -74,7 +74,7 @@ class ProgressLine:
     def _facts(self) -> list[tuple[str, str]]:
         step = self.history.latest_step()
         if step is None:
-            return [("starting", duration(self._clock() - self._begun))]
+            return [("starting", duration(self._clock() - self._begun) + self._starting())]
         left = self._pace.seconds_left()
         facts = [("step", f"{step.step}/{self._steps}")]
         if (doing := self._doing()) is not None:
@@ -97,18 +97,29 @@ class ProgressLine:
             facts.append(("saved", str(max(self.history.checkpoints))))
         return facts
 
+    def _starting(self) -> str:
+        """What the ranks of the newest attempt wait for before their first step."""
+        numbers = RunDirectory(self._run).attempts()
+        beat = self._beat(numbers[-1]) if numbers else None
+        return f" ({beat['detail']})" if beat is not None and beat.get("detail") else ""
+
+    def _beat(self, attempt: int) -> dict[str, Any] | None:
+        """The heartbeat of an attempt; None if it cannot be read."""
+        try:
+            found = read_json(RunDirectory(self._run).attempt(attempt).heartbeat)
+            return {**found, "phase": str(found["phase"]), "time": float(found["time"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def _doing(self) -> tuple[str, str] | None:
         """What the ranks do instead of training, and for how long; None while they train or are not seen."""
         attempt = self.history.attempt
         if attempt is None or attempt.attempt is None or self.history.end is not None:
             return None
-        try:
-            beat = read_json(RunDirectory(self._run).attempt(attempt.attempt).heartbeat)
-            phase, since = str(beat["phase"]), float(beat["time"])
-        except (OSError, ValueError, KeyError, TypeError):
+        if (beat := self._beat(attempt.attempt)) is None or beat["phase"] == "training":
             return None
         detail = f" ({beat['detail']})" if beat.get("detail") else ""
-        return None if phase == "training" else (phase, duration(self._clock() - since) + detail)
+        return beat["phase"], duration(self._clock() - beat["time"]) + detail
 
     def _show_plain(self, events: list[Event]) -> None:
         self._announce(events)

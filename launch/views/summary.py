@@ -10,6 +10,7 @@ from pipelines.tables import table, text_of
 if TYPE_CHECKING:
     from rich.table import Table
 
+_PARTS = 4  # of a start that are shown
 _WORDS = {
     "preempted": "stopped",
     "interrupted": "stopped",
@@ -36,6 +37,8 @@ def summary(outcome: Mapping[str, Any]) -> str:
     rows = [("run directory", outcome["run"]), ("step", outcome["step"])]
     if outcome.get("phase"):
         rows.append(("phase", outcome["phase"]))
+    if outcome.get("start"):
+        rows.append(("start", _start(outcome["start"])))
     rows += [
         (name, outcome[key]) for name, key in (("checkpoint", "checkpoint"), ("loss curve", "plot")) if outcome[key]
     ]
@@ -51,6 +54,12 @@ def summary(outcome: Mapping[str, Any]) -> str:
         rows.append(("not sent", f"since {when(tracking['since'])}: {tracking['problem']}"))
     lines.append(text_of(table(("", ""), [(name, str(value)) for name, value in rows])))
     return "\n".join(lines)
+
+
+def _start(seconds: Mapping[str, float]) -> str:
+    """How long the start of the last attempt took, and its longest parts."""
+    longest = sorted(seconds, key=lambda part: -seconds[part])[:_PARTS]
+    return f"{sum(seconds.values()):.1f} s: " + ", ".join(f"{part} {seconds[part]:.1f}" for part in longest)
 
 
 def verdict_words(verdict: str) -> str:

@@ -47,7 +47,7 @@ def rank_stopped(bench: Bench, truth: dict[int, float]) -> Outcome:
 
 def agent_killed(bench: Bench, truth: dict[int, float]) -> Outcome:
     """The Ray actor that starts and watches the ranks of a node; its ranks end with it."""
-    return _without(bench.start("agent_killed"), "ray::NodeAgent", truth)
+    return _without(bench.start("agent_killed", "launch.ray_address=local"), "ray::NodeAgent", truth)
 
 
 def supervisor_killed(bench: Bench, truth: dict[int, float]) -> Outcome:
@@ -68,7 +68,9 @@ def supervisor_killed(bench: Bench, truth: dict[int, float]) -> Outcome:
 
 def ray_head_killed(bench: Bench, truth: dict[int, float]) -> Outcome:
     """gcs_server, which knows all actors.  Slow steps: it must be missed before the run is over."""
-    return _without(bench.start("ray_head_killed", fault={"step_seconds": 0.5}), "gcs_server", truth)
+    return _without(
+        bench.start("ray_head_killed", "launch.ray_address=local", fault={"step_seconds": 0.5}), "gcs_server", truth
+    )
 
 
 def _without(run: Run, program: str, truth: dict[int, float]) -> Outcome:

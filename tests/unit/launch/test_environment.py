@@ -83,10 +83,17 @@ def test_what_nobody_sets_has_a_default_for_networks_with_rdma() -> None:
 
 def test_a_dry_run_shows_what_ranks_get(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_dataset(tmp_path, ["some text of a document"] * 9)
-    settings = [f"data.dataset={tmp_path}/dataset", f"run.directory={tmp_path}/run", "run.steps=2000"]
+    (tmp_path / "config.yaml").write_text(f"""\
+model: {{layers: 2, width: 16, heads: 2, head_dim: 8, mlp_width: 32, window: 8, states: 8, recurrent_layers: [-1]}}
+data: {{dataset: {tmp_path}/dataset, segment: 16, streams: 4}}
+optimizer: {{warmup_steps: 2}}
+run: {{directory: {tmp_path}/run, steps: 6, precision: fp32, device: cpu}}
+""")
+    settings = [str(tmp_path / "config.yaml")]
     with pytest.raises(SystemExit):
         main(["submit", *settings, "launch.environment={NCCL_IB_HCA: mlx5}", "--dry-run", "--json"])
     shown = json.loads(capsys.readouterr().out)
+    assert "error" not in shown, shown
     assert shown["environment"] == {"NCCL_DEBUG": "WARN", "NCCL_IB_TIMEOUT": "22", "NCCL_IB_HCA": "mlx5"}
     with pytest.raises(SystemExit):
         main(["submit", *settings, "--dry-run"])
