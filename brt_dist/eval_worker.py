@@ -108,7 +108,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(folder: EvaluationFolder) -> None:
-    warnings.simplefilter("ignore")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     from brt_dist.config.loading import load
     from brt_dist.parallel.start import joined
 

@@ -29,13 +29,6 @@ if TYPE_CHECKING:
     from brt_dist.starting import Starting
     from brt_dist.training.loop import Trainer
 
-# Megatron prints these on every rank, about kernels that we do not use and a setting that `device.choose` makes
-_NOTICES = (
-    "Transformer Engine and Apex are not installed",
-    "When using async grad allreduce",
-    "Warning: tp_group is None",
-)
-
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m brt_dist.worker", description=(__doc__ or "").split("\n")[0])
@@ -73,8 +66,8 @@ class Worker:
 
     def run(self) -> ExitCode:
         """Train to the end, or until asked to stop."""
-        for notice in _NOTICES:
-            warnings.filterwarnings("ignore", message=notice)
+        if not sys.warnoptions:  # what libraries warn about is no concern of who reads the log; PYTHONWARNINGS shows it
+            warnings.simplefilter("ignore")
         from brt_dist.starting import Starting
 
         starting = Starting(self._run.attempt(self._attempt) if os.environ.get("RANK") == "0" else None)

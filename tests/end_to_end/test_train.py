@@ -1,7 +1,8 @@
-"""The whole path with nothing replaced: text, shards, `brt train` with Ray and real ranks, checkpoints, MLflow."""
+"""The whole path with nothing replaced: text, shards, `brt train` with real ranks, checkpoints, MLflow."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,6 +80,11 @@ def test_a_run_with_a_killed_rank_goes_on_by_itself_and_ends_as_the_one_without(
     named = {(e["dataset"], e["memory"]) for e in outcome["evaluations"]}
     parts = {("validation", f"{part} cleared") for part in ("state", "cache")}
     assert named == parts | {(d, m) for d in ("train", "validation") for m in ("carried", "cleared")}
+    for log in straight.glob("attempts/001/rank_*.log"):
+        assert not re.search("Warning|warnings|Max_MA|DeepSpeed", log.read_text()), log.read_text()
+    parts_of_start = [set(event) - {"event", "time", "attempt", "step"} for event in events(straight, "start")]
+    assert len(parts_of_start) == 1 and {"launcher", "data", "first step"} <= parts_of_start[0]
+    assert "starting Ray" not in errors
     code, again, errors = finish(brt_train(tmp_path / "straight.yaml", "run.tracking.enabled=false"))
     assert code == 0 and f"finished already, after step {STEPS}" in again["reason"], errors
     assert again["step"] == STEPS and not (straight / "attempts" / "002").exists()

@@ -350,3 +350,13 @@ def test_no_other_file_of_the_library_reaches_into_an_object() -> None:
                 if not of_oneself and node.attr not in own | _NAMEDTUPLE:
                     uses.append(f"{path}:{node.lineno} {ast.unparse(node)}")
     assert not uses
+
+
+def test_deepspeed_reports_no_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its optimizer for bf16 asks for reports whatever the log level, under a name of its own."""
+    from deepspeed.runtime import bf16_optimizer
+
+    deepspeed_internals.quiet()
+    bf16_optimizer.see_memory_usage("before", force=True)
+    deepspeed.runtime.utils.see_memory_usage("after", force=True)
+    assert capsys.readouterr().out == ""
