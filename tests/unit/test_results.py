@@ -21,6 +21,8 @@ def test_the_tables_of_a_step(name: str) -> None:
     ("module", "name", "document"),
     [
         ("mixers_report", "mixers", "results.md"),
+        ("languages", "languages", "results.md"),
+        ("masked", "masked", "results.md"),
     ],
 )
 def test_the_tables_of_comparisons(module: str, name: str, document: str) -> None:

@@ -1,5 +1,7 @@
 """The comparisons of encoders, of languages and of the sparse FFN: equal sizes, right labels, right counts."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -54,3 +56,14 @@ def test_flops_of_the_paths_are_those_declared() -> None:
     with torch.no_grad():
         one, other = (found[name][0](x) for name in ("sparse, chosen units", "sparse, whole matrices"))
     assert (one - other).abs().max() < 1e-5
+
+
+def test_the_figures_in_the_docs_are_those_counted() -> None:
+    """Of the authors' C4-medium: FLOPs of a token, and weights that it reads."""
+    model = ModelConfig(width=1024)
+    dense, kind = ReluFFN(width=6144).flops(model, executed=True), SparseFFN(blocks=96, block_size=64, rank=64)
+    unread = 2 * model.width * (kind.width - kind.blocks)
+    read = sum(matrix.size for matrix in kind.parameters(model)) - unread
+    text = " ".join((Path(__file__).parents[3] / "docs" / "kinds" / "sparse.md").read_text().split())
+    told = f"takes {kind.decode_flops(model) / 1e6:.2f} MFLOP instead of {dense / 1e6:.2f}"
+    assert told in text and f"reads {read / 1e6:.2f} million weights" in text
