@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from brt_dist.config.schema import TrackingConfig
 from brt_dist.errors import BrtError, ConfigError, PlatformError
+from brt_dist.run_directory import RunDirectory
 from launch.run.redact import redact
 from launch.run.tracking_place import settled
 from launch.tracking.client import connect, refusal, sqlite_file
@@ -39,7 +40,7 @@ def runs_of_experiment(uri: str | None, experiment: str | None, folder: Path) ->
     """
     given = {"uri": uri, "experiment": experiment}
     tracking = settled(TrackingConfig(**{key: value for key, value in given.items() if value is not None}))
-    store = tracking.uri or f"sqlite:///{(folder / 'mlflow.db').absolute()}"
+    store = tracking.uri or f"sqlite:///{RunDirectory(folder.absolute() / 'run').shared_mlflow_store}"
     file = sqlite_file(store)
     if file is not None and not file.is_file():
         raise ConfigError(f"there is no MLflow store {file}; name one with --mlflow, or a folder with runs")

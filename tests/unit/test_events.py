@@ -32,6 +32,7 @@ from brt_dist.events import (
     SampleEvent,
     SkipEvent,
     SpikeEvent,
+    StartEvent,
     StepEvent,
     StragglerEvent,
     SystemEvent,
@@ -53,6 +54,7 @@ ONE_OF_EACH: tuple[Event, ...] = (
     AttemptEvent(
         world_size=4, layout=LayoutSizes(2, 1, 2, 1, 8), start_step=3, device="cpu", flops_per_token=5.5, plan=PLAN
     ),
+    StartEvent(step=4, seconds={"launcher": 1.5, "importing DeepSpeed": 3.25}),
     StepEvent(
         step=4,
         loss=1.25,
@@ -131,7 +133,7 @@ def test_the_file_of_an_older_version_is_read_and_written_the_same() -> None:
     (memory,) = (event for event in found if isinstance(event, MemoryEvent))
     assert memory.layers[0].values.keys() == {"state_rms", "state_max", "kept"}
     kinds = {type(event) for event in found}
-    assert kinds == {*events._KINDS.values()} - {SystemEvent, DriftEvent, IgnoredStateEvent}
+    assert kinds == {*events._KINDS.values()} - {SystemEvent, StartEvent, DriftEvent, IgnoredStateEvent}
 
 
 def test_what_is_not_known_is_ignored_and_what_is_missing_has_its_default() -> None:
