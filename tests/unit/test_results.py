@@ -23,6 +23,7 @@ def test_the_tables_of_a_step(name: str) -> None:
         ("mixers_report", "mixers", "results.md"),
         ("languages", "languages", "results.md"),
         ("masked", "masked", "results.md"),
+        ("denoise", "denoise", "results.md"),
     ],
 )
 def test_the_tables_of_comparisons(module: str, name: str, document: str) -> None:
