@@ -74,7 +74,9 @@ def logits_workspace(model: ModelConfig, local: LocalSegment) -> int:
     which is copied to float32 when the tiles are done.
     """
     table = padded_vocab(model.vocab_size or 0, local.tensor) // local.tensor
-    tile = min(TILE_TOKENS, local.tokens) * min(TILE_COLUMNS, table) * (4 + 3 * local.itemsize)
+    # logits, their copy in float32, and gradients of this tile and the one before; in float32 all but the last are one
+    each = 4 + 3 * local.itemsize if local.itemsize < 4 else 2 * local.itemsize
+    tile = min(TILE_TOKENS, local.tokens) * min(TILE_COLUMNS, table) * each
     gathered = local.tokens * model.width * local.itemsize if local.sequence_parallel else 0
     of_table = table * model.width * local.itemsize
-    return of_table + gathered + local.tokens * model.width * 4 + max(tile, table * model.width * 4)
+    return of_table + gathered + local.tokens * model.width * 4 + max(tile, of_table * 2 if local.itemsize < 4 else 0)

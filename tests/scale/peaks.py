@@ -6,7 +6,6 @@ time are the peak.  Writes the table in docs/scaling.md.
 
 import gc
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from brt_dist.config.schema import Config
@@ -16,9 +15,8 @@ from brt_dist.planning.devices import device_spec
 from brt_dist.planning.layout_plan import Planner
 from tests.scale.activations import Operations, Peak
 from tests.scale.meta import meta_world
+from tests.scale.page import PAGE, PEAKS, with_table
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "scaling.md"
-BEGIN, END = "<!-- peaks: python -m tests.scale.peaks -->", "<!-- end of peaks -->"
 DELTA, LINEAR = {"delta": {"layers": None}}, {"linear": {"layers": None}}
 
 
@@ -112,9 +110,7 @@ def main() -> None:
     for name, case in CASES.items():
         lines.append(row(name, planned(case).device, measured(case)))
         print(lines[-1], flush=True)
-    before, rest = DOCUMENT.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    write_atomic(DOCUMENT, "\n".join([f"{before}{BEGIN}", *lines, f"{END}{after}"]))
+    write_atomic(PAGE, with_table(PAGE.read_text(), lines, PEAKS))
 
 
 if __name__ == "__main__":

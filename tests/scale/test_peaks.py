@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from tests.scale.peaks import BEGIN, CASES, DOCUMENT, END, measured, planned, row
+from tests.scale.page import PAGE, PEAKS, table_of
+from tests.scale.peaks import CASES, measured, planned, row
 
-TABLE = DOCUMENT.read_text().split(BEGIN)[1].split(END)[0].strip().splitlines()[2:]
+TABLE = table_of(PAGE.read_text(), PEAKS)[2:]
 FEW = ("one rank", "tensor 2, sequence parallel", "pipeline 4, tensor 2", "delta rule, recompute layer")
 
 

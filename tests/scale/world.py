@@ -77,14 +77,7 @@ class FakeWorld:
 
     def inputs(self, number: int = 1) -> StepInput:
         """A step of tokens 0, of which every stream starts a document."""
-        layout, segment = self.layout, self.config.data.segment
-        streams = len(layout.local_streams)
-        starts = torch.zeros(streams, segment // self.config.model.window, dtype=torch.bool)
-        starts[:, 0] = True
-        reads = layout.is_first_stage or layout.is_last_stage
-        tokens = torch.zeros(streams, segment, dtype=torch.int64) if reads else None
-        mask = torch.ones(streams, segment, dtype=torch.bool) if reads else None
-        return StepInput(number, starts, tokens, tokens, mask, layout.streams * segment)
+        return step_input(self.config, self.layout, number)
 
     def recorded_step(self, engine: Engine, recorder: Recorder, number: int) -> StepResult:
         """One training step, recorded in the phases "compute", "control" (before the update) and "update"."""
@@ -111,6 +104,17 @@ class FakeWorld:
         """DeepSpeed waits on the host for the device."""
         if self._recorder is not None:
             self._recorder.synchronized()
+
+
+def step_input(config: Config, layout: Layout, number: int) -> StepInput:
+    """What a rank reads in a step of tokens 0, of which every stream starts a document."""
+    streams, segment = len(layout.local_streams), config.data.segment
+    starts = torch.zeros(streams, segment // config.model.window, dtype=torch.bool)
+    starts[:, 0] = True
+    reads = layout.is_first_stage or layout.is_last_stage
+    tokens = torch.zeros(streams, segment, dtype=torch.int64) if reads else None
+    mask = torch.ones(streams, segment, dtype=torch.bool) if reads else None
+    return StepInput(number, starts, tokens, tokens, mask, layout.streams * segment)
 
 
 @contextmanager
