@@ -64,7 +64,26 @@ def simulate_run(interval: float, saving: Saving, between: float, samples: int =
     if math.isinf(between):
         cycle = interval + saving.stall
         return Goodput(interval / cycle, saving.stall / cycle, 0.0, 0.0)
-    return _shares(interval, saving, _gaps(between, samples, seed))
+    return shares(interval, saving, _gaps(between, samples, seed))
+
+
+def shares(interval: float, saving: Saving, gaps: Any) -> Goodput:
+    """Shares of the time of a run that fails after given seconds.
+
+    Args:
+        interval: seconds of training between saves.
+        saving: what saves and restarts cost.
+        gaps: seconds from each failure to the next, an array or a list.
+    """
+    import numpy
+
+    gaps = numpy.asarray(gaps)
+    up = numpy.maximum(gaps - saving.restart, 0)  # a failure during a restart starts it again
+    cycle = interval + saving.stall
+    saves = numpy.maximum(numpy.floor((up - saving.write) / cycle), 0)
+    total, kept = float(gaps.sum()), float(saves.sum())
+    trained, stalled, running = kept * interval, kept * saving.stall, float(up.sum())
+    return Goodput(trained / total, stalled / total, (running - trained - stalled) / total, 1 - running / total)
 
 
 def young(stall: float, between: float) -> float:
@@ -105,7 +124,7 @@ def best_interval(saving: Saving, between: float, seed: int = 0) -> float:
     middle = daly(saving.stall, between)
     low, high = (math.log(middle * factor) for factor in _SEARCH)
     logs = numpy.linspace(low, high, _STEPS)
-    goodputs = numpy.array([_shares(math.exp(log), saving, gaps).trained for log in logs])
+    goodputs = numpy.array([shares(math.exp(log), saving, gaps).trained for log in logs])
     best = int(goodputs.argmax())
     near = slice(max(best - _STEPS // 8, 0), best + _STEPS // 8 + 1)
     curve = numpy.polynomial.Polynomial.fit(logs[near], goodputs[near], 3)
@@ -119,14 +138,3 @@ def _gaps(between: float, samples: int, seed: int) -> Any:
 
     uniform = (numpy.arange(samples) + numpy.random.default_rng(seed).random(samples)) / samples
     return -between * numpy.log1p(-uniform)
-
-
-def _shares(interval: float, saving: Saving, gaps: Any) -> Goodput:
-    import numpy
-
-    up = numpy.maximum(gaps - saving.restart, 0)  # a failure during a restart starts it again
-    cycle = interval + saving.stall
-    saves = numpy.maximum(numpy.floor((up - saving.write) / cycle), 0)
-    total, kept = float(gaps.sum()), float(saves.sum())
-    trained, stalled, running = kept * interval, kept * saving.stall, float(up.sum())
-    return Goodput(trained / total, stalled / total, (running - trained - stalled) / total, 1 - running / total)
