@@ -50,10 +50,12 @@ class Below:
     Attributes:
         name: what it shows; steps begin at zero.
         marks: positions and texts of its labels; empty: round numbers.
+        last: where steps end at least, so that all charts of a run have the same axis.
     """
 
     name: str = "step"
     marks: Sequence[tuple[float, str]] = ()
+    last: float = 0.0
 
     @property
     def is_steps(self) -> bool:
@@ -84,7 +86,7 @@ def chart(
         return Markup()
     xs = [x for _, points in shown for x, _ in points]
     ys = [y for curve, points in shown for _, y in (points if curve.counts is None else curve.counts)]
-    x_range = (0.0, max(*xs, 1.0)) if below.is_steps else _span(xs, 0.0)
+    x_range = (0.0, max(*xs, below.last, 1.0)) if below.is_steps else _span(xs, 0.0)
     place = _Place(x_range, _span([y for y in ys if math.isfinite(y)] or [0.0], 0.06))
     marks = below.marks or _marked(*place.x_range, 7)
     return render(
@@ -154,6 +156,8 @@ def _anchor(x: float) -> str:
 def _span(values: Sequence[float], margin: float) -> tuple[float, float]:
     """The range of an axis; never empty."""
     low, high = min(values), max(values)
+    if low == high == 0:  # of a share or a count, which is never below
+        return 0.0, 1.0
     room = (high - low) * margin or (abs(high) * 0.05 or 0.5 if high == low else 0.0)
     return low - room, high + room
 

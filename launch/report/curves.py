@@ -33,7 +33,7 @@ def charts(run: RunFacts, number: int = 0) -> list[Markup]:
     wait = [(step, 100 * share) for step, share in points(history, _wait_share)]
     speed = points(history, lambda step: step.tokens_per_second)
     norm = points(history, lambda step: step.grad_norm)
-    draw = partial(chart, run=number)
+    draw = partial(chart, run=number, below=Below(last=history.last_step))
     figures = [
         draw("Loss", loss, "bits/token", lines),
         draw("What memory gains: cleared minus carried", gains, "bits/token", lines),
@@ -97,7 +97,11 @@ def _memory(run: RunFacts, number: int) -> list[Markup]:
             for number, (layer, points) in enumerate(sorted(curves[key].items()))
         ]
 
-    return [chart(statistic.label, drawn(name), statistic.axis, run=number) for name, statistic in declared.items()]
+    below = Below(last=run.history.last_step)
+    return [
+        chart(statistic.label, drawn(name), statistic.axis, below=below, run=number)
+        for name, statistic in declared.items()
+    ]
 
 
 def points(history: History, value: Callable[[StepEvent], float | None]) -> list[tuple[float, float]]:

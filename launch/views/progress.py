@@ -170,7 +170,8 @@ def describe(event: Event) -> str:
     match event:
         case AttemptEvent():
             layout = layout_text(event.layout)
-            return f"attempt {event.attempt}: {event.world_size} processes ({layout}), " + (
+            processes = "1 process" if event.world_size == 1 else f"{event.world_size} processes"
+            return f"attempt {event.attempt}: {processes} ({layout}), " + (
                 f"resumed after step {event.start_step}" if event.start_step else "from the start"
             )
         case EvaluationEvent():

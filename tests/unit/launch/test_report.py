@@ -195,6 +195,19 @@ def test_several_runs_and_runs_that_have_not_begun(tmp_path: Path) -> None:
     assert "is not a run directory" in str(done.exception)
 
 
+def test_a_chart_has_the_axis_of_the_others(tmp_path: Path) -> None:
+    """All begin at zero and end at the last step, also if the curve ends before; a share of zero is at the bottom."""
+    text = (write_run(tmp_path) / "metrics.jsonl").read_text()
+    layers = [{"layer": 1, "state_rms": 0.0}]
+    memory = {"event": "memory", "time": 220.0, "attempt": 2, "step": 20, "layers": layers}
+    (tmp_path / "run" / "metrics.jsonl").write_text(text + json.dumps(memory) + "\n")
+    source = report(tmp_path / "run")
+    ends = {float(end) for end in re.findall(r'data-last="([^"]*)"', source)}
+    assert "Size of the states" in source and ends == {40.0}
+    svg = chart("zero", [Curve("share", [(1.0, 0.0), (2.0, 0.0)])], "share")
+    assert ">0.0<" in svg and ">-0." not in svg
+
+
 def test_charts_of_odd_numbers() -> None:
     assert chart("none", [Curve("a", [])], "x") == "" == chart("nan", [Curve("a", [(1, float("nan"))])], "x")
     for points in ([(1.0, 0.0)], [(1.0, 5.0), (2.0, 5.0)], [(0.0, -1e-9), (1.0, 1e9)]):
