@@ -1,5 +1,6 @@
 """The command `brt`.  Subcommands are imported only when used, so that `brt --help` is instant."""
 
+import difflib
 import importlib
 import io
 import json
@@ -57,7 +58,10 @@ class LazyGroup(click.Group):
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in self._lazy:
-            return None
+            if context.resilient_parsing:  # completing a word
+                return None
+            near = difflib.get_close_matches(name, self._lazy, n=1)
+            context.fail(f"no command {name}" + (f"; nearest: {near[0]}" if near else ""))
         module, _, attribute = self._lazy[name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command

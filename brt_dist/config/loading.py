@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from brt_dist.config.keys import dotted, field_of, leaves, nearest_key, subsection
+from brt_dist.config.keys import dotted, field_of, leaf_keys, leaves, nearest_key, subsection
 from brt_dist.config.older import drop_optimizer_keys, drop_zero_keys, move_model_keys
 from brt_dist.config.rules import broken_rules
 from brt_dist.config.schema import Config
@@ -112,6 +112,8 @@ def _read(source: Path | str, problems: list[str]) -> Tree:
 
 
 def _similar_file(path: Path) -> str:
+    if str(path) in leaf_keys(Config):
+        return f"; a value is given as {path}=VALUE"
     if not path.parent.is_dir():
         return f" (the folder {path.parent} does not exist either)"
     names = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml")]

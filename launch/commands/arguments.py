@@ -1,8 +1,12 @@
 """Arguments that several commands share."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    import logging
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 device_option = click.option(
@@ -39,4 +43,8 @@ def quiet_libraries() -> None:
 
     warnings.simplefilter("ignore")
     for library in ("DeepSpeed", "megatron.core"):
-        logging.getLogger(library).setLevel(logging.ERROR)
+        logging.getLogger(library).addFilter(_is_error)  # DeepSpeed sets its level anew when it is imported
+
+
+def _is_error(record: "logging.LogRecord") -> bool:
+    return record.levelno >= 40  # logging.ERROR

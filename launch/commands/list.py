@@ -47,8 +47,9 @@ def list_(folder: Path, experiment: str | None, mlflow: str | None, as_json: boo
     if as_json:
         click.echo(json.dumps({**where, "runs": rows, **({"others": others} if others else {})}))
         return
-    _show(rows, None if "experiment" in where else folder)
-    if not rows:
+    if rows:
+        _show(rows, None if "experiment" in where else folder)
+    else:
         there = f"experiment {where['experiment']}" if "experiment" in where else f"{folder} or below it"
         click.echo(f"no run in {there}", err=True)
     if others:

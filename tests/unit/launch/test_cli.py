@@ -74,6 +74,22 @@ def test_every_command_has_json_and_every_option_is_explained() -> None:
         assert command.help and all(one.help for one in options), name
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "no command trian; nearest: train"),
+        (["train", "run.steps"], "config file run.steps: no such file; a value is given as run.steps=VALUE"),
+        (["list"], "no run in . or below it"),
+    ],
+)
+def test_slips_are_answered_with_what_was_meant(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, out, err = run(*words, capsys=capsys)
+    assert said in err and out == ""
+
+
 def test_an_exporter_says_as_json_where_it_listens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text("")
     command = [sys.executable, "-P", "-m", "launch.cli", "metrics-exporter", str(tmp_path), "--port", "0", "--json"]
