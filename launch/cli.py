@@ -61,7 +61,7 @@ class LazyGroup(click.Group):
             if context.resilient_parsing:  # completing a word
                 return None
             near = difflib.get_close_matches(name, self._lazy, n=1)
-            context.fail(f"no command {name}" + (f"; nearest: {near[0]}" if near else ""))
+            context.fail(f"No such command {name!r}" + (f"; nearest: {near[0]}" if near else ""))
         module, _, attribute = self._lazy[name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command

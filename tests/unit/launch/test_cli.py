@@ -77,7 +77,7 @@ def test_every_command_has_json_and_every_option_is_explained() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["trian"], "no command trian; nearest: train"),
+        (["trian"], "No such command 'trian'; nearest: train"),
         (["train", "run.steps"], "config file run.steps: no such file; a value is given as run.steps=VALUE"),
         (["list"], "no run in . or below it"),
     ],
