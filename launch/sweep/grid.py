@@ -64,7 +64,7 @@ def axes(given: Sequence[str]) -> list[Axis]:
         else:
             found.append(Axis(key, tuple(parts)))
     if not given:
-        problems.append("no values given; nearest: --grid optimizer.learning_rate=0.001,0.0003 (or --random, --list)")
+        problems.append("no --grid given; example: --grid optimizer.learning_rate=0.001,0.0003")
     if problems:
         raise ConfigError("; ".join(problems) if len(problems) == 1 else "\n".join(["--grid:", *problems]))
     return found

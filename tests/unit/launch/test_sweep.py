@@ -53,7 +53,7 @@ def test_names_are_as_many_as_combinations(grid: dict[str, list[str]]) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ([], "no values given; nearest: --grid"),
+        ([], "no --grid given"),
         (["model.width"], "not of the form key=a,b,c"),
         (["model.width=64,,128"], "not of the form key=a,b,c"),
         (["model.widht=64"], "nearest: model.width"),
