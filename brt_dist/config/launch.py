@@ -28,8 +28,8 @@ class LaunchSettings(Section):
     )
     gpu_kind: str | None = Field(
         None,
-        description="kind of the GPUs, for the plan: h100, h200, a100, b200, mi300x, or a file as for `brt plan "
-        "--device`; unset: those of this machine if the run is local",
+        description="kind of the devices, for the plan: h100, h200, a100, b200, mi300x, or a file as for `brt plan "
+        "--device`, also of CPUs; unset: those of this machine if the run is local",
     )
     time_limit: str | None = Field(
         None,

@@ -60,6 +60,12 @@ class Device:
         """Seconds between two marks; call `synchronize` first."""
         return begin.elapsed_time(end) / 1000 if self.kind == "cuda" else end - begin
 
+    def memory_bytes(self) -> int:
+        """Memory that the device has; of a CPU all of the machine."""
+        if self.kind == "cuda":
+            return int(torch.cuda.get_device_properties(self.index).total_memory)
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
     def peak_memory_bytes(self) -> int:
         """Peak memory of this process on the device: allocated by torch on a GPU, resident on a CPU."""
         if self.kind == "cuda":

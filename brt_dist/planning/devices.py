@@ -5,15 +5,19 @@ from functools import cache
 from itertools import pairwise
 from math import log
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
 from brt_dist.config.section import Section
 from brt_dist.errors import ConfigError
+from brt_dist.reading import read_text
 
 TABLE = Path(__file__).with_name("devices.yaml")
+FORMAT = 1  # of a calibration
+_LARGEST = 1 << 20  # bytes of a device file
+_SHARED = ("memory", "memory_rate", "host_rate", "link_rate", "network_rate")  # by the ranks of a machine's CPUs
 _CORE_FLOPS = 50e9  # of a core with 256-bit vectors at 3 GHz, about half of its peak
 
 
@@ -48,14 +52,26 @@ class DeviceSpec(Section):
     activation_passes: NonNegativeFloat = Field(
         12.0, description="how often a step reads or writes each byte of activations, at the rate of its memory"
     )
+    logits_passes: NonNegativeFloat = Field(9.0, description="the same of the logits in float32")
+    update_passes: PositiveFloat = Field(
+        1.0, description="how often an update reads and writes weights, optimizer state and gradients"
+    )
     link_efficiency: PositiveFloat = Field(0.8, le=1.0, description="share of link and network rates that is reached")
+    link_shares: dict[Literal["gather", "scatter", "send"], PositiveFloat] = Field(
+        {}, description="what gathers, reductions that leave parts, and transfers reach of what sums reach; unset: all"
+    )
     link_seconds: NonNegativeFloat = Field(1e-5, description="of a collective or transfer, however short")
     launch_seconds: NonNegativeFloat = Field(2.5e-5, description="of the host for an operation, with Python and views")
+    disk_rate: PositiveFloat | None = Field(None, description="that a node writes to its disk; unset: unknown")
+    correction: PositiveFloat = Field(
+        1.0, description="of compute, from runs: what they took over what was planned for them"
+    )
     is_asynchronous: bool = Field(True, description="whether the device computes while the host prepares what follows")
     reserved: NonNegativeFloat = Field(
         4e9, description="bytes of a device that libraries, communication buffers and fragmentation take"
     )
     source: str = Field("", description="where these numbers are from")
+    is_timed: bool = Field(True, description="whether times mean something: its rates are from data sheets or measured")
 
     @property
     def room(self) -> float:
@@ -71,6 +87,28 @@ class DeviceSpec(Section):
             if low <= side <= high:
                 return self.matmul_efficiency * (first + (second - first) * log(side / low) / log(high / low))
         return self.matmul_efficiency * known[0 if side < known[0][0] else -1][1]
+
+
+class Calibration(Section):
+    """What was measured of a machine: the device as it is with some numbers of ranks at work at once."""
+
+    format: Literal[1] = Field(description="of this file")
+    measured: str = Field(description="when, on what")
+    ranks: dict[PositiveInt, DeviceSpec] = Field(min_length=1, description="the device, by ranks of the machine")
+
+    def of(self, ranks: int) -> DeviceSpec:
+        """The device of each of so many ranks: as measured with as many, or else with the next fewer, or the fewest.
+
+        More ranks than were measured share the CPUs that there are.
+        """
+        nearest = max((count for count in self.ranks if count <= ranks), default=min(self.ranks))
+        found = self.ranks[nearest]
+        if nearest >= ranks or found.is_asynchronous:
+            return found
+        share, peaks = nearest / ranks, found.peak_flops
+        shared = {name: getattr(found, name) * share for name in _SHARED}
+        peaks = Peaks(bf16=peaks.bf16 * share, fp32=peaks.fp32 * share)
+        return found.model_copy(update={**shared, "peak_flops": peaks, "devices_per_node": ranks})
 
 
 def known_devices() -> tuple[str, ...]:
@@ -97,13 +135,35 @@ def device_spec(name: str, ranks_per_node: int = 1) -> DeviceSpec:
         raise ConfigError(
             f"unknown device {name!r}; known: {', '.join(known_devices())}, or a YAML file with the same keys"
         )
+    found = read_device(path)
+    return found.of(ranks_per_node) if isinstance(found, Calibration) else found
+
+
+def read_device(path: Path) -> "DeviceSpec | Calibration":
+    """A file with the keys of a device, or one that `brt plan --calibrate` wrote.
+
+    Raises:
+        ConfigError: it cannot be read, or does not fit; says what is wrong.
+    """
     try:
-        return DeviceSpec.model_validate(_numbers(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"device file {path}: cannot be read ({str(error).splitlines()[0]})") from None
+        given = _numbers(yaml.safe_load(read_text(path, _LARGEST)))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(
+            f"device file {path}: cannot be read ({(str(error) or 'too deep').splitlines()[0]})"
+        ) from None
+    kind: type[Calibration] | type[DeviceSpec] = DeviceSpec
+    if isinstance(given, dict) and "format" in given:
+        kind = Calibration
+        if given["format"] != FORMAT:
+            raise ConfigError(
+                f"device file {path}: it has format {given['format']!r}, and this version reads {FORMAT}; "
+                "nearest: brt plan --calibrate makes it anew"
+            )
+    try:
+        return kind.model_validate(given)
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in error.errors())
-        raise ConfigError(f"device file {path}: {found}; keys: {', '.join(DeviceSpec.model_fields)}") from None
+        raise ConfigError(f"device file {path}: {found}; keys: {', '.join(kind.model_fields)}") from None
 
 
 def device_of_driver(name: str, ranks_per_node: int = 1) -> DeviceSpec | None:
@@ -131,6 +191,7 @@ def this_machine(ranks: int) -> DeviceSpec:
         attention_efficiency=0.5,
         launch_seconds=10e-6,
         is_asynchronous=False,
+        is_timed=False,
         reserved=min(0.6e9, memory / ranks / 2),
         source="this machine's memory and cores; rates are assumptions",
     )

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
+from statistics import fmean
+from typing import Literal
 
 from brt_dist.config.local_segment import LocalSegment
 from brt_dist.config.schema import Config, ParallelConfig
@@ -14,7 +16,7 @@ from brt_dist.planning.model_sizes import ModelSizes
 
 _FORWARD_OPERATIONS = 0.4  # share of a layer's operations that the forward has
 _FORWARD_PASSES = 0.4  # share of the passes over activations that the forward makes
-_LOGITS_PASSES = 3, 6  # over the logits in float32, in forward and backward
+_FORWARD_LOGITS = 1 / 3  # the same of those over logits
 _TILE_OPERATIONS = 59  # of a tile of logits, forward and backward, counted in a step of the engine
 
 _DISTURBED = 0.2
@@ -74,7 +76,8 @@ def stage_time(sizes: ModelSizes, parallel: ParallelConfig, stage: int, device: 
     if stage == parallel.pipeline - 1:
         parts.append((1, _head(config, local, device)))
     work = _Work.sum(parts)
-    compute, sent = work.forward + work.backward, work.sent_forward + work.sent_backward
+    forward, backward = work.forward * device.correction, work.backward * device.correction
+    compute, sent = forward + backward, work.sent_forward + work.sent_backward
     operations = work.operations_forward + work.operations_backward
     launches = waiting(operations, compute + sent, device)  # the host may be far ahead
     of_forward = launches * work.operations_forward / operations
@@ -82,15 +85,16 @@ def stage_time(sizes: ModelSizes, parallel: ParallelConfig, stage: int, device: 
     if parallel.pipeline > 1:
         near = parallel.tensor * parallel.data * 2 <= device.devices_per_node
         rate = (device.link_rate if near else device.network_rate) * device.link_efficiency
+        rate *= device.link_shares.get("send", 1.0)
         send = device.link_seconds + local.hidden(model.width) / rate
     neighbours = (stage > 0) + (stage < parallel.pipeline - 1)
     carried = 0.0
     if parallel.stream_memory == "host":
         size = sizes.held(parallel, stage).carried * parallel.micro_batch
-        carried = max(0.0, size / device.host_rate - work.forward)
+        carried = max(0.0, size / device.host_rate - forward)
     return StageTime(
-        forward=work.forward + work.sent_forward + of_forward + carried,
-        backward=work.backward + work.sent_backward + launches - of_forward,
+        forward=forward + work.sent_forward + of_forward + carried,
+        backward=backward + work.sent_backward + launches - of_forward,
         compute=compute,
         launches=launches,
         tensor=sent,
@@ -121,7 +125,10 @@ def _layer(sizes: ModelSizes, parallel: ParallelConfig, kind: int, device: Devic
     if parallel.tensor > 1:
         # a gather, or a reduction that leaves parts
         bytes_sent = local.tokens * model.width * local.itemsize * (parallel.tensor - 1) / parallel.tensor
-        half = bytes_sent / rate_within(parallel, device, parallel.tensor) + device.link_seconds
+        rates = [rate_within(parallel, device, parallel.tensor, how) for how in ("gather", "scatter")]
+        if not parallel.sequence_parallel:  # sums, which are both at once
+            rates = [rate_within(parallel, device, parallel.tensor)]
+        half = bytes_sent * fmean(1 / rate for rate in rates) + device.link_seconds
         of_states = 2 * work.states * half
         if work.states:  # one after the other, for each block
             of_states += 2 * local.segment / model.window * device.link_seconds
@@ -146,11 +153,11 @@ def _head(config: Config, local: LocalSegment, device: DeviceSpec) -> _Work:
     model, tensor = config.model, config.parallel.tensor
     columns = padded_vocab(model.vocab_size or 0, tensor) // tensor
     product = 2 * model.width * columns * local.tokens / _products(config, local, device)
-    logits = 4 * columns * local.tokens / device.memory_rate
+    logits = device.logits_passes * 4 * columns * local.tokens / device.memory_rate
     tiles = -(-local.tokens // TILE_TOKENS) * -(-columns // TILE_COLUMNS)
     return _Work(
-        forward=product + _LOGITS_PASSES[0] * logits,
-        backward=3 * product + _LOGITS_PASSES[1] * logits,
+        forward=product + _FORWARD_LOGITS * logits,
+        backward=3 * product + (1 - _FORWARD_LOGITS) * logits,
         operations_forward=tiles * _TILE_OPERATIONS * _FORWARD_OPERATIONS,
         operations_backward=tiles * _TILE_OPERATIONS * (1 - _FORWARD_OPERATIONS),
     )
@@ -179,6 +186,9 @@ def _peak(config: Config, device: DeviceSpec) -> float:
     return device.peak_flops.bf16 if config.run.precision == "bf16" else device.peak_flops.fp32
 
 
-def rate_within(parallel: ParallelConfig, device: DeviceSpec, span: int) -> float:
-    """Bytes a second of a group whose ranks lie within `span` ranks in a row."""
-    return (device.link_rate if span <= device.devices_per_node else device.network_rate) * device.link_efficiency
+def rate_within(
+    parallel: ParallelConfig, device: DeviceSpec, span: int, how: Literal["sum", "gather", "scatter"] = "sum"
+) -> float:
+    """Bytes a second that a rank sends in a group whose ranks lie within `span` ranks in a row."""
+    rate = device.link_rate if span <= device.devices_per_node else device.network_rate
+    return rate * device.link_efficiency * (1.0 if how == "sum" else device.link_shares.get(how, 1.0))

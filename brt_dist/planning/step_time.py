@@ -124,10 +124,11 @@ def _once_a_step(
 ) -> tuple[float, float, float]:
     """Seconds to reduce gradients, to gather weights, and to update."""
     count, itemsize = sizes.held(parallel, stage).parameters, local_segment(config).itemsize
-    rate = rate_within(parallel, device, parallel.tensor * parallel.data)
-    moved = (parallel.data - 1) / parallel.data / rate  # seconds for each byte of a gather or a reduction
-    sums = count * (2 if parallel.zero.reduce_dtype == "bf16" else 4) * moved
-    weights = count * itemsize * moved
+    span, others = parallel.tensor * parallel.data, (parallel.data - 1) / parallel.data
+    moved = others / rate_within(parallel, device, span)  # seconds for each byte of half a sum
+    reduced = count * (2 if parallel.zero.reduce_dtype == "bf16" else 4)
+    sums = reduced * others / rate_within(parallel, device, span, "scatter")
+    weights = count * itemsize * others / rate_within(parallel, device, span, "gather")
     reduce, gather = sums, weights
     micro_batches = config.micro_batches
     if parallel.zero_stage == 0:
@@ -143,7 +144,7 @@ def _once_a_step(
         table = padded_vocab(config.model.vocab_size or 0, parallel.tensor) // parallel.tensor * config.model.width
         reduce += 4 * table / (device.network_rate * device.link_efficiency)
     touched = 2 * (memory.masters + memory.optimizer) + memory.gradients / max(parallel.data, 1) + memory.weights
-    update = touched / device.memory_rate
+    update = device.update_passes * touched / device.memory_rate
     weights_of_layers = sum(times * sizes.work(kind).weights for kind, times in sizes.counts(parallel, stage).items())
     update += waiting(_STEP_OPERATIONS + _WEIGHT_OPERATIONS * weights_of_layers, update, device)
     if parallel.zero.offload_optimizer != "none":  # updated in host memory; gradients come, weights go back

@@ -18,25 +18,38 @@ _PER_STAGE = 4  # micro-batches that are drawn for each stage; more look alike
 @config_argument
 @click.option("--gpus", type=click.IntRange(min=1), help="Devices in all.  [default: those of the layout]")
 @click.option(
-    "--device", "device_name", default="h100", show_default=True, metavar="NAME|FILE",
-    help="h100, h200, a100, b200, mi300x, cpu (this machine), or a YAML file with the keys of one of these.",
+    "--device", "device_name", metavar="NAME|FILE",
+    help="h100, h200, a100, b200, mi300x, cpu (this machine), or a YAML file: with the keys of one of these, or of "
+    "--calibrate.  With --calibrate cpu or cuda.  [default: h100; with --calibrate what there is]",
 )  # fmt: skip
 @click.option("--nodes", type=click.IntRange(min=1), help="Nodes.  [default: of as many devices as the device has]")
 @click.option("--network", type=click.FloatRange(min=0, min_open=True), help="Gbit/s of network for each device.")
 @click.option("--price", type=click.FloatRange(min=0), help="Dollars for a device and an hour.")
 @click.option("--search", "is_search", is_flag=True, help="Try all layouts, and plan the fastest that fits.")
 @click.option("--most", type=click.IntRange(min=1), default=10, show_default=True, help="Layouts that --search shows.")
+@click.option("--calibrate", "calibrates", is_flag=True, help="Measure this machine, in about two minutes.")
+@click.option(
+    "--from", "runs", multiple=True, metavar="RUN", type=click.Path(path_type=Path, file_okay=False),
+    help="With --calibrate: measure nothing, and correct the file by what this run took.  Can be repeated.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("device.yaml"), show_default=True,
+    help="File of --calibrate.",
+)  # fmt: skip
 @click.option("--timeline", type=click.Path(path_type=Path, dir_okay=False), help="Write the pipeline as HTML.")
 @json_option
 def plan(
     settings: tuple[str, ...],
     gpus: int | None,
-    device_name: str,
+    device_name: str | None,
     nodes: int | None,
     network: float | None,
     price: float | None,
     is_search: bool,
     most: int,
+    calibrates: bool,
+    runs: tuple[Path, ...],
+    out: Path,
     timeline: Path | None,
     as_json: bool,
 ) -> int:
@@ -45,10 +58,12 @@ def plan(
     \b
       brt plan examples/scale_70b.yaml model.vocab_size=131072 --gpus 64 --search
       brt plan my.yaml --device a100 --nodes 4
-      brt plan my.yaml --device my-gpu.yaml --json
+      brt plan --calibrate --out here.yaml
+      brt plan my.yaml --device here.yaml --json
+      brt plan --calibrate --from runs/my --out here.yaml
 
-    Memory is counted, time is a model: matrix products reach a share of the peak that the device's entry gives, and
-    rates are those of data sheets.  With --gpus, parallel.data changes so that the layout has as many ranks; --search
+    Memory is counted, time is a model: the device's work at rates of data sheets or of --calibrate, and the host's.
+    With --gpus, parallel.data changes so that the layout has as many ranks; --search
     looks at all layouts.  The exit code is 13 (out of memory) if the plan does not fit.
     """
     from brt_dist.errors import ConfigError, ExitCode
@@ -57,12 +72,14 @@ def plan(
     from launch.run.sizes import device_in, for_plan, on_devices
     from launch.views.plan import plan_text, search_text
 
+    if calibrates or runs:
+        return _calibrate(settings, device_name, out, runs, as_json)
     files, overrides = split(settings)
     if not files and not overrides:
         raise ConfigError("no config given; example: brt plan examples/scale_7b.yaml model.vocab_size=32000")
     config = for_plan(files, overrides)
     world = gpus or config.parallel.world_size
-    device = device_in(device_name, world, nodes, network, price)
+    device = device_in(device_name or "h100", world, nodes, network, price)
     planner = Planner(config, device)
     found = None
     if is_search:
@@ -97,6 +114,38 @@ def plan(
     if chosen.problem is not None:
         click.echo(f"does not fit: {chosen.problem}", err=True)
     return 0 if chosen.problem is None else int(ExitCode.OUT_OF_MEMORY)
+
+
+def _calibrate(
+    settings: tuple[str, ...], device_name: str | None, out: Path, runs: tuple[Path, ...], as_json: bool
+) -> int:
+    """Measure this machine, or correct a calibration by runs, and write the file."""
+    from brt_dist.errors import ConfigError
+    from brt_dist.planning.calibration.machine import calibrate, write_calibration
+    from launch.views.calibration import calibration_text, corrected
+
+    if settings:
+        raise ConfigError(f"--calibrate takes no config: {settings[0]}")
+    if runs:
+        found, words = corrected(out, runs)
+    else:
+        kind = device_name or _kind_here()
+        if kind not in ("cpu", "cuda"):
+            raise ConfigError(f"--calibrate measures this machine: --device cpu or cuda, and not {kind!r}")
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        found = calibrate(kind, out.absolute().parent, lambda now: click.echo(now, err=True))
+        words = calibration_text(found)
+    write_calibration(out, found)
+    click.echo(
+        json.dumps({"file": str(out), **found.model_dump(mode="json")}) if as_json else f"{words}\n\nfile  {out}"
+    )
+    return 0
+
+
+def _kind_here() -> str:
+    from launch.doctor.node import gpus
+
+    return "cuda" if gpus() else "cpu"
 
 
 def _write_timeline(planner: "Planner", chosen: "LayoutPlan", path: Path) -> None:

@@ -80,8 +80,9 @@ def device_of(config: Config) -> DeviceSpec | None:
     None for CPUs of other machines.
     """
     launch = config.launch
+    ranks = _devices(config) if config.parallel.auto else config.parallel.world_size
     if launch.gpu_kind is not None:
-        return device_spec(launch.gpu_kind)
+        return device_spec(launch.gpu_kind, max(ranks // launch.nodes, 1))
     here = launch.backend == "local" and launch.ray_address in (None, "local") and launch.nodes == 1
     if not here:
         specs = [device_spec(name) for name in known_devices() if name != "cpu"]
@@ -90,11 +91,7 @@ def device_of(config: Config) -> DeviceSpec | None:
     if found:
         device = device_of_driver(found[0]["name"]) or device_spec("h100").model_copy(update={"name": found[0]["name"]})
         return device.model_copy(update={"memory": float(found[0]["total"]), "devices_per_node": len(found)})
-    return (
-        None
-        if config.run.device == "cuda"
-        else this_machine(_devices(config) if config.parallel.auto else config.parallel.world_size)
-    )
+    return None if config.run.device == "cuda" else this_machine(ranks)
 
 
 def _devices(config: Config) -> int:

@@ -84,7 +84,7 @@ def cost_text(costs: Sequence[RowCost], seeds: int) -> str:
     tokens = plan.steps * plan.tokens
     lines = [
         f"{plan.steps:,} steps, {tokens:,} tokens, {seeds} seed{'s' if seeds > 1 else ''} for each row",
-        f"on {plan.parallel.world_size} x {plan.device.name} ({plan.device.source}; not measured)",
+        f"on {plan.parallel.world_size} x {plan.device.name} ({plan.device.source})",
         text_of(table(head, cells, right=head[1:])),
         f"in all  {_hours(hours)} {short_name(plan)} hours{price_text(costs, seeds)}",
     ]

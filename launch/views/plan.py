@@ -57,7 +57,7 @@ def _model(planner: Planner, plan: LayoutPlan) -> str:
     rows = [
         ("model", f"{planner.parameters / 1e9:.3g} billion parameters, {planner.flops_per_token:.3g} FLOP per token"),
         ("layout", layout_words(layout_json(plan.parallel))),
-        ("devices", f"{plan.parallel.world_size} x {device.name} ({device.source}; not measured)"),
+        ("devices", f"{plan.parallel.world_size} x {device.name} ({device.source})"),
     ]
     return text_of(table(("", ""), rows))
 
@@ -105,6 +105,9 @@ def _facts(plan: LayoutPlan) -> Iterator[tuple[str, str]]:
     yield "run", f"{plan.steps:,} steps, {tokens / 1e9:,.1f} billion tokens, {_length(plan.days)}"
     yield "cost", "price unknown; give --price" if plan.cost is None else f"${plan.cost:,.0f} at ${plan.device.price}/h"
     saved = f"{size(int(plan.saved))} every {plan.checkpoint_every:,} steps"
+    if plan.device.disk_rate is not None:
+        nodes = max(plan.parallel.world_size // plan.device.devices_per_node, 1)
+        saved += f", {plan.saved / nodes / plan.device.disk_rate:,.1f} s to this machine's disk"
     yield "checkpoints", f"{saved}, {size(int(found['checkpoint_bytes_per_second']))}/s"
     yield "data", f"{size(int(found['data_bytes_per_second']))}/s at most"
 

@@ -6,8 +6,9 @@ from statistics import fmean, median
 from typing import Literal
 
 from brt_dist.config.schema import Config
+from brt_dist.errors import ConfigError
 from brt_dist.events import AttemptEvent, CheckpointEvent, Event, StepEvent
-from brt_dist.planning.devices import device_of_driver
+from brt_dist.planning.devices import DeviceSpec, device_of_driver, device_spec, known_devices
 from brt_dist.planning.layout_plan import LayoutPlan, Planner
 from launch.run.sizes import with_vocabulary
 
@@ -35,7 +36,7 @@ class Compared:
 def compared(config: Config, events: Sequence[Event]) -> list[Compared]:
     """Of the last attempt; empty if its device is not one that the plan knows, or the vocabulary is not known.
 
-    Times of a CPU are not planned: the plan knows its memory only.
+    Times of a CPU are planned with a calibration of it (`launch.gpu_kind: FILE`) only; else the plan knows its memory.
     """
     attempt = next((event for event in reversed(events) if isinstance(event, AttemptEvent)), None)
     plan = _plan(config, attempt) if attempt is not None else None
@@ -45,11 +46,21 @@ def compared(config: Config, events: Sequence[Event]) -> list[Compared]:
 def _plan(config: Config, attempt: AttemptEvent) -> LayoutPlan | None:
     """The plan of the layout that the attempt had, which may be one of fewer nodes."""
     ranks = (attempt.world_size or 1) // config.launch.nodes
-    device = device_of_driver(attempt.device or "", max(ranks, 1))
+    device = _device(config.launch.gpu_kind, attempt.device or "", max(ranks, 1))
     known = with_vocabulary(config, ask_servers=False)
     if device is None or known is None:
         return None
     return Planner(known, device).plan(config.parallel.model_copy(update={"data": attempt.layout.data or 1}))
+
+
+def _device(kind: str | None, driver: str, ranks: int) -> DeviceSpec | None:
+    """The device of the file that the config names, if it can still be read; or of the name that the driver gave."""
+    if kind is not None and kind not in known_devices():
+        try:
+            return device_spec(kind, ranks)
+        except ConfigError:
+            pass
+    return device_of_driver(driver, ranks)
 
 
 def _parts(plan: LayoutPlan, events: Sequence[Event], attempt: AttemptEvent) -> Iterator[Compared]:
@@ -62,7 +73,7 @@ def _parts(plan: LayoutPlan, events: Sequence[Event], attempt: AttemptEvent) -> 
     yield Compared("peak memory of rank 0", "bytes", first.device + on_cpu * first.host, max(peaks, default=None))
     for name, size in first.parts():
         yield Compared(f"{name} of rank 0", "bytes", size, None)
-    time = None if on_cpu else plan.time
+    time = plan.time if plan.device.is_timed else None
     yield Compared("step", "seconds", time.total if time else None, median(seconds) if seconds else None)
     waits = [step.data_wait_seconds for step in steps[1:] if step.data_wait_seconds is not None]
     yield Compared("waiting for data", "seconds", time.data if time else None, median(waits) if waits else None)

@@ -3,9 +3,11 @@
 import json
 from importlib import import_module
 from pathlib import Path
+from statistics import median
 
 import pytest
 
+from benchmarks import plan_time
 from benchmarks.step import table
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -29,3 +31,12 @@ def test_the_tables_of_a_step(name: str) -> None:
 def test_the_tables_of_comparisons(module: str, name: str, document: str) -> None:
     figures = json.loads((DOCS / "results" / f"{name}.json").read_text())
     assert import_module(f"benchmarks.{module}").table(figures) in (DOCS / document).read_text()
+
+
+def test_the_table_of_planned_times() -> None:
+    """Planned anew from the calibration, so that the page says what the plan is worth today."""
+    figures = json.loads((DOCS / "results" / "plan_time.json").read_text())
+    assert plan_time.text(figures) in (DOCS / "scaling.md").read_text()
+    rows = plan_time.compared(figures)
+    as_calibrated, corrected = (median(map(abs, plan_time.errors(rows, which))) for which in (False, True))
+    assert len(rows) >= 12 and as_calibrated <= 0.25 and corrected <= 0.15

@@ -22,7 +22,15 @@ def plan(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str,
 def test_a_plan_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = plan(*RECIPE, capsys=capsys)
     assert code == 0
-    for said in ("70.6 billion parameters", "512 x NVIDIA H100", "not measured", "peak by stage", "bubble", "MFU", "$"):
+    for said in (
+        "70.6 billion parameters",
+        "512 x NVIDIA H100",
+        "shares of the peak measured on one model",
+        "peak by stage",
+        "bubble",
+        "MFU",
+        "$",
+    ):
         assert said in out
 
 

@@ -1,0 +1,201 @@
+"""What a device computes in a second: products, memory, attention, a layer of ours, and what the host adds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from brt_dist.config.local_segment import LocalSegment
+from brt_dist.config.schema import ModelConfig
+from brt_dist.model.attention import Window
+from brt_dist.model.kernels.base import kernel
+from brt_dist.model.layers import Layer
+from brt_dist.model.memory import carried
+from brt_dist.model.model import TokenEmbedding
+from brt_dist.parallel.device import Device
+from brt_dist.planning.activations import layer_activations
+from brt_dist.planning.calibration.clock import Clock
+from brt_dist.planning.flops import TRAINING
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large a measurement is.
+
+    Attributes:
+        rows: of the products: tokens.
+        sides: of the products: width; a linear map goes to four times as many columns.
+        copied: bytes of the copies that measure memory.
+        width, heads, segment, window, streams: of the layer.
+        precision: of the layer.
+        columns: of the logits: vocabulary.
+    """
+
+    rows: int
+    sides: tuple[int, ...]
+    copied: int
+    width: int
+    heads: int
+    segment: int
+    window: int
+    streams: int
+    precision: str
+    columns: int
+
+
+SIZES = {
+    "cpu": Sizes(2048, (32, 64, 128, 256, 512, 1024), 1 << 27, 512, 4, 1024, 256, 2, "fp32", 4096),
+    "cuda": Sizes(16384, (256, 512, 1024, 2048, 4096, 8192), 1 << 30, 1024, 8, 4096, 512, 8, "bf16", 32768),
+}
+
+
+def product_rates(device: Device, clock: Clock, sizes: Sizes, precision: str) -> dict[int, float]:
+    """FLOP/s of a linear map's three products, forward and backward, by its width."""
+    found = {}
+    for side in sizes.sides:
+        rows = min(sizes.rows, 1 << 31 // (side * side)) if device.kind == "cuda" else sizes.rows
+        x, w, y = (
+            torch.randn(*shape, device=device.torch, dtype=DTYPES[precision])
+            for shape in ((rows, side), (4 * side, side), (rows, 4 * side))
+        )
+
+        def products() -> None:
+            x @ w.T  # noqa: B023
+            y @ w  # noqa: B023
+            y.T @ x  # noqa: B023
+
+        found[side] = 3 * 2 * rows * side * 4 * side / clock(products)
+    return found
+
+
+def memory_rate(device: Device, clock: Clock, sizes: Sizes) -> float:
+    """Bytes a second, read and written, of a copy."""
+    source = torch.ones(sizes.copied // 4, device=device.torch)
+    target = torch.empty_like(source)
+    return 2 * sizes.copied / clock(lambda: target.copy_(source))
+
+
+def host_rate(device: Device, clock: Clock, sizes: Sizes) -> float:
+    """Bytes a second from the device to host memory."""
+    buffers = device.transfers()
+    source = torch.ones(sizes.copied // 4, device=device.torch)
+    target = buffers.host_buffer(source)
+
+    def copy() -> None:
+        buffers.to_host({"": source}, {"": target})
+        buffers.finish()
+
+    return sizes.copied / clock(copy)
+
+
+def network(sizes: Sizes, **changes: object) -> ModelConfig:
+    """A layer of the paper's kinds, without dropout."""
+    settings: dict[str, object] = {
+        "layers": 1, "width": sizes.width, "heads": sizes.heads, "head_dim": sizes.width // sizes.heads,
+        "window": sizes.window, "vocab_size": 64, "dropout": 0.0, "mixers": {"window": {}},
+        "ffns": {"relu": {"width": 4 * sizes.width}},
+    }  # fmt: skip
+    return ModelConfig.model_validate({**settings, **changes})
+
+
+def attention_seconds(device: Device, clock: Clock, sizes: Sizes) -> tuple[float, float, float]:
+    """Seconds of window attention, forward and backward, and its FLOPs of what tokens see, of a forward."""
+    blocks, size, dtype = sizes.segment // sizes.window, sizes.width // sizes.heads, DTYPES[sizes.precision]
+    outer = sizes.streams, blocks, sizes.heads
+    queries = torch.randn(*outer, sizes.window, size, device=device.torch, dtype=dtype, requires_grad=True)
+    keys, values = (
+        torch.randn(*outer, 2 * sizes.window, size, device=device.torch, dtype=dtype, requires_grad=True)
+        for _ in range(2)
+    )
+    visible = torch.zeros(sizes.heads, 1, sizes.window, device=device.torch, requires_grad=True)
+    compute = kernel("auto", device.torch)
+
+    def forward() -> torch.Tensor:
+        return compute(queries, Window(keys, values), visible, None)
+
+    gradient = torch.ones_like(forward())
+    ahead = clock(forward)
+    both = clock(lambda: forward().backward(gradient))
+    flops = 4.0 * sizes.window * sizes.width * sizes.streams * sizes.segment
+    return ahead, max(both - ahead, ahead), flops
+
+
+def layer_run(device: Device, model: ModelConfig, segment: int, streams: int, precision: str) -> Callable[[], Any]:
+    """Forward and backward of a layer in training."""
+    dtype = DTYPES[precision]
+    layer = Layer(model, 0).to(device.torch, dtype)
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.normal_(0.0, 0.02)
+    x = torch.randn(segment, streams, model.width, device=device.torch, dtype=dtype, requires_grad=True)
+    starts = torch.zeros(streams, segment // model.window, dtype=torch.bool, device=device.torch)
+    memory = layer.blank_memory(streams)
+    gradient = torch.ones_like(x)
+
+    def run() -> None:
+        y, after = layer(x, memory, starts)
+        carried(after)
+        y.backward(gradient)
+
+    return run
+
+
+def launch_seconds(device: Device, clock: Clock, sizes: Sizes) -> float:
+    """Seconds of the host for an operation: of layers so small that little else counts."""
+    small = Sizes(0, (), 0, 32, 2, 128, 16, 1, sizes.precision, 0)
+    seconds = operations = 0.0
+    kinds: list[dict[str, object]] = [{"window": {}}, {"recurrent": {"layers": None, "states": 16}}]
+    for mixers in kinds:
+        model = network(small, mixers=mixers)
+        seconds += clock(layer_run(device, model, small.segment, small.streams, small.precision))
+        operations += model.mixer_of(0).operations(model, small.segment) + model.ffn_of(0).operations(model, 0)
+    return seconds / operations
+
+
+def activation_passes(
+    device: Device, clock: Clock, sizes: Sizes, products: float, attention: float, launch: float, memory_rate: float
+) -> float:
+    """How often a layer reads or writes its activations: what its time leaves when everything else is taken away.
+
+    Args:
+        device: of this rank.
+        clock: times it.
+        sizes: of the layer.
+        products: FLOP/s of products of its width.
+        attention: seconds of its attention, forward and backward.
+        launch: seconds of the host for an operation.
+        memory_rate: bytes a second.
+    """
+    model, itemsize = network(sizes), DTYPES[sizes.precision].itemsize
+    mixer, ffn = model.mixer_of(0), model.ffn_of(0)
+    whole = clock(layer_run(device, model, sizes.segment, sizes.streams, sizes.precision))
+    flops = mixer.flops(model, True) - mixer.attention_flops(model, True) + ffn.flops(model, True)
+    seconds = whole - TRAINING * flops * sizes.streams * sizes.segment / products - attention
+    if device.kind == "cpu":
+        seconds -= launch * (mixer.operations(model, sizes.segment) + ffn.operations(model, sizes.segment))
+    local = LocalSegment(sizes.streams, sizes.segment, sizes.window, itemsize=itemsize)
+    return max(seconds, 0.0) * memory_rate / layer_activations(model, 0, local, "none").full
+
+
+def logits_passes(device: Device, clock: Clock, sizes: Sizes, memory_rate: float) -> float:
+    """How often the loss reads or writes the logits: of a model so narrow that products cost little beside them."""
+    model = network(sizes, width=64, heads=1, vocab_size=sizes.columns)
+    embedding = TokenEmbedding(model).to(device.torch, DTYPES[sizes.precision])
+    torch.nn.init.normal_(embedding.weight, std=0.02)
+    x = torch.randn(sizes.rows, 1, 64, device=device.torch, dtype=DTYPES[sizes.precision], requires_grad=True)
+    target = torch.randint(sizes.columns, (sizes.rows, 1), device=device.torch)
+    seconds = clock(lambda: embedding.losses(x, target).sum().backward())
+    return seconds * memory_rate / (4 * sizes.rows * sizes.columns)
+
+
+def update_passes(device: Device, clock: Clock, sizes: Sizes, memory_rate: float) -> float:
+    """How often AdamW reads and writes what it updates, over reading and writing everything once."""
+    weights = [torch.randn(sizes.width, 4 * sizes.width, device=device.torch) for _ in range(8)]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    update = torch.optim.AdamW(weights, foreach=True)
+    touched = sum(2 * 3 * weight.nbytes + weight.nbytes for weight in weights)
+    return max(clock(update.step) * memory_rate / touched, 1.0)

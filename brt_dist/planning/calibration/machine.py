@@ -1,0 +1,143 @@
+"""Measures this machine with ranks that are processes of their own, and puts it together as a device."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event, Timer
+from typing import Any
+
+import yaml
+
+from brt_dist.errors import ConfigError, PlatformError
+from brt_dist.files import write_atomic
+from brt_dist.planning.devices import FORMAT, Calibration, DeviceSpec, device_of_driver, device_spec, this_machine
+from brt_dist.versions import library_versions
+
+_SECONDS = 100.0  # of all measurements, about
+_MEASUREMENTS = 30  # with some number of ranks
+_LIMIT = 300.0  # seconds until ranks are given up
+_HEAD = "# Measured by `brt plan --calibrate`; read by `brt plan --device FILE` and `launch.gpu_kind`.\n"
+
+
+def calibrate(kind: str, folder: Path, tell: Callable[[str], None], seconds: float = _SECONDS) -> Calibration:
+    """Measure this machine.
+
+    Args:
+        kind: "cpu" or "cuda".
+        folder: on the disk to measure.
+        tell: is told what is measured next.
+        seconds: of all measurements, about; starting the ranks comes on top.
+
+    Raises:
+        PlatformError: there is no such device, or a rank failed or took too long.
+    """
+    counts, found = _counts(kind), {}
+    for ranks in counts:
+        each = seconds / len(counts) / _MEASUREMENTS
+        result = _measured(kind, ranks, folder, each, lambda now: tell(f"{ranks} ranks: {now}"))  # noqa: B023
+        found[ranks] = _device(kind, ranks, result)
+    when = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+    return Calibration(
+        format=FORMAT, measured=f"{when} UTC on {platform.node()}, torch {library_versions()['torch']}", ranks=found
+    )
+
+
+def write_calibration(path: Path, calibration: Calibration) -> None:
+    """Write a calibration, for `brt plan --device FILE`.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        write_atomic(path, _HEAD + yaml.safe_dump(calibration.model_dump(), sort_keys=False))
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _counts(kind: str) -> list[int]:
+    """Numbers of ranks to measure: 1, doubled up to all cores; or all GPUs."""
+    if kind == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise PlatformError("there is no GPU on this machine; nearest: --device cpu")
+        return [torch.cuda.device_count()]
+    cores = os.cpu_count() or 1
+    return sorted({*(2**doubled for doubled in range(cores.bit_length()) if 2**doubled <= cores), cores})
+
+
+def _measured(kind: str, ranks: int, folder: Path, seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
+    """What rank 0 of so many found."""
+    program = [sys.executable, "-m", "brt_dist.planning.calibration.rank"]
+    with tempfile.TemporaryDirectory(dir=folder) as own, ExitStack() as stack:
+        processes = []
+        for rank in range(ranks):
+            log = stack.enter_context(open(Path(own) / f"log-{rank}", "wb"))
+            given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
+            environment = {**os.environ, **{name: str(value) for name, value in given.items()}}
+            environment["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // ranks, 1))
+            if Path("/sys/class/net/lo").exists():
+                environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+            process = subprocess.Popen(
+                [*program, own, kind, str(seconds)], env=environment, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            processes.append(process)
+        late = Event()
+
+        def give_up() -> None:
+            late.set()
+            for process in processes:
+                process.kill()
+
+        timer = Timer(_LIMIT, give_up)
+        stack.callback(timer.cancel)
+        timer.start()
+        result: dict[str, Any] | None = None
+        for line in processes[0].stdout or ():
+            if not line.startswith("{"):  # a library's
+                continue
+            told = json.loads(line)
+            if "now" in told:
+                tell(told["now"])
+            else:
+                result = told
+        failed = [rank for rank, process in enumerate(processes) if process.wait() and not late.is_set()]
+        if result is None or failed:
+            first = failed[0] if failed else 0
+            words = (Path(own) / f"log-{first}").read_text(errors="replace").strip().splitlines()
+            why = (
+                f"took more than {_LIMIT:.0f} s" if late.is_set() else f"failed ({words[-1] if words else 'no output'})"
+            )
+            raise PlatformError(f"calibration: rank {first} of {ranks} {why}; nearest: brt doctor")
+        return result
+
+
+def _device(kind: str, ranks: int, result: dict[str, Any]) -> DeviceSpec:
+    """The device with what was measured in place of what is assumed."""
+    name, memory, best = result.pop("name"), result.pop("memory"), result["peak_flops"]
+    if kind == "cpu":
+        base = this_machine(ranks)
+        fixed: dict[str, Any] = {}
+    else:  # shares are of the peak that MFU is measured against
+        base = device_of_driver(name) or device_spec("h100").model_copy(update={"price": None})
+        fixed = {"name": name, "memory": memory, "devices_per_node": ranks}
+        peaks = base.peak_flops if base.name == name else None
+        if peaks is not None:
+            share = best["bf16"] / peaks.bf16
+            fixed |= {"peak_flops": peaks.model_dump(), "matmul_efficiency": min(share, 1.0)}
+            fixed["attention_efficiency"] = min(result["attention_efficiency"] * share, 1.0)
+    if "link_rate" in result:
+        fixed["link_efficiency"] = 1.0
+        if kind == "cpu":
+            fixed["network_rate"] = result["link_rate"]
+    changes = {**result, **fixed, "source": "measured by brt plan --calibrate", "is_timed": True}
+    return DeviceSpec.model_validate({**base.model_dump(), **changes})

@@ -1,0 +1,97 @@
+"""A rank of a calibration, started as by torchrun: `python -m brt_dist.planning.calibration.rank FOLDER KIND SECONDS`.
+
+All ranks of the machine measure at once, as in training.  Rank 0 prints one JSON object a line: what is measured next,
+and at last the rates.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main(folder: Path, kind: str, seconds: float) -> None:
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    import torch.distributed as dist
+
+    from brt_dist.parallel.device import choose
+    from brt_dist.parallel.layout import Layout, finalize, initialize
+
+    device = choose(kind, int(os.environ["LOCAL_RANK"]))
+    layout = Layout(tensor=1, pipeline=1, data=ranks, micro_batch=1, streams=ranks, rank=rank)
+    initialize(layout, device, 60.0, dist.FileStore(str(folder / "store"), ranks))
+    try:
+        found = measured(folder, ranks, device, seconds)
+    finally:
+        finalize()
+    tell(found)
+
+
+def measured(folder: Path, ranks: int, device: Any, seconds: float) -> dict[str, Any]:
+    """The keys of a device that can be measured.  Collective."""
+    from brt_dist.planning.calibration import computing
+    from brt_dist.planning.calibration.clock import Clock
+    from brt_dist.planning.calibration.links import links
+
+    clock, sizes = Clock(device, seconds), computing.SIZES[device.kind]
+    products = {}
+    for precision in computing.DTYPES:
+        tell({"now": f"matrix products, {precision}"})
+        products[precision] = computing.product_rates(device, clock, sizes, precision)
+    tell({"now": "memory"})
+    memory_rate, host_rate = computing.memory_rate(device, clock, sizes), computing.host_rate(device, clock, sizes)
+    tell({"now": "attention"})
+    ahead, back, flops = computing.attention_seconds(device, clock, sizes)
+    tell({"now": "the host"})
+    launch = computing.launch_seconds(device, clock, sizes)
+    tell({"now": "a layer, logits, an update"})
+    best = {precision: max(rates.values()) for precision, rates in products.items()}
+    peak, rates = best[sizes.precision], products[sizes.precision]
+    passes = computing.activation_passes(device, clock, sizes, rates[sizes.width], ahead + back, launch, memory_rate)
+    found = {
+        "name": device.name,
+        "memory": device.memory_bytes(),
+        "peak_flops": best,
+        "matmul_efficiency": 1.0,
+        "narrow_products": {side: min(rate / peak, 1.0) for side, rate in rates.items()},
+        "attention_efficiency": min(3 * flops / (ahead + back) / peak, 1.0),
+        "attention_forward": ahead / (ahead + back),
+        "activation_passes": passes,
+        "logits_passes": computing.logits_passes(device, clock, sizes, memory_rate),
+        "update_passes": computing.update_passes(device, clock, sizes, memory_rate),
+        "memory_rate": memory_rate,
+        "host_rate": host_rate,
+        "launch_seconds": launch,
+    }
+    if ranks > 1:
+        tell({"now": f"links between {ranks} ranks"})
+        between = links(device, clock)
+        found |= {"link_seconds": between.seconds, "link_rate": between.rate, "link_shares": between.shares}
+    tell({"now": "the disk"})
+    return {**found, "disk_rate": ranks * disk_rate(folder)}
+
+
+def disk_rate(folder: Path, size: int = 1 << 27) -> float:
+    """Bytes a second that this rank writes, synced, while the others do as well."""
+    block = os.urandom(1 << 22)
+    path = folder / f"written-{os.environ['RANK']}"
+    begin = time.perf_counter()
+    with open(path, "wb") as file:
+        for _ in range(size // len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - begin
+    path.unlink()
+    return size / seconds
+
+
+def tell(what: dict[str, Any]) -> None:
+    if os.environ["RANK"] == "0":
+        print(json.dumps(what), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]))

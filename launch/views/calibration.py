@@ -1,0 +1,84 @@
+"""What was measured of a machine, for people; and a calibration corrected by runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from brt_dist.config.loading import load
+from brt_dist.errors import ConfigError
+from brt_dist.event_log import read_events
+from brt_dist.events import AttemptEvent, StepEvent
+from brt_dist.planning.devices import Calibration, DeviceSpec, read_device
+from brt_dist.planning.layout_plan import Planner
+from brt_dist.run_directory import RunDirectory
+from launch.run.sizes import with_vocabulary
+from pipelines.tables import table, text_of
+
+_FEWEST = 3  # steps of a run, after the first
+
+
+def calibration_text(found: Calibration) -> str:
+    """A column for each number of ranks."""
+    counts = sorted(found.ranks)
+    rows = [(name, *(value(found.ranks[count]) for count in counts)) for name, value in _ROWS.items()]
+    head = (found.measured, *(f"{count} rank{'s' if count > 1 else ''}" for count in counts))
+    return text_of(table(head, rows, right=head[1:]))
+
+
+_ROWS = {
+    "matrix products, bf16": lambda spec: f"{spec.peak_flops.bf16 * spec.matmul_efficiency / 1e12:,.3g} TFLOP/s",
+    "matrix products, fp32": lambda spec: f"{spec.peak_flops.fp32 * spec.matmul_efficiency / 1e12:,.3g} TFLOP/s",
+    "attention, of the peak": lambda spec: f"{spec.attention_efficiency:.0%}",
+    "memory": lambda spec: f"{spec.memory_rate / 1e9:,.3g} GB/s",
+    "passes over activations": lambda spec: f"{spec.activation_passes:.1f}",
+    "passes over logits": lambda spec: f"{spec.logits_passes:.1f}",
+    "passes of an update": lambda spec: f"{spec.update_passes:.1f}",
+    "the host, of an operation": lambda spec: f"{spec.launch_seconds * 1e6:.1f} us",
+    "links": lambda spec: f"{spec.link_rate * spec.link_efficiency / 1e9:,.3g} GB/s",
+    "a collective": lambda spec: f"{spec.link_seconds * 1e6:,.0f} us",
+    "disk": lambda spec: "" if spec.disk_rate is None else f"{spec.disk_rate / 1e9:,.3g} GB/s",
+}
+
+
+def corrected(path: Path, runs: Sequence[Path]) -> tuple[Calibration, str]:
+    """The calibration in a file, with the compute of what runs took in place of what it plans for them.
+
+    Returns:
+        It, and what was found of each run.
+
+    Raises:
+        ConfigError: the file is no calibration, or a run has too few steps to tell.
+    """
+    found = read_device(path) if path.is_file() else None
+    if not isinstance(found, Calibration):
+        raise ConfigError(f"{path} is no calibration; nearest: brt plan --calibrate --out {path}")
+    factors, rows = [], []
+    for run in runs:
+        took, planned, compute = _step(run, found)
+        factors.append(max(1 + (took - planned) / compute, 0.1))
+        rows.append((str(run), f"{planned:.3f} s", f"{took:.3f} s", f"{took / planned - 1:+.0%}"))
+    factor = median(factors)
+    ranks = {
+        count: spec.model_copy(update={"correction": spec.correction * factor}) for count, spec in found.ranks.items()
+    }
+    head = ("run", "planned", "took", "")
+    words = f"{text_of(table(head, rows, right=head[1:]))}\n\ncompute is now planned {factor:.2f} times as long"
+    return found.model_copy(update={"ranks": ranks}), words
+
+
+def _step(folder: Path, calibration: Calibration) -> tuple[float, float, float]:
+    """Seconds of a step of a run's last attempt, as it took, as planned, and of compute in the plan."""
+    run = RunDirectory.existing(folder)
+    config = load(run.config).config
+    events, known = read_events(folder), with_vocabulary(config, ask_servers=False)
+    attempt = next((event for event in reversed(events) if isinstance(event, AttemptEvent)), None)
+    steps = [
+        event.step_seconds
+        for event in events
+        if isinstance(event, StepEvent) and attempt and event.attempt == attempt.attempt and event.step_seconds
+    ][1:]
+    if attempt is None or known is None or len(steps) < _FEWEST:
+        raise ConfigError(f"{folder} has no attempt with {_FEWEST + 1} steps and a known vocabulary: it tells nothing")
+    device: DeviceSpec = calibration.of(max((attempt.world_size or 1) // config.launch.nodes, 1))
+    plan = Planner(known, device).plan(config.parallel.model_copy(update={"data": attempt.layout.data or 1}))
+    return median(steps), plan.time.total, plan.time.compute
