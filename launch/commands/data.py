@@ -1,4 +1,4 @@
-"""`brt data`: build, verify and inspect datasets, and fetch example corpora.
+"""`brt data`: build, verify and inspect datasets; `brt data corpus` is in corpus.py.
 
 Only click is imported here, the rest when a command runs, so that help is instant.  With --json a command prints one
 object on standard output; everything else goes to standard error.
@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from launch.commands.corpus import corpus
 from pipelines.console import console
 
 _folder = click.Path(path_type=Path, file_okay=False)
@@ -40,6 +41,9 @@ class Size(click.ParamType):
 @click.group()
 def data() -> None:
     """Build, verify and inspect datasets."""
+
+
+data.add_command(corpus)
 
 
 class _Build(click.Command):
@@ -324,65 +328,6 @@ def _print_inspection(description: dict[str, Any], as_json: bool) -> None:
         _print_json(description)
     else:
         print_description(description)
-
-
-@data.command()
-@click.argument("name", type=click.Choice(["books", "code", "cfg"]))
-@click.option(
-    "--out", required=True, type=_folder, help="Folder of the corpus; train/ and validation/ are written into it."
-)
-@click.option(
-    "--language",
-    default="dyck",
-    show_default=True,
-    type=click.Choice(["anbn", "dyck", "parity", "palindrome"]),
-    help="cfg: a^n b^n in blocks, nested brackets, an even number of 0, or words with their mirror image.",
-)
-@click.option("--types", default=2, show_default=True, type=click.IntRange(1, 4), help="cfg: brackets, or letters [k].")
-@click.option("--depth", default=4, show_default=True, type=click.IntRange(1), help="cfg: deepest stack [m].")
-@click.option("--length", default=24, show_default=True, type=click.IntRange(1), help="cfg: longest word.")
-@click.option("--words", default=10_000, show_default=True, type=click.IntRange(1), help="cfg: words to train on.")
-@click.option("--held-out", default=1_000, show_default=True, type=click.IntRange(1), help="cfg: words held out.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="cfg: seed of the words.")
-@click.option(
-    "--from", "roots", multiple=True, type=_folder, help="code: a folder that holds packages; unset: the environment's."
-)
-@click.option(
-    "--per",
-    default="package",
-    show_default=True,
-    type=click.Choice(["package", "folder"]),
-    help="code: what a document is; folder: each folder of a package with 20 kB of modules or more.",
-)
-@_json_flag
-def corpus(name: str, out: Path, as_json: bool, **options: Any) -> None:
-    """Make a small corpus to experiment with.
-
-    books: 42 works of Shakespeare (5 MB), downloaded, with four whole plays held out in validation/.
-
-    code: the Python packages of this environment, one document a package, one package of 16 held out in validation/.
-
-    cfg: words of a bounded context-free language, each equally likely, one document a word.
-    """
-    from dataclasses import asdict
-
-    from pipelines.code_corpus import write_code
-    from pipelines.corpora import fetch_books, write_words
-
-    if name == "books":
-        made = fetch_books(out)
-        counts = f"{len(made.train)} training documents, {len(made.validation)} held out"
-    elif name == "code":
-        made = write_code(out, options["roots"], options["per"])
-        counts = f"{len(made.train)} training documents, {len(made.validation)} held out"
-    else:
-        del options["roots"], options["per"]
-        longest, language = options.pop("length"), options.pop("language")
-        made = write_words(out, language, longest=longest, **options)
-        counts = f"{options['words']} training words, {options['held_out']} held out"
-    console().print(f"{out}: {counts}\n{made.origin}", soft_wrap=True)
-    if as_json:
-        _print_json(asdict(made))
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from brt_dist.data.dataset import Dataset
 from brt_dist.data.stream_schedule import StreamSchedule
 from brt_dist.errors import ConfigError, DataError
 from launch.commands.data import data
+from pipelines.corpora import Text, write_corpus
 from pipelines.verify import verify
 from tests.datasets import make_dataset
 
@@ -220,3 +221,21 @@ def test_webdataset_tars_of_others_are_indexed_and_not_copied(tmp_path: Path) ->
         run(*arguments, "--out", tmp_path / "out", "--extension", "ids")
     with pytest.raises(DataError, match="outside the tokenizer's vocabulary"):
         run(*arguments, "--out", tmp_path / "two", "--extension", "ids", "--dtype", "uint16", "--extension", "txt")
+
+
+def test_facts_are_put_into_a_corpus_that_is_there(tmp_path: Path) -> None:
+    parts = {part: {f"{part}.txt": Text(b"a line of text\n" * 300, 1.0)} for part in ("train", "validation")}
+    write_corpus(tmp_path / "text", "made for a test", parts)
+    arguments = ("corpus", "facts", "--from", tmp_path / "text", "--window", 8, "--every", 100, "--copies", 3)
+    result = run(*arguments, "--out", tmp_path / "facts", "--json")
+    made = json.loads(result.stdout)
+    assert (len(made["train"]), made["validation"]) == (3, ["validation.txt"])
+    assert "3 training documents, 1 held out" in result.stderr and "made for a test" in made["origin"]
+    questions = (tmp_path / "facts/questions/validation.jsonl").read_text().splitlines()
+    assert 30 < len(questions) <= 45
+    twice = run(*arguments, "--from", tmp_path, "--out", tmp_path / "x")
+    assert twice.exit_code == 2 and "give --from once" in twice.output
+    with pytest.raises(DataError, match="no corpus; `brt data corpus books"):
+        run("corpus", "facts", "--from", tmp_path / "absent", "--out", tmp_path / "x")
+    with pytest.raises(DataError, match="holds something else"):
+        run(*arguments, "--out", tmp_path / "facts")
