@@ -13,25 +13,21 @@ process of its own, so memory is its own too.  --quick is a run of a few minutes
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.cells import Cell, Cells
 from benchmarks.mixers_report import draw, table
-from brt_dist.files import write_atomic
 
 if TYPE_CHECKING:
     from brt_dist.config.schema import Config
     from brt_dist.parallel.device import Device
 
-Cell = dict[str, Any]
 TASKS = ("text", "recall", "multi-query", "last write")  # text first: the peak of memory is then its own
 REFERENCE = "recurrent"  # all kinds get its number of parameters
 RECURRENT = {"states": 8}
@@ -58,32 +54,10 @@ def configuration(kind: str, layers: int, width: int, vocabulary: int, seed: int
     Args:
         data: segment, streams, window, learning_rate; for text also dataset, validation and directory.
     """
-    from benchmarks.models import parameter_count, with_parameters
-    from brt_dist.config.schema import Config
+    from benchmarks.models import cpu_run, parameter_count, with_parameters
 
-    def of(kind: str) -> Config:
-        return Config.model_validate(
-            {
-                "model": {
-                    "layers": layers, "width": width, "heads": width // 16, "head_dim": 16, "window": data["window"],
-                    "vocab_size": vocabulary, "mixers": mixers(kind, layers), "dropout": 0.0,
-                    "ffns": {"relu": {"width": 4 * width}},
-                },
-                "data": {
-                    "dataset": data.get("dataset", "none"), "validation": data.get("validation"),
-                    "segment": data["segment"], "streams": data["streams"],
-                },
-                "parallel": {"micro_batch": data["streams"], "zero_stage": 0},
-                "optimizer": {
-                    "learning_rate": data["learning_rate"], "warmup_steps": min(20, steps // 2), "clip_norm": 1.0,
-                },
-                "run": {
-                    "directory": data.get("directory", "none"), "steps": steps, "precision": "fp32", "seed": seed,
-                    "device": "cpu", "evaluation_steps": 1, "evaluate_parts": False, "evaluate_training": False,
-                    "memory_every": 0, "checkpoint_every": 100, "keep_checkpoints": 1, "keep_best": 0,
-                },
-            }
-        )  # fmt: skip
+    def of(kind: str) -> "Config":
+        return cpu_run(mixers(kind, layers), layers, width, vocabulary, seed, steps, **data)
 
     config, count = of(kind), parameter_count(of(REFERENCE).model)
     return config.model_copy(update={"model": with_parameters(config.model, count)})
@@ -95,7 +69,7 @@ def key_of(kind: str, task: str, seed: int, options: argparse.Namespace) -> Cell
     return {"kind": kind, "task": task if task != "text" else f"text: {options.text}", "seed": seed, "steps": steps}
 
 
-def trained_cell(key: Cell, options: argparse.Namespace, folders: tuple[Path, Path], device: "Device") -> Cell:
+def trained_cell(key: Cell, device: "Device", options: argparse.Namespace, folders: tuple[Path, Path]) -> Cell:
     """Train and measure a cell."""
     began = time.perf_counter()
     found = on_text(key, options, folders, device) if key["task"].startswith("text") else on_task(key, options, device)
@@ -105,7 +79,7 @@ def trained_cell(key: Cell, options: argparse.Namespace, folders: tuple[Path, Pa
 def on_task(key: Cell, options: argparse.Namespace, device: "Device") -> Cell:
     from benchmarks import pairs, recall
     from benchmarks.models import mlp_width, parameter_count
-    from benchmarks.questions import asked, train_on
+    from benchmarks.questions import tally, train_on
 
     windows, longer = (10, 15), (20, 25)
     seed, task = key["seed"], key["task"]
@@ -120,11 +94,8 @@ def on_task(key: Cell, options: argparse.Namespace, device: "Device") -> Cell:
         accuracy = recall.recall(model, config, recall.Size(windows=longer), options.asked).accuracy(8)
     else:
         model, losses = train_on(config, pairs.Pairs(task, windows, count, (seed, 0)), device)
-        told = [
-            (right.sum(), mask.sum())
-            for _, mask, right in asked(model, config, pairs.Pairs(task, longer, options.asked, (seed, 1)))
-        ]
-        accuracy = float(sum(right for right, _ in told) / sum(mask for _, mask in told))
+        found = tally(model, config, pairs.Pairs(task, longer, options.asked, (seed, 1)), (0,))
+        accuracy = float(found.right.sum() / found.asked.sum())
     size_of = {"parameters": parameter_count(config.model), "mlp_width": mlp_width(config.model)}
     return size_of | {"accuracy": accuracy, "loss": losses[-1]}
 
@@ -180,35 +151,6 @@ def datasets(options: argparse.Namespace) -> tuple[Path, Path]:
     return parts[0], parts[1]
 
 
-def serve(connection: Connection, keys: list[Cell], options: argparse.Namespace, folders: tuple[Path, Path]) -> None:
-    """Train these cells, one after the other, and send each."""
-    import torch
-
-    from brt_dist.parallel.layout import single_process
-
-    torch.set_num_threads(1)
-    with single_process() as device:
-        for key in keys:
-            connection.send(trained_cell(key, options, folders, device))
-    connection.close()
-
-
-def results(keys: list[Cell], options: argparse.Namespace, folders: tuple[Path, Path]) -> Iterator[Cell]:
-    """Those of `keys`, in a process of their own; it ends early if the process does."""
-    context = get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=serve, args=(theirs, keys, options, folders), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        for _ in keys:
-            yield ours.recv()
-    except EOFError:
-        return
-    finally:
-        process.join()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/mixers"))
@@ -226,8 +168,7 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["PYTHONWARNINGS"] = "ignore"
     options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / "mixers.json"
-    cells: list[Cell] = json.loads(file.read_text()) if file.exists() else []
+    cells = Cells(options.out / "mixers.json")
     folders = datasets(options) if "text" in options.tasks else (Path(), Path())
     wanted = [
         [key_of(kind, task, seed, options) for task in TASKS if task in options.tasks]
@@ -235,13 +176,10 @@ def main() -> int:
         for kind in options.only
     ]
     for keys in wanted:
-        missing = [key for key in keys if not any(key.items() <= cell.items() for cell in cells)]
-        for cell in results(missing, options, folders) if missing else ():
-            cells.append(cell)
-            write_atomic(file, json.dumps(cells, indent=1) + "\n")
+        for cell in cells.complete(keys, partial(trained_cell, options=options, folders=folders)):
             print(f"{cell['kind']}, {cell['task']}, seed {cell['seed']}: {cell['seconds']} s", flush=True)
     every = [key for keys in wanted for key in keys]
-    shown = [cell for key in every for cell in cells if key.items() <= cell.items()]
+    shown = [found for key in every if (found := cells.find(key))]
     print(table(shown))
     draw(shown, options.out / "mixers.png")
     if len(shown) < len(every):

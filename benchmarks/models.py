@@ -1,6 +1,7 @@
 """Shared by the comparisons: models of equal size, trained as `brt train` does, and outside their engine."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,38 @@ from brt_dist.parallel.engine import Engine
 from brt_dist.parallel.layout import Layout
 from brt_dist.training.build import build_trainer
 from brt_dist.training.stopping import StopFlag
+
+
+def cpu_run(
+    mixers: dict[str, Any], layers: int, width: int, vocabulary: int, seed: int, steps: int, **data: Any
+) -> Config:
+    """A run of a small model in fp32 on one CPU.
+
+    Args:
+        mixers: `model.mixers`.
+        data: segment, streams, window, learning_rate; for text also dataset, validation and directory.
+    """
+    return Config.model_validate(
+        {
+            "model": {
+                "layers": layers, "width": width, "heads": width // 16, "head_dim": 16, "window": data["window"],
+                "vocab_size": vocabulary, "mixers": mixers, "dropout": 0.0, "ffns": {"relu": {"width": 4 * width}},
+            },
+            "data": {
+                "dataset": data.get("dataset", "none"), "validation": data.get("validation"),
+                "segment": data["segment"], "streams": data["streams"],
+            },
+            "parallel": {"micro_batch": data["streams"], "zero_stage": 0},
+            "optimizer": {
+                "learning_rate": data["learning_rate"], "warmup_steps": min(20, steps // 2), "clip_norm": 1.0,
+            },
+            "run": {
+                "directory": data.get("directory", "none"), "steps": steps, "precision": "fp32", "seed": seed,
+                "device": "cpu", "evaluation_steps": 1, "evaluate_parts": False, "evaluate_training": False,
+                "memory_every": 0, "checkpoint_every": 100, "keep_checkpoints": 1, "keep_best": 0,
+            },
+        }
+    )  # fmt: skip
 
 
 def parameter_count(config: ModelConfig) -> int:
