@@ -47,14 +47,17 @@ class Pairs:
         tokens = np.full((*later, WINDOW), NOISE)
         if task == "multi-query":
             at = random.integers(WINDOW - 1, size=later)
-            newest = values[rows, which]
+            newest, written_in = values[rows, which], which * 2 // WINDOW
         else:
             written, at = random.integers(distinct, size=later), np.full(later, 2)
             new = random.integers(KEYS, KEYS + VALUES, later)
             newest, held = np.empty_like(new), values.copy()
+            written_in, last = np.empty_like(new), np.tile(np.arange(distinct) * 2 // WINDOW, (count, 1))
             for window in range(later[1]):
                 held[rows[:, 0], written[:, window]] = new[:, window]
+                last[rows[:, 0], written[:, window]] = shown + window
                 newest[:, window] = held[rows[:, 0], which[:, window]]
+                written_in[:, window] = last[rows[:, 0], which[:, window]]
             tokens[..., 0], tokens[..., 1] = keys[rows, written], new
         np.put_along_axis(tokens, at[..., None], ASK, 2)
         np.put_along_axis(tokens, at[..., None] + 1, keys[rows, which][..., None], 2)
@@ -64,6 +67,8 @@ class Pairs:
         first = np.stack([keys, values], 2).reshape(count, -1)
         self._tokens: Int64Array = np.concatenate([first, tokens.reshape(count, -1)], 1)
         self._answer: Int64Array = np.concatenate([np.zeros_like(first), answer.reshape(count, -1)], 1)
+        self._since: Int64Array = shown + np.arange(later[1]) - written_in  # windows, of the question of each later one
+        self._shown = shown
         self._is_asked: BoolArray = np.concatenate([np.zeros(first.shape, bool), is_asked.reshape(count, -1)], 1)
 
     def tokens(self, document: int, offset: int, count: int) -> Int64Array:
@@ -83,3 +88,9 @@ class Pairs:
         place = np.repeat(plan.document, window, 1), np.minimum(positions(plan, window), self._tokens.shape[1] - 1)
         inside = np.tile(np.arange(window), plan.length.shape[1]) < np.repeat(plan.length, window, 1)
         return self._answer[place], self._is_asked[place] & inside
+
+    def distance(self, plan: StepReads, segments: Segments) -> Int64Array:
+        """Windows since the pair was written that is asked for (b, N)."""
+        window = segments.input.shape[1] // plan.document.shape[1]
+        later = np.clip(positions(plan, window) // WINDOW - self._shown, 0, self._since.shape[1] - 1)
+        return self._since[np.repeat(plan.document, window, 1), later]

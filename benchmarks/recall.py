@@ -80,6 +80,10 @@ class Documents:
         is_asked = (segments.input == ASK) & (in_tokens(plan.length, window) > 0)
         return in_tokens(self.key[plan.document], window), is_asked
 
+    def distance(self, plan: StepReads, segments: Segments) -> Int64Array:
+        """Windows since the first one, which showed the key (b, N)."""
+        return positions(plan, segments.input.shape[1] // plan.document.shape[1]) // WINDOW
+
 
 @dataclass
 class Recall:
@@ -133,12 +137,12 @@ def recall(model: BlockRecurrentModel, config: Config, size: Size, count: int = 
     documents = Documents(size, count, (config.run.seed, 1))
     window, longest = config.model.window, size.windows[1]
     found = Recall(np.zeros(longest, np.int64), np.zeros(longest, np.int64), last=0, documents=count)
-    for plan, mask, right in asked(model, config, documents):
-        distance = positions(plan, window) // WINDOW
-        np.add.at(found.asked, distance[mask], 1)
-        np.add.at(found.right, distance[mask], right[mask])
-        in_last = distance == in_tokens(documents.lengths[plan.document], window) // WINDOW - 1
-        found.last += int((right & in_last).sum())
+    for step in asked(model, config, documents):
+        distance = documents.distance(step.plan, step.segments)
+        np.add.at(found.asked, distance[step.mask], 1)
+        np.add.at(found.right, distance[step.mask], step.right[step.mask])
+        in_last = distance == in_tokens(documents.lengths[step.plan.document], window) // WINDOW - 1
+        found.last += int((step.right & in_last).sum())
     return found
 
 

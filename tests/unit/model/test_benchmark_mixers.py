@@ -9,7 +9,7 @@ import torch
 from benchmarks import mixers, pairs
 from benchmarks.mixers_report import table
 from benchmarks.models import parameter_count
-from benchmarks.questions import asked
+from benchmarks.questions import tally
 from brt_dist.data.one_pass import OnePassSchedule
 from brt_dist.data.reader import SegmentReader
 from brt_dist.kinds import MIXERS
@@ -18,16 +18,17 @@ from brt_dist.model.model import BlockRecurrentModel
 SETTINGS: dict[str, Any] = {"segment": 20, "streams": 3, "window": 4, "learning_rate": 1e-2}
 
 
-def told(task: pairs.Task, tokens: list[int]) -> list[tuple[int, int]]:
-    """Position and answer of each question, by reading the tokens one after the other."""
+def told(task: pairs.Task, tokens: list[int]) -> list[tuple[int, int, int]]:
+    """Position, answer and windows since it was written of each question, by reading token after token."""
     held: dict[int, int] = {}
+    windows: dict[int, int] = {}
     found = []
     for position, token in enumerate(tokens):
         before = tokens[position - 1] if position else pairs.NOISE
         if before == pairs.ASK:
-            found.append((position, held[token]))
+            found.append((position, held[token], position // pairs.WINDOW - windows[token]))
         elif pairs.KEYS <= token < pairs.ASK and before < pairs.KEYS:
-            held[before] = token
+            held[before], windows[before] = token, position // pairs.WINDOW
     assert len(held) == (pairs.PAIRS if task == "multi-query" else pairs.FEW)
     return found
 
@@ -36,14 +37,20 @@ def told(task: pairs.Task, tokens: list[int]) -> list[tuple[int, int]]:
 def test_answers_are_what_was_written_last(task: pairs.Task) -> None:
     documents = pairs.Pairs(task, (8, 13), 11, (0, 1))
     schedule = OnePassSchedule(documents.lengths, streams=3, segment=20, window=4)
-    reader, cursor, found = SegmentReader(documents, schedule), schedule.start(), dict[int, list[tuple[int, int]]]()
+    reader, cursor, found = (
+        SegmentReader(documents, schedule),
+        schedule.start(),
+        dict[int, list[tuple[int, int, int]]](),
+    )
     while not schedule.is_finished(cursor):
         plan, cursor = schedule.step(cursor)
         segments = reader.read(plan, range(3))
         answer, mask = documents.answers(plan, segments)
+        since = documents.distance(plan, segments)
         for row, place in zip(*np.nonzero(mask), strict=True):
             document, offset = (int(of[row, place // 4]) for of in (plan.document, plan.offset))
-            found.setdefault(document, []).append((offset + place % 4, int(answer[row, place])))
+            asks = offset + place % 4, int(answer[row, place]), int(since[row, place])
+            found.setdefault(document, []).append(asks)
     expected = {}
     for document in range(11):
         tokens = documents.tokens(document, 0, documents.length(document)).tolist()
@@ -64,11 +71,11 @@ def test_every_causal_kind_is_compared_and_all_have_one_size() -> None:
             assert abs(parameter_count(model) - size) <= layers * width
 
 
-def test_answers_that_are_right_are_counted() -> None:
-    """A model that always says one value is right where that value is the answer."""
+def test_answers_that_are_right_are_counted_by_distance() -> None:
+    """A model that always says one value is right where that value is the answer, and pays alike for all others."""
     documents = pairs.Pairs("last write", (8, 13), 11, (0, 1))
     config = mixers.configuration("window", 2, 32, pairs.VOCAB, 0, 9, **SETTINGS)
-    value, right, questions = pairs.KEYS + 3, 0, 0
+    value = pairs.KEYS + 3
 
     class Stubborn(torch.nn.Module):
         def blank_memory(self, streams: int) -> list[Any]:
@@ -77,14 +84,19 @@ def test_answers_that_are_right_are_counted() -> None:
         def forward(self, tokens: torch.Tensor, memory: Any, starts: torch.Tensor) -> tuple[torch.Tensor, Any]:
             return torch.eye(pairs.VOCAB)[value].expand(tokens.shape[1], len(tokens), -1), memory
 
-    for _, mask, correct in asked(cast(BlockRecurrentModel, Stubborn()), config, documents):
-        right, questions = right + int(correct.sum()), questions + int(mask.sum())
-    answers = [
-        answer
+    found = tally(cast(BlockRecurrentModel, Stubborn()), config, documents, (0, 1, 3))
+    asked = [
+        question
         for document in range(11)
-        for _, answer in told("last write", documents.tokens(document, 0, documents.length(document)).tolist())
+        for question in told("last write", documents.tokens(document, 0, documents.length(document)).tolist())
     ]
-    assert (right, questions) == (answers.count(value), len(answers))
+    bins = [[answer for _, answer, since in asked if low <= since < high] for low, high in ((0, 1), (1, 3), (3, 99))]
+    assert min(map(len, bins)) > 5
+    assert found.asked.tolist() == list(map(len, bins))
+    assert found.right.tolist() == [answers.count(value) for answers in bins]
+    wrong = np.log2(pairs.VOCAB - 1 + np.e)  # logits are one for the value and zero for the others
+    expected = [len(answers) * wrong - answers.count(value) * np.log2(np.e) for answers in bins]
+    assert found.bits == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_table_has_means_and_the_range_over_seeds() -> None:
