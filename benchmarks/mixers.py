@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TASKS = ("text", "recall", "multi-query", "last write")  # text first: the peak of memory is then its own
 REFERENCE = "recurrent"  # all kinds get its number of parameters
 RECURRENT = {"states": 8}
-_PLAIN = ("window", "linear", "delta", "gated_delta", "memsizer", "nprf_rpe", "lstm")
+_PLAIN = ("window", "linear", "delta", "gated_delta", "memsizer", "nprf_rpe", "fourier_memory", "lstm")
 KINDS = (*_PLAIN, "switchhead", "recurrent", "bst", "delta, window", "linear, recurrent")
 
 

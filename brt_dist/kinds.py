@@ -78,6 +78,7 @@ MIXERS: "Registry[Mixer]" = Registry(
         "delta": "brt_dist.model.mixers.delta:DeltaMixer",
         "gated_delta": "brt_dist.model.mixers.gated_delta:GatedDeltaMixer",
         "memsizer": "brt_dist.model.mixers.memsizer:MemSizerMixer",
+        "fourier_memory": "brt_dist.model.mixers.fourier_memory:FourierMemoryMixer",
         "nprf_rpe": "brt_dist.model.mixers.nprf_rpe:KernelMixer",
         "lstm": "brt_dist.model.mixers.lstm:LSTMMixer",
     },

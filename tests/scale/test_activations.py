@@ -41,6 +41,8 @@ MIXER_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("memsizer", {}),
     ("lstm", {}),
     ("fnet", {}),
+    ("fourier_memory", {}),
+    ("fourier_memory", {"blocks": 2, "keep": 1.0}),
     ("switchhead", {}),
     ("switchhead", {"experts": 1, "chosen": 1}),
     ("switchhead", {"chosen": 1, "entropy": 0.0}),

@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gated_delta": {"chunk": 4, "convolution": 3},
     "memsizer": {"rows": 5},
     "nprf_rpe": {"features": 5, "reach": 3},
+    "fourier_memory": {"blocks": 2, "keep": 0.6},
     "lstm": {},
 }
 BLOCKS, WINDOW = 6, 4
