@@ -87,6 +87,8 @@ FFNS: "Registry[FFN]" = Registry(
     "FFN",
     {
         "relu": "brt_dist.model.ffn.relu:ReluFFN",
+        "gelu": "brt_dist.model.ffn.gelu:GeluFFN",
+        "swiglu": "brt_dist.model.ffn.swiglu:SwigluFFN",
         "sparse": "brt_dist.model.ffn.sparse:SparseFFN",
         "sigma_moe": "brt_dist.model.ffn.sigma_moe:SigmaMoEFFN",
     },

@@ -18,6 +18,7 @@ EXPERTS = {"experts": 8, "chosen": 2, "expert_width": 16}
 MODELS: dict[str, dict[str, Any]] = {
     "ffns": {"layers": 3, "ffns": {"relu": {"width": 96}, "sparse": {"layers": [1], **SPARSE},
                                    "sigma_moe": {"layers": [2], **EXPERTS}}},
+    "dense": {"layers": 2, "ffns": {"gelu": {"width": 96}, "swiglu": {"layers": [1], "width": 64}}},
     "multiplicative": {"layers": 2, "mixers": {"window": {"qkv": "multiplicative"},
                                                "recurrent": {"layers": [1], "states": 24}}},
     "repeat": {"layers": 3, "repeat": 2},
@@ -26,6 +27,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tensor": 2},
     "pp2": {"pipeline": 2},
     "dp2-zero3": {"data": 2, "zero_stage": 3},
+    "tp2-sp": {"tensor": 2, "sequence_parallel": True},
 }
 
 

@@ -57,6 +57,8 @@ MIXER_SETTINGS: list[tuple[str, dict[str, Any]]] = [
 ]
 FFN_SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("relu", {"width": 16384}),
+    ("gelu", {"width": 16384}),
+    ("swiglu", {"width": 11264}),
     ("sparse", {"blocks": 256}),
     ("sigma_moe", {}),
     ("sigma_moe", {"entropy": 0.0, "chosen": 4}),
@@ -230,7 +232,10 @@ def test_the_head(size: str) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [*((mixer, ("relu", {})) for mixer in MIXER_SETTINGS if mixer[0] != "lstm"), (("window", {}), FFN_SETTINGS[2])],
+    [
+        *((mixer, ("relu", {})) for mixer in MIXER_SETTINGS if mixer[0] != "lstm"),
+        *((("window", {}), FFN_SETTINGS[n]) for n in (1, 2, 4)),
+    ],
     ids=str,
 )
 def test_operations(settings: tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]) -> None:
