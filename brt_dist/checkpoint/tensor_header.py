@@ -13,7 +13,8 @@ from brt_dist.checkpoint.ranges import RangeReader
 from brt_dist.errors import CheckpointError
 from brt_dist.reading import parse_json
 
-ELEMENT_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}
+# ours are the first four; files of others have tables of other types beside their weights
+ELEMENT_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _LENGTH = 8  # bytes of the length
 _LIMIT = 100 << 20  # bytes of a header, as in the safetensors library
 

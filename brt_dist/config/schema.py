@@ -333,7 +333,9 @@ class RunConfig(Section):
         "size; older ones are then for their weights. unset: all",
     )
     init_from: str | None = Field(
-        None, description="initial weights: output of `brt import` or `brt export`, a run directory or a checkpoint"
+        None,
+        description="initial weights: output of `brt import` or `brt export`, a run directory or a checkpoint, or a "
+        "plain GPT of Hugging Face (GPT-2, LLaMA; a folder or hf://OWNER/NAME), of which is taken what maps",
     )
     allow_oversize: bool = Field(
         False, description="start although the plan says that ranks need more memory than their devices have"

@@ -4,7 +4,7 @@ They are verified before use, nothing in them is executed, and a tensor is read 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from brt_dist.config.loading import recorded
 from brt_dist.config.schema import Config, ModelConfig
 from brt_dist.errors import BrtError
 from brt_dist.export.curve import curve_of
+from brt_dist.export.gpt.folder import HUB, find_gpt, open_gpt
 from brt_dist.export.weights import Weights
 from brt_dist.files import is_url
 from brt_dist.kinds import WEIGHT_FORMATS
@@ -23,24 +24,43 @@ _KIND = "weights/"
 
 @contextmanager
 def open_weights(
-    source: str, step: int | None = None, model: ModelConfig | None = None, *, verify: bool = True
+    source: str,
+    step: int | None = None,
+    model: ModelConfig | None = None,
+    *,
+    verify: bool = True,
+    into: ModelConfig | None = None,
+    seed: int = 0,
 ) -> Iterator[Weights]:
     """Open the weights at `source`.
 
     Args:
-        source: a run directory, a checkpoint, a folder or URL of checkpoints, or a file or folder in a weight format.
+        source: a run directory, a checkpoint, a folder or URL of checkpoints, a file or folder in a weight format, or a
+            plain GPT of Hugging Face (a folder, or hf://OWNER/NAME).
         step: of the checkpoint; None: the newest.
         model: the model of an .npz file without a .json file.
         verify: compare the files with their digests, which reads all of them; not needed for metadata alone.
+        into: the model that weights of another architecture are made to fit; None: the one that fits them.
+        seed: of what such weights do not have.
 
     Raises:
         CheckpointError: there are no weights, or they are damaged.
         PlatformError: the storage does not respond.
     """
-    found = None if is_url(source) else next((f for f in WEIGHT_FORMATS.values() if f.recognizes(Path(source))), None)
-    opened = _open_checkpoint(source, step, verify) if found is None else found.open(Path(source), model, verify=verify)
-    with opened as weights:
+    with _opened(source, step, model, verify, into, seed) as weights:
         yield weights
+
+
+def _opened(
+    source: str, step: int | None, model: ModelConfig | None, verify: bool, into: ModelConfig | None, seed: int
+) -> AbstractContextManager[Weights]:
+    if not is_url(source) or source.startswith(HUB):
+        if (folder := find_gpt(source)) is not None:
+            return open_gpt(folder, into, seed)
+        for form in WEIGHT_FORMATS.values():
+            if form.recognizes(Path(source)):
+                return form.open(Path(source), model, verify=verify)
+    return _open_checkpoint(source, step, verify)
 
 
 @contextmanager

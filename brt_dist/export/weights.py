@@ -6,7 +6,7 @@ asked for.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import CheckpointError
 from brt_dist.export.curve import CurvePoint
 from brt_dist.parallel.pieces import Region
+
+if TYPE_CHECKING:
+    from brt_dist.model.parameters import LogicalParameter
 
 _KIND = "weights/"
 
@@ -35,6 +38,7 @@ class Weights:
         verify: compares a rank's share of the files with their digests, given the rank and the number of ranks; raises
             CheckpointError.  None: there is nothing to compare.
         curve: gives how the loss fell until then, as far as it is known.
+        origin: of weights of another architecture: what was taken, what is new and what differs, as a table.
     """
 
     where: str
@@ -47,6 +51,7 @@ class Weights:
     read_region: Callable[[str, Region], Tensor] | None = None
     verify: Callable[[int, int], None] | None = None
     curve: Callable[[], Sequence[CurvePoint]] = tuple
+    origin: str | None = None
 
     def part(self, name: str, region: Region) -> Tensor:
         """The elements of a region of the tensor `name`, (region.size,)."""
@@ -68,8 +73,8 @@ class Weights:
         return cls("memory", model, shapes, tensors.__getitem__, tokenizer=tokenizer)
 
 
-def logical_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """What the network needs: shapes by logical name.  Allocates nothing, however large they are."""
+def logical_tensors(model: ModelConfig) -> "dict[str, LogicalParameter]":
+    """What the network needs, by logical name.  Allocates nothing, however large it is."""
     from megatron.core import parallel_state
 
     from brt_dist.model.model import BlockRecurrentModel
@@ -78,9 +83,14 @@ def logical_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
     if parallel_state.model_parallel_is_initialized():
         with torch.device("meta"):
-            return {parameter.name: parameter.shape for parameter in logical_parameters(BlockRecurrentModel(model))}
+            return {parameter.name: parameter for parameter in logical_parameters(BlockRecurrentModel(model))}
     with single_process():
-        return logical_shapes(model)
+        return logical_tensors(model)
+
+
+def logical_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of the same."""
+    return {name: tensor.shape for name, tensor in logical_tensors(model).items()}
 
 
 def check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str) -> None:

@@ -32,10 +32,10 @@ def load_initial_weights(source: str, config: Config, tokenizer: str, engine: En
     Raises:
         CheckpointError: there are no such weights, they are damaged, or they belong to another model or tokenizer.
     """
-    with open_weights(source, verify=False) as weights:
+    with open_weights(source, verify=False, into=config.model, seed=config.run.seed) as weights:
         _check(weights, config, tokenizer)
         fill(engine, weights)
-        return f"weights of {weights.where}"
+        return f"weights of {weights.where}" + (f":\n{weights.origin}" if weights.origin else "")
 
 
 def fill(engine: Engine, weights: Weights) -> None:
@@ -84,7 +84,7 @@ def check_initial_weights(source: str, config: Config, tokenizer: str) -> None:
     Raises:
         CheckpointError: as for :func:`load_initial_weights`.
     """
-    with open_weights(source, verify=False) as weights:
+    with open_weights(source, verify=False, into=config.model) as weights:
         _check(weights, config, tokenizer)
 
 

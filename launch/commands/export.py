@@ -48,20 +48,43 @@ def export(source: str, form: str, out: Path, step: int | None, shard_size: int,
 
 @click.command("import")
 @click.argument("source", metavar="SOURCE")
-@_out
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to create.")
+@click.option("--print-config", is_flag=True, help="Print the model section that fits a GPT of Hugging Face.")
 @_shard_size
 @json_option
-def import_(source: str, out: Path, shard_size: int, as_json: bool) -> None:
+def import_(source: str, out: Path | None, print_config: bool, shard_size: int, as_json: bool) -> None:
     """Write a folder of weights that a run can start from (run.init_from=OUT).
 
     SOURCE is an .npz file with the names of the authors' code (`param/NAME`) and a .json file with their settings
-    beside it, or anything that `brt export` reads or writes.
+    beside it, a plain GPT of Hugging Face (GPT-2 or LLaMA, a folder or hf://OWNER/NAME), of which is taken what maps,
+    or anything that `brt export` reads or writes.
     """
+    if print_config:
+        _print_config(source, as_json)
+        return
+    if out is None:
+        raise click.UsageError("Missing option '--out'.")
     from brt_dist.export.open import open_weights
 
     with open_weights(source) as weights:
         files = WEIGHT_FORMATS["safetensors"].write(weights, out, shard_size)
         _tell(weights, out, files, as_json)
+
+
+def _print_config(source: str, as_json: bool) -> None:
+    from brt_dist.errors import CheckpointError
+    from brt_dist.export.gpt.folder import find_gpt, shape_in
+
+    folder = find_gpt(source)
+    if folder is None:
+        raise CheckpointError(f"{source}: no model of Hugging Face (a folder with its config.json, or hf://OWNER/NAME)")
+    section = {"model": shape_in(folder).section()}
+    if as_json:
+        click.echo(json.dumps(section))
+        return
+    import yaml
+
+    click.echo(yaml.safe_dump(section, sort_keys=False), nl=False)
 
 
 def _tell(weights: Any, out: Path, files: list[str], as_json: bool) -> None:
@@ -70,5 +93,8 @@ def _tell(weights: Any, out: Path, files: list[str], as_json: bool) -> None:
         click.echo(json.dumps(facts | {"tokenizer": weights.tokenizer is not None, **weights.facts}))
         return
     click.echo(f"{weights.where} -> {out}: {', '.join(files)}")
+    if weights.origin:
+        click.echo(weights.origin, err=True)
     if weights.tokenizer is None:
-        click.echo("no tokenizer exported: the run's dataset has moved; copy its tokenizer.json yourself", err=True)
+        why = "there is none" if weights.origin else "the run's dataset has moved; copy its tokenizer.json yourself"
+        click.echo(f"no tokenizer exported: {why}", err=True)

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from brt_dist.config.loading import dump
-from brt_dist.config.schema import Config
+from brt_dist.config.schema import Config, ModelConfig
 from brt_dist.data.dataset import Dataset
 from brt_dist.data.one_pass import OnePassSchedule
 from brt_dist.data.reader import SegmentReader
 from brt_dist.data.stream_schedule import StreamSchedule
 from brt_dist.events import EvaluationEvent, Event, StepEvent
-from brt_dist.export.load import load_model
+from brt_dist.export.load import load_model, load_weights
 from brt_dist.export.open import open_weights
 from brt_dist.kinds import WEIGHT_FORMATS
 from brt_dist.model.model import BlockRecurrentModel, loss_sum
@@ -145,6 +145,21 @@ def test_a_run_begins_with_the_weights_it_is_given(ranks: RankPool, dataset: Pat
     # what was begun goes on from its own checkpoints, not from there again
     again = begun.model_copy(update={"run": begun.run.model_copy(update={"steps": 2})})
     assert len(ranks.run(2, train, again)[0]["losses"]) == 1
+
+
+def test_a_run_begins_with_what_maps_of_a_gpt(ranks: RankPool, dataset: Path, tmp_path: Path) -> None:
+    """The states' part and the cell, which a GPT does not have, are drawn alike on all ranks, from the run's seed."""
+    gpt = str(Path(__file__).parents[1] / "data" / "gpt" / "llama")
+    sizes = {"layers": 2, "width": 16, "heads": 4, "head_dim": 4, "window": 16, "vocab_size": 256, "dropout": 0.0}
+    halves = {"mixers": {"window": {}, "recurrent": {"layers": [1], "states": 8}}, "ffns": {"swiglu": {"width": 24}}}
+    model = ModelConfig.model_validate({**sizes, **halves})
+    with single_process(), Dataset.open(dataset) as data, open_weights(gpt, into=model, seed=7) as weights:
+        schedule = StreamSchedule(data.lengths, streams=4, segment=32, window=16, seed=7)
+        expected = plain_loss(load_weights(weights), dataset, schedule, 1, 4)
+    for name in ("tp2", "pp2", "dp2-zero3"):
+        begun = given_config(dataset, tmp_path / name, LAYOUTS[name], seed=7, steps=1, init_from=gpt)
+        found = ranks.run(2, train, begun.model_copy(update={"model": model}))[0]["losses"][0]
+        assert abs(found - expected) <= LOSS, name
 
 
 def test_weights_of_another_model_or_tokenizer_are_refused(ranks: RankPool, dataset: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The FFNs of GPT-2 and LLaMA against their formulas in float64, and what is counted of them."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,14 +11,7 @@ from brt_dist.config.schema import ModelConfig
 from brt_dist.model.layers import Layer
 from brt_dist.model.linear import megatron_config
 from brt_dist.model.parameters import initialize
-from brt_dist.parallel.layout import single_process
 from brt_dist.planning.parameters import layer_parameters
-
-
-@pytest.fixture(autouse=True)
-def alone() -> Iterator[None]:
-    with single_process():
-        yield
 
 
 def model(ffn: dict[str, Any]) -> ModelConfig:
