@@ -1,6 +1,7 @@
 """Where a tokenizer is: a file, a folder of a model, or a name on Hugging Face's hub."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from brt_dist.errors import DataError
@@ -31,13 +32,23 @@ def tokenizer_file(place: Path) -> Path:
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+    )
 
     try:
         for file in _FILES:
             if isinstance(found := try_to_load_from_cache(name, file), str):
                 return Path(found)
-        return Path(hf_hub_download(name, _FILES[0], etag_timeout=10))
+        for file in _FILES[:-1]:
+            with suppress(RemoteEntryNotFoundError):
+                return Path(hf_hub_download(name, file, etag_timeout=10))
+        return Path(hf_hub_download(name, _FILES[-1], etag_timeout=10))
+    except RemoteEntryNotFoundError:
+        raise DataError(f"{name}: no tokenizer in this model of the hub ({', '.join(_FILES)})") from None
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise DataError(
