@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TRANSFORMERS := $(VENV)/transformers/.installed
 LM_EVAL := $(VENV)/lm_eval/.installed
+ATHERIS := $(VENV)/atheris/.installed
+FUZZ_SECONDS ?= 60
 STEPS ?= 600
 LAYOUTS ?= 40
 
@@ -16,7 +18,8 @@ LAYOUTS ?= 40
 # make peers        install what benchmarks/step.py compares with
 # make test-triton  the kernels for GPUs, interpreted on a CPU
 # make test-layouts  every rank of 40 random layouts of up to 64 ranks, in one process: none may hang; LAYOUTS=100
-# make fuzz        files of others, damaged in many more ways than `make check` tries
+# make fuzz         files of others: damaged in many more ways than `make check` tries, then led by the lines that they
+#   FUZZ_SECONDS=60: how long for each reader     reach (atheris); what fails is left in build/fuzz
 # make test-faults   injects real faults into real runs; prints the table of docs/faults.md
 # make -C tests/cluster TARGET   tests that need root or apt: several nodes, Slurm, Kubernetes, PostgreSQL, a browser
 
@@ -52,6 +55,10 @@ $(TRANSFORMERS): $(INSTALLED) requirements-transformers.lock
 $(LM_EVAL): $(INSTALLED) requirements-transformers.lock requirements-lm-eval.lock
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(@D) --requirement requirements-transformers.lock \
 		--requirement requirements-lm-eval.lock
+	@touch $@
+
+$(ATHERIS): $(INSTALLED) requirements-fuzz.lock
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(@D) --requirement requirements-fuzz.lock
 	@touch $@
 
 peers: $(INSTALLED) $(TRANSFORMERS) requirements-peers.lock
@@ -94,8 +101,9 @@ test-layouts: $(INSTALLED)
 test-faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults
 
-fuzz: $(INSTALLED)
+fuzz: $(INSTALLED) $(ATHERIS)
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -n 2 --timeout 7200 tests/unit/fuzz
+	PYTHONPATH=$(VENV)/atheris $(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 reproduce-tiny: $(INSTALLED)
 	$(BIN)/brt reproduce table1 --scale tiny --data books --seeds 2 --documents 2 --out build/reproduce \
