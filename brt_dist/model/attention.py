@@ -102,18 +102,65 @@ def with_previous_block(blocks: Tensor, cache: Tensor, starts: Tensor) -> Tensor
     Returns:
         (b, t, h, 2W, E).
     """
-    first = cache.to(blocks.dtype).transpose(1, 2).unsqueeze(1)
-    previous = torch.cat([first, blocks[:, :-1]], 1)
-    previous = previous.masked_fill(starts[:, :, None, None, None], 0.0)
-    return torch.cat([previous, blocks], 3)
+    return cast(Tensor, _WithPreviousBlock.apply(blocks, cache, starts))
+
+
+class _WithPreviousBlock(torch.autograd.Function):
+    """Each way one tensor is made and filled in place."""
+
+    @staticmethod
+    def forward(ctx: Any, blocks: Tensor, cache: Tensor, starts: Tensor) -> Tensor:
+        streams, count, heads, length, size = blocks.shape
+        out = blocks.new_empty(streams, count, heads, 2 * length, size)
+        previous, own = out.chunk(2, 3)
+        own.copy_(blocks)
+        previous[:, 0].copy_(cache.transpose(1, 2))
+        previous[:, 1:].copy_(blocks[:, :-1])
+        previous.masked_fill_(_of_blocks(starts), 0.0)
+        ctx.save_for_backward(starts)
+        ctx.cache_dtype = cache.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (starts,) = ctx.saved_tensors
+        of_previous, of_own = gradient.chunk(2, 3)
+        is_seen = _of_blocks(~starts)
+        of_blocks, of_cache = of_own.clone(memory_format=torch.contiguous_format), None
+        of_blocks[:, :-1].addcmul_(of_previous[:, 1:], is_seen[:, 1:].to(gradient.dtype))
+        if ctx.needs_input_grad[1]:
+            of_cache = (of_previous[:, 0] * is_seen[:, 0]).transpose(1, 2).to(ctx.cache_dtype)
+        return of_blocks, of_cache, None
+
+
+def _of_blocks(starts: Tensor) -> Tensor:
+    """(b, t) for (b, t, h, n, E)."""
+    return starts[:, :, None, None, None]
 
 
 def split_heads(projected: Tensor, count: int, head_dim: int) -> tuple[Tensor, ...]:
     """Undo a fused projection: (..., n, b, h*count*E) -> `count` tensors (b, ..., h, n, E)."""
-    *blocks, length, streams, _ = projected.shape
-    heads = projected.view(*blocks, length, streams, -1, count, head_dim)
-    order = (-2, -4, *range(len(blocks)), -3, -5, -1)
-    return heads.permute(*order).unbind(0)
+    return cast(tuple[Tensor, ...], _SplitHeads.apply(projected, count, head_dim))
+
+
+class _SplitHeads(torch.autograd.Function):
+    """Views; their gradients are laid out as the projection at once."""
+
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor, count: int, head_dim: int) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.shape = projected.shape
+        *blocks, length, streams, _ = projected.shape
+        heads = projected.view(*blocks, length, streams, -1, count, head_dim)
+        return heads.permute(-2, -4, *range(len(blocks)), -3, -5, -1).unbind(0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        given = [gradient for gradient in gradients if gradient is not None]
+        if not given:
+            return None, None, None
+        parts = [torch.zeros_like(given[0]) if gradient is None else gradient for gradient in gradients]
+        return merge_heads(parts).reshape(ctx.shape), None, None
 
 
 def merge_heads(attended: Sequence[Tensor]) -> Tensor:

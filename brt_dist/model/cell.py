@@ -82,11 +82,12 @@ class RecurrentCell(nn.Module):
         if window is None:
             return self._enter(state, starts[:, 0])
         seen = []
-        for block in range(starts.shape[1]):
+        # unbound at once: the gradient of a block picked out by itself would be as large as that of all of them
+        for begins, keys, values in zip(*(x.unbind(1) for x in (starts, *window)), strict=True):
             if projected is None:
-                projected = self._enter(state, starts[:, block])
+                projected = self._enter(state, begins)
             seen.append((projected.keys, projected.values))
-            state = self._update(projected, window.keys[:, block], window.values[:, block])
+            state = self._update(projected, keys, values)
             projected = None
         all_keys, all_values = zip(*seen, strict=True)
         return ScanResult(torch.stack(all_keys, 1), torch.stack(all_values, 1), state.transpose(0, 1))

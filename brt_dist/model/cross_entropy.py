@@ -19,6 +19,8 @@ from brt_dist.model.sequence import gathered, summed_part
 from brt_dist.model.shapes import TILE_COLUMNS as COLUMNS
 from brt_dist.model.shapes import TILE_TOKENS as TOKENS
 
+CACHED = 256  # tokens of a tile on a CPU
+
 
 class Vocabulary(NamedTuple):
     """The rows of the embedding that this rank holds."""
@@ -46,7 +48,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, target: Tensor, vocabulary: Vocabulary, is_split: bool) -> Tensor:
         rows = (gathered(x) if is_split else x).flatten(0, 1)
         local = target.flatten() - vocabulary.first  # outside of [0, V/tp) on all ranks but one
-        scans = [_scan(rows[part], weight, local[part], vocabulary.valid) for part in _slices(len(rows), TOKENS)]
+        scans = [_scan(rows[part], weight, local[part], vocabulary.valid) for part in _slices(len(rows), _tokens(rows))]
         largest, total, chosen = (torch.cat(numbers) for numbers in zip(*scans, strict=True))
         group = parallel_state.get_tensor_model_parallel_group()
         if group.size() > 1:
@@ -66,20 +68,31 @@ class _CrossEntropy(torch.autograd.Function):
         x, weight, local, largest, total = ctx.saved_tensors
         whole = gathered(x) if ctx.is_split else x
         rows, of_loss = whole.flatten(0, 1), gradient.flatten()
-        parts, of_weight = list(_slices(len(rows), TOKENS)), torch.empty_like(weight)
+        parts, of_weight = list(_slices(len(rows), _tokens(rows))), torch.empty_like(weight)
         in_one = len(weight) <= COLUMNS  # else gradients of rows are sums over tiles
         of_rows = torch.zeros_like(rows, dtype=rows.dtype if in_one else largest.dtype)
+        kernels, scales = row_kernels.fused(rows), total.log().add_(largest)
+        # a factor of a token is applied to its D numbers and not to its logits, of which there are more
+        factored = rows if kernels is not None else (rows * of_loss[:, None]).to(rows.dtype)
         for columns in _slices(len(weight), COLUMNS):
             tile, of_columns = weight[columns], None
+            valid = min(max(ctx.vocabulary.valid - columns.start, 0), len(tile))
             for part in parts:
-                rounded = _slope(
-                    rows[part], tile, columns, ctx.vocabulary.valid,
-                    largest[part], total[part], local[part], of_loss[part],
-                )  # fmt: skip
-                of_rows[part] += rounded @ tile
-                product = rounded.t() @ rows[part]
-                of_columns = product if of_columns is None else widened(of_columns) + product
+                product, (place, is_in) = rows[part] @ tile.t(), _places(local[part], columns)
+                if kernels is not None:
+                    place = place.where(is_in, -1)
+                    slope = kernels.softmax_slope(product, valid, largest[part], total[part], place, of_loss[part])
+                else:
+                    slope = _slope(product, valid, scales[part], place, is_in).to(rows.dtype)
+                _add_product(of_rows[part], slope, tile)
+                if of_columns is None:
+                    of_columns = slope.t() @ factored[part]
+                else:
+                    of_columns = widened(of_columns)
+                    _add_product(of_columns, slope.t(), factored[part])
             of_weight[columns] = cast(Tensor, of_columns)
+        if kernels is None:
+            of_rows *= of_loss[:, None]
         of_x = of_rows.to(x.dtype).view(whole.shape)
         group = parallel_state.get_tensor_model_parallel_group()
         if ctx.is_split:
@@ -95,7 +108,7 @@ def _scan(rows: Tensor, weight: Tensor, local: Tensor, valid: int) -> tuple[Tens
     for columns in _slices(len(weight), COLUMNS):
         product = rows @ weight[columns].t()
         place, is_in = _places(local, columns)
-        target = widened(product[torch.arange(len(place), device=place.device), place]).where(is_in, 0.0)
+        target = widened(product.gather(1, place[:, None]).squeeze(1)).where(is_in, 0.0)
         here, sums = _sums(product, max(valid - columns.start, 0))
         if largest is None or total is None or chosen is None:
             largest, total, chosen = here, sums, target
@@ -115,19 +128,23 @@ def _sums(product: Tensor, valid: int) -> tuple[Tensor, Tensor]:
     return largest, logits.sub_(largest[:, None]).exp_().sum(-1)
 
 
-def _slope(
-    rows: Tensor, tile: Tensor, columns: slice, valid: int,
-    largest: Tensor, total: Tensor, local: Tensor, of_loss: Tensor,
-) -> Tensor:  # fmt: skip
-    """Gradient of the logits of a tile, of the type of `rows`."""
-    product, here = rows @ tile.t(), max(valid - columns.start, 0)
-    place, is_in = _places(local, columns)
-    if (kernels := row_kernels.fused(product)) is not None:
-        place = place.where(is_in, -1)
-        return cast(Tensor, kernels.softmax_slope(product, min(here, len(tile)), largest, total, place, of_loss))
-    of_logits = _without_padding(product, here).sub_(largest[:, None]).exp_().div_(total[:, None])
-    of_logits[torch.arange(len(place), device=place.device), place] -= is_in.to(of_logits.dtype)
-    return of_logits.mul_(of_loss[:, None]).to(rows.dtype)
+def _slope(product: Tensor, valid: int, scale: Tensor, place: Tensor, is_in: Tensor) -> Tensor:
+    """Gradient of a tile of logits (n, c), of which `valid` are tokens, for a token's loss of one nat.
+
+    Args:
+        scale: (n,) logarithm of the sum of exp(logit) over the vocabulary.
+        place, is_in: (n,) where the targets are, and whether they are in the tile.
+    """
+    of_logits = _without_padding(product, valid).sub_(scale[:, None]).exp_()
+    return of_logits.scatter_add_(1, place[:, None], is_in.to(of_logits.dtype).neg_()[:, None])
+
+
+def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
+    """total += one @ other, without a pass of its own where the types agree."""
+    if total.dtype == one.dtype:
+        total.addmm_(one, other)
+    else:
+        total += one @ other
 
 
 def _without_padding(product: Tensor, valid: int) -> Tensor:
@@ -141,6 +158,11 @@ def _places(local: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
     """Where in a tile the targets are, or 0; and whether they are in it."""
     is_in = (local >= columns.start) & (local < columns.stop)
     return (local - columns.start).where(is_in, 0), is_in
+
+
+def _tokens(rows: Tensor) -> int:
+    """Tokens of a tile; on a CPU few enough for its logits to stay in the cache from one pass to the next."""
+    return min(TOKENS, CACHED) if rows.device.type == "cpu" else TOKENS
 
 
 def _is_in(local: Tensor, weight: Tensor) -> Tensor:

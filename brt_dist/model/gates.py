@@ -26,7 +26,7 @@ class FixedGate(nn.Module):
     def forward(self, state: Tensor, z: Tensor, h: Tensor) -> Tensor:
         """New state (S, b, D) in the type of `state`; `h` is not looked at."""
         gate = torch.sigmoid(widened(self.bias))
-        return (state * gate + z * (1 - gate)).to(state.dtype)
+        return torch.lerp(widened(z), widened(state), gate).to(state.dtype)
 
     def watch(self, tell: Callable[[Tensor], None]) -> RemovableHandle:
         """Tell the share of the state that is kept, by channel, whenever the gate is used."""

@@ -1,6 +1,6 @@
 """Normalisations.  Statistics are taken in float32 (or wider) whatever the type of the activations."""
 
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ EPSILON = 1e-6
 
 def widened(x: Tensor) -> Tensor:
     """`x` in a type of at least 32 bits."""
+    if x.dtype in (torch.float32, torch.float64):
+        return x  # asked for thousands of times in a step
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -49,7 +51,7 @@ class LayerNorm(nn.Module):
 
 def rms_normed(x: Tensor, weight: Tensor) -> Tensor:
     """What :class:`RMSNorm` computes with this weight."""
-    return cast(Tensor, _Normalised.apply(x, x, weight, x.shape[-1], weight.dtype))
+    return cast(Tensor, _Normalised.apply(x, weight, x.shape[-1], weight.dtype))
 
 
 def unit_length(x: Tensor, scale: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
@@ -57,43 +59,56 @@ def unit_length(x: Tensor, scale: Tensor | None = None, dtype: torch.dtype | Non
 
     dtype: of the result; float32 if not given.
     """
-    return cast(Tensor, _Normalised.apply(x, x, scale, 1, dtype or torch.promote_types(x.dtype, torch.float32)))
+    return cast(Tensor, _Normalised.apply(x, scale, 1, dtype or torch.promote_types(x.dtype, torch.float32)))
 
 
 class _Normalised(torch.autograd.Function):
     """x / sqrt(sum(x²)/count + 1e-6) * weight; keeps `x` and one number for each vector.
 
-    `x` is given twice, as the vector and as what its length is taken of.  Autograd then adds the two gradients to
-    others of `x` one by one, as it would for plain operations, which keeps runs of 0.1.0 what they were to the bit.
+    Each operation is a pass over memory, which is what norms cost, so there are few; what has one number for a vector
+    is put together first.  The result is laid out in the order of its dimensions, whatever `x` is a view of.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, measured: Tensor, weight: Tensor | None, count: int, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, count: int, dtype: torch.dtype) -> Tensor:
         ctx.count = count
         if (kernels := rows.fused(x)) is not None:
             out, inverse = kernels.normalise(x, weight, count, EPSILON, dtype)
             ctx.save_for_backward(x, weight, inverse)
             return cast(Tensor, out)
         wide = widened(x)
-        squares = wide.square()
-        mean = squares.mean(-1, True) if count > 1 else squares.sum(-1, True)
-        inverse = torch.rsqrt(mean + EPSILON)
+        squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+        inverse = (squares if count == 1 else squares.div_(count)).add_(EPSILON).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        out = torch.mul(wide, inverse, out=squares)
-        return (out if weight is None else out.mul_(widened(weight))).to(dtype)
+        out = torch.mul(wide, _of_vectors(inverse, weight), out=wide.new_empty(x.shape))
+        return (out.mul_(widened(weight)) if _is_of_columns(weight) else out).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
         if (kernels := rows.fused(x)) is not None:
             of_x, of_weight = kernels.normalise_backward(gradient, x, weight, inverse, ctx.count)
-            return of_x, None, None if weight is None else of_weight.to(weight.dtype), None, None
-        wide, of_unit, of_weight = widened(x), widened(gradient), None
-        if weight is not None:
-            of_weight = (of_unit * (wide * inverse)).sum_to_size(weight.shape).to(weight.dtype)
-            of_unit = of_unit * widened(weight)
-        of_inverse = (of_unit * wide).sum(-1, True)
-        slope = -of_inverse * inverse.pow(3) / ctx.count
-        if x.dtype == wide.dtype:
-            return of_unit * inverse, wide * slope, of_weight, None, None
-        return (of_unit * inverse).addcmul_(wide, slope).to(x.dtype), None, of_weight, None, None
+            return of_x, None if weight is None else of_weight.to(weight.dtype), None, None
+        wide, of_out, of_weight = widened(x), widened(gradient), None
+        products, of_x = of_out * wide, of_out * _of_vectors(inverse, weight)
+        if _is_of_columns(weight):
+            columns = widened(weight)
+            of_weight = inverse.flatten() @ products.flatten(0, -2)
+            along = products @ columns.unsqueeze(-1)  # how much a vector's length changes the loss
+            of_x *= columns
+        else:
+            along = products.sum(-1, True)
+            if weight is not None:
+                of_weight = (along * inverse).sum_to_size(weight.shape)
+                along = along * widened(weight)
+        of_x.addcmul_(wide, along * inverse.pow(3), value=-1 / ctx.count)
+        return of_x.to(x.dtype), None if weight is None else of_weight.to(weight.dtype), None, None
+
+
+def _is_of_columns(weight: Tensor | None) -> TypeGuard[Tensor]:
+    return weight is not None and weight.dim() == 1
+
+
+def _of_vectors(inverse: Tensor, weight: Tensor | None) -> Tensor:
+    """What all elements of a vector are multiplied with: the inverse of its length, times a weight of its head."""
+    return inverse if weight is None or _is_of_columns(weight) else inverse * widened(weight)

@@ -97,7 +97,7 @@ def test_a_window_layer_does_little_work_that_is_masked_or_done_twice(width: int
 
 
 @pytest.mark.parametrize(
-    ("index", "most"), [(WINDOW, (430, 980)), (RECURRENT, (1100, 2150))], ids=["window", "recurrent"]
+    ("index", "most"), [(WINDOW, (400, 860)), (RECURRENT, (1070, 1870))], ids=["window", "recurrent"]
 )
 def test_few_operations_are_called(index: int, most: tuple[int, int]) -> None:
     """Each costs a CPU some microseconds, and a GPU a launch."""

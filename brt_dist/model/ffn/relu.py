@@ -67,7 +67,7 @@ class ReluFFN(FFN):
                 self.output = RowLinear(hidden_width, model.width, parallel)
 
             def forward(self, x: "Tensor", dropout: "Dropout | None") -> "Tensor":
-                x = self.output(torch.relu(self.hidden(self.norm(x))))
+                x = self.output(torch.relu_(self.hidden(self.norm(x))))
                 return x if dropout is None else dropout.activations(x, index, "mlp output")
 
         return Module()
