@@ -3,6 +3,7 @@
 CPU runs use gloo and DeepSpeed's CPU accelerator, GPU runs NCCL and the CUDA one; all other code is the same.
 """
 
+import ctypes
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from brt_dist.errors import PlatformError
 from brt_dist.parallel.deepspeed_internals import skip_compiled_kernels
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 @dataclass(frozen=True)
@@ -166,4 +169,17 @@ def choose(kind: str, local_rank: int) -> Device:
     os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed requires it
     if kind == "cpu":
         skip_compiled_kernels()
+        keep_freed_memory()
     return Device(kind, local_rank)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library reuse freed memory, however large the pieces, instead of returning it to the system.
+
+    Every step makes the same large tensors again.  By default glibc asks the system for each and gives it back, and the
+    system clears every page of it: a tenth of a step's time.  Other C libraries are left as they are.
+    """
+    allocator = getattr(ctypes.CDLL(None), "mallopt", None)
+    if allocator is not None:
+        allocator(_TRIM_THRESHOLD, 2**31 - 1)
+        allocator(_MMAP_MAX, 0)
