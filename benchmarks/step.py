@@ -140,7 +140,7 @@ def config(device: str, shape: str, row: str) -> dict[str, Any]:
     return {
         "model": {**model, "dropout": 0.0},
         "data": {"dataset": "unused", "segment": segment, "streams": streams},
-        "parallel": {"micro_batch": streams},
+        "parallel": {"micro_batch": streams, "zero_stage": {"cpu": 0, "cuda": 1}[device]},  # bf16 needs ZeRO
         "optimizer": {"name": "adamw"},
         "run": {"directory": "unused", "steps": 1000, "device": device,
                 "precision": {"cpu": "fp32", "cuda": "bf16"}[device]},

@@ -128,6 +128,8 @@ class _WithoutZero(Update):
     def __init__(self, engine: Any, parameters: Sequence[LogicalParameter], limit: float | None, groups: Any) -> None:
         super().__init__(engine, parameters, limit)
         self._groups = groups
+        if groups.get_data_parallel_world_size() == 1:
+            engine.enable_backward_allreduce = False  # it would copy all gradients to a buffer and back
 
     def gradient(self, parameter: LogicalParameter) -> Tensor | None:
         return parameter.local.grad

@@ -99,7 +99,7 @@ ATTRIBUTES = [
     ("optimizer", "bf16_groups", _SUMS_OF_BF16),
     ("optimizer", "fp32_groups_flat_partition", _SUMS_OF_BF16),
     ("optimizer", "fp32_groups_gradients_flat", _SUMS_OF_BF16),
-    ("engine", "enable_backward_allreduce", _SUMS_OF_BF16),
+    ("engine", "enable_backward_allreduce", (*_SUMS_OF_BF16, "zero0-fp32")),
     ("engine", "pipeline_enable_backward_allreduce", ("pipeline-bf16",)),
     ("engine", "module.get_tied_weights_and_groups", _PIPELINES),
     ("optimizer", "fp32_groups_gradient_flat_partition", _SUMS_OF_BF16),
