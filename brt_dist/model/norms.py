@@ -93,8 +93,12 @@ class _Normalised(torch.autograd.Function):
         products, of_x = of_out * wide, of_out * _of_vectors(inverse, weight)
         if _is_of_columns(weight):
             columns = widened(weight)
-            of_weight = inverse.flatten() @ products.flatten(0, -2)
-            along = products @ columns.unsqueeze(-1)  # how much a vector's length changes the loss
+            if columns.dim() == 1:
+                of_weight = inverse.flatten() @ products.flatten(0, -2)
+                along = products @ columns.unsqueeze(-1)  # how much a vector's length changes the loss
+            else:
+                of_weight = (products * inverse).sum_to_size(columns.shape)
+                along = (products * columns).sum(-1, True)
             of_x *= columns
         else:
             along = products.sum(-1, True)
@@ -106,7 +110,7 @@ class _Normalised(torch.autograd.Function):
 
 
 def _is_of_columns(weight: Tensor | None) -> TypeGuard[Tensor]:
-    return weight is not None and weight.dim() == 1
+    return weight is not None and weight.shape[-1] > 1
 
 
 def _of_vectors(inverse: Tensor, weight: Tensor | None) -> Tensor:
