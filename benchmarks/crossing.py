@@ -40,17 +40,19 @@ def kinds(window: int, head_dim: int) -> dict[str, list[str]]:
     """Settings of each kind.  A step reads the same number of bytes in all of them."""
     sharp = f"={math.sqrt(head_dim)}"
     plain = ["model.mixers.recurrent.layers=[]"]
+    streams = 16 * 256 // (2 * window)
+    wide = [  # as in the paper, a segment is one window
+        *plain, f"model.window={2 * window}", f"data.segment={2 * window}", f"data.streams={streams}",
+        f"parallel.micro_batch={streams}",
+    ]  # fmt: skip
     return {
         "recurrent": [],
         "recurrent, sharp states": [f"model.mixers.recurrent.query_length{sharp}"],
         "recurrent, sharp": [f"model.mixers.{mixer}.query_length{sharp}" for mixer in ("recurrent", "window")],
         "sliding window": plain,
         "sliding window, sharp": [*plain, f"model.mixers.window.query_length{sharp}"],
-        # as in the paper, a segment is one window
-        "XL, window x2": [
-            *plain, f"model.window={2 * window}", f"data.segment={2 * window}",
-            f"data.streams={16 * 256 // (2 * window)}", f"parallel.micro_batch={16 * 256 // (2 * window)}",
-        ],
+        "XL, window x2": wide,
+        "XL, window x2, sharp": [*wide, f"model.mixers.window.query_length{sharp}"],
     }  # fmt: skip
 
 
