@@ -102,12 +102,14 @@ def datasets(out: Path) -> tuple[Dataset, Dataset]:
 
 def configuration(kind: str, seed: int, steps: int, options: argparse.Namespace) -> Config:
     """A run to a budget, with the parameters of the recurrent model."""
-    window, name = options.window, kind.replace(",", "").replace(" ", "-")
+    window = options.window
+    name = "-".join([*kind.replace(",", "").split(), str(window), str(seed), *options.set])
     given = [
         f"data.dataset={options.out / 'data' / 'train'}",
         f"data.validation={options.out / 'data' / 'validation'}",
-        f"run.directory={options.out / 'runs' / f'{name}-{window}-{seed}'}",
+        f"run.directory={options.out / 'runs' / name}",
         f"run.steps={steps}", f"run.seed={seed}", f"model.window={window}", f"model.mixers.recurrent.states={window}",
+        *options.set,
     ]  # fmt: skip
     reference = load(SETTINGS, given).config
     config = load(SETTINGS, [*given, *kinds(window, reference.model.head_dim)[kind]]).config
@@ -154,6 +156,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="*", default=[250, 500, 1000, 2000, 4000, 8000], metavar="STEPS")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--only", nargs="*", default=names, choices=names, metavar="KIND", help=", ".join(names))
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings for all kinds")
     parser.add_argument("--documents", type=int, default=16, help="held-out documents to read")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -165,7 +168,7 @@ def main() -> None:
         for steps in options.budgets:
             for seed in options.seeds:
                 for kind in options.only:
-                    key = {"kind": kind, "window": options.window, "seed": seed, "steps": steps}
+                    key = {"kind": kind, "window": options.window, "set": options.set, "seed": seed, "steps": steps}
                     if any(key.items() <= cell.items() for cell in cells):
                         continue
                     cells.append(trained_cell(key, options, (train, documents), device))
