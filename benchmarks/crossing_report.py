@@ -1,4 +1,4 @@
-"""Table of the results of `benchmarks.crossing`."""
+"""Tables of the results of `benchmarks.crossing`."""
 
 import math
 from collections.abc import Sequence
@@ -6,19 +6,36 @@ from statistics import fmean, stdev
 from typing import Any
 
 Cell = dict[str, Any]
-BASE = "sliding window"
+# What each kind is set against: the sliding window whose attention starts as sharp as its own.
+BASE = {
+    "recurrent": "sliding window",
+    "recurrent, sharp states": "sliding window",
+    "recurrent, sharp": "sliding window, sharp",
+    "XL, window x2": "sliding window",
+    "XL, window x2, sharp": "sliding window, sharp",
+}
 
 
 def _same(cells: Sequence[Cell], **key: Any) -> list[Cell]:
     return [cell for cell in cells if key.items() <= cell.items()]
 
 
-def differences(cells: Sequence[Cell], kind: str, window: int, steps: int) -> list[float]:
-    """Bits per byte more than the sliding window with the same window, seed and budget; one value a seed."""
+def _group(cell: Cell) -> dict[str, Any]:
+    return {key: cell[key] for key in ("window", "set", "steps")}
+
+
+def _groups(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Windows, settings and budgets of the cells, sorted."""
+    keys = sorted({(cell["window"], tuple(cell["set"]), cell["steps"]) for cell in cells})
+    return [{"window": window, "set": list(settings), "steps": steps} for window, settings, steps in keys]
+
+
+def differences(cells: Sequence[Cell], found: Sequence[Cell]) -> list[tuple[float, float]]:
+    """Bits per byte more than the base of the same seed and budget, and the standard error over documents."""
     return [
-        cell["carried"] - base["carried"]
-        for cell in _same(cells, kind=kind, window=window, steps=steps)
-        for base in _same(cells, kind=BASE, window=window, steps=steps, seed=cell["seed"])
+        (cell["carried"] - base["carried"], over_documents(cell, base))
+        for cell in found
+        for base in _same(cells, kind=BASE.get(cell["kind"]), seed=cell["seed"], **_group(cell))
     ]
 
 
@@ -32,23 +49,48 @@ def over_documents(cell: Cell, base: Cell) -> float:
 
 
 def table(cells: Sequence[Cell]) -> str:
-    """Markdown: a row for each window and budget, a column a kind: bits per byte, and more than the sliding window."""
+    """Markdown: bits per byte of each kind at each budget; in brackets, more than the sliding window."""
     names = list(dict.fromkeys(cell["kind"] for cell in cells))
-    rows = [["window", "million bytes", *names]]
-    for window, steps in sorted({(cell["window"], cell["steps"]) for cell in cells}):
-        row = [str(window), f"{min(c['bytes'] for c in _same(cells, window=window, steps=steps)) / 1e6:.1f}"]
-        for kind in names:
-            found = _same(cells, kind=kind, window=window, steps=steps)
-            row.append(_cell(found, differences(cells, kind, window, steps) if kind != BASE else []))
-        rows.append(row)
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+    rows = [["window", "settings", "million bytes", *names]]
+    for group in _groups(cells):
+        here = [_same(cells, kind=kind, **group) for kind in names]
+        budget = min(cell["bytes"] for found in here for cell in found) / 1e6
+        row = [str(group["window"]), " ".join(group["set"]) or "-", f"{budget:.1f}"]
+        rows.append([*row, *(_bits(found, differences(cells, found)) for found in here)])
+    return _markdown(rows)
 
 
-def _cell(found: Sequence[Cell], more: Sequence[float]) -> str:
+def worth(cells: Sequence[Cell]) -> str:
+    """Markdown: what the carried state and cache are worth to models with a state, and how the state looks."""
+    rows = [
+        ["kind", "settings", "million bytes", "worth of the state", "of the cache", "`state_rank`", "`from_states`"]
+    ]
+    for group in _groups(cells):
+        for kind in dict.fromkeys(cell["kind"] for cell in cells if "state cleared" in cell):
+            found = _same(cells, kind=kind, **group)
+            if found:
+                looks = [layer for cell in found for layer in cell["layers"].values() if "state_rank" in layer]
+                parts = [fmean(c[f"{part} cleared"] - c["carried"] for c in found) for part in ("state", "cache")]
+                rows.append([
+                    kind, " ".join(group["set"]) or "-", f"{found[0]['bytes'] / 1e6:.1f}",
+                    *(f"{part:.4f}" for part in parts),
+                    f"{fmean(layer['state_rank'] for layer in looks):.2f}",
+                    f"{fmean(layer['from_states'] for layer in looks):.2f}",
+                ])  # fmt: skip
+    return _markdown(rows)
+
+
+def _bits(found: Sequence[Cell], more: Sequence[tuple[float, float]]) -> str:
     if not found:
         return "-"
     text = f"{fmean(cell['carried'] for cell in found):.3f}"
-    if more:
-        text += f" ({fmean(more):+.3f}" + (f" ± {stdev(more):.3f}" if len(more) > 1 else "") + ")"
-    return text
+    if not more:
+        return text
+    values = [value for value, _ in more]
+    spread = stdev(values) if len(values) > 1 else more[0][1]
+    return f"{text} ({fmean(values):+.3f} ± {spread:.3f})"
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
