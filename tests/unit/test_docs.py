@@ -30,8 +30,9 @@ OTHER_OPTIONS = {
     "--help",
     "--pairwise",
     "--only",
+    "--quick",
     "--write",
-}  # of pip, the worker and tests
+}  # of pip, the worker, tests and benchmarks
 OTHER_OPTIONS |= {"--listen"}  # of launch.nodes.ray_node
 
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
