@@ -49,7 +49,10 @@ def over_documents(cell: Cell, base: Cell) -> float:
 
 
 def table(cells: Sequence[Cell]) -> str:
-    """Markdown: bits per byte of each kind at each budget; in brackets, more than the sliding window."""
+    """Markdown: bits per byte of each kind at each budget; in brackets, more than the sliding window.
+
+    With ± the standard deviation over seeds; of one seed, the standard error over documents.
+    """
     names = list(dict.fromkeys(cell["kind"] for cell in cells))
     rows = [["window", "settings", "million bytes", *names]]
     for group in _groups(cells):
@@ -88,7 +91,7 @@ def _bits(found: Sequence[Cell], more: Sequence[tuple[float, float]]) -> str:
         return text
     values = [value for value, _ in more]
     spread = stdev(values) if len(values) > 1 else more[0][1]
-    return f"{text} ({fmean(values):+.3f} ± {spread:.3f})"
+    return f"{text} ({fmean(values):+.3f} ± {spread:.3f}, {len(values)} seed{'s' if len(values) > 1 else ''})"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -7,7 +7,7 @@ from statistics import median
 
 import pytest
 
-from benchmarks import plan_time
+from benchmarks import crossing_report, plan_time
 from benchmarks.step import table
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -40,3 +40,9 @@ def test_the_table_of_planned_times() -> None:
     rows = plan_time.compared(figures)
     as_calibrated, corrected = (median(map(abs, plan_time.errors(rows, which))) for which in (False, True))
     assert len(rows) >= 12 and as_calibrated <= 0.25 and corrected <= 0.15
+
+
+def test_the_tables_of_the_crossing() -> None:
+    cells = json.loads((DOCS / "results" / "crossing.json").read_text())
+    assert crossing_report.table(cells) in (DOCS / "results.md").read_text()
+    assert crossing_report.worth(cells) in (DOCS / "state.md").read_text()
