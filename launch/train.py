@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brt_dist.config.costs import warnings
+from brt_dist.config.data_rules import DatasetFacts
 from brt_dist.config.loading import Resolved, load
-from brt_dist.config.rules import DatasetFacts, check
+from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ExitCode
 from brt_dist.events import to_json

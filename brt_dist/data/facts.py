@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from brt_dist.config.rules import DatasetFacts
+from brt_dist.config.data_rules import DatasetFacts
 from brt_dist.config.schema import Config
 from brt_dist.data.dataset import Dataset
 from brt_dist.data.format import DOCUMENTS_FILE, check_lengths

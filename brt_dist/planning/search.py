@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from brt_dist.config.rules import divisors, layout_problems
+from brt_dist.config.layout_rules import divisors, layout_problems
 from brt_dist.config.schema import Config, ParallelConfig
 from brt_dist.planning.devices import DeviceSpec
 from brt_dist.planning.layout_plan import LayoutPlan, Planner

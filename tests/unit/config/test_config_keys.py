@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from brt_dist.config.data_rules import DatasetFacts
 from brt_dist.config.describe import described
 from brt_dist.config.keys import leaf_keys
 from brt_dist.config.loading import flatten, load
-from brt_dist.config.rules import DatasetFacts, check
+from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError
 from brt_dist.kinds import MIXERS, OPTIMIZERS

@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brt_dist.config.costs import warnings
+from brt_dist.config.data_rules import DatasetFacts
 from brt_dist.config.deepspeed import deepspeed_config
+from brt_dist.config.layout_rules import nearest_layout
 from brt_dist.config.loading import dump, load
-from brt_dist.config.rules import DatasetFacts, check, nearest_layout
+from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError
 from brt_dist.kinds import OPTIMIZERS

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from benchmarks.models import trained_model
+from brt_dist.config.data_rules import DatasetFacts
+from brt_dist.config.layout_rules import nearest_layout
 from brt_dist.config.loading import load
-from brt_dist.config.rules import DatasetFacts, check, nearest_layout
+from brt_dist.config.rules import check
 from brt_dist.config.schema import Config, ModelConfig
 from brt_dist.data.in_memory import InMemoryDataset
 from brt_dist.data.objectives.base import EVALUATION, objective_of

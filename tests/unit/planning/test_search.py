@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from brt_dist.config.rules import layout_problems
+from brt_dist.config.layout_rules import layout_problems
 from brt_dist.config.schema import Config
 from brt_dist.planning.devices import device_spec
 from brt_dist.planning.layout_plan import LayoutPlan, Planner
