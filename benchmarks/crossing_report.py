@@ -66,7 +66,16 @@ def table(cells: Sequence[Cell]) -> str:
 def worth(cells: Sequence[Cell]) -> str:
     """Markdown: what the carried state and cache are worth to models with a state, and how the state looks."""
     rows = [
-        ["kind", "settings", "million bytes", "worth of the state", "of the cache", "`state_rank`", "`from_states`"]
+        [
+            "kind",
+            "window",
+            "settings",
+            "million bytes",
+            "worth of the state",
+            "of the cache",
+            "`state_rank`",
+            "`from_states`",
+        ]
     ]
     for group in _groups(cells):
         for kind in dict.fromkeys(cell["kind"] for cell in cells if "state cleared" in cell):
@@ -75,7 +84,7 @@ def worth(cells: Sequence[Cell]) -> str:
                 looks = [layer for cell in found for layer in cell["layers"].values() if "state_rank" in layer]
                 parts = [fmean(c[f"{part} cleared"] - c["carried"] for c in found) for part in ("state", "cache")]
                 rows.append([
-                    kind, " ".join(group["set"]) or "-", f"{found[0]['bytes'] / 1e6:.1f}",
+                    kind, str(group["window"]), " ".join(group["set"]) or "-", f"{found[0]['bytes'] / 1e6:.1f}",
                     *(f"{part:.4f}" for part in parts),
                     f"{fmean(layer['state_rank'] for layer in looks):.2f}",
                     f"{fmean(layer['from_states'] for layer in looks):.2f}",
