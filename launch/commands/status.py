@@ -75,7 +75,10 @@ def describe(run: Path) -> dict[str, Any]:
     elif submission is not None and submission["submitted"] > (last.end or 0.0):  # this job has made no attempt
         ended = submission["state"] == "ended" or (submission["backend"] == "local" and not is_claimed(run))
         verdict = "launcher_failed" if ended and submission["state"] != "running" else "starting"
-        advice = f"; {_last_line(run, submission)}" if verdict == "launcher_failed" else ""
+        if verdict == "launcher_failed" and _was_taken_out(run, submission):
+            verdict, advice = "not started", "; its job was removed from the queue"
+        elif verdict == "launcher_failed":
+            advice = f"; {_last_line(run, submission)}"
     ended = verdict_of(last.to_json()) if last.end is not None else None
     plot = directory.loss_plot
     tracking = config.run.tracking
@@ -111,6 +114,15 @@ def _phase(directory: Any, attempt: int) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return f"{phase} ({detail})" if detail else phase
+
+
+def _was_taken_out(run: Path, submission: dict[str, Any]) -> bool:
+    """Whether `brt stop` ended the job before it wrote anything."""
+    from brt_dist.run_directory import RunDirectory
+
+    directory = RunDirectory(run)
+    log = directory.submission_log(submission["number"])
+    return directory.stop_request.exists() and not (log.is_file() and log.stat().st_size)
 
 
 def _last_line(run: Path, submission: dict[str, Any]) -> str:

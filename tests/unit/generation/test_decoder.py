@@ -45,6 +45,9 @@ KINDS: dict[str, dict[str, Any]] = {
         "mixers": {"switchhead": {"experts": 3}},
         "ffns": {"sigma_moe": {"experts": 6, "chosen": 2, "expert_width": 8}},
     },
+    "fourier memory": {"mixers": {"fourier_memory": {}}},
+    "gelu": {"mixers": {"window": {}}, "ffns": {"gelu": {"width": 64}}},
+    "swiglu": {"mixers": {"window": {}, "recurrent": RECURRENT}, "ffns": {"swiglu": {"width": 64}}},
     "hybrid": {"mixers": {"linear": {}, "window": {"layers": [0]}, "recurrent": RECURRENT}},
 }
 

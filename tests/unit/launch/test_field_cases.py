@@ -373,6 +373,9 @@ def test_status_of_a_job_whose_launcher_failed(tmp_path: Path, run: Run) -> None
     assert code == 16 and json.loads(out)["verdict"] == "launcher_failed"
     log.write_text("")
     assert "it has written nothing" in run("status", tmp_path)[1]
+    RunDirectory(tmp_path).stop_request.touch()  # `brt stop` of a job in a queue
+    code, out, _ = run("status", tmp_path)
+    assert code == 0 and out.startswith("not started: attempt 0, step 0 of 100; its job was removed from the queue")
 
 
 def test_a_dataset_that_is_not_there_is_told_with_the_config(tmp_path: Path, run: Run) -> None:
