@@ -47,6 +47,7 @@ ALLOWED = {
     ("brt_dist/model/filters.py", "cumsum"): "counts, which are integers",
     ("brt_dist/export/huggingface/modeling_brt.py", "index_copy"): "it only generates",
     ("brt_dist/export/huggingface/modeling_brt.py", "index_put"): "it only generates",
+    ("brt_dist/model/cross_entropy.py", "scatter_add_"): "one number, to one place of each row",
     ("brt_dist/model/sparse_units.py", "scatter_"): "one number, to one place of each row",
     ("brt_dist/data/in_memory.py", "cumsum"): "of NumPy, on the host",
     ("brt_dist/generation/sample.py", "cumsum"): "a sample is no part of training",
