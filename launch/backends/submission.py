@@ -170,6 +170,7 @@ def stop(run: Path) -> str:
         return f"{record.backend} job {record.job} has already ended"
     there.stop(record, run)
     if before == "queued":
+        RunDirectory(run).stop_request.touch()  # on any backend: `brt status` knows by it that nothing failed
         return f"{record.backend} job {record.job} was removed from the queue"
     return f"{record.backend} job {record.job} was told to save and stop"
 
