@@ -1,6 +1,5 @@
 """The command `brt`.  Subcommands are imported only when used, so that `brt --help` is instant."""
 
-import difflib
 import importlib
 import io
 import json
@@ -12,7 +11,7 @@ import click
 
 from brt_dist.errors import BrtError, ExitCode, system_error
 from brt_dist.kinds import BACKENDS, WEIGHT_FORMATS
-from launch.commands.arguments import quiet_libraries
+from launch.commands.arguments import NearestGroup, quiet_libraries
 from launch.run.open_files import open_more_files
 
 # command: ("module:attribute", its line in the help)
@@ -42,7 +41,7 @@ _COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(NearestGroup):
     """A group that imports a subcommand only when it is used.
 
     Args:
@@ -58,10 +57,7 @@ class LazyGroup(click.Group):
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in self._lazy:
-            if context.resilient_parsing:  # completing a word
-                return None
-            near = difflib.get_close_matches(name, self._lazy, n=1)
-            context.fail(f"No such command {name!r}" + (f"; nearest: {near[0]}" if near else ""))
+            return None
         module, _, attribute = self._lazy[name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command

@@ -159,12 +159,16 @@ def _dataset_facts(config: Config) -> tuple[DatasetFacts, DatasetFacts | None]:
     from brt_dist.data.facts import facts_of
     from brt_dist.data.open import open_training, open_validation
 
-    with open_training(config.data) as training:
+    with open_training(config.data, _warn) as training:
         facts = facts_of(training, config)
-    if (validation := open_validation(config.data)) is None:
+    if (validation := open_validation(config.data, _warn)) is None:
         return facts, None
     with validation:
         return facts, facts_of(validation)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def _attempts(

@@ -12,6 +12,7 @@ from brt_dist.config.schema import RunConfig
 from brt_dist.errors import CheckpointError, PlatformError
 from brt_dist.files import is_url
 from brt_dist.run_directory import RunDirectory
+from brt_dist.unreachable import unreachable
 
 
 @dataclass(frozen=True)
@@ -86,4 +87,6 @@ def answering(storage: Storage) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if (problem := unreachable(str(storage), error)) is not None:
+            raise PlatformError(f"{storage}: {problem}; nearest: a copy of the checkpoints on this machine") from error
         raise PlatformError(f"cannot reach the checkpoints at {storage}: {error}") from error

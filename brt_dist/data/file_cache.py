@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeVar
 
 from brt_dist.data.cache_room import CacheRoom
 from brt_dist.errors import BrtError, DataError, PlatformError
+from brt_dist.unreachable import unreachable
 
 _CHUNK = 8 << 20  # bytes of one request
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 15.0  # seconds between retries, doubled each time
@@ -234,20 +235,21 @@ class FileCache:
         while True:
             try:
                 return ask()
-            except FileNotFoundError:
-                raise DataError(f"{url}: missing; dataset.json lists it") from None
             except PermissionError as error:
                 raise PlatformError(f"{url}: access denied ({_first_line(error)})") from None
             except Exception as error:  # each kind of storage has its own
-                waited = time.monotonic() - began
+                problem = unreachable(url, error)
+                if isinstance(error, FileNotFoundError) and problem is None:
+                    raise DataError(f"{url}: missing; dataset.json lists it") from None
+                waited, problem = time.monotonic() - began, problem or _first_line(error)
                 if waited + wait > self.settings.retry_seconds:
                     raise PlatformError(
                         f"{url}: could not be fetched after retrying for {waited:.0f} s "
-                        f"(data.cache.retry_seconds={self.settings.retry_seconds:g}); last error: "
-                        f"{_first_line(error)}"
+                        f"(data.cache.retry_seconds={self.settings.retry_seconds:g}); last error: {problem}; "
+                        "nearest: a copy of the dataset on this machine"
                     ) from None
                 if wait == _FIRST_WAIT:
-                    self._report(f"{url}: {_first_line(error)}; retrying")
+                    self._report(f"{url}: {problem}; retrying")
             self._wait(wait)
             wait = min(2 * wait, _LONGEST_WAIT)
 

@@ -4,10 +4,14 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from brt_dist.errors import DataError
+from brt_dist.errors import DataError, PlatformError
+from brt_dist.unreachable import unreachable
 
 _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")  # as folders of models call it, the best first
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_HUB, _URL = re.compile("^hf:/+"), re.compile(r"(\w+:)/+(.*)")  # as a Path, which has one slash
+_NEAREST = "nearest: the path of a tokenizer.json, or of a folder that holds one"
+_SECONDS = 10  # to wait for an answer of the hub
 
 
 def tokenizer_file(place: Path) -> Path:
@@ -19,39 +23,44 @@ def tokenizer_file(place: Path) -> Path:
 
     Raises:
         DataError: there is none.
+        PlatformError: the hub cannot be reached.
     """
     if place.is_dir():
         for name in _FILES:
             if (place / name).is_file():
                 return place / name
         raise DataError(f"{place}: no tokenizer in this folder ({', '.join(_FILES)})")
-    if place.exists() or not _HUB_NAME.match(str(place)):
-        return place
-    return _from_hub(str(place))
+    name = _HUB.sub("", str(place))
+    if not place.exists() and _HUB_NAME.match(name):
+        return _from_hub(name)
+    if not place.exists() and (url := _URL.match(name)):
+        raise DataError(f"{url[1]}//{url[2]}: a tokenizer is not read from this kind of URL; {_NEAREST}")
+    return place
 
 
 def _from_hub(name: str) -> Path:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RemoteEntryNotFoundError,
-    )
+    """Download a tokenizer, or find it where it was downloaded before.
+
+    Raises:
+        DataError: the hub has no such model, or the model no tokenizer.
+        PlatformError: the hub cannot be reached.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
         for file in _FILES:
             if isinstance(found := try_to_load_from_cache(name, file), str):
                 return Path(found)
-        for file in _FILES[:-1]:
+        for file in _FILES:
             with suppress(RemoteEntryNotFoundError):
-                return Path(hf_hub_download(name, file, etag_timeout=10))
-        return Path(hf_hub_download(name, _FILES[-1], etag_timeout=10))
-    except RemoteEntryNotFoundError:
-        raise DataError(f"{name}: no tokenizer in this model of the hub ({', '.join(_FILES)})") from None
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+                get_hf_file_metadata(hf_hub_url(name, file), timeout=_SECONDS)  # fails at once; a download retries
+                return Path(hf_hub_download(name, file, etag_timeout=_SECONDS))
+    except Exception as error:  # of the hub's library or of the one below it
+        if (problem := unreachable(name, error)) is not None:
+            raise PlatformError(f"{name}: no such file, and {problem}; {_NEAREST}") from None
         why = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"{name}: no such file, and no tokenizer of that name on Hugging Face's hub ({why}); nearest: the path "
-            "of a tokenizer.json, or of a folder that holds one"
+            f"{name}: no such file, and no tokenizer of that name on Hugging Face's hub ({why}); {_NEAREST}"
         ) from None
+    raise DataError(f"{name}: no tokenizer in this model of the hub ({', '.join(_FILES)})")

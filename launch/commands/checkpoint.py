@@ -5,13 +5,13 @@ from typing import Any
 
 import click
 
-from launch.commands.arguments import json_option
+from launch.commands.arguments import NearestGroup, json_option
 from pipelines.console import console
 
 _place = click.argument("run", metavar="RUN")
 
 
-@click.group()
+@click.group(cls=NearestGroup)
 def checkpoint() -> None:
     """List, show, verify and prune the checkpoints of a run.
 

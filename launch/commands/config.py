@@ -13,11 +13,11 @@ from brt_dist.config.loading import flatten, load
 from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError
-from launch.commands.arguments import config_argument, json_option, split
+from launch.commands.arguments import LocalPath, NearestGroup, config_argument, json_option, split
 from launch.run.redact import redact
 
 
-@click.group()
+@click.group(cls=NearestGroup)
 def config() -> None:
     """Show a resolved config, what each key means, or the schema of all keys."""
 
@@ -94,7 +94,7 @@ def _show_keys(prefix: str, as_json: bool) -> None:
 
 @config.command()
 @click.option("--json", "as_json", is_flag=True, help="Print it on one line.")
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file instead.")
+@click.option("--output", type=LocalPath(dir_okay=False), help="Write to this file instead.")
 def schema(as_json: bool, output: Path | None) -> None:
     """Print the JSON schema of the config, for editors.
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from launch.commands.arguments import json_option
+from launch.commands.arguments import LocalPath, json_option
 from pipelines.console import console
 
-_folder = click.Path(path_type=Path, file_okay=False)
+_folder = LocalPath(file_okay=False)
 
 
 @click.command()

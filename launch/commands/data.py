@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
+from launch.commands.arguments import LocalPath, NearestGroup, json_option
 from launch.commands.corpus import corpus
 from pipelines.console import console
 
-_folder = click.Path(path_type=Path, file_okay=False)
-_json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+_folder = LocalPath(file_okay=False)
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
@@ -38,7 +38,7 @@ class Size(click.ParamType):
         return size
 
 
-@click.group()
+@click.group(cls=NearestGroup)
 def data() -> None:
     """Build, verify and inspect datasets."""
 
@@ -99,7 +99,7 @@ class _Build(click.Command):
     help="Hold out this share of the documents, chosen by a hash of their text: writes OUT/train and OUT/validation.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a different build in the folder.")
-@_json_flag
+@json_option
 def build(
     sources: tuple[str, ...],
     out: Path,
@@ -165,7 +165,7 @@ def build(
 @data.command()
 @click.argument("folder", type=_folder)
 @click.option("--workers", type=click.IntRange(1), help="Shards to read in parallel.  [default: cores of this machine]")
-@_json_flag
+@json_option
 def verify(folder: Path, workers: int | None, as_json: bool) -> None:
     """Check every digest of a dataset, and name what is damaged."""
     from brt_dist.errors import DataError
@@ -184,7 +184,7 @@ def verify(folder: Path, workers: int | None, as_json: bool) -> None:
 
 
 @data.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=LocalPath(dir_okay=False))
 @click.option("--out", required=True, type=_folder, help="Folder of the dataset: links to the files, and an index.")
 @click.option(
     "--tokenizer",
@@ -199,7 +199,7 @@ def verify(folder: Path, workers: int | None, as_json: bool) -> None:
     help="Tars: type of the ids, little-endian.  [default: uint16]",
 )
 @click.option("--end-token", type=click.IntRange(0), help="Leave out this id where it ends a document.")
-@_json_flag
+@json_option
 def index(
     files: tuple[Path, ...],
     out: Path,
@@ -228,7 +228,7 @@ def index(
 @data.command()
 @click.argument("folder", type=_folder)
 @click.option("--plots", type=_folder, help="Write lengths.png and sources.png to this folder.")
-@_json_flag
+@json_option
 def stats(folder: Path, plots: Path | None, as_json: bool) -> None:
     """Show the document lengths and the sources of a dataset."""
     from pipelines.report import print_statistics
@@ -265,7 +265,7 @@ def stats(folder: Path, plots: Path | None, as_json: bool) -> None:
 @click.option(
     "--characters", type=click.IntRange(1), default=1000, show_default=True, help="Show at most this much text."
 )
-@_json_flag
+@json_option
 def inspect(
     folder: Path | None,
     run: Path | None,

@@ -7,7 +7,7 @@ import click
 
 from brt_dist.errors import ConfigError
 from brt_dist.run_directory import RunDirectory
-from launch.commands.arguments import device_option, json_option, quiet_libraries, tokenizer_option
+from launch.commands.arguments import LocalPath, device_option, json_option, quiet_libraries, tokenizer_option
 from launch.tracking.additions import add_to_run
 from launch.views.evaluated import events_of, show_evaluated
 
@@ -27,7 +27,7 @@ from launch.views.evaluated import events_of, show_evaluated
     help="Also clear only the state, and only the cache: what each is worth; and look into layers with a state.",
 )
 @click.option("--track", is_flag=True, help="Add the result to the run SOURCE: its events, report and MLflow run.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw bits/token by position in the document (PNG).")
+@click.option("--plot", type=LocalPath(), help="Draw bits/token by position in the document (PNG).")
 @click.option("--ray-address", metavar="HOST:PORT", help="Ray cluster with the nodes of launch.nodes.")
 @tokenizer_option
 @device_option

@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from brt_dist.kinds import WEIGHT_FORMATS
-from launch.commands.arguments import json_option
+from launch.commands.arguments import LocalPath, json_option
 from launch.commands.data import Size
 
-_out = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to create.")
+_out = click.option("--out", required=True, type=LocalPath(), help="Folder to create.")
 _shard_size = click.option(
     "--shard-size", type=Size(), default="5GB", show_default=True, help="Most bytes of weights per file."
 )
@@ -48,7 +48,7 @@ def export(source: str, form: str, out: Path, step: int | None, shard_size: int,
 
 @click.command("import")
 @click.argument("source", metavar="SOURCE")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to create.")
+@click.option("--out", type=LocalPath(), help="Folder to create.")
 @click.option("--print-config", is_flag=True, help="Print the model section that fits a GPT of Hugging Face.")
 @_shard_size
 @json_option

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 
-from launch.commands.arguments import json_option
+from launch.commands.arguments import LocalPath, json_option
 
 
 @click.command("metrics-exporter")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
+@click.argument("runs", nargs=-1, required=True, type=LocalPath(file_okay=False))
 @click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", default=9464, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on; 0: any free one."

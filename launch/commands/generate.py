@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from brt_dist.errors import DataError
-from launch.commands.arguments import device_option, json_option, quiet_libraries, tokenizer_option
+from launch.commands.arguments import LocalPath, device_option, json_option, quiet_libraries, tokenizer_option
 
 if TYPE_CHECKING:
     from brt_dist.inference import TrainedModel
@@ -19,7 +19,7 @@ _PROMPT_LIMIT = 64 << 20  # bytes
 @click.command()
 @click.argument("source", metavar="SOURCE")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to continue; may be repeated.")
-@click.option("--prompt-file", type=click.Path(path_type=Path), help="File with the text to continue; - for stdin.")
+@click.option("--prompt-file", type=LocalPath(), help="File with the text to continue; - for stdin.")
 @click.option("--tokens", type=click.IntRange(1), default=200, show_default=True, help="Most tokens to generate.")
 @click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Continuations of each prompt.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0: always the most likely token.")
@@ -30,8 +30,8 @@ _PROMPT_LIMIT = 64 << 20  # bytes
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same text.")
 @click.option("--stop", "stops", multiple=True, metavar="TEXT", help="End before this text; may be repeated.")
 @click.option("--step", type=click.IntRange(0), help="Step of the checkpoint.  [default: the newest]")
-@click.option("--save-memory", type=click.Path(path_type=Path), help="Write the memory after the text to this file.")
-@click.option("--load-memory", type=click.Path(path_type=Path), help="Continue the document of a saved memory.")
+@click.option("--save-memory", type=LocalPath(), help="Write the memory after the text to this file.")
+@click.option("--load-memory", type=LocalPath(), help="Continue the document of a saved memory.")
 @tokenizer_option
 @device_option
 @json_option

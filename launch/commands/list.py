@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from launch.commands.arguments import json_option
+from launch.commands.arguments import LocalPath, json_option
 
 _PASSED_OVER = (
     "checkpoints",
@@ -21,7 +21,7 @@ _PASSED_OVER = (
 
 
 @click.command("list")
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True), default=".")
+@click.argument("folder", type=LocalPath(file_okay=False, exists=True), default=".")
 @click.option("--experiment", metavar="NAME", help="List the runs of this MLflow experiment instead.")
 @click.option(
     "--mlflow",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launch.commands.arguments import config_argument, json_option, quiet_libraries, split
+from launch.commands.arguments import LocalPath, config_argument, json_option, quiet_libraries, split
 
 if TYPE_CHECKING:
     from brt_dist.planning.layout_plan import LayoutPlan, Planner
@@ -29,14 +29,14 @@ _PER_STAGE = 4  # micro-batches that are drawn for each stage; more look alike
 @click.option("--most", type=click.IntRange(min=1), default=10, show_default=True, help="Layouts that --search shows.")
 @click.option("--calibrate", "calibrates", is_flag=True, help="Measure this machine, in about two minutes.")
 @click.option(
-    "--from", "runs", multiple=True, metavar="RUN", type=click.Path(path_type=Path, file_okay=False),
+    "--from", "runs", multiple=True, metavar="RUN", type=LocalPath(file_okay=False),
     help="With --calibrate: measure nothing, and correct the file by what this run took.  Can be repeated.",
 )  # fmt: skip
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("device.yaml"), show_default=True,
+    "--out", type=LocalPath(dir_okay=False), default=Path("device.yaml"), show_default=True,
     help="File of --calibrate.",
 )  # fmt: skip
-@click.option("--timeline", type=click.Path(path_type=Path, dir_okay=False), help="Write the pipeline as HTML.")
+@click.option("--timeline", type=LocalPath(dir_okay=False), help="Write the pipeline as HTML.")
 @json_option
 def plan(
     settings: tuple[str, ...],

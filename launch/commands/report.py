@@ -5,14 +5,12 @@ from pathlib import Path
 
 import click
 
-from launch.commands.arguments import json_option
+from launch.commands.arguments import LocalPath, json_option
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path, file_okay=False))
-@click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write.  [default: RUN/report.html]"
-)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=LocalPath(file_okay=False))
+@click.option("--out", type=LocalPath(dir_okay=False), help="File to write.  [default: RUN/report.html]")
 @json_option
 def report(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Write a report of a run: one HTML file that needs no network.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from brt_dist.errors import ConfigError
-from launch.commands.arguments import json_option
+from launch.commands.arguments import LocalPath, json_option
 from launch.reproduce import kit
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--scale", default="tiny", show_default=True, metavar="NAME", help="tiny, small or paper.")
 @click.option("--data", "data_name", default="books", show_default=True, metavar="NAME",
               help="books (PG19), books-bytes, papers (arXiv) or code (repositories).")  # fmt: skip
-@click.option("--dataset", type=click.Path(path_type=Path, file_okay=False),
+@click.option("--dataset", type=LocalPath(file_okay=False),
               help="A folder with the datasets train/ and validation/ to use.")  # fmt: skip
 @click.option(
     "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Train each row with so many seeds."
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--equal", is_flag=True, help="Give all rows the parameters of Rec:fixed:skip, by the width of the MLPs.")
 @click.option("--documents", type=click.IntRange(1), help="Measure on the first held-out documents only.")
 @click.option("--device", metavar="NAME|FILE", help="Device to plan for, as in brt plan.  [default: h100; tiny: cpu]")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/reproduce"),
+@click.option("--out", type=LocalPath(file_okay=False), default=Path("runs/reproduce"),
               show_default=True, help="Folder of data, runs and results.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Plan and check all rows; write and start nothing.")
 @click.option("--yes", is_flag=True, help="Start although the scale is `paper`, whose price the plan states.")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from brt_dist.errors import ConfigError, PlatformError
-from launch.commands.arguments import device_option, json_option, quiet_libraries, tokenizer_option
+from launch.commands.arguments import LocalPath, device_option, json_option, quiet_libraries, tokenizer_option
 
 TOKEN = "BRT_SERVE_TOKEN"
 
@@ -26,7 +26,7 @@ TOKEN = "BRT_SERVE_TOKEN"
 )
 @click.option("--sessions", type=click.IntRange(0), default=1000, show_default=True, help="Memories that are kept.")
 @click.option("--session-seconds", type=float, default=3600.0, show_default=True, help="How long, unused.")
-@click.option("--token-file", type=click.Path(path_type=Path), help=f"File with the token for clients (or ${TOKEN}).")
+@click.option("--token-file", type=LocalPath(), help=f"File with the token for clients (or ${TOKEN}).")
 @click.option("--step", type=click.IntRange(0), help="Step of the checkpoint.  [default: the newest]")
 @tokenizer_option
 @device_option

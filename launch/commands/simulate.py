@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from brt_dist.errors import ConfigError, PlatformError
-from launch.commands.arguments import config_argument, json_option, quiet_libraries, split
+from launch.commands.arguments import LocalPath, config_argument, json_option, quiet_libraries, split
 
 if TYPE_CHECKING:
     from brt_dist.config.schema import Config
@@ -50,9 +50,9 @@ _MOST_PASSES = 64 * 1024  # micro-batches times stages that are simulated; other
     show_default=True,
     help="GB/s that a node writes to storage.",
 )
-@click.option("--timeline", type=click.Path(path_type=Path, dir_okay=False), help="Draw the step: FILE.html, or its "
+@click.option("--timeline", type=LocalPath(dir_okay=False), help="Draw the step: FILE.html, or its "
               "intervals: FILE.json.")  # fmt: skip
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw scaling and goodput (PNG).")
+@click.option("--plot", type=LocalPath(dir_okay=False), help="Draw scaling and goodput (PNG).")
 @json_option
 def simulate(
     settings: tuple[str, ...],

@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from brt_dist.errors import ExitCode
-from launch.commands.arguments import json_option
+from launch.commands.arguments import LocalPath, json_option
 from pipelines.console import console
 
 _GONE = ("launcher_gone", "launcher_failed")
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("run", type=LocalPath(file_okay=False))
 @click.option(
     "--watch", is_flag=True, help="Keep updating until the run ends; Ctrl-C stops watching; the run continues."
 )

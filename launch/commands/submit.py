@@ -9,9 +9,9 @@ import click
 
 from brt_dist.errors import ConfigError
 from brt_dist.kinds import BACKENDS
-from launch.commands.arguments import config_argument, json_option, split
+from launch.commands.arguments import LocalPath, config_argument, json_option, split
 
-run_argument = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+run_argument = click.argument("run", type=LocalPath(file_okay=False))
 _OPTIONS = {
     "backend": "launch.backend",
     "nodes": "launch.nodes",

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 
 from brt_dist.errors import PlatformError
+from brt_dist.unreachable import unreachable
 from launch.run.python import module_command
 
 _SECONDS = 40.0  # libraries of stores try again for a while by themselves
@@ -61,8 +62,9 @@ def _explained(url: str, error: OSError) -> str:
         return f"there is no bucket {bucket}{_place_of(url)}; create it, or name one that exists"
     if any(word in text for word in _DENIED) or "PermissionError" in names:
         return f"these credentials may not write to {bucket} ({said}); export others, or ask for the right to write"
-    if names & {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "ConnectionError"}:
-        return f"nothing answers ({said}); check the address{_place_of(url)}, and the network"
+    problem = unreachable(url, error)
+    if problem is not None or "ConnectionError" in names:
+        return f"{problem or f'nothing answers ({said})'}; check the address{_place_of(url)}, and the network"
     return f"a small object could not be written and read again: {said}"
 
 

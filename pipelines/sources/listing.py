@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from brt_dist.errors import DataError
 from brt_dist.kinds import SOURCES
 from pipelines.sources.base import FileKind, TreeKind
 from pipelines.sources.documents import NOT_READ, Unit, printable
-from pipelines.sources.places import answering, filesystem_of, is_remote, units_of
+from pipelines.sources.places import answering, filesystem_of, is_remote, is_there, units_of
 
 _FILES = "files"  # the kind of a source that is no tree: each of its files has its own
 _OTHERWISE = "text"  # how a file with a suffix of no kind is read
 
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _MOST_REASONS = 20  # for leaving out files of a source
 
 # Datasets of other libraries, by the ends of names in their folder.
@@ -137,8 +139,8 @@ def open_sources(specs: Sequence[str], suffixes: Sequence[str] = ()) -> list[Sou
         kind, spec = _kind(told)
         filesystem, path = filesystem_of(spec)
         with answering(spec):
-            if not filesystem.exists(path):
-                raise DataError(f"{spec}: no such file or folder{_nearest_prefix(spec)}")
+            if not is_there(filesystem, path):
+                raise DataError(f"{spec}: no such file or folder{_nearest(spec) if kind == _FILES else ''}")
             if kind != _FILES and not filesystem.isdir(path):
                 raise DataError(f"{told}: {kind} sources are folders")
         given = spec if is_remote(spec) else os.path.abspath(spec)
@@ -166,10 +168,13 @@ def _prefixes() -> str:
     return f"{', '.join(names)} or {last}" if names else last
 
 
-def _nearest_prefix(spec: str) -> str:
+def _nearest(spec: str) -> str:
+    """What else a source that is not there may be meant as."""
     name, colon, _ = spec.partition(":")
     near = difflib.get_close_matches(name, trees(), n=1) if colon and not is_remote(spec) else []
-    return f"; nearest: {near[0]}:FOLDER" if near else ""
+    if near:
+        return f"; nearest: {near[0]}:FOLDER"
+    return f"; a dataset of Hugging Face's hub is hf://datasets/{spec}" if _HUB_NAME.fullmatch(spec) else ""
 
 
 def _format(name: str, suffixes: tuple[str, ...], kinds: dict[str, type[FileKind]]) -> str | None:

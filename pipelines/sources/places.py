@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import IO, Any, cast
 
 from brt_dist.errors import BrtError, DataError, PlatformError
+from brt_dist.unreachable import unreachable
 from pipelines.sources.documents import HIDDEN, LINK_TO_FOLDER, Unit, not_read, printable
 
 LeftOut = Callable[[str], None]
@@ -19,10 +20,10 @@ def _nobody(reason: str) -> None:
 
 @contextmanager
 def answering(spec: str) -> Iterator[None]:
-    """Told of a place in the network: whatever its library raises when it does not answer, or refuses.
+    """Turn whatever the library of a remote place raises, when it does not answer or refuses, into one error.
 
     Raises:
-        PlatformError: what it says, with the place.
+        PlatformError: the host that cannot be reached, or what the library says, with the place.
     """
     try:
         yield
@@ -31,6 +32,8 @@ def answering(spec: str) -> Iterator[None]:
     except Exception as error:
         if not is_remote(spec):
             raise
+        if (problem := unreachable(spec, error)) is not None:
+            raise PlatformError(f"{spec}: {problem}; nearest: a copy of it on this machine") from None
         hint = "; set its credentials" if "credential" in str(error).lower() else ""
         raise PlatformError(f"{spec}: cannot be read: {type(error).__name__}: {error}{hint}") from None
 
@@ -103,6 +106,24 @@ def filesystem_of(spec: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         raise DataError(f"{spec}: {error}") from None
     return filesystem, path
+
+
+def is_there(filesystem: Any, path: str) -> bool:
+    """Whether there is a file or folder.
+
+    Raises:
+        Exception: the file system cannot tell; that of https:// says "no" to whatever goes wrong, and why as the cause.
+    """
+    if filesystem.exists(path):
+        return True
+    try:
+        filesystem.info(path)
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        if cause is None or getattr(cause, "status", None) in (404, 410) or isinstance(cause, FileNotFoundError):
+            return False
+        raise cause from None
+    return True
 
 
 def is_remote(spec: str) -> bool:

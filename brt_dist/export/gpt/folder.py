@@ -20,6 +20,7 @@ from brt_dist.export.gpt.table import origin
 from brt_dist.export.weights import Weights, logical_tensors
 from brt_dist.parallel.pieces import LogicalTensor, Region
 from brt_dist.reading import read_json
+from brt_dist.unreachable import unreachable
 
 HUB = "hf://"
 _CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
@@ -173,7 +174,8 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=10))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        problem = unreachable(f"{HUB}{name}", error) or f"Hugging Face's hub does not give it ({why})"
         raise PlatformError(
-            f"{HUB}{name}: not in the cache of Hugging Face's hub, and not to be had from it ({why}); nearest: a "
-            "folder with its config.json and .safetensors"
+            f"{HUB}{name}: not downloaded before, and {problem}; nearest: a folder with its config.json and "
+            ".safetensors"
         ) from None

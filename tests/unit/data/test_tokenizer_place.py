@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import constants
 
 from brt_dist.data.tokenizers import digest, load_tokenizer, train_bpe
-from brt_dist.errors import DataError
+from brt_dist.errors import DataError, PlatformError
 
 
 @pytest.fixture
@@ -47,8 +47,10 @@ def test_a_name_on_the_hub_is_found_without_a_network(
     monkeypatch.chdir(tmp_path)
     found = load_tokenizer(Path("owner/name"))
     assert found.file == (cached / "snapshots" / "abc" / "tokenizer.json").read_bytes()
-    with pytest.raises(DataError, match="owner/other: no such file, and no tokenizer of that name on Hugging"):
+    with pytest.raises(PlatformError, match=r"owner/other: no such file, and .*cannot be reached .*HF_HUB_OFFLINE"):
         load_tokenizer(Path("owner/other"))
+    with pytest.raises(DataError, match=r"https://a.b/c.json: a tokenizer is not read from this kind of URL"):
+        load_tokenizer(Path("https://a.b/c.json"))
     with pytest.raises(DataError, match="No such file"):
         load_tokenizer(Path("a/path/that/is/none.json"))
 
@@ -113,6 +115,9 @@ def test_a_build_fetches_a_tokenizer_by_name_once(model: Path, tmp_path: Path) -
         == digest(load_tokenizer(model))
     )
     (tmp_path / "hf").rename(tmp_path / "old")
+    nobody = build("hf://owner/name", "e", "http://127.0.0.1:9")
+    assert nobody.returncode == 18 and "Retrying" not in nobody.stderr
+    assert "owner/name: no such file, and 127.0.0.1:9 cannot be reached (Connection refused)" in nobody.stderr
     with hub(config_json=b"{}") as endpoint:
         none = build("owner/name", "d", endpoint)
     assert none.returncode and "owner/name: no tokenizer in this model of the hub (tokenizer.json, " in none.stderr

@@ -78,6 +78,10 @@ def test_every_command_has_json_and_every_option_is_explained() -> None:
     ("words", "said"),
     [
         (["trian"], "No such command 'trian'; nearest: train"),
+        (["data", "biuld"], "No such command 'biuld'; nearest: build"),
+        (["checkpoint", "verfy"], "No such command 'verfy'; nearest: verify"),
+        (["config", "shwo"], "No such command 'shwo'; nearest: show"),
+        (["config", "zzz"], "No such command 'zzz'; there are: keys, schema, show"),
         (["train", "run.steps"], "config file run.steps: no such file; a value is given as run.steps=VALUE"),
         (["list"], "no run in . or below it"),
     ],

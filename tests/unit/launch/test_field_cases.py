@@ -184,15 +184,19 @@ def test_sockets_of_ray_have_a_short_path(folder: str, monkeypatch: pytest.Monke
     assert "RAY_TMPDIR" not in cluster.local_environment()
 
 
-@pytest.mark.parametrize("url", ["s3://nobody/x", "hf://datasets/nobody/none"])
-def test_a_source_in_the_network_that_does_not_answer(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_source_without_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts that cannot be reached: tests/unit/test_unreachable.py."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises((PlatformError, DataError), match=url):
-        build(BuildSettings((url,), tokenizer="bytes"), tmp_path / "out", workers=0)
+    with pytest.raises(PlatformError, match=r"s3://nobody/x: cannot be read: .*credentials; set its credentials"):
+        build(BuildSettings(("s3://nobody/x",), tokenizer="bytes"), tmp_path / "out", workers=0)
+
+
+def test_a_name_of_the_hub_as_a_source(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nobody/none: no such .*hub is hf://datasets/nobody/none"):
+        build(BuildSettings(("nobody/none",), tokenizer="bytes"), tmp_path / "out", workers=0)
 
 
 # ---- files ------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def test_a_bucket_that_takes_objects_is_left_as_it_was(store: ObjectStore) -> No
     "case, wanted",
     [
         ("bucket", ["there is no bucket nothere", "create it"]),
-        ("address", ["nothing answers", "AWS_ENDPOINT_URL=http://127.0.0.1:"]),
+        ("address", ["cannot be reached; check the address", "AWS_ENDPOINT_URL=http://127.0.0.1:"]),
         ("no credentials", ["there are no credentials", "AWS_ACCESS_KEY_ID"]),
         ("refused", ["may not write to bucket", "InvalidAccessKeyId"]),
         ("protocol", ["nowhere://"]),
@@ -109,5 +109,5 @@ def test_brt_train_refuses_such_a_place_before_anything_starts(
     assert not os.path.exists(run)
     check_place(load([], [*settings, f"run.checkpoints={store.url}/a"]).config)
     variables = f"launch.environment={{AWS_ENDPOINT_URL: http://127.0.0.1:{free_port()}}}"
-    with pytest.raises(PlatformError, match="nothing answers"):  # as the ranks would find
+    with pytest.raises(PlatformError, match="cannot be reached"):  # as the ranks would find
         check_place(load([], [*settings, f"run.checkpoints={store.url}/a", variables]).config)
