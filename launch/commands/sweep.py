@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from brt_dist.errors import ConfigError
-from launch.commands.arguments import config_argument, json_option, split
+from launch.commands.arguments import LocalPath, config_argument, json_option, split
 from pipelines.console import console
 
 
@@ -22,7 +23,7 @@ from pipelines.console import console
     "--list",
     "listed",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     help="A file with the settings of a run a line.",
 )
 @click.option(
@@ -30,7 +31,9 @@ from pipelines.console import console
 )
 @click.option("--dry-run", is_flag=True, help="Check and list all runs; write and start nothing.")
 @json_option
+@click.pass_context
 def sweep(
+    context: click.Context,
     settings: tuple[str, ...],
     grid: tuple[str, ...],
     ranges: tuple[str, ...],
@@ -61,7 +64,7 @@ def sweep(
 
     The exit code is 0 if all runs finished, else that of the first run that did not.
     """
-    from launch.sweep.grid import axes
+    from launch.sweep.grid import EXAMPLES, axes
     from launch.sweep.grid import points as points_of
     from launch.sweep.record import result_table
     from launch.sweep.run import sweep as run_sweep
@@ -71,8 +74,11 @@ def sweep(
     files, overrides = split(settings)
     if not files and not overrides:
         raise ConfigError("no config given; example: brt sweep my.yaml --grid optimizer.learning_rate=0.001,0.0003")
-    if sum(map(bool, (grid, ranges, listed))) > 1:
-        raise ConfigError("--grid, --random and --list are three kinds of sweep; give one of them")
+    if sum(map(bool, (grid, ranges, listed))) != 1:
+        raise ConfigError(f"give one of --grid, --random and --list; example: {EXAMPLES['--grid']}")
+    drawing = [name for name in ("count", "seed") if context.get_parameter_source(name) == ParameterSource.COMMANDLINE]
+    if drawing and not ranges:
+        raise ConfigError(f"--{drawing[0]} belongs to --random; leave it out")
     if ranges:
         points = random_points(ranges, count, seed)
     else:

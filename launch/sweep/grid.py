@@ -4,8 +4,9 @@ import difflib
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from brt_dist.config.keys import leaf_keys
 from brt_dist.config.older import OLDER_KEYS
@@ -15,6 +16,15 @@ from brt_dist.errors import ConfigError
 _OWN = ("run.directory", "run.name", "run.tracking.", "launch.")  # the same for all, or given by the sweep
 _LONGEST_NAME = 100
 _OPEN, _CLOSE = "[{", "]}"
+_SHOWN = 100  # characters of an option in a message
+_NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+RANGE = re.compile(rf"({_NUMBER})\s*\.\.\s*({_NUMBER})")
+EXAMPLES = {
+    "--grid": "--grid optimizer.learning_rate=0.001,0.0003",
+    "--random": "--random optimizer.learning_rate=0.0001..0.01",
+}
+
+A = TypeVar("A")
 
 
 @dataclass(frozen=True)
@@ -43,31 +53,65 @@ class Point:
 
 
 def axes(given: Sequence[str]) -> list[Axis]:
-    """Parse `key=a,b,c` options.
+    """Parse `--grid KEY=A,B,...` options.
 
     Raises:
         ConfigError: all that is wrong with them, in one message.
     """
-    problems, found = list[str](), list[Axis]()
+    return parse("--grid", given, _axis)
+
+
+def parse(option: str, given: Sequence[str], read: Callable[[str, str], A]) -> list[A]:
+    """Parse the values of an option, each of the form `KEY=...`.
+
+    Args:
+        option: for messages.
+        given: its values.
+        read: makes something of a key and the text after its `=`; raises a ValueError that says what is wrong.
+
+    Raises:
+        ConfigError: all that is wrong with them, in one message.
+    """
+    problems, found = list[str](), dict[str, A]()
     for text in given:
         key, equals, values = text.partition("=")
         key = key.strip()
-        parts = [part.strip() for part in _split(values)]
-        if not equals or not all(parts):
-            problems.append(f"{text!r} is not of the form key=a,b,c, for example optimizer.learning_rate=0.001,0.0003")
-        elif (told := problem_of_key(key)) is not None:
-            problems.append(told)
-        elif key in [axis.key for axis in found]:
-            problems.append(f"{key} is given twice; put all its values into one --grid")
-        elif len(set(parts)) < len(parts):
-            problems.append(f"{key} has the same value twice: {values}")
-        else:
-            found.append(Axis(key, tuple(parts)))
-    if not given:
-        problems.append("no --grid given; example: --grid optimizer.learning_rate=0.001,0.0003")
+        try:
+            if not equals or not key:
+                raise ValueError(f"{text[:_SHOWN]!r} is not of the form KEY=...; example: {EXAMPLES[option]}")
+            if (problem := problem_of_key(key)) is not None:
+                raise ValueError(problem)
+            if key in found:
+                raise ValueError(f"{key} is given twice; put all its values into one {option}")
+            found[key] = read(key, values.strip())
+        except ValueError as error:
+            problems.append(str(error))
     if problems:
-        raise ConfigError("; ".join(problems) if len(problems) == 1 else "\n".join(["--grid:", *problems]))
-    return found
+        raise ConfigError("\n".join([f"{option}:", *problems]) if len(problems) > 1 else f"{option}: {problems[0]}")
+    return list(found.values())
+
+
+def listed_values(key: str, text: str) -> tuple[str, ...]:
+    """The values of `A,B,...`.
+
+    Raises:
+        ValueError: one is empty or comes twice, or is a range.
+    """
+    values = tuple(part.strip() for part in _split(text))
+    if not all(values):
+        raise ValueError(f"{key}={text[:_SHOWN]} has an empty value; example: {EXAMPLES['--grid']}")
+    for value in values:
+        if RANGE.fullmatch(value):
+            raise ValueError(
+                f"{key}={text[:_SHOWN]} holds a range; a range goes to --random, by itself: --random {key}={value}"
+            )
+    if twice := next((value for value in values if values.count(value) > 1), None):
+        raise ValueError(f"{key} has the same value twice: {twice[:_SHOWN]}")
+    return values
+
+
+def _axis(key: str, text: str) -> Axis:
+    return Axis(key, listed_values(key, text))
 
 
 def points(grid: Sequence[Axis]) -> list[Point]:

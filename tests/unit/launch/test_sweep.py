@@ -53,9 +53,11 @@ def test_names_are_as_many_as_combinations(grid: dict[str, list[str]]) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ([], "no --grid given"),
-        (["model.width"], "not of the form key=a,b,c"),
-        (["model.width=64,,128"], "not of the form key=a,b,c"),
+        (["model.width"], "'model.width' is not of the form KEY="),
+        (["=64"], "'=64' is not of the form KEY="),
+        (["model.width=64,,128"], "model.width=64,,128 has an empty value"),
+        (["model.width="], "model.width= has an empty value"),
+        (["model.width=64..512"], r"holds a range; .*: --random model.width=64..512"),
         (["model.widht=64"], "nearest: model.width"),
         (["run.directory=a,b"], "run.directory cannot vary within a sweep"),
         (["model.width=64", "model.width=128"], "given twice"),
@@ -122,9 +124,20 @@ def test_random_runs_are_in_their_ranges_and_more_begin_with_the_same() -> None:
 @pytest.mark.parametrize(
     ("given", "count", "told"),
     [
-        ([], 3, "no --random given"),
         (["optimizer.learning_rate=0.01..0.001"], 3, "the first end must be below the second"),
-        (["optimizer.learning_rate=a..b"], 3, "is not a range; example: optimizer.learning_rate=0.0001..0.01"),
+        (["optimizer.learning_rate=a..b"], 3, "is not a range of two numbers; example: --random optimizer.learning_"),
+        (["optimizer.learning_rate=0.1.."], 3, "is not a range of two numbers"),
+        (["optimizer.learning_rate=..0.1"], 3, "is not a range of two numbers"),
+        (["optimizer.learning_rate=0.1..0.2..0.3"], 3, "is not a range of two numbers"),
+        (["optimizer.learning_rate=0.1..inf"], 3, "is not a range of two numbers"),
+        (["optimizer.learning_rate=0.1..1e999"], 3, "an end is too large"),
+        (["optimizer.learning_rate=0.1..0.2,0.3"], 3, "holds a range; a range goes to --random, by itself"),
+        (["optimizer.learning_rate=0.2..0.1"], 3, "nearest: optimizer.learning_rate=0.1..0.2"),
+        (["model.width=64..64"], 3, "nearest: model.width=64 for all runs"),
+        (["model.width=1"], 3, "model.width=1 is one value, neither a range (LOW..HIGH) nor a list (A,B,...)"),
+        (["model.width="], 3, "model.width= has an empty value"),
+        (["model.width"], 3, "'model.width' is not of the form KEY="),
+        (["model.width=1..2"], 3, "--count 3: --random has only 2 combinations; nearest: --count 2"),
         (["optimizer.learning_rat=0.1..0.2"], 3, "nearest: optimizer.learning_rate"),
         (["data.streams=8,16"], 3, "nearest: --count 2"),
     ],
@@ -133,6 +146,45 @@ def test_ranges_that_cannot_be_drawn_from_are_refused(given: list[str], count: i
     with pytest.raises(ConfigError) as error:
         random_points(given, count, 0)
     assert told in str(error.value)
+
+
+KEYS = ["model.width", "optimizer.learning_rate", "data.dataset"]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([*KEYS, "model.widht", "run.directory", ""]),
+            st.sampled_from(["=", "", " = "]),
+            st.lists(
+                st.sampled_from(["1", "0.5", "2e3", "..", ".", ",", "-", "a", "/", "[", "]", "'", " ", "inf"])
+            ).map("".join),
+        ).map("".join),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_options_are_read_as_written_or_refused(options: list[str]) -> None:
+    """One message with the option's name and a line for each that is wrong; what is accepted is as it was written."""
+    for option, read in (("--grid", lambda: points(axes(options))), ("--random", lambda: random_points(options, 2, 0))):
+        try:
+            found = read()
+        except ConfigError as error:
+            lines = str(error).splitlines()
+            assert lines[0].startswith((f"{option}:", "--count 2: --random has only"))
+            assert len(lines) <= 1 + len(options) and all(lines)
+            continue
+        keys = [text.partition("=")[0].strip() for text in options]
+        assert len(set(keys)) == len(keys) and set(keys) <= set(KEYS)
+        for point in found:
+            assert list(point.settings) == keys
+            for text in options:
+                key, _, written = text.partition("=")
+                value, (low, dots, high) = point.settings[key.strip()], written.partition("..")
+                if option == "--random" and dots and value not in written:
+                    assert float(low) <= float(value) <= float(high)
+                else:
+                    assert value and value in written
 
 
 def test_runs_are_listed_in_a_file_with_settings_of_their_own(tmp_path: Path) -> None:
@@ -148,7 +200,9 @@ def test_runs_are_listed_in_a_file_with_settings_of_their_own(tmp_path: Path) ->
 
 def test_all_that_is_wrong_with_a_list_is_told_with_its_lines(tmp_path: Path) -> None:
     path = tmp_path / "runs.txt"
-    path.write_text("model.widht=64\nmodel.width\nrun.directory=x\nmodel.width='\nmodel.width=1\nmodel.width=1\n")
+    lines = ["model.widht=64", "model.width", "run.directory=x", "model.width='", "model.width=1", "model.width=1"]
+    lines += ["=1", "model.width=", "model.width=1 model.width=2", "", "model.width=1"]
+    path.write_text("\n".join(lines))
     with pytest.raises(ConfigError) as error:
         listed_points(path)
     for told in (
@@ -156,7 +210,11 @@ def test_all_that_is_wrong_with_a_list_is_told_with_its_lines(tmp_path: Path) ->
         "line 2: 'model.width' is not of the form key=value",
         "line 3: run.directory cannot vary",
         "line 4: No closing quotation",
-        "line 6: the same run",
+        "line 6: the same run as line 5",
+        "line 7: '=1' is not of the form key=value",
+        "line 8: 'model.width=' is not of the form key=value",
+        "line 9: model.width is given twice",
+        "line 11: the same run as line 5",
     ):
         assert told in str(error.value)
     path.write_text("# nothing\n")
