@@ -131,6 +131,13 @@ class _WithoutZero(Update):
         if groups.get_data_parallel_world_size() == 1:
             engine.enable_backward_allreduce = False  # it would copy all gradients to a buffer and back
 
+    def finish(self) -> None:
+        # A weight that nothing used got no gradient: what writes a state that the segment does not read again, say.  With
+        # ZeRO it gets zeros, and so it is updated (it decays) and has optimizer state to save.
+        for parameter in self.parameters:
+            if parameter.local.grad is None and parameter.local.requires_grad:
+                parameter.local.grad = torch.zeros_like(parameter.local)
+
     def gradient(self, parameter: LogicalParameter) -> Tensor | None:
         return parameter.local.grad
 

@@ -29,6 +29,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "adafactor", "learning_rate": 0.03},
     },
     "one-zero0": {"parallel": {"zero_stage": 0}},
+    "one-zero0-segments-of-a-window": {"parallel": {"zero_stage": 0}, "data": {"segment": 16}},  # unused weights
     "tp2-pp2-sequence-dropout-host": {
         "parallel": {"tensor": 2, "pipeline": 2, "sequence_parallel": True, "stream_memory": "host"},
         "model": {"dropout": 0.1},

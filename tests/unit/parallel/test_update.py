@@ -55,3 +55,20 @@ def test_weights_are_those_of_deepspeeds_own_step(device: Device, stage: int, ki
     theirs, _ = trained(device, stage, kind, is_reference=True)
     assert min(norms) > LIMIT
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_weight_without_a_gradient_decays_and_is_saved_whatever_the_zero_stage(device: Device, stage: int) -> None:
+    config = small({"zero_stage": stage}, "fp32", {"name": "adamw", "weight_decay": 0.5, "schedule": "constant"})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"segment": config.model.window})})
+    engine = build_engine(config, Layout.of(config, 0), device)
+    tokens = torch.arange(2 * config.model.window).view(2, -1) * 7 % 64
+    starts, mask = torch.tensor([[True]] * 2), torch.ones_like(tokens, dtype=torch.bool)
+    # writes a state that a segment of one block does not read again
+    name = next(name for name in engine.weights() if name.endswith("update.output.weight"))
+    before = engine.weights()[name].clone()
+    engine.train_step(StepInput(1, starts, tokens, tokens.roll(-1, 1), mask, tokens.numel()), 1e-2)
+    assert torch.equal(engine.weights()[name], before * (1 - 0.5 * 1e-2))
+    saved = {piece.tensor.name for piece in engine.pieces()}
+    assert {f"weights/{name}", f"optimizer/{name}/exp_avg", f"optimizer/{name}/exp_avg_sq"} <= saved
+    engine.close()
