@@ -62,7 +62,8 @@ def stage_seconds(work: StageWork, axes: Axes, device: DeviceSpec) -> StageSecon
     A ring sums in two rounds, in each of which a rank sends all but its own part.
     """
     peak = device.peak_flops.bf16 * device.matmul_efficiency
-    in_tensor, in_data = rate_of_ring(device, axes.tensor), rate_of_ring(device, axes.data, axes.tensor)
+    rings = (axes.tensor, 1), (axes.data, axes.tensor)
+    in_tensor, in_data = (device.rate_of_ring(*ring) * device.link_efficiency for ring in rings)
     ring = 2 * (axes.tensor - 1) / axes.tensor / in_tensor
     # the ranks of the next stage are on another node, unless all are on one
     link = device.link_rate if axes.gpus <= device.devices_per_node else device.network_rate
@@ -79,14 +80,3 @@ def stage_seconds(work: StageWork, axes: Axes, device: DeviceSpec) -> StageSecon
         update=work.updated / device.memory_rate + work.gathered / in_data,
         tied=work.tied / link,
     )
-
-
-def rate_of_ring(device: DeviceSpec, ranks: int, stride: int = 1) -> float:
-    """Bytes a second on a ring of `ranks` devices, each `stride` after the one before, that all devices form at once.
-
-    Where a ring crosses from node to node, it has the network of all its devices of a node.
-    """
-    if ranks * stride <= device.devices_per_node:
-        return device.link_rate * device.link_efficiency
-    of_node = max(device.devices_per_node // stride, 1)
-    return min(device.link_rate, device.network_rate * of_node) * device.link_efficiency

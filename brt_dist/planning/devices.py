@@ -36,7 +36,7 @@ class DeviceSpec(Section):
     memory: PositiveFloat = Field(description="bytes of memory of a device")
     memory_rate: PositiveFloat = Field(description="to and from its memory")
     link_rate: PositiveFloat = Field(description="between devices of a node")
-    network_rate: PositiveFloat = Field(description="of one device's share of the network")
+    network_rate: PositiveFloat = Field(description="of the network of a node, divided by the devices of the node")
     host_rate: PositiveFloat = Field(description="between device and host memory")
     host_memory: PositiveFloat = Field(description="bytes of host memory of a node")
     devices_per_node: PositiveInt = Field(description="devices of a node")
@@ -77,6 +77,16 @@ class DeviceSpec(Section):
     def room(self) -> float:
         """Bytes of a device that a plan may use."""
         return self.memory - self.reserved
+
+    def rate_of_ring(self, ranks: int, stride: int = 1) -> float:
+        """Bytes a second that a rank can send in a ring of `ranks` devices, each `stride` after the one before.
+
+        All devices are in such rings at once.  Where a ring leaves a node, it has the network of all its devices there:
+        with 8 in a node and a stride of 8 that of one, and with a stride of 1 that of all.
+        """
+        if ranks * stride <= self.devices_per_node:
+            return self.link_rate
+        return min(self.link_rate, self.network_rate * max(self.devices_per_node // stride, 1))
 
     def share_of_products(self, side: float) -> float:
         """Share of the peak that products reach whose smallest side is `side`, by its logarithm."""

@@ -125,9 +125,9 @@ def _layer(sizes: ModelSizes, parallel: ParallelConfig, kind: int, device: Devic
     if parallel.tensor > 1:
         # a gather, or a reduction that leaves parts
         bytes_sent = local.tokens * model.width * local.itemsize * (parallel.tensor - 1) / parallel.tensor
-        rates = [rate_within(parallel, device, parallel.tensor, how) for how in ("gather", "scatter")]
+        rates = [rate_in_group(device, parallel.tensor, how=how) for how in ("gather", "scatter")]
         if not parallel.sequence_parallel:  # sums, which are both at once
-            rates = [rate_within(parallel, device, parallel.tensor)]
+            rates = [rate_in_group(device, parallel.tensor)]
         half = bytes_sent * fmean(1 / rate for rate in rates) + device.link_seconds
         of_states = 2 * work.states * half
         if work.states:  # one after the other, for each block
@@ -186,9 +186,9 @@ def _peak(config: Config, device: DeviceSpec) -> float:
     return device.peak_flops.bf16 if config.run.precision == "bf16" else device.peak_flops.fp32
 
 
-def rate_within(
-    parallel: ParallelConfig, device: DeviceSpec, span: int, how: Literal["sum", "gather", "scatter"] = "sum"
+def rate_in_group(
+    device: DeviceSpec, ranks: int, stride: int = 1, how: Literal["sum", "gather", "scatter"] = "sum"
 ) -> float:
-    """Bytes a second that a rank sends in a group whose ranks lie within `span` ranks in a row."""
-    rate = device.link_rate if span <= device.devices_per_node else device.network_rate
-    return rate * device.link_efficiency * (1.0 if how == "sum" else device.link_shares.get(how, 1.0))
+    """Bytes a second that a rank sends in a group of `ranks`, each `stride` after the one before."""
+    share = 1.0 if how == "sum" else device.link_shares.get(how, 1.0)
+    return device.rate_of_ring(ranks, stride) * device.link_efficiency * share

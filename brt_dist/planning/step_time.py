@@ -17,7 +17,7 @@ from brt_dist.planning.device_memory import RankMemory
 from brt_dist.planning.devices import DeviceSpec
 from brt_dist.planning.model_sizes import ModelSizes
 from brt_dist.planning.simulator.seconds import StageSeconds
-from brt_dist.planning.stage_time import StageTime, exposed, rate_within, stage_time, waiting
+from brt_dist.planning.stage_time import StageTime, exposed, rate_in_group, stage_time, waiting
 
 _STEP_OPERATIONS, _WEIGHT_OPERATIONS = 180, 3  # of an update, and for each parameter, counted in a step of the engine
 
@@ -124,11 +124,11 @@ def _once_a_step(
 ) -> tuple[float, float, float]:
     """Seconds to reduce gradients, to gather weights, and to update."""
     count, itemsize = sizes.held(parallel, stage).parameters, local_segment(config).itemsize
-    span, others = parallel.tensor * parallel.data, (parallel.data - 1) / parallel.data
-    moved = others / rate_within(parallel, device, span)  # seconds for each byte of half a sum
+    ring, others = (parallel.data, parallel.tensor), (parallel.data - 1) / parallel.data
+    moved = others / rate_in_group(device, *ring)  # seconds for each byte of half a sum
     reduced = count * (2 if parallel.zero.reduce_dtype == "bf16" else 4)
-    sums = reduced * others / rate_within(parallel, device, span, "scatter")
-    weights = count * itemsize * others / rate_within(parallel, device, span, "gather")
+    sums = reduced * others / rate_in_group(device, *ring, "scatter")
+    weights = count * itemsize * others / rate_in_group(device, *ring, "gather")
     reduce, gather = sums, weights
     micro_batches = config.micro_batches
     if parallel.zero_stage == 0:
@@ -142,7 +142,7 @@ def _once_a_step(
         gather = 0.0
     if parallel.pipeline > 1 and stage in (0, parallel.pipeline - 1):
         table = padded_vocab(config.model.vocab_size or 0, parallel.tensor) // parallel.tensor * config.model.width
-        reduce += 4 * table / (device.network_rate * device.link_efficiency)
+        reduce += 4 * table / rate_in_group(device, 2, parallel.tensor * parallel.data * (parallel.pipeline - 1))
     touched = 2 * (memory.masters + memory.optimizer) + memory.gradients / max(parallel.data, 1) + memory.weights
     update = device.update_passes * touched / device.memory_rate
     weights_of_layers = sum(times * sizes.work(kind).weights for kind, times in sizes.counts(parallel, stage).items())

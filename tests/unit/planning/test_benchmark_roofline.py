@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.roofline import Axes, StageWork, rate_of_ring, stage_seconds
+from benchmarks.roofline import Axes, StageWork, stage_seconds
 from brt_dist.planning.devices import DeviceSpec, Peaks
 
 DEVICE = DeviceSpec(
@@ -42,7 +42,7 @@ def test_a_stage_takes_what_is_added_up_by_hand() -> None:
     ],
 )
 def test_gradients_take_the_slowest_link_of_their_ring(axes: Axes, bandwidth: float) -> None:
-    assert rate_of_ring(DEVICE, axes.data, axes.tensor) == bandwidth
+    assert DEVICE.rate_of_ring(axes.data, axes.tensor) * DEVICE.link_efficiency == bandwidth
     got = stage_seconds(replace(NOTHING, reduced=1e9, late=1e9, gathered=2e9, updated=1e12), axes, DEVICE)
     assert got.reduce == pytest.approx(1e9 / bandwidth)
     assert got.update == pytest.approx(1.0 + 2e9 / bandwidth)

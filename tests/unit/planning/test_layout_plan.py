@@ -94,6 +94,25 @@ def test_slower_links_cost_what_is_sent_over_them() -> None:
     assert near.gather == pytest.approx(fast.gather * 50 / 450)  # data parallel ranks on other nodes use the network
 
 
+def test_a_ring_has_the_network_of_its_devices_in_a_node() -> None:
+    """An H100's node has 8 devices and adapters of 50 GB/s each, and NVLink of 450 GB/s a device."""
+    assert H100.rate_of_ring(8) == H100.rate_of_ring(2, stride=4) == 450e9  # within a node
+    assert H100.rate_of_ring(64) == 400e9  # one ring that leaves the node on all adapters
+    assert H100.rate_of_ring(8, stride=2) == 200e9  # two rings share them
+    assert H100.rate_of_ring(8, stride=8) == H100.rate_of_ring(2, stride=64) == 50e9
+    assert device(network_rate=1e12).rate_of_ring(64) == 450e9  # it still passes through the node
+
+
+def test_gradients_are_reduced_at_the_rate_of_their_ring() -> None:
+    """The sums of a step that nothing hides, by hand: 2(d-1)/d of the gradients, at 80 % of the rate."""
+    config = recipe("scale_7b")
+    for tensor, rate in ((1, 400e9), (4, 100e9), (8, 50e9)):
+        planner, parallel = Planner(config, H100), layout(tensor=tensor, data=64, zero_stage=0)
+        count = planner.sizes.held(parallel, 0).parameters
+        expected = 2 * 2 * count * 63 / 64 / (0.8 * rate)  # bf16
+        assert planner.plan(parallel).time.reduce == pytest.approx(expected)
+
+
 def test_a_price_is_devices_times_hours() -> None:
     plan = Planner(recipe("scale_7b"), device(price=2.0)).plan(layout(tensor=2, data=32))
     assert plan.cost == pytest.approx(2.0 * 64 * 100_000 * plan.time.total / 3600)
