@@ -128,6 +128,19 @@ class StepEvent(Event):
     mfu: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartsEvent(Event):
+    """Where the time of a step went: `seconds` of rank 0 for each part, by its name; their sum is the step.
+
+    `forward`, `backward`, `update`: without communication.  `tensor`, `reduce`, `gather`, `pipeline`, `agreement`:
+    communication that nothing hid, and waiting for other ranks in it.  `data`: waiting for data.  `other`: the rest.
+    """
+
+    kind = "parts"
+    step: int
+    seconds: Mapping[str, float] = field(default_factory=dict, metadata={"rest": True})
+
+
 @dataclass(frozen=True)
 class PositionLoss:
     """Mean loss in nats over `tokens` tokens at positions [begin, end) of their documents; no end: to the last."""
@@ -329,6 +342,7 @@ _KINDS: dict[str, type[Event]] = {
         AttemptEvent,
         StartEvent,
         StepEvent,
+        PartsEvent,
         EvaluationEvent,
         SampleEvent,
         CheckpointEvent,

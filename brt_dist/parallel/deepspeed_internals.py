@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
+UPDATE = "_take_model_step"  # the method of an engine that updates
+
 
 @dataclass(frozen=True)
 class MasterValues:

@@ -59,6 +59,10 @@ class Device:
             return event
         return time.perf_counter()
 
+    def queue(self) -> int:
+        """The queue that work is given to at present: a number; 0 on a CPU, which has none."""
+        return torch.cuda.current_stream(self.index).cuda_stream if self.kind == "cuda" else 0
+
     def seconds_between(self, begin: Any, end: Any) -> float:
         """Seconds between two marks; call `synchronize` first."""
         return begin.elapsed_time(end) / 1000 if self.kind == "cuda" else end - begin

@@ -29,6 +29,7 @@ from brt_dist.model.routing import Routing
 from brt_dist.optim.groups import set_learning_rate, split_groups
 from brt_dist.parallel.control import Control, StepResult
 from brt_dist.parallel.deepspeed_internals import (
+    UPDATE,
     before_update,
     loss_of_batch,
     quiet,
@@ -47,6 +48,7 @@ from brt_dist.parallel.stage import MicroBatch, StageContext
 from brt_dist.parallel.state import HeldWeight, RankState
 from brt_dist.parallel.stream_memory import ForwardMemory, StreamMemory
 from brt_dist.parallel.update_internals import update_of
+from brt_dist.parallel.waiting import StepTimer, time_step
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,14 @@ class Engine(ABC):
         else:
             self.memory.discard()
         return self._result
+
+    @contextmanager
+    def timed(self) -> Iterator[StepTimer]:
+        """Times the parts of the training step in its block, on this rank."""
+        group = MegatronGroups.get_tensor_model_parallel_group()
+        places = [(self.stage, "forward", "forward"), (self._deepspeed, UPDATE, "update")]
+        with time_step(self.device, dist.get_process_group_ranks(group), places) as timer:
+            yield timer
 
     def _agree(self) -> None:
         """Called between backward and update."""

@@ -6,7 +6,7 @@ follows, so the longer of the two counts; on a CPU they are one, and add up.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 
 from brt_dist.config.schema import Config, ParallelConfig
@@ -94,6 +94,14 @@ def step_time(
         data=0.0,
         checkpoint=saved / parallel.world_size / device.host_rate / interval,
     )
+
+
+def of_stage(time: StepTime, stage: StageTime, micro_batches: int) -> StepTime:
+    """The same step as the ranks of one stage see it, who wait where another stage takes longer."""
+    parts = ("compute", "launches", "tensor", "pipeline", "streams")
+    own = {name: micro_batches * getattr(stage, name) for name in parts}
+    working = replace(time, bubble=0.0, **own)
+    return replace(working, bubble=time.total - working.total)
 
 
 def stage_seconds(

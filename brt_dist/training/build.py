@@ -29,6 +29,7 @@ from brt_dist.training.hooks.replica_guard import ReplicaGuard
 from brt_dist.training.hooks.samples import Samples
 from brt_dist.training.hooks.start_times import StartTimes
 from brt_dist.training.hooks.step_metrics import StepMetrics
+from brt_dist.training.hooks.step_parts import StepParts
 from brt_dist.training.hooks.stragglers import Stragglers
 from brt_dist.training.loop import Trainer
 from brt_dist.training.stopping import StopFlag
@@ -114,6 +115,7 @@ def hooks_of_a_run(
     return [
         NumberGuard(config.run.guards, tell),
         StepMetrics(config, engine.layout, engine.device, tell),
+        StepParts(engine, tell),
         ReplicaGuard(engine, tell),
         Stragglers(config.run.guards, engine.device, tell),
         MemoryStatistics(engine, tell),

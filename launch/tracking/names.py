@@ -36,6 +36,7 @@ METRICS = {
     "evaluation.gain": _Name("memory_gain/{data}", None),
     "evaluation.tokens": _Name("system/evaluation/{data}/tokens", "{dataset}/{memory}/tokens"),
     "evaluation.seconds": _Name("system/evaluation/{data}/seconds", "{dataset}/{memory}/seconds"),
+    "parts": _Name("system/step/{name}_seconds", None),
     "checkpoint.seconds": _Name("system/checkpoint/seconds", "checkpoint/seconds"),
     "checkpoint.stall_seconds": _Name("system/checkpoint/stall_seconds", "checkpoint/stall_seconds"),
     "checkpoint.bytes": _Name("system/checkpoint/bytes", "checkpoint/bytes"),

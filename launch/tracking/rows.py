@@ -13,6 +13,7 @@ from brt_dist.events import (
     Event,
     IgnoredStateEvent,
     MemoryEvent,
+    PartsEvent,
     SampleEvent,
     SkipEvent,
     SpikeEvent,
@@ -77,6 +78,9 @@ class Rows:
             match event:
                 case StepEvent():
                     yield from self._step(event)
+                case PartsEvent():
+                    parts = [("parts", {"name": name}, value) for name, value in event.seconds.items()]
+                    yield from self._once("parts", event, event.step, parts)
                 case EvaluationEvent():
                     yield from self._evaluation(event)
                 case CheckpointEvent():

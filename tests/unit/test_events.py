@@ -25,6 +25,7 @@ from brt_dist.events import (
     LayoutSizes,
     MemoryEvent,
     MessageEvent,
+    PartsEvent,
     Plan,
     PositionLoss,
     RankSizes,
@@ -68,6 +69,7 @@ ONE_OF_EACH: tuple[Event, ...] = (
         peak_memory_bytes=1 << 40,
         mfu=0.4,
     ),
+    PartsEvent(step=4, seconds={"forward": 0.0625, "tensor": 0.5}),
     EvaluationEvent(
         step=4,
         dataset="validation",
@@ -133,7 +135,7 @@ def test_the_file_of_an_older_version_is_read_and_written_the_same() -> None:
     (memory,) = (event for event in found if isinstance(event, MemoryEvent))
     assert memory.layers[0].values.keys() == {"state_rms", "state_max", "kept"}
     kinds = {type(event) for event in found}
-    assert kinds == {*events._KINDS.values()} - {SystemEvent, StartEvent, DriftEvent, IgnoredStateEvent}
+    assert kinds == {*events._KINDS.values()} - {SystemEvent, StartEvent, PartsEvent, DriftEvent, IgnoredStateEvent}
 
 
 def test_what_is_not_known_is_ignored_and_what_is_missing_has_its_default() -> None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from brt_dist.config.guards import GuardsConfig
 from brt_dist.events import StragglerEvent
 from brt_dist.parallel.device import Device
-from brt_dist.parallel.waiting import WorkTimer, time_work
+from brt_dist.parallel.waiting import StepTimer, time_step
 from brt_dist.training.hooks.base import Hook, Tell
 from brt_dist.training.trainer_state import TrainedStep
 
@@ -28,7 +28,7 @@ class Stragglers(Hook):
     def __init__(self, config: GuardsConfig, device: Device, tell: Tell) -> None:
         self._config, self._device, self._tell = config, device, tell
         self._slow: set[int] = set()  # at the last comparison
-        self._work: WorkTimer | None = None  # of the step under way, if it is compared
+        self._work: StepTimer | None = None  # of the step under way, if it is compared
 
     def around_step(self, number: int) -> AbstractContextManager[None]:
         every = self._config.straggler_every
@@ -42,10 +42,10 @@ class Stragglers(Hook):
 
     @contextmanager
     def _measured(self) -> Iterator[None]:
-        with time_work(self._device) as self._work:
+        with time_step(self._device) as self._work:
             yield
 
-    def _compare(self, work: WorkTimer, step: int) -> None:
+    def _compare(self, work: StepTimer, step: int) -> None:
         mine = torch.tensor([work.seconds], dtype=torch.float64, device=self._device.torch)
         all_ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(all_ranks, mine)

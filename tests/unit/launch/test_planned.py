@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from brt_dist.config.loading import dump
-from brt_dist.events import AttemptEvent, CheckpointEvent, Event, LayoutSizes, StepEvent
+from brt_dist.events import AttemptEvent, CheckpointEvent, Event, LayoutSizes, PartsEvent, StepEvent
 from brt_dist.planning.devices import device_spec
 from brt_dist.planning.layout_plan import Planner
+from brt_dist.planning.stage_time import stage_time
 from launch.report.collect import RunFacts
 from launch.report.page import page
 from launch.views.planned import compared
@@ -38,8 +39,33 @@ def test_parts_of_the_plan_are_beside_what_was_measured() -> None:
     assert memory.ratio == 30e9 / plan.stages[0].device
     assert (found["MFU"].planned, found["MFU"].measured) == (plan.mfu, 0.4)
     assert found["stall of a checkpoint"].measured == 0.5
-    assert sum(one.planned or 0 for name, one in found.items() if name.endswith("of a step")) == pytest.approx(
+    assert sum(one.planned or 0 for name, one in found.items() if name.startswith("step: ")) == pytest.approx(
         plan.time.total - plan.time.checkpoint
+    )
+
+
+def test_parts_of_a_step_are_beside_their_medians() -> None:
+    config = recipe("scale_7b", "parallel.pipeline=2", "parallel.data=16")
+    seconds = {"forward": 2.0, "backward": 4.0, "tensor": 0.5, "pipeline": 1.5, "agreement": 0.01}
+    told = [
+        PartsEvent(attempt=1, step=step, seconds={**seconds, "backward": back}) for step, back in enumerate((3, 4, 9))
+    ]
+    begun = AttemptEvent(attempt=1, world_size=64, device=H100, layout=LayoutSizes(2, 2, 16, 1, 1024))
+    found = {one.name: one for one in compared(config, [begun, *told, PartsEvent(attempt=0, step=1, seconds=seconds)])}
+    planner = Planner(config, device_spec("h100"))
+    time = planner.plan(config.parallel).time
+    first = stage_time(planner.sizes, config.parallel, 0, planner.device)
+    compute, waiting = found["step: compute"], found["step: the pipeline's transfers and bubble"]
+    count = planner.sizes.on(config.parallel).micro_batches
+    assert compute.measured == 6.0 and compute.planned == pytest.approx(count * (first.compute + first.launches))
+    assert waiting.measured == 1.5 and waiting.planned and waiting.planned > count * first.pipeline
+    assert found["step: the update"].planned == time.update and found["step: the update"].measured == 0.0
+    assert (found["step: agreement of all ranks"].planned, found["step: agreement of all ranks"].measured) == (
+        None,
+        0.01,
+    )
+    assert sum(one.planned or 0 for name, one in found.items() if name.startswith("step: ")) == pytest.approx(
+        time.total - time.checkpoint
     )
 
 
@@ -69,7 +95,9 @@ def test_the_report_shows_both(tmp_path: Path) -> None:
     plan = {"parameters": 1234, "tokens_per_step": 64, "flops_per_step": 1.5e9, "fullest_rank": fullest}
     begun = {"event": "attempt", "attempt": 1, "world_size": 64, "device": H100, "plan": plan, "layout": {"data": 32}}
     steps = [{"event": "step", "attempt": 1, "step": number, "step_seconds": 8.25, "loss": 1.0} for number in (1, 2, 3)]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (begun, *steps)))
+    parts = {"event": "parts", "attempt": 1, "step": 2, "forward": 2.25, "backward": 3.5}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (begun, *steps, parts)))
     text = page([RunFacts.of(run)])
     total = Planner(config, device_spec("h100")).plan(config.parallel).time.total
     assert f"{total:.2f} s" in text and "8.25 s" in text and "peak memory of rank 0" in text
+    assert "step: compute" in text and "5.75 s" in text

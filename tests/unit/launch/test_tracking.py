@@ -65,6 +65,15 @@ def test_evaluations_are_curves_of_their_own() -> None:
     assert [row.key for row in later.of(other) if isinstance(row, Row)] == ["bits_per_token/validation_cleared"]
 
 
+def test_parts_of_a_step_are_on_the_tab_of_system_metrics() -> None:
+    event = {"event": "parts", "time": 1.0, "attempt": 1, "step": 3, "forward": 0.5, "tensor": 0.25}
+    rows = Rows()
+    assert list(rows.of(parsed(event, event))) == [
+        Row("system/step/forward_seconds", 0.5, 1000, 3),
+        Row("system/step/tensor_seconds", 0.25, 1000, 3),
+    ]
+
+
 def test_a_run_keeps_the_names_with_which_it_began(tmp_path: Path) -> None:
     RunDirectory(tmp_path).tracking.mkdir()
     RunDirectory(tmp_path).sync_state.write_text(json.dumps({"server": "a", "run_id": "id", "offset": 7}))

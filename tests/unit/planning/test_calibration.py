@@ -111,7 +111,7 @@ def test_the_report_plans_times_of_a_cpu_that_was_measured(file: Path, tmp_path:
     run = a_run(tmp_path / "run", 3.0, file)
     found = {one.name: one for one in RunFacts.of(run).planned}
     assert found["step"].planned == pytest.approx(planned(file)) and found["step"].measured == 3.0
-    assert found["compute of a step"].planned and found["launches of a step"].planned
+    assert found["step: compute"].planned and found["step: the update"].planned
     file.unlink()  # the file is gone: as for any other CPU
     assert {one.name: one.planned for one in RunFacts.of(run).planned}["step"] is None
 
