@@ -85,7 +85,7 @@ class Manifest:
         mask_version: how the run draws the masks of attention dropout (`model/dropout.py`); checkpoints of 0.1.0 lack
             it, and mean 1.
         left_out: whether an evaluation or samples were due after this step and were left out, because the run was asked
-            to stop; the run makes up for them when it resumes.
+            to stop; the run makes up for them when it resumes, and then writes its manifest anew.
         format: version of the checkpoint format.
     """
 

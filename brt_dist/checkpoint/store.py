@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch.distributed as dist
@@ -85,7 +85,7 @@ class CheckpointStore:
             updates=engine.updates,
             tokens=tokens,
             cursor=dict(cursor),
-            evaluations=dict(evaluations),
+            evaluations={} if left_out else dict(evaluations),  # of a part of them there is no score
             # without the tracking URI, which may contain a password: others may read checkpoints
             config=self._config.model_dump(mode="json", exclude={"run": {"tracking"}}),
             dataset=self._dataset,
@@ -99,6 +99,22 @@ class CheckpointStore:
             left_out=left_out,
         )
         return self._saver.save(manifest, engine.pieces())
+
+    def complete(self, step: int, evaluations: Mapping[str, float]) -> None:
+        """Add to a saved checkpoint the evaluation that it lacked.
+
+        Args:
+            step: of the checkpoint.
+            evaluations: bits/token after this step by `DATASET/MEMORY`.
+        """
+        if self._layout.rank != 0:
+            return
+        name = folder_name(step)
+        try:
+            whole = replace(read_manifest(self._storage, name), evaluations=dict(evaluations), left_out=False)
+            self._storage.shrink(name, whole.dump(), ())
+        except (OSError, CheckpointError) as error:
+            self._report(f"{name} stays without its evaluation: {error}")
 
     def finished(self) -> list[Saved]:
         """Saves that have finished since the last call.

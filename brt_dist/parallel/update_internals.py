@@ -132,8 +132,8 @@ class _WithoutZero(Update):
             engine.enable_backward_allreduce = False  # it would copy all gradients to a buffer and back
 
     def finish(self) -> None:
-        # A weight that nothing used got no gradient: what writes a state that the segment does not read again, say.  With
-        # ZeRO it gets zeros, and so it is updated (it decays) and has optimizer state to save.
+        # A weight that nothing used got no gradient, such as one that writes a state that is not read again in the
+        # segment.  With ZeRO it gets zeros, and so it is updated (it decays) and has optimizer state to save.
         for parameter in self.parameters:
             if parameter.local.grad is None and parameter.local.requires_grad:
                 parameter.local.grad = torch.zeros_like(parameter.local)

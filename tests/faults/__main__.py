@@ -15,7 +15,7 @@ from tests.faults.scenarios import ON_ONE_MACHINE
 
 SCENARIOS = ON_ONE_MACHINE | OVER_TWO_NODES
 HEAD = (
-    "| fault | attempts and what followed | steps trained again | seconds to the next step | losses |",
+    "| fault | verdict of each attempt → what followed | steps trained again | seconds to the next step | losses |",
     "|---|---|---|---|---|",
 )
 
@@ -39,7 +39,7 @@ def main(names: list[str]) -> int:
                 failed += 1
                 print(f"| {what} | FAILED | | | |\n{traceback.format_exc()}", flush=True)
                 continue
-            same = "the same to the bit" if found.largest == 0 else f"within {found.largest:.1e}"
+            same = "equal to the bit" if found.largest == 0 else f"within {found.largest:.1e}"
             seconds = f"{found.seconds:.1f}" if found.seconds else "none lost"
             print(f"| {what} | {'; '.join(found.verdicts)} | {found.lost} | {seconds} | {same} |", flush=True)
             print(f"{name}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)

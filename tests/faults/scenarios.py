@@ -170,5 +170,5 @@ ON_ONE_MACHINE: dict[str, tuple[str, Scenario]] = {
     "gradient_of_nan": ("NaN in one rank's gradient, `launch.recovery.diverged=skip`", gradient_of_nan),
     "nan_left_out": ("NaN in one rank's gradient, `run.guards.nonfinite=skip`", gradient_of_nan_left_out),
     "slow_rank": ("a rank that takes 0.2 s more for each step", slow_rank),
-    "disk_full": ("disk full in the run directory; space again, the same command", disk_full),
+    "disk_full": ("disk full in the run directory; space freed, the same command", disk_full),
 }

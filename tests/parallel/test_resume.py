@@ -130,6 +130,12 @@ def test_resumed_run_is_bitwise_the_uninterrupted_run(
     assert facts[0] == facts[1]
     assert [event["start_step"] for event in events(stopped, "attempt")] == [0, 3, 3, 4, STEPS]
     same_tensors(Path(straight.run.directory), Path(stopped.run.directory))
+    made_up = json.loads((Path(stopped.run.directory) / "checkpoints/step_00000003/manifest.json").read_text())
+    assert not made_up["left_out"] and made_up["evaluations"] == {
+        f"{event['dataset']}/{event['memory']}": event["bits_per_token"]
+        for event in events(straight, "evaluation")
+        if event["step"] == 3
+    }
 
 
 def events(given: Config, *kinds: str) -> list[dict[str, Any]]:
@@ -142,5 +148,5 @@ def same_tensors(one: Path, other: Path) -> None:
     manifests = [json.loads((run / f"checkpoints/step_{STEPS:08d}/manifest.json").read_text()) for run in (one, other)]
     for manifest in manifests:
         assert {name.split("/")[0] for name in manifest["tensors"]} == {"weights", "optimizer", "memory"}
-    for key in ("step", "updates", "tokens", "cursor", "files", "tensors"):  # files: with their sha256
+    for key in ("step", "updates", "tokens", "cursor", "files", "tensors", "evaluations", "left_out"):  # with sha256
         assert manifests[0][key] == manifests[1][key], key

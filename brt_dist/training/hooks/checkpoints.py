@@ -29,6 +29,10 @@ class Checkpoints(Hook):
             self._store.save(state.step, state.tokens, cursor, state.evaluations, self._engine, state.left_out)
         self._tell_complete()
 
+    def make_up(self, state: TrainerState) -> None:
+        if not state.left_out:
+            self._store.complete(state.step, state.evaluations)
+
     def on_end(self) -> None:
         self._heartbeat.slow("saving")
         self._store.wait()
