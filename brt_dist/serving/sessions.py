@@ -77,7 +77,7 @@ class Sessions:
             found = self._kept.pop(name, None)
             if found is None and must_exist:
                 raise SessionUnknownError(
-                    f"there is no session {name!r}: it was never begun, or was not used for {self._expire:g} s; "
+                    f"there is no session {name!r}: it was never started, or was not used for {self._expire:g} s; "
                     "send the text so far with session_new=true"
                 )
             self._busy.add(name)

@@ -47,7 +47,7 @@ def resume(
         if cursor.streams != engine.layout.streams:
             report(f"streams changed from {cursor.streams} to {engine.layout.streams}")
         if not manifest.has_memory and engine.carries_memory:
-            report(f"{checkpoint.name} has no memory (run.keep_memory): all streams go on with cleared memory")
+            report(f"{checkpoint.name} has no memory (run.keep_memory): all streams continue with cleared memory")
             cursor = cursor.interrupted()
         cursor = cursor.resized(engine.layout.streams)
     report(f"resumed after step {manifest.step}")

@@ -65,7 +65,7 @@ class SlurmConfig(Section):
     mail: str | None = Field(None, description="address that Slurm writes to when the job ends, fails or is requeued")
     setup: tuple[str, ...] = Field(
         (),
-        description="shell lines that run first in the job, for example [module load x]; the first that fails ends it",
+        description="shell lines that run first in the job, for example [module load x]; if one fails, the job ends",
     )
     python: str | None = Field(
         None, min_length=1, description="Python interpreter on the nodes or in the container; unset: this one"

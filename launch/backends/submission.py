@@ -172,7 +172,7 @@ def stop(run: Path) -> str:
     if before == "queued":
         RunDirectory(run).stop_request.touch()  # on any backend: `brt status` knows by it that nothing failed
         return f"{record.backend} job {record.job} was removed from the queue"
-    return f"{record.backend} job {record.job} was told to save and stop"
+    return f"{record.backend} job {record.job} was asked to save and stop"
 
 
 def log(run: Path, rank: int | None = None, attempt: int | None = None) -> Iterator[str]:
@@ -192,7 +192,7 @@ def log(run: Path, rank: int | None = None, attempt: int | None = None) -> Itera
         return BACKENDS[record.backend]().log(record, run)
     known = directory.attempts()
     if not known:
-        raise ConfigError(f"{run} has no attempt yet, so there is no log of a rank")
+        raise ConfigError(f"{run} has no attempt yet, so there are no logs of ranks")
     wanted = known[-1] if attempt is None else attempt
     if wanted not in known:
         raise ConfigError(f"{run} has no attempt {wanted}; the last is {known[-1]}")

@@ -59,7 +59,7 @@ def show(settings: tuple[str, ...], everything: bool, as_json: bool) -> int:
 @click.argument("prefix", default="", metavar="[PREFIX]")
 @json_option
 def keys(prefix: str, as_json: bool) -> None:
-    """Print the keys that begin with PREFIX, or have it in their name, each with default, choices and meaning.
+    """Print the keys that begin with PREFIX or contain it, each with default, choices and meaning.
 
     \b
       brt config keys optimizer

@@ -47,14 +47,18 @@ _folder = LocalPath(file_okay=False)
 )
 @click.option("--window", default=512, show_default=True, type=click.IntRange(1), help="facts: bytes of a window.")
 @click.option(
-    "--every", default=500, show_default=True, type=click.IntRange(1), help="facts: one in about so many bytes of text."
+    "--every",
+    default=500,
+    show_default=True,
+    type=click.IntRange(1),
+    help="facts: about one fact in this many bytes of text.",
 )
 @click.option(
     "--copies",
     default=1,
     show_default=True,
     type=click.IntRange(1),
-    help="facts: each training document comes so often, each time with other facts.",
+    help="facts: how often each training document appears, each time with other facts.",
 )
 @json_option
 def corpus(name: str, out: Path, as_json: bool, **options: Any) -> None:
@@ -64,7 +68,7 @@ def corpus(name: str, out: Path, as_json: bool, **options: Any) -> None:
 
     code: the Python packages of this environment, one document a package, one package of 16 held out in validation/.
 
-    facts: sentences like "The code of the red tower is 4817." in the books, or in another corpus (--from), each told
+    facts: sentences like "The code of the red tower is 4817." in the books, or in another corpus (--from), each stated
     once and asked for once, 1 to 1,000 windows later; questions/ says what is asked where.
 
     cfg: words of a bounded context-free language, each equally likely, one document a word.

@@ -17,10 +17,10 @@ from launch.views.evaluated import events_of, show_evaluated
 @click.argument("layout", nargs=-1, metavar="[parallel.KEY=VALUE ...] [launch.KEY=VALUE ...]")
 @click.option("--data", "places", multiple=True, required=True, metavar="DATA", help="What to read; may be repeated.")
 @click.option("--step", type=click.IntRange(0), help="Step of the checkpoint.  [default: the newest]")
-@click.option("--documents", type=click.IntRange(1), help="Read only the first documents.")
+@click.option("--documents", type=click.IntRange(1), help="Read only this many documents, from the beginning.")
 @click.option("--segment", type=click.IntRange(1), help="Tokens read at a time, a multiple of the window.")
 @click.option("--streams", type=click.IntRange(1), default=8, show_default=True, help="Documents read at a time.")
-@click.option("--carried-only", is_flag=True, help="Leave out the second pass, with memory cleared every segment.")
+@click.option("--carried-only", is_flag=True, help="Skip the second pass, in which memory is cleared at every segment.")
 @click.option(
     "--parts",
     is_flag=True,

@@ -12,7 +12,7 @@ from launch.commands.data import Size
 
 _out = click.option("--out", required=True, type=LocalPath(), help="Folder to create.")
 _shard_size = click.option(
-    "--shard-size", type=Size(), default="5GB", show_default=True, help="Most bytes of weights per file."
+    "--shard-size", type=Size(), default="5GB", show_default=True, help="Largest file of weights."
 )
 
 

@@ -20,7 +20,9 @@ _PROMPT_LIMIT = 64 << 20  # bytes
 @click.argument("source", metavar="SOURCE")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to continue; may be repeated.")
 @click.option("--prompt-file", type=LocalPath(), help="File with the text to continue; - for stdin.")
-@click.option("--tokens", type=click.IntRange(1), default=200, show_default=True, help="Most tokens to generate.")
+@click.option(
+    "--tokens", type=click.IntRange(1), default=200, show_default=True, help="Largest number of tokens to generate."
+)
 @click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Continuations of each prompt.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="0: always the most likely token.")
 @click.option("--top-k", type=int, help="Choose among the K most likely tokens.")

@@ -53,7 +53,7 @@ def list_(folder: Path, experiment: str | None, mlflow: str | None, as_json: boo
         there = f"experiment {where['experiment']}" if "experiment" in where else f"{folder} or below it"
         click.echo(f"no run in {there}", err=True)
     if others:
-        click.echo(f"{others} other runs of the experiment are not of brt train", err=True)
+        click.echo(f"{others} other runs of the experiment were not started by brt train", err=True)
 
 
 def _show(rows: list[dict[str, Any]], folder: Path | None) -> None:

@@ -16,21 +16,27 @@ _PER_STAGE = 4  # micro-batches that are drawn for each stage; more look alike
 
 @click.command()
 @config_argument
-@click.option("--gpus", type=click.IntRange(min=1), help="Devices in all.  [default: those of the layout]")
+@click.option(
+    "--gpus", type=click.IntRange(min=1), help="Total number of devices.  [default: as many as the layout has]"
+)
 @click.option(
     "--device", "device_name", metavar="NAME|FILE",
     help="h100, h200, a100, b200, mi300x, cpu (this machine), or a YAML file: with the keys of one of these, or of "
     "--calibrate.  With --calibrate cpu or cuda.  [default: h100; with --calibrate what there is]",
 )  # fmt: skip
-@click.option("--nodes", type=click.IntRange(min=1), help="Nodes.  [default: of as many devices as the device has]")
-@click.option("--network", type=click.FloatRange(min=0, min_open=True), help="Gbit/s of network for each device.")
-@click.option("--price", type=click.FloatRange(min=0), help="Dollars for a device and an hour.")
+@click.option(
+    "--nodes", type=click.IntRange(min=1), help="Number of nodes.  [default: nodes of the usual size for the device]"
+)
+@click.option("--network", type=click.FloatRange(min=0, min_open=True), help="Network speed of each device, in Gbit/s.")
+@click.option("--price", type=click.FloatRange(min=0), help="Price of a device, in dollars per hour.")
 @click.option("--search", "is_search", is_flag=True, help="Try all layouts, and plan the fastest that fits.")
-@click.option("--most", type=click.IntRange(min=1), default=10, show_default=True, help="Layouts that --search shows.")
+@click.option(
+    "--most", type=click.IntRange(min=1), default=10, show_default=True, help="How many layouts --search shows."
+)
 @click.option("--calibrate", "calibrates", is_flag=True, help="Measure this machine, in about two minutes.")
 @click.option(
     "--from", "runs", multiple=True, metavar="RUN", type=LocalPath(file_okay=False),
-    help="With --calibrate: measure nothing, and correct the file by what this run took.  Can be repeated.",
+    help="With --calibrate: measure nothing, and correct the file with the times of this run; may be repeated.",
 )  # fmt: skip
 @click.option(
     "--out", type=LocalPath(dir_okay=False), default=Path("device.yaml"), show_default=True,
@@ -53,7 +59,7 @@ def plan(
     timeline: Path | None,
     as_json: bool,
 ) -> int:
-    """Compute what training CONFIG needs, before a device is paid for: memory, time, price.
+    """Compute what training CONFIG needs before you pay for a device: memory, time, price.
 
     \b
       brt plan examples/scale_70b.yaml model.vocab_size=131072 --gpus 64 --search
@@ -62,7 +68,7 @@ def plan(
       brt plan my.yaml --device here.yaml --json
       brt plan --calibrate --from runs/my --out here.yaml
 
-    Memory is counted, time is a model: the device's work at rates of data sheets or of --calibrate, and the host's.
+    Memory is counted.  Time is a model of the device, with rates from data sheets or --calibrate, and of the host.
     With --gpus, parallel.data changes so that the layout has as many ranks; --search
     looks at all layouts.  The exit code is 13 (out of memory) if the plan does not fit.
     """

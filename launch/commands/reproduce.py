@@ -24,16 +24,18 @@ if TYPE_CHECKING:
 @click.option("--dataset", type=LocalPath(file_okay=False),
               help="A folder with the datasets train/ and validation/ to use.")  # fmt: skip
 @click.option(
-    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Train each row with so many seeds."
+    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Number of seeds to train each row with."
 )
 @click.option("--only", multiple=True, metavar="ROW", help="Only these rows, as Slide:13L or 'Rec:*'; may be repeated.")
 @click.option("--equal", is_flag=True, help="Give all rows the parameters of Rec:fixed:skip, by the width of the MLPs.")
-@click.option("--documents", type=click.IntRange(1), help="Measure on the first held-out documents only.")
+@click.option(
+    "--documents", type=click.IntRange(1), help="Measure on this many held-out documents, from the beginning."
+)
 @click.option("--device", metavar="NAME|FILE", help="Device to plan for, as in brt plan.  [default: h100; tiny: cpu]")
 @click.option("--out", type=LocalPath(file_okay=False), default=Path("runs/reproduce"),
               show_default=True, help="Folder of data, runs and results.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Plan and check all rows; write and start nothing.")
-@click.option("--yes", is_flag=True, help="Start although the scale is `paper`, whose price the plan states.")
+@click.option("--yes", is_flag=True, help="Start a table at scale `paper`; the plan states its price.")
 @json_option
 def reproduce(
     table: str,
@@ -51,7 +53,7 @@ def reproduce(
     yes: bool,
     as_json: bool,
 ) -> int:
-    """Train the paper's table or an ablation, and set it beside the paper's figures.
+    """Train the paper's table or an ablation, and compare with the paper's figures.
 
     TABLE is table1, states, window, position or count: a folder of reproduce/ with a config for each row.  Settings
     change all rows.
@@ -63,9 +65,9 @@ def reproduce(
 
     First comes the plan: what each row needs and costs.  Then each row is trained as a sweep over seeds, and measured
     on whole held-out documents, with memory carried and with memory cleared at every segment.  OUT/TABLE-SCALE-DATA
-    gets table.md, table.json and table.png.  Run the same command again to go on with what was stopped.
+    gets table.md, table.json and table.png.  Run the same command again to continue.
 
-    The scales tiny and small read corpora that any machine can have (`brt data corpus`), unless --dataset is given; the
+    The scales tiny and small read corpora that any machine can make (`brt data corpus`), unless --dataset is given; the
     recipes of the paper's data are in reproduce/data.
     """
     from rich.console import Console
@@ -118,7 +120,7 @@ def reproduce(
     folder = out / f"{table}-{scale}-{data_name}{'-equal' if equal else ''}"
     trained, code = train_rows(rows, [*places, *settings], seeds, folder, measure, held_out, console)
     if all(one.found is None for one in trained):
-        click.echo("\nno model is trained and measured yet; run the same command again to go on", err=True)
+        click.echo("\nno model is trained and measured yet; run the same command again to continue", err=True)
         if as_json:
             click.echo(json.dumps({**plan, "rows": [], "folder": str(folder)}))
         return code

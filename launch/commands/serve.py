@@ -18,13 +18,31 @@ TOKEN = "BRT_SERVE_TOKEN"
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
 @click.option("--name", help="Name of the model for clients.  [default: last part of SOURCE]")
-@click.option("--streams", type=click.IntRange(1), default=8, show_default=True, help="Texts generated at a time.")
-@click.option("--waiting", type=click.IntRange(0), default=64, show_default=True, help="Requests that may wait.")
-@click.option("--max-tokens", type=click.IntRange(1), default=4096, show_default=True, help="Most tokens of an answer.")
 @click.option(
-    "--max-prompt", type=click.IntRange(1), default=1 << 20, show_default=True, help="Most tokens of a prompt."
+    "--streams", type=click.IntRange(1), default=8, show_default=True, help="How many texts are generated at a time."
 )
-@click.option("--sessions", type=click.IntRange(0), default=1000, show_default=True, help="Memories that are kept.")
+@click.option("--waiting", type=click.IntRange(0), default=64, show_default=True, help="Requests that may wait.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    default=4096,
+    show_default=True,
+    help="Largest number of tokens in an answer.",
+)
+@click.option(
+    "--max-prompt",
+    type=click.IntRange(1),
+    default=1 << 20,
+    show_default=True,
+    help="Largest number of tokens in a prompt.",
+)
+@click.option(
+    "--sessions",
+    type=click.IntRange(0),
+    default=1000,
+    show_default=True,
+    help="How many memories of sessions are kept.",
+)
 @click.option("--session-seconds", type=float, default=3600.0, show_default=True, help="How long, unused.")
 @click.option("--token-file", type=LocalPath(), help=f"File with the token for clients (or ${TOKEN}).")
 @click.option("--step", type=click.IntRange(0), help="Step of the checkpoint.  [default: the newest]")

@@ -33,15 +33,15 @@ _MOST_PASSES = 64 * 1024  # micro-batches times stages that are simulated; other
 @click.option(
     "--jitter", type=click.FloatRange(0), default=0.0, help="Relative deviation of each forward and backward."
 )
-@click.option("--straggler", "stragglers", metavar="STAGE:FACTOR", multiple=True, help="A stage of one data parallel "
-              "rank that computes FACTOR times as long; may be repeated.")  # fmt: skip
-@click.option("--slow-link", "slow_links", metavar="STAGE:FACTOR", multiple=True, help="A link from STAGE to the next, "
-              "of one data parallel rank, that takes FACTOR times as long; may be repeated.")  # fmt: skip
+@click.option("--straggler", "stragglers", metavar="STAGE:FACTOR", multiple=True, help="Slow a stage of one data "
+              "parallel rank by FACTOR; may be repeated.")  # fmt: skip
+@click.option("--slow-link", "slow_links", metavar="STAGE:FACTOR", multiple=True, help="Slow the link from STAGE to "
+              "the next, on one data parallel rank, by FACTOR; may be repeated.")  # fmt: skip
 @click.option("--seed", default=0, help="Of the jitter.")
 @click.option("--failures", default="llama3", show_default=True, metavar="llama3|opt|rsc1|rsc2|RATE", help="Failures "
-              "for each GPU and hour: of a published run, or a number.")  # fmt: skip
+              "per GPU and hour: a number, or the name of a published run.")  # fmt: skip
 @click.option("--restart", type=click.FloatRange(0), default=300.0, show_default=True, help="Seconds from a failure "
-              "until training goes on.")  # fmt: skip
+              "until training continues.")  # fmt: skip
 @click.option("--interval", type=click.FloatRange(0, min_open=True), help="Seconds between saves.  [default: the best]")
 @click.option(
     "--to-storage",
@@ -70,7 +70,7 @@ def simulate(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Simulate a config on GPUs that nobody has to have: a step, its scaling, and what failures leave of a run.
+    """Simulate a config on GPUs that you need not have: a step, its scaling, and the cost of failures.
 
     \b
       brt simulate examples/scale_70b.yaml model.vocab_size=131072 --timeline step.html --plot scaling.png

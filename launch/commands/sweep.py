@@ -15,7 +15,11 @@ from pipelines.console import console
 @config_argument
 @click.option("--grid", "grid", multiple=True, metavar="KEY=A,B,...", help="A key and its values; may be repeated.")
 @click.option(
-    "--random", "ranges", multiple=True, metavar="KEY=LOW..HIGH", help="A key and a range, or values, to draw from."
+    "--random",
+    "ranges",
+    multiple=True,
+    metavar="KEY=LOW..HIGH",
+    help="A key, and the range or the values to draw from.",
 )
 @click.option("--count", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Runs of --random.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of --random.")
@@ -24,7 +28,7 @@ from pipelines.console import console
     "listed",
     metavar="FILE",
     type=LocalPath(),
-    help="A file with the settings of a run a line.",
+    help="A file with one run per line.",
 )
 @click.option(
     "--submit", is_flag=True, help="Submit all runs to launch.backend at once, instead of training them here."

@@ -40,7 +40,7 @@ def refuse_oversize(config: Config) -> None:
     )
     raise ConfigError(
         f"this run does not fit: a rank{where} needs {gb(needed)} ({told}, ...), and {has}; nearest: "
-        f"{_nearest(planner, config)}, or run.allow_oversize=true to start it all the same"
+        f"{_nearest(planner, config)}, or run.allow_oversize=true to start it anyway"
     )
 
 

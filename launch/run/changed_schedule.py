@@ -24,5 +24,5 @@ def changed_schedule(run: Path, config: Config) -> str | None:
         return None
     return (
         f"run.steps was {before.run.steps} and is {config.run.steps}: optimizer.schedule={config.optimizer.schedule} "
-        f"goes by it, so the learning rate of step {step + 1} is {new:.3g}, not {old:.3g}"
+        f"depends on it, so the learning rate of step {step + 1} is {new:.3g}, not {old:.3g}"
     )

@@ -25,5 +25,5 @@ def check_open_files() -> None:
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if allowed != resource.RLIM_INFINITY and allowed < NEEDED:
         raise PlatformError(
-            f"{allowed} open files are allowed, and a run needs {NEEDED}; raise it: `ulimit -n {NEEDED}`"
+            f"{allowed} open files are allowed, but a run needs {NEEDED}; raise the limit: `ulimit -n {NEEDED}`"
         )

@@ -24,7 +24,7 @@ def for_plan(files: Sequence[Path], overrides: Sequence[str]) -> Config:
     known = with_vocabulary(config)
     if known is None:
         raise ConfigError(
-            "the size of the vocabulary is not known, as there is no dataset to take it from; "
+            "the vocabulary size is unknown, because there is no dataset to take it from; "
             "nearest: model.vocab_size=32000"
         )
     return known
@@ -90,7 +90,7 @@ def on_devices(config: Config, world: int, device: DeviceSpec) -> ParallelConfig
     model = parallel.tensor * parallel.pipeline
     if world % model:
         raise ConfigError(
-            f"{world} devices are no multiple of parallel.tensor*pipeline = {model}; nearest: "
+            f"{world} devices are not a multiple of parallel.tensor*pipeline = {model}; nearest: "
             f"--gpus {max(world // model, 1) * model}, or --search, which tries other layouts"
         )
     found = parallel.model_copy(update={"data": world // model})

@@ -47,7 +47,7 @@ def _absolute(uri: str) -> str:
         return Path(os.path.abspath(place)).as_uri()
     near = difflib.get_close_matches(kind[:40], (*_SERVERS, *_DATABASES, "file"), n=1)
     raise ConfigError(
-        f"run.tracking.uri={uri}: MLflow knows no {scheme}: URIs; it takes http(s)://SERVER, sqlite:///FILE, "
+        f"run.tracking.uri={uri}: MLflow has no {scheme}: URIs; it takes http(s)://SERVER, sqlite:///FILE, "
         f"{', '.join(f'{name}://' for name in _DATABASES[1:])}, or a folder"
         + (f"; nearest: {near[0]}:{uri.partition(':')[2]}" if near else "")
     )

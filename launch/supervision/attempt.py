@@ -135,7 +135,7 @@ def _refuse_other_device(run: Path, config: Config, device: DeviceChoice) -> Non
     if config.run.device == "auto" and device.kind == "cpu" and "cuda" in earlier:
         raise PlatformError(
             f"run.device=auto: this run has trained on GPUs, and now would on CPUs, because {device.reason}; "
-            "nearest: run.device=cpu, if that is meant"
+            "nearest: run.device=cpu, if you want that"
         )
 
 

@@ -120,10 +120,13 @@ def _by_exit(code: int, tail: str) -> tuple[ExitCode, str]:
             "ranks, or a shorter data.segment"
         )
     if code >= 0:
-        return exit_code(code), f"exited with code {code} and left no report"
+        return exit_code(code), f"exited with code {code} without a report"
     name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
     if -code == signal.SIGKILL:
-        return ExitCode.LOST_NODE, f"was killed ({name}); unless somebody killed it, the machine ran out of memory"
+        return (
+            ExitCode.LOST_NODE,
+            f"was killed ({name}); unless someone killed it, the machine probably ran out of memory",
+        )
     if -code == signal.SIGABRT and "Watchdog caught collective operation timeout" in tail:
         return ExitCode.HUNG, "timed out waiting for the other ranks (see its log)"
     if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -130,7 +130,7 @@ def listed_points(path: Path) -> list[Point]:
         elif settings:
             runs[number] = settings
     if not runs and not problems:
-        problems.append("no run; a line of it is for example: optimizer.learning_rate=0.001 model.width=512")
+        problems.append("holds no run; example of a line: optimizer.learning_rate=0.001 model.width=512")
     if problems:
         raise ConfigError("\n".join([f"--list {path}:", *problems]))
     return named(list(runs.values()))

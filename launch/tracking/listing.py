@@ -43,7 +43,7 @@ def runs_of_experiment(uri: str | None, experiment: str | None, folder: Path) ->
     store = tracking.uri or f"sqlite:///{RunDirectory(folder.absolute() / 'run').shared_mlflow_store}"
     file = sqlite_file(store)
     if file is not None and not file.is_file():
-        raise ConfigError(f"there is no MLflow store {file}; name one with --mlflow, or a folder with runs")
+        raise ConfigError(f"no MLflow store {file}; name one with --mlflow, or a folder with runs")
     for library in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(library).setLevel(logging.ERROR)
     try:

@@ -51,7 +51,7 @@ def corrected(path: Path, runs: Sequence[Path]) -> tuple[Calibration, str]:
     """
     found = read_device(path) if path.is_file() else None
     if not isinstance(found, Calibration):
-        raise ConfigError(f"{path} is no calibration; nearest: brt plan --calibrate --out {path}")
+        raise ConfigError(f"{path} is not a calibration file; nearest: brt plan --calibrate --out {path}")
     factors, rows = [], []
     for run in runs:
         took, planned, compute = _step(run, found)
@@ -78,7 +78,7 @@ def _step(folder: Path, calibration: Calibration) -> tuple[float, float, float]:
         if isinstance(event, StepEvent) and attempt and event.attempt == attempt.attempt and event.step_seconds
     ][1:]
     if attempt is None or known is None or len(steps) < _FEWEST:
-        raise ConfigError(f"{folder} has no attempt with {_FEWEST + 1} steps and a known vocabulary: it tells nothing")
+        raise ConfigError(f"{folder}: no times to use: no attempt has {_FEWEST + 1} steps and a known vocabulary")
     device: DeviceSpec = calibration.of(max((attempt.world_size or 1) // config.launch.nodes, 1))
     plan = Planner(known, device).plan(config.parallel.model_copy(update={"data": attempt.layout.data or 1}))
     return median(steps), plan.time.total, plan.time.compute

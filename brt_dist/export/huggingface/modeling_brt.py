@@ -4,6 +4,9 @@ A text is read in blocks of W tokens.  A token attends to the W tokens before it
 vectors, as they were when its block began; they are updated when the block is complete.  Between calls a
 `BlockRecurrentCache` carries the state, and the keys and values of two blocks: its size does not grow with the text.
 
+The whole model is in this one file, as in `transformers` itself: it travels with the weights, and is read by people who
+have nothing else of brt_dist.
+
 Shapes: b texts, n tokens, h heads, E head size, W window, S states, D width.
 """
 

@@ -42,7 +42,7 @@ class BlockStateMixer(AttentionMixer):
         "s4d", description="s4d: diagonal state spaces; unstructured: any kernel, without a state to carry"
     )
     filter_states: PositiveInt = Field(16, description="filter=s4d: size of the state of each filter [N], even")
-    carry: bool = Field(True, description="carry the filters over segments; false: they begin anew at every segment")
+    carry: bool = Field(True, description="carry the filters over segments; false: they start over at every segment")
 
     statistics: ClassVar[dict[str, Statistic]] = {"state_rms": STATE_RMS, "state_max": STATE_MAX}
 

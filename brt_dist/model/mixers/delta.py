@@ -41,7 +41,7 @@ class DeltaMixer(Mixer):
     )
     gate: bool = Field(False, description="multiply what a head reads by SiLU of a map of the token")
     negative_eigenvalues: bool = Field(
-        False, description="double beta, so that a token can also flip what the state says (arXiv 2411.12537)"
+        False, description="double beta: a token can then also flip what the state stores (arXiv 2411.12537)"
     )
     chunk: PositiveInt = Field(
         64, description="tokens that are read at once, a matter of speed; the common divisor with model.window is taken"

@@ -317,7 +317,7 @@ def test_keys_that_may_change_are_keys() -> None:
         load([BASE], ["run.allow=[data.streams, optimizer, model.mixers.any_name.gate, model.recurrent_layers]"]).config
     )
     for given in ("data.strems", "x", "data.streams.y", "model.mixers.m.nothing"):
-        with pytest.raises(ConfigError, match=rf"run\.allow: '{given}' is no key of the config"):
+        with pytest.raises(ConfigError, match=rf"run\.allow: '{given}' is not a key of the config"):
             check(load([BASE], [f"run.allow=[{given}]"]).config)
 
 

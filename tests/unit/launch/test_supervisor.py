@@ -168,7 +168,7 @@ def test_what_ends_because_it_was_told_to_is_no_cause(tmp_path: Path) -> None:
     ends = {0: End(0, 1, 9.0, True), 1: End(1, 99, 10.0, False), 2: End(2, 17, 11.0, True)}
     verdict = judge(ends, tmp_path, stop_asked=False)
     assert (verdict.failed_rank, verdict.exit_code) == (1, ExitCode.INTERNAL)
-    assert verdict.reason == "rank 1 exited with code 99 and left no report"
+    assert verdict.reason == "rank 1 exited with code 99 without a report"
 
 
 def test_a_broken_report_and_a_long_log(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_the_index_that_pip_uses_is_asked_in_order(tmp_path: Path) -> None:
         fetch_from_index("thing", "thing-2.0.tar.gz", sha256, PipSettings([good]))
     (tmp_path / "links" / name).write_bytes(data)
     assert fetch_from_index("thing", name, sha256, PipSettings([], [str(tmp_path / "links")])) == data
-    with pytest.raises(DataError, match="pip is told to use no index"):
+    with pytest.raises(DataError, match="pip is configured to use no index"):
         fetch_from_index("thing", name, sha256, PipSettings())
 
 

@@ -101,9 +101,9 @@ def test_after_a_correction_a_run_is_planned_as_long_as_it_took(file: Path, tmp_
 
 
 def test_a_run_that_tells_nothing_is_refused(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="it tells nothing"):
+    with pytest.raises(ConfigError, match="no times to use"):
         corrected(file, [a_run(tmp_path / "run", 1.0, file, steps=2)])
-    with pytest.raises(ConfigError, match="is no calibration; nearest: brt plan --calibrate --out"):
+    with pytest.raises(ConfigError, match="is not a calibration file; nearest: brt plan --calibrate --out"):
         corrected(tmp_path / "none.yaml", [])
 
 
@@ -135,7 +135,10 @@ def brt(*arguments: str) -> int:
     [
         (("my.yaml",), "--calibrate takes no config: my.yaml"),
         (("--device", "h100"), "measures this machine: --device cpu or cuda"),
-        (("--from", "tests", "--out", "none.yaml"), "none.yaml is no calibration; nearest: brt plan --calibrate"),
+        (
+            ("--from", "tests", "--out", "none.yaml"),
+            "none.yaml is not a calibration file; nearest: brt plan --calibrate",
+        ),
     ],
 )
 def test_mistakes_on_the_command_line(
