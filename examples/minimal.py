@@ -73,6 +73,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("minimal_model"), help="folder for the trained weights")
     options = parser.parse_args()
+    if options.out.exists():
+        parser.error(f"{options.out} exists; choose another folder with --out")
 
     config = make_config(options.text, options.out, options.steps)
     check(config)  # raises a ConfigError that says what does not fit, and what would

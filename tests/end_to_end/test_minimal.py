@@ -50,6 +50,15 @@ def test_it_learns_more_than_the_frequencies_of_letters(text: Path, tmp_path: Pa
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
+def test_weights_that_are_there_are_not_overwritten_and_nothing_is_trained(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    command = [sys.executable, str(SCRIPT), str(text), "--out", str(tmp_path / "model")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 2 and "model exists; choose another folder with --out" in done.stderr
+    assert done.stdout == ""
+
+
 @pytest.mark.slow
 def test_two_processes_train_the_same_model(text: Path, tmp_path: Path) -> None:
     from brt_dist.export.load import load_model
