@@ -28,8 +28,8 @@ class LaunchSettings(Section):
     )
     gpu_kind: str | None = Field(
         None,
-        description="kind of the devices, for the plan: h100, h200, a100, b200, mi300x, or a file as for `brt plan "
-        "--device`, also of CPUs; unset: those of this machine if the run is local",
+        description="device to plan for: h100, h200, a100, b200, mi300x, or a file as for `brt plan --device`, also "
+        "of CPUs; unset: this machine's, if the run is local",
     )
     time_limit: str | None = Field(
         None,
@@ -38,8 +38,8 @@ class LaunchSettings(Section):
     )
     ray_address: str | None = Field(
         None,
-        description="address of a running Ray cluster (host:port); `local`: start Ray on this machine; unset: the same "
-        "if the run needs it, which it does not on one machine with local data",
+        description="address of a running Ray cluster (host:port); `local`: start Ray on this machine; unset: start "
+        "it if the run needs it, which a run on one machine with local data does not",
     )
     threads_per_rank: PositiveInt | None = Field(
         None, description="CPU threads per rank; unset: the node's cores divided by its ranks"
@@ -50,7 +50,7 @@ class LaunchSettings(Section):
     )
     default_environment: Variables = Field(
         NETWORK_DEFAULTS,
-        description="environment variables of every rank that has them from nowhere else: what NCCL needs on networks "
+        description="environment variables that ranks get if nothing else sets them: what NCCL needs on networks "
         "with RDMA; a mapping in the config replaces it",
     )
     pass_environment: tuple[str, ...] = Field(

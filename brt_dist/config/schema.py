@@ -71,9 +71,8 @@ class ModelConfig(Section):
     ffns: FFNs = Field(DEFAULT_FFNS, description="FFNs by name; every layer uses one of them", validate_default=True)
     objective: Objective = Field(
         "causal",
-        description="what the network is trained to do: predict the next token (causal), find masked tokens again "
-        "(mlm), as encoders do, which may read what follows, or restore text with spans missing by an encoder and a "
-        "decoder (denoise)",
+        description="training objective: predict the next token (causal), predict masked tokens (mlm; for encoders, "
+        "which may read what follows), or restore missing spans with an encoder and a decoder (denoise)",
     )
     encoder: EncoderConfig = Field(
         default_factory=EncoderConfig, description="the encoder of an encoder-decoder (objective: denoise)"
@@ -243,7 +242,7 @@ class ParallelConfig(Section):
     )
     data: PositiveInt = Field(1, description="data parallel size [dp]: splits the streams")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
-    zero: ZeroConfig = Field(default_factory=ZeroConfig, description="how ZeRO reduces, splits and keeps")
+    zero: ZeroConfig = Field(default_factory=ZeroConfig, description="details of ZeRO: reduction, buckets, offload")
     micro_batch: PositiveInt = Field(1, description="streams per micro-batch, on each data parallel rank")
     uneven_streams: bool = Field(
         False,
@@ -330,12 +329,13 @@ class RunConfig(Section):
     keep_memory: PositiveInt | None = Field(
         None,
         description="how many of the newest checkpoints keep the memory of the streams, which may be most of their "
-        "size; older ones are then for their weights. unset: all",
+        "size; older ones keep the rest; unset: all",
     )
     init_from: str | None = Field(
         None,
         description="initial weights: output of `brt import` or `brt export`, a run directory or a checkpoint, or a "
-        "plain GPT of Hugging Face (GPT-2, LLaMA; a folder or hf://OWNER/NAME), of which is taken what maps",
+        "plain GPT of Hugging Face (GPT-2, LLaMA; a folder or hf://OWNER/NAME), from which the weights "
+        "that fit are taken",
     )
     allow_oversize: bool = Field(
         False, description="start although the plan says that ranks need more memory than their devices have"

@@ -25,7 +25,7 @@ class SigmaMoEFFN(FFN):
 
     kind: Literal["sigma_moe"] = Field("sigma_moe", description="each token goes through a few of many small experts")
     experts: PositiveInt = Field(128, description="number of experts [E]")
-    chosen: PositiveInt = Field(12, description="experts of each token [k]")
+    chosen: PositiveInt = Field(12, description="experts per token [k]")
     expert_width: PositiveInt = Field(128, description="hidden width of an expert")
     entropy: NonNegativeFloat = Field(
         0.01, description="weight of the regulariser: minus the entropy of the experts that a stream uses; 0: none"

@@ -21,7 +21,9 @@ class SwigluFFN(FFN):
     """Hidden units that a second map of the input gates."""
 
     kind: Literal["swiglu"] = Field("swiglu", description="hidden units that a second map gates with SiLU, as LLaMA's")
-    width: PositiveInt = Field(2816, description="hidden width [F]; 2/3 of a ReLU FFN's has as many parameters")
+    width: PositiveInt = Field(
+        2816, description="hidden width [F]; with 2/3 of a ReLU FFN's width it has as many parameters"
+    )
 
     def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
         yield Matrix(model.width)

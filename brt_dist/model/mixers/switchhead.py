@@ -33,7 +33,7 @@ class SwitchHeadMixer(Mixer):
     experts: PositiveInt = Field(
         8, description="experts of each head; 1: plain values and outputs, and a gate on each head"
     )
-    chosen: PositiveInt = Field(2, description="experts that a token uses of each head; unused with experts=1")
+    chosen: PositiveInt = Field(2, description="experts of each head that a token uses; unused with experts=1")
     entropy: NonNegativeFloat = Field(
         0.001, description="weight of the regulariser: minus the entropy of the experts that a stream uses; 0: none"
     )
