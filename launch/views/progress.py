@@ -7,7 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brt_dist.event_log import EventReader
-from brt_dist.events import AttemptEvent, CheckpointEvent, EvaluationEvent, Event, LayoutSizes, StepEvent
+from brt_dist.events import (
+    AttemptEvent,
+    CheckpointEvent,
+    DivergedEvent,
+    DriftEvent,
+    EvaluationEvent,
+    Event,
+    LayoutSizes,
+    MessageEvent,
+    SkipEvent,
+    SpikeEvent,
+    StepEvent,
+    StragglerEvent,
+)
 from brt_dist.reading import read_json
 from brt_dist.run_directory import RunDirectory
 from launch.run.history import History
@@ -181,7 +194,38 @@ def describe(event: Event) -> str:
             return f"step {event.step}: {_TEXTS.get(event.dataset, event.dataset)}, {memory}: {bits} bits/token{found}"
         case CheckpointEvent():
             return f"step {event.step}: saved {event.path or ''} in {number(event.seconds, '.1f')} s"
-    return ""
+        case MessageEvent() if (event.message or "").startswith("warning: "):
+            return event.message or ""
+    return _warning(event)
+
+
+def _warning(event: Event) -> str:
+    """What a guard saw, as one line; empty for other events."""
+    match event:
+        case SkipEvent():
+            said = f"no update: {event.why}{_values(event.loss, event.grad_norm)}"
+        case SpikeEvent():
+            name, value = ("loss", event.loss) if event.quantity == "loss" else ("gradient norm", event.grad_norm)
+            said = f"{name} {number(value, '.4g')}, far above its median of {number(event.median, '.4g')}"
+        case DivergedEvent():
+            said = f"the run diverged{_values(event.loss, event.grad_norm)}"
+        case StragglerEvent():
+            seconds = f"{number(event.seconds, '.2f')} s on a step, median {number(event.median_seconds, '.2f')} s"
+            said = f"rank {event.rank} on {event.host} is slow: {seconds}"
+        case DriftEvent() if event.weight is None:
+            said = "a checksum of the weights differed between ranks, the weights do not"
+        case DriftEvent():
+            ranks, others = (", ".join(map(str, some)) for some in (event.ranks, event.others))
+            said = f"copies of {event.weight} differ between ranks {ranks} and {others}"
+        case _:
+            return ""
+    return f"warning: step {event.step}: {said}"
+
+
+def _values(loss: str | None, grad_norm: str | None) -> str:
+    known = {"loss": loss, "gradient norm": grad_norm}
+    text = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+    return f" ({text})" if text else ""
 
 
 def layout_text(layout: LayoutSizes) -> str:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from brt_dist.config.schema import RunConfig
@@ -122,6 +123,35 @@ def test_plain_progress_and_the_time_that_is_left(tmp_path: Path) -> None:
     append(tmp_path, step(100, 1300.0))
     progress.update()
     assert "step 100/100" in output.getvalue().splitlines()[-1], "but one for the last"
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        ({"event": "message", "message": "warning: step 3: the model ignores its state"}, None),
+        ({"event": "skip", "step": 3, "why": "not finite", "loss": "nan", "grad_norm": "1.5"},
+         "warning: step 3: no update: not finite (loss nan, gradient norm 1.5)"),
+        ({"event": "skip", "step": 3, "why": "left out after a divergence"},
+         "warning: step 3: no update: left out after a divergence"),
+        ({"event": "spike", "step": 3, "quantity": "grad_norm", "grad_norm": 12.0, "median": 0.5},
+         "warning: step 3: gradient norm 12, far above its median of 0.5"),
+        ({"event": "straggler", "step": 3, "rank": 1, "host": "node7", "seconds": 2.5, "median_seconds": 1},
+         "warning: step 3: rank 1 on node7 is slow: 2.50 s on a step, median 1.00 s"),
+        ({"event": "drift", "step": 3, "weight": "final_norm.weight", "ranks": [1], "others": [0, 2]},
+         "warning: step 3: copies of final_norm.weight differ between ranks 1 and 0, 2"),
+        ({"event": "drift", "step": 3},
+         "warning: step 3: a checksum of the weights differed between ranks, the weights do not"),
+        ({"event": "diverged", "step": 3, "loss": "inf"}, "warning: step 3: the run diverged (loss inf)"),
+    ],
+)  # fmt: skip
+def test_warnings_of_guards_are_shown(event: dict[str, Any], line: str | None, tmp_path: Path) -> None:
+    output = io.StringIO()
+    append(tmp_path, attempt(1, 0, at=1000.0), step(3, 1002.0))
+    progress = ProgressLine(tmp_path, length(100), Console(file=output, width=200), clock=lambda: 1003.0)
+    append(tmp_path, {"time": 1002.5, "attempt": 1, **event})
+    append(tmp_path, {"event": "message", "time": 1, "attempt": 1, "message": "device: cpu, as run.device says"})
+    progress.update()
+    assert output.getvalue().splitlines() == [line or event["message"]]
 
 
 def test_live_progress_on_a_terminal(tmp_path: Path) -> None:
