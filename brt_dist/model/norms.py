@@ -72,7 +72,7 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, count: int, dtype: torch.dtype) -> Tensor:
         ctx.count = count
-        if (kernels := rows.fused(x)) is not None:
+        if (kernels := _fused(x, weight)) is not None:
             out, inverse = kernels.normalise(x, weight, count, EPSILON, dtype)
             ctx.save_for_backward(x, weight, inverse)
             return cast(Tensor, out)
@@ -86,7 +86,7 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
-        if (kernels := rows.fused(x)) is not None:
+        if (kernels := _fused(x, weight)) is not None:
             of_x, of_weight = kernels.normalise_backward(gradient, x, weight, inverse, ctx.count)
             return of_x, None if weight is None else of_weight.to(weight.dtype), None, None
         wide, of_out, of_weight = widened(x), widened(gradient), None
@@ -107,6 +107,11 @@ class _Normalised(torch.autograd.Function):
                 along = along * widened(weight)
         of_x.addcmul_(wide, along * inverse.pow(3), value=-1 / ctx.count)
         return of_x.to(x.dtype), None if weight is None else of_weight.to(weight.dtype), None, None
+
+
+def _fused(x: Tensor, weight: Tensor | None) -> Any | None:
+    """The kernels, for weights of columns or of heads; there are none for weights of both."""
+    return None if _is_of_columns(weight) and weight.numel() > weight.shape[-1] else rows.fused(x)
 
 
 def _is_of_columns(weight: Tensor | None) -> TypeGuard[Tensor]:

@@ -24,7 +24,7 @@ def normalise(
 
     Args:
         x: (..., C), of at most five dimensions.
-        weight: (C,), or (h, 1, 1) with x (..., h, n, C), or None.
+        weight: (C,) or (1, ..., C), or (h, 1, 1) with x (..., h, n, C), or None.
         dtype: of the result.
     """
     x = x if x.stride(-1) == 1 else x.contiguous()
@@ -58,7 +58,7 @@ def normalise_backward(
     if weight is None:
         return of_x, None
     if kind == _COLUMNS:
-        return of_x, sums.sum(0)
+        return of_x, sums.sum(0).view(weight.shape)
     return of_x, sums.view(x.shape[:-1]).unsqueeze(-1).sum_to_size(weight.shape)
 
 
@@ -94,7 +94,9 @@ def softmax_slope(logits: Tensor, valid: int, largest: Tensor, total: Tensor, pl
 
 
 def _kind(weight: Tensor | None) -> int:
-    return _NONE if weight is None else _COLUMNS if weight.dim() == 1 else _HEADS
+    if weight is None:
+        return _NONE
+    return _COLUMNS if weight.dim() == 1 or weight.shape[-1] > 1 else _HEADS
 
 
 def _tile(columns: int) -> dict[str, Any]:

@@ -95,6 +95,9 @@ def choose(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Tensor]) -> 
 def test_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     for shape in ((7, 3, 100), (5000, 3, 8)):
         compare(choose(monkeypatch, norms.rms_normed), [torch.randn(shape), torch.randn(shape[-1])], torch.float32)
+    # contexts of a Block-State layer: a weight of each column, for all filters or for each
+    for x, weight in (((2, 3, 4, 16), (1, 16)), ((2, 3, 1, 5, 16), (1, 1, 16)), ((2, 3, 4, 5, 16), (4, 1, 16))):
+        compare(choose(monkeypatch, norms.rms_normed), [torch.randn(x), torch.randn(weight)], torch.float32)
 
 
 def test_unit_length(monkeypatch: pytest.MonkeyPatch) -> None:
