@@ -7,6 +7,7 @@ import pytest
 
 from tests.parallel.pool import RankPool
 from tests.parallel.relayout import LAYOUTS, LOSS, Relayout, attempt, config, saved
+from tests.parallel.test_masked import MODEL as ENCODER
 
 pytestmark = pytest.mark.slow
 
@@ -82,3 +83,14 @@ def test_streams_that_are_dealt_out_unevenly(ranks: RankPool, tmp_path: Path) ->
         patch.setitem(LAYOUTS, "uneven", {"data": 3, "uneven_streams": True})
         assert given.compare("uneven", "pp2") <= LOSS
         assert given.compare("tp2", "uneven") <= LOSS
+
+
+@pytest.mark.parametrize(("source", "target"), [("tp2", "dp2-zero3"), ("pp2", "tp2"), ("dp2-zero3", "pp2")])
+def test_encoders_too(encoders: Relayout, source: str, target: str) -> None:
+    """Of both kinds, beside layers with a state."""
+    assert encoders.compare(source, target) <= LOSS
+
+
+@pytest.fixture(scope="module")
+def encoders(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Relayout:
+    return Relayout(ranks, tmp_path_factory.mktemp("encoders"), model=ENCODER)
