@@ -39,6 +39,11 @@ class Cells:
         self.cells.append(cell)
         write_atomic(self.file, json.dumps(self.cells, indent=1) + "\n")
 
+    def replace(self, task: str, cells: list[Cell]) -> None:
+        """Write down all cells of a task in place of those that there were."""
+        self.cells = [cell for cell in self.cells if cell["task"] != task] + cells
+        write_atomic(self.file, json.dumps(self.cells, indent=1) + "\n")
+
     def complete(self, keys: Sequence[Cell], train: Train) -> Iterator[Cell]:
         """Train those of `keys` that are missing, one after the other in a process of their own, which has its own
         peak of memory; yield each once it is written down.  It ends early if the process does."""

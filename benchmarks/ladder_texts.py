@@ -40,12 +40,12 @@ def prepare(rung: str, out: Path) -> None:
         build(BuildSettings(sources, tokenizer, shard_size=1 << 20), folder / part, workers=0)
 
 
-def chosen(folder: Path, total: int) -> list[Path]:
-    """Whole documents of at most LARGEST bytes, in an order that only their names decide, of about `total` bytes."""
+def chosen(folder: Path, total: int, largest: int = LARGEST) -> list[Path]:
+    """Whole documents of at most `largest` bytes, in an order that only their names decide, of about `total` bytes."""
     found = list[Path]()
     for path in sorted(folder.iterdir(), key=lambda path: hashlib.sha256(path.name.encode()).digest()):
         size = path.stat().st_size
-        if size <= LARGEST and total > 0:
+        if size <= largest and total > 0:
             found.append(path)
             total -= size
     return found

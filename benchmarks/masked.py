@@ -141,15 +141,13 @@ def _shown(values: list[float]) -> str:
 
 def datasets(out: Path) -> tuple[Path, Path]:
     """Folders of the training and the held-out dataset; built if they are not there."""
-    from pipelines.build import BuildSettings, build
+    from benchmarks.datasets import built
     from pipelines.corpora import fetch_books
 
-    corpus, parts = out / "corpus", (out / "data" / "train", out / "data" / "validation")
-    if not corpus.exists():
-        fetch_books(corpus)
-    for part in parts:
-        build(BuildSettings((str(corpus / part.name),), "bytes", shard_size=1 << 20), part, workers=0)
-    return parts
+    corpus = out / "corpus"
+    fetch_books(corpus)
+    train, validation = (built([corpus / part], "bytes", out / "data" / part) for part in ("train", "validation"))
+    return train, validation
 
 
 def main() -> int:

@@ -4,15 +4,17 @@
 
 * recall: a key that is shown once (benchmarks/recall.py), asked for 8 and more windows later;
 * multi-query and last write: pairs of key and value (benchmarks/pairs.py);
-* text: `brt data corpus books`, or code of this environment's packages (--text code), with tokens/s, memory, and bits
-  per token of held-out text by position in the document.
+* text: bytes of `brt data corpus books`, or of code of this environment's packages (--text code), with bits per byte
+  of held-out text by position in the document, and memory.
 
 It prints a table, and writes OUT/mixers.json and OUT/mixers.png after each cell.  Run it again to go on: cells that are
 in the file with the same steps are not trained again, and text goes on from its last checkpoint.  Each kind has a
-process of its own, so memory is its own too.  --quick is a run of a few minutes that only shows that all of it works.
+process of its own, so memory is its own too.  --times STEPS measures steps on text instead, which take turns, on an
+idle machine.  --quick is a run of a few minutes that only shows that all of it works.
 """
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 TASKS = ("text", "recall", "multi-query", "last write")  # text first: the peak of memory is then its own
 REFERENCE = "recurrent"  # all kinds get its number of parameters
 RECURRENT = {"states": 8}
+CODE_BYTES = 8 << 20  # of training text; a small model does not get through more
+HELD_OUT_BYTES, LONGEST = 240_000, 40_000  # of held-out code, and of one document of it
 _PLAIN = ("window", "linear", "delta", "gated_delta", "memsizer", "nprf_rpe", "fourier_memory", "lstm")
 KINDS = (*_PLAIN, "switchhead", "recurrent", "bst", "delta, window", "linear, recurrent")
 
@@ -61,6 +65,12 @@ def configuration(kind: str, layers: int, width: int, vocabulary: int, seed: int
 
     config, count = of(kind), parameter_count(of(REFERENCE).model)
     return config.model_copy(update={"model": with_parameters(config.model, count)})
+
+
+def text_configuration(kind: str, vocabulary: int, seed: int, steps: int, **places: Any) -> "Config":
+    """A run on text; places: dataset, validation and directory."""
+    sizes = {"segment": 128, "streams": 8, "window": 32, "learning_rate": 3e-3}
+    return configuration(kind, 4, 64, vocabulary, seed, steps, **sizes, **places)
 
 
 def key_of(kind: str, task: str, seed: int, options: argparse.Namespace) -> Cell:
@@ -105,25 +115,21 @@ def on_text(key: Cell, options: argparse.Namespace, folders: tuple[Path, Path], 
     from benchmarks.positions import profile
     from brt_dist.data.dataset import Dataset
     from brt_dist.evaluation.positions import doubling
-    from brt_dist.event_log import events_of
-    from brt_dist.events import StepEvent
 
     train, validation = (Dataset.open(folder) for folder in folders)
     name = f"{key['kind'].replace(', ', '-')}-{options.text}-{key['seed']}-{key['steps']}"
-    config = configuration(
-        key["kind"], 4, 64, train.vocab_size, key["seed"], key["steps"], segment=128, streams=8, window=32,
-        learning_rate=3e-3, dataset=folders[0], validation=folders[1], directory=options.out / "runs" / name,
+    config = text_configuration(
+        key["kind"], train.vocab_size, key["seed"], key["steps"],
+        dataset=folders[0], validation=folders[1], directory=options.out / "runs" / name,
     )  # fmt: skip
     model, tokens = train_run(config, train, validation, device)
     peak = device.peak_memory_bytes()
-    steps = [event.tokens_per_second for event in events_of(config.run.directory, StepEvent)]
     found = profile(model, config, validation, doubling(32, int(validation.lengths.max())))
     shown = found.tokens.sum(0) > 0
     return {
         "parameters": parameter_count(config.model),
         "mlp_width": mlp_width(config.model),
         "training_tokens": tokens,
-        "tokens_per_second": statistics.median(rate for rate in steps if rate),
         "peak_bytes": peak,
         "memory_bytes": sum(
             field.local_bytes(1, False, 4)
@@ -136,19 +142,48 @@ def on_text(key: Cell, options: argparse.Namespace, folders: tuple[Path, Path], 
     }
 
 
+def times(kinds: list[str], steps: int, device: "Device") -> list[Cell]:
+    """Bytes a CPU second of training on text, forward to update: a cell for each kind; steps take turns."""
+    import torch
+
+    from brt_dist.parallel.engine import StepInput, build_engine
+    from brt_dist.parallel.layout import Layout
+
+    configs = {kind: text_configuration(kind, 256, 0, steps) for kind in kinds}
+    engines = {kind: build_engine(config, Layout.of(config, 0), device) for kind, config in configs.items()}
+    given, taken = configs[kinds[0]], dict[str, list[float]]()
+    shape, blocks = (given.data.streams, given.data.segment), given.data.segment // given.model.window
+    tokens = torch.randint(256, shape, generator=torch.Generator().manual_seed(0))
+    mask, starts = torch.ones(shape, dtype=torch.bool), torch.zeros(shape[0], blocks, dtype=torch.bool)
+    for number in range(1, steps + 3):
+        for kind, engine in engines.items():
+            began = time.process_time()
+            engine.train_step(StepInput(number, starts, tokens, tokens, mask, tokens.numel()), 1e-3)
+            taken.setdefault(kind, []).append(time.process_time() - began)
+    for engine in engines.values():
+        engine.close()
+    rates = {kind: tokens.numel() / statistics.median(found[2:]) for kind, found in taken.items()}
+    return [{"kind": kind, "task": "time", "bytes_per_second": rate} for kind, rate in rates.items()]
+
+
 def datasets(options: argparse.Namespace) -> tuple[Path, Path]:
-    """Folders of the training and the held-out dataset; built if they are not there."""
-    from pipelines.build import BuildSettings, build
+    """Folders of the training and the held-out dataset, in bytes; built if they are not there."""
+    from benchmarks.datasets import built
+    from benchmarks.ladder_texts import chosen
     from pipelines.code_corpus import write_code
     from pipelines.corpora import fetch_books
 
     corpus, data = options.out / f"corpus-{options.text}", options.out / f"data-{options.text}"
-    if not corpus.exists():
-        (fetch_books if options.text == "books" else write_code)(corpus)
-    parts = tuple(data / part for part in ("train", "validation"))
-    for part, tokenizer in zip(parts, ("bpe:1024", str(parts[0] / "tokenizer.json")), strict=True):
-        build(BuildSettings((str(corpus / part.name),), tokenizer, shard_size=1 << 20), part, workers=0)
-    return parts[0], parts[1]
+    train, validation = corpus / "train", corpus / "validation"
+    if options.text == "books":
+        fetch_books(corpus)
+        sources = [train], [validation]
+    else:
+        if not corpus.exists():
+            write_code(corpus, per="folder")
+        sources = chosen(train, CODE_BYTES), chosen(validation, HELD_OUT_BYTES, LONGEST)
+    one, other = (built(of, "bytes", data / part.name) for of, part in zip(sources, (train, validation), strict=True))
+    return one, other
 
 
 def main() -> int:
@@ -158,17 +193,31 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS, metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of each")
     parser.add_argument("--steps", type=int, default=600, help="steps of a task, of 640 tokens")
-    parser.add_argument("--text-steps", type=int, default=2000, help="steps of text, of 1024 tokens")
+    parser.add_argument("--text-steps", type=int, default=2000, help="steps of text, of 1024 bytes")
     parser.add_argument("--text", choices=("books", "code"), default="books", help="which text")
     parser.add_argument("--asked", type=int, default=256, help="documents that are asked about")
+    parser.add_argument("--times", type=int, default=0, metavar="STEPS", help="measure so many steps of each instead")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="only print such a file's table, and draw FILE.png")
     parser.add_argument("--quick", action="store_true", help="one seed and few steps: shows that all of it works")
     options = parser.parse_args()
+    if options.show:
+        found = json.loads(options.show.read_text())
+        print(table(found))
+        draw(found, options.show.with_suffix(".png"))
+        return 0
     if options.quick:
         options.seeds, options.steps, options.text_steps, options.asked = 1, 20, 8, 64
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["PYTHONWARNINGS"] = "ignore"
     options.out.mkdir(parents=True, exist_ok=True)
     cells = Cells(options.out / "mixers.json")
+    if options.times:
+        from brt_dist.parallel.layout import single_process
+
+        with single_process() as device:
+            cells.replace("time", times(options.only, options.times, device))
+        print(table(cells.cells))
+        return 0
     folders = datasets(options) if "text" in options.tasks else (Path(), Path())
     wanted = [
         [key_of(kind, task, seed, options) for task in TASKS if task in options.tasks]

@@ -15,12 +15,14 @@ def table(cells: Sequence[Cell]) -> str:
     tasks = list(dict.fromkeys(cell["task"] for cell in cells))
     columns: list[tuple[str, str, Callable[[Cell], float], str]] = []
     for task in tasks:
+        if task == "time":
+            columns.append(("bytes/s, training", task, lambda cell: cell["bytes_per_second"], ".0f"))
+            continue
         if not task.startswith("text"):
             columns.append((task, task, lambda cell: cell["accuracy"], ".2f"))
             continue
         columns += [
-            (f"{task}, bits/token", task, lambda cell: cell["bits_per_token"], ".3f"),
-            ("tokens/s", task, lambda cell: cell["tokens_per_second"], ".0f"),
+            (f"{task}, bits/byte", task, lambda cell: cell["bits_per_token"], ".3f"),
             ("carried kB/stream", task, lambda cell: cell["memory_bytes"] / 1000, ".1f"),
             ("peak MB of the process", task, lambda cell: cell["peak_bytes"] / 1e6, ".0f"),
             ("parameters", task, lambda cell: cell["parameters"], ".0f"),
@@ -43,7 +45,7 @@ def _shown(values: Sequence[float], form: str) -> str:
 
 
 def draw(cells: Sequence[Cell], path: Path) -> None:
-    """Left, accuracy on the tasks, each seed a point; right, bits per token of text by position, means over seeds.
+    """Left, accuracy on the tasks, each seed a point; right, bits per byte of text by position, means over seeds.
 
     Without text there is only the left.
     """
@@ -54,7 +56,7 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), dpi=110, layout="constrained")
     kinds = list(dict.fromkeys(cell["kind"] for cell in cells))
-    tasks = [task for task in dict.fromkeys(cell["task"] for cell in cells) if not task.startswith("text")]
+    tasks = [task for task in dict.fromkeys(cell["task"] for cell in cells) if not task.startswith(("text", "time"))]
     for number, task in enumerate(tasks):
         found = [cell for cell in cells if cell["task"] == task]
         rows = [kinds.index(cell["kind"]) + 0.25 * (number - (len(tasks) - 1) / 2) for cell in found]
@@ -71,8 +73,8 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
             bits = [fmean(values) for values in zip(*(cell["by_position"] for cell in found), strict=True)]
             right.plot(range(len(bits)), bits, marker=".", color=colours(number % 20), label=kind)
             right.set_xticks(range(len(bits)), [str(edge) for edge in found[0]["edges"]], rotation=45)
-    right.set_xlabel("tokens into the document, from")
-    right.set_ylabel("bits per token of held-out text")
+    right.set_xlabel("bytes into the document, from")
+    right.set_ylabel("bits per byte of held-out text")
     if not right.has_data():
         right.remove()
         figure.set_size_inches(7, 5)
