@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from brt_dist.files import write_atomic
-from pipelines.languages import FIRST, LANGUAGES, Labels, Language, Words, labels, legal_share
+from brt_dist.languages import FIRST, LANGUAGES, Labels, Language, Words, labels, legal_share
 
 if TYPE_CHECKING:
     from torch import Tensor

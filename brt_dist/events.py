@@ -162,7 +162,8 @@ class EvaluationEvent(Event):
     Args:
         memory: "carried"; or "cleared", "state cleared", "cache cleared": at the start of every segment.
         layers: what was seen of layers that tell something of their forward; with memory carried only.
-        accuracy: share of targets whose likeliest token is right; of objectives other than causal.
+        accuracy: share of targets whose likeliest token is right; of objectives mlm and denoise.
+        legal, legal_words, state_accuracy, stack_accuracy: of objective oracle, see `OracleScores`.
     """
 
     kind = "evaluation"
@@ -176,6 +177,10 @@ class EvaluationEvent(Event):
     layers: tuple[LayerStatistics, ...] = field(default=(), metadata={LATER: True})
     seconds: float | None = None
     accuracy: float | None = field(default=None, metadata={LATER: True})
+    legal: float | None = field(default=None, metadata={LATER: True})
+    legal_words: float | None = field(default=None, metadata={LATER: True})
+    state_accuracy: float | None = field(default=None, metadata={LATER: True})
+    stack_accuracy: float | None = field(default=None, metadata={LATER: True})
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ OBJECTIVES: "Registry[Objective]" = Registry(
         "causal": "brt_dist.data.objectives.causal:NextToken",
         "mlm": "brt_dist.data.objectives.mlm:MaskedTokens",
         "denoise": "brt_dist.data.objectives.denoise:Denoising",
+        "oracle": "brt_dist.data.objectives.oracle:Oracle",
     },
 )
 

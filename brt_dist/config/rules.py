@@ -18,6 +18,7 @@ from brt_dist.config.layout_rules import (
     with_layout,
 )
 from brt_dist.config.older import respelled_key
+from brt_dist.config.oracle import OracleConfig
 from brt_dist.config.schema import Config
 from brt_dist.config.zero_rules import broken_zero_rules
 from brt_dist.errors import ConfigError
@@ -89,6 +90,11 @@ def _objective(config: Config) -> Iterator[str]:
         yield (
             f"run.sample_tokens={samples} with model.objective={config.model.objective}: a model that is trained "
             f"{objective.purpose} cannot continue text; nearest: run.sample_tokens=0"
+        )
+    if config.model.objective != "oracle" and config.model.oracle != OracleConfig():
+        yield (
+            f"model.oracle is set, but model.objective={config.model.objective} trains no heads; "
+            "nearest: model.objective=oracle"
         )
     yield from objective.broken_rules(config)
 

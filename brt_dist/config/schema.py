@@ -25,6 +25,7 @@ from brt_dist.config.guards import GuardsConfig
 from brt_dist.config.halves import Half, assigned
 from brt_dist.config.launch import LaunchConfig
 from brt_dist.config.older import DEFAULT_FFNS, DEFAULT_MIXERS, respelled_model, respelled_recompute
+from brt_dist.config.oracle import OracleConfig
 from brt_dist.config.section import Section, one_of, some_of
 from brt_dist.config.zero import ZeroConfig
 from brt_dist.errors import ConfigError
@@ -72,10 +73,14 @@ class ModelConfig(Section):
     objective: Objective = Field(
         "causal",
         description="training objective: predict the next token (causal), predict masked tokens (mlm; for encoders, "
-        "which may read what follows), or restore missing spans with an encoder and a decoder (denoise)",
+        "which may read what follows), restore missing spans with an encoder and a decoder (denoise), or predict the "
+        "next symbol of a formal language with heads for its machine (oracle)",
     )
     encoder: EncoderConfig = Field(
         default_factory=EncoderConfig, description="the encoder of an encoder-decoder (objective: denoise)"
+    )
+    oracle: OracleConfig = Field(
+        default_factory=OracleConfig, description="the language, and heads for its machine (objective: oracle)"
     )
     repeat: PositiveInt = Field(
         1, description="how often the stack of layers runs, with the same weights; each run has its own memory"

@@ -47,6 +47,7 @@ class Segments:
         mask: (b, N) bool, positions with a target: not padding, and not the last token of a document.
         starts: (b, N/W) bool, blocks that start a document.
         streams: (b,) int64, numbers of the streams.
+        beginnings: of each stream, for each of its `runs`, the tokens of the document before it; empty if not read.
     """
 
     input: npt.NDArray[np.int64]
@@ -54,14 +55,28 @@ class Segments:
     mask: npt.NDArray[np.bool_]
     starts: npt.NDArray[np.bool_]
     streams: npt.NDArray[np.int64]
+    beginnings: tuple[tuple[npt.NDArray[Any], ...], ...] = ()
+
+
+def runs(starts: npt.NDArray[np.bool_]) -> list[range]:
+    """Blocks of a segment that are contiguous in one document, from the blocks (N/W,) that start one."""
+    firsts = np.union1d([0], np.flatnonzero(starts)).tolist()
+    return [range(first, end) for first, end in zip(firsts, [*firsts[1:], len(starts)], strict=True)]
 
 
 class SegmentReader:
-    """Reads what a schedule says.  Stateless: any step may be read at any time, at the same cost."""
+    """Reads what a schedule says.  Stateless: any step may be read at any time, at the same cost.
 
-    def __init__(self, dataset: Documents, schedule: Schedule) -> None:
+    Args:
+        dataset: to read.
+        schedule: says what.
+        beginnings: also read what stands before a segment in its documents; the cost grows with their length.
+    """
+
+    def __init__(self, dataset: Documents, schedule: Schedule, beginnings: bool = False) -> None:
         self.dataset = dataset
         self.schedule = schedule
+        self.beginnings = beginnings
 
     def read(self, plan: StepReads, streams: Sequence[int]) -> Segments:
         """The segments of `streams`, in that order."""
@@ -70,12 +85,13 @@ class SegmentReader:
         token, target = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.bool_)
         starts = plan.starts[rows]
+        before: list[tuple[npt.NDArray[Any], ...]] = []
         for row, stream in enumerate(rows.tolist()):
-            # blocks from one start to the next are contiguous in one document, so one slice covers them
-            firsts = np.union1d([0], np.flatnonzero(starts[row])).tolist()
-            for first, end in zip(firsts, [*firsts[1:], self.schedule.blocks], strict=True):
+            found = []
+            for run in runs(starts[row]):
+                first = run.start
                 document, offset = int(plan.document[stream, first]), int(plan.offset[stream, first])
-                count = int(plan.length[stream, first:end].sum())
+                count = int(plan.length[stream, first : run.stop].sum())
                 # one token more than is read: the last target is beyond the segment, unless the document ends here
                 available = min(count + 1, self.dataset.length(document) - offset)
                 ids = self.dataset.tokens(document, offset, available)
@@ -83,7 +99,11 @@ class SegmentReader:
                 token[row, begin : begin + count] = ids[:count]
                 target[row, begin : begin + available - 1] = ids[1:]
                 mask[row, begin : begin + available - 1] = True
-        return Segments(token, target, mask, starts, rows)
+                if self.beginnings:
+                    found.append(self.dataset.tokens(document, 0, offset) if offset and count else token[row, :0])
+            if self.beginnings:
+                before.append(tuple(found))
+        return Segments(token, target, mask, starts, rows, tuple(before))
 
 
 class Prefetcher:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from brt_dist.data.stream_schedule import StepReads
 from brt_dist.model.linear import gather
-from brt_dist.parallel.engine import Engine
+from brt_dist.parallel.engine import Engine, StepInput
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Answers:
         self._found = Found(engine.config.model.vocab_size or 0, right)
         self._ranks = engine.layout.tensor
 
-    def observer(self, plan: StepReads) -> Found:
+    def observer(self, plan: StepReads, step: StepInput) -> Found:
         return self._found
 
     def results(self, tokens: int) -> dict[str, Any]:

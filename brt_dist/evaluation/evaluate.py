@@ -6,17 +6,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from brt_dist.data.objectives.base import EVALUATION, objective_of
+from brt_dist.data.objectives.base import EVALUATION, Objective, objective_of
+from brt_dist.data.objectives.oracle import Oracle
 from brt_dist.data.one_pass import OnePassSchedule
 from brt_dist.data.reader import Documents, SegmentReader
 from brt_dist.data.stream_schedule import StepReads
 from brt_dist.evaluation.answers import Answers
 from brt_dist.evaluation.forgetting import MemoryUse, part_of
 from brt_dist.evaluation.layer_tally import LayerTally, watched_by
+from brt_dist.evaluation.legality import Legality, OracleScores
 from brt_dist.evaluation.positions import Positions
 from brt_dist.evaluation.stream_forgetting import clear_streams
 from brt_dist.events import LayerStatistics, PositionLoss
-from brt_dist.parallel.engine import Engine, Observer
+from brt_dist.parallel.engine import Engine, Observer, StepInput
 from brt_dist.parallel.pipeline import layers_of
 from brt_dist.parallel.step_input import step_input, streams_to_read
 
@@ -31,8 +33,9 @@ class EvaluationResult:
         positions: the same by position in the document.
         carried_tokens: those of them whose document began in an earlier segment, so that memory was carried to them.
         layers: what was seen of the layers that tell something, if asked for.
-        accuracy: share of the targets whose likeliest token is right; of objectives other than the next token, which
-            have no positions and carried tokens.
+        accuracy: share of the targets whose likeliest token is right; of models that do not continue text, which have
+            no positions and carried tokens.
+        oracle: of models of a formal language, which have neither.
     """
 
     loss: float
@@ -41,6 +44,7 @@ class EvaluationResult:
     carried_tokens: int = 0
     layers: tuple[LayerStatistics, ...] = ()
     accuracy: float | None = None
+    oracle: OracleScores | None = None
 
     @property
     def bits_per_token(self) -> float:
@@ -50,7 +54,7 @@ class EvaluationResult:
 class Tally(Protocol):
     """What an evaluation counts besides the loss; which one, the objective decides."""
 
-    def observer(self, plan: StepReads) -> Observer:
+    def observer(self, plan: StepReads, step: StepInput) -> Observer:
         """Sees the scores of a step."""
         ...
 
@@ -82,12 +86,13 @@ def evaluate(
     schedule = OnePassSchedule(
         dataset.lengths, streams=config.data.streams, segment=config.data.segment, window=config.model.window
     )
-    reader, cursor, part = SegmentReader(dataset, schedule), schedule.start(), part_of(memory_use)
     objective, nats, tokens = objective_of(config.model, EVALUATION), 0.0, 0
-    tally: Tally = Positions(engine, dataset.lengths) if objective.continues_text else Answers(engine)
+    reader = SegmentReader(dataset, schedule, objective.reads_beginnings)
+    cursor, part = schedule.start(), part_of(memory_use)
     tally_of_layers = LayerTally(watched_by(config.model) if watch else {}, engine.device.torch)
     with ExitStack() as stack:
         memory = stack.enter_context(engine.evaluation_memory())
+        tally = _tally_of(objective, engine, dataset, stack)
         if watch:
             layers = layers_of(engine.stage)
             stack.enter_context(tally_of_layers.watching(layers, lambda: engine.holds_streams))
@@ -100,7 +105,13 @@ def evaluate(
             step = step_input(number, plan, segments, layout, engine.device, memory_use == "cleared", objective)
             if part is not None:
                 clear_streams(engine, memory, part)
-            nats += engine.evaluate_step(step, memory, tally.observer(plan)) * step.loss_tokens
+            nats += engine.evaluate_step(step, memory, tally.observer(plan, step)) * step.loss_tokens
             tokens += step.loss_tokens
     seen = tally_of_layers.result() if watch else ()
     return EvaluationResult(nats / max(tokens, 1), tokens, layers=seen, **tally.results(tokens))
+
+
+def _tally_of(objective: Objective, engine: Engine, dataset: Documents, until: ExitStack) -> Tally:
+    if isinstance(objective, Oracle):
+        return Legality(objective, engine, dataset, until)
+    return Positions(engine, dataset.lengths) if objective.continues_text else Answers(engine)

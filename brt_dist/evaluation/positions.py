@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 from brt_dist.data.epoch_order import Int64Array
 from brt_dist.data.stream_schedule import StepReads
 from brt_dist.events import PositionLoss
-from brt_dist.parallel.engine import Engine
+from brt_dist.parallel.engine import Engine, StepInput
 from brt_dist.parallel.step_input import in_rows
 
 
@@ -98,7 +98,7 @@ class Positions:
         self._nats = torch.zeros(len(self._bins.edges), dtype=torch.float64, device=self._device)
         self._carried = 0
 
-    def observer(self, plan: StepReads) -> PositionTally:
+    def observer(self, plan: StepReads, step: StepInput) -> PositionTally:
         bins, targets = self._bins.of(plan), self._bins.targets(plan)
         np.add.at(self._counts, bins, targets)
         # of a document that began before the segment did

@@ -19,6 +19,7 @@ from brt_dist.model.layers import Layer
 from brt_dist.model.linear import gather, megatron_config, no_initialization
 from brt_dist.model.memory import Memory
 from brt_dist.model.norms import RMSNorm
+from brt_dist.model.oracle_heads import OracleHeads, OracleLabels
 from brt_dist.model.parameters import declare, initialize, normal
 from brt_dist.model.recompute import Recompute, calls
 from brt_dist.model.segment import Network, read_segment
@@ -91,15 +92,17 @@ class TokenEmbedding(megatron.VocabParallelEmbedding):
 
 
 class FinalNorm(RMSNorm):
-    """The norm before the logits, and the last dropout: (N, b, D) -> (N, b, D)."""
+    """The norm before the logits, the last dropout, and the heads of an oracle, if any: (N, b, D) -> (N, b, D)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config.width)
         self.index = config.layers
+        self.oracle = OracleHeads.of(config) if config.objective == "oracle" else None
 
-    def forward(self, x: Tensor, dropout: Dropout | None = None) -> Tensor:
+    def forward(self, x: Tensor, dropout: Dropout | None = None, labels: OracleLabels | None = None) -> Tensor:
         x = super().forward(x)
-        return x if dropout is None else dropout.activations(x, self.index, "final")
+        x = x if dropout is None else dropout.activations(x, self.index, "final")
+        return x if self.oracle is None or labels is None else self.oracle.supervised(x, labels)
 
 
 def token_losses(logits: Tensor, target: Tensor) -> Tensor:
@@ -186,6 +189,7 @@ class BlockRecurrentModel(nn.Module):
         dropout: Dropout | None = None,
         target: Tensor | None = None,
         source: Tensor | None = None,
+        labels: OracleLabels | None = None,
     ) -> tuple[Tensor, list[Memory]]:
         """Read one segment of b streams.
 
@@ -195,10 +199,11 @@ class BlockRecurrentModel(nn.Module):
             starts: (b, N/W) bool, whether a document starts with the block.
             target: (b, N) int64, the tokens to predict.
             source: (b, W) int64, what the encoder reads, in a model that has one.
+            labels: of the heads of an oracle, in a model that has them.
 
         Returns:
             With a target the nats of each token, float32 (b, N), for which no logits are kept; without one, this rank's
             logits (N, b, V/tp), for `loss_sum`, `token_losses` or `full_logits`, and the new memory.
         """
         network = Network(self.config, self.embedding, list(self.layers), self.final_norm, self._calls)
-        return read_segment(network, tokens, memory, starts, dropout, target, source)
+        return read_segment(network, tokens, memory, starts, dropout, target, source, labels)

@@ -13,6 +13,7 @@ from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import ConfigError
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.memory import Memory, carried
+from brt_dist.model.oracle_heads import OracleLabels
 from brt_dist.model.positions import positioned
 from brt_dist.model.recompute import Calls
 from brt_dist.model.transforms import shortened
@@ -37,6 +38,7 @@ def read_segment(
     dropout: Dropout | None,
     target: Tensor | None = None,
     source: Tensor | None = None,
+    labels: OracleLabels | None = None,
 ) -> tuple[Tensor, list[Memory]]:
     """Tokens (b, N) -> this rank's logits (N, b, V/tp), and the memory for the next segment, without gradient.
 
@@ -49,6 +51,7 @@ def read_segment(
         memory: of each layer, from the segment before.
         starts: (b, N/W) bool, whether a document starts with the block.
         source: (b, W), what the encoder of an encoder-decoder reads.
+        labels: of the heads of an oracle.
 
     Raises:
         ConfigError: the model has an encoder and there is no source, or the other way round.
@@ -56,9 +59,9 @@ def read_segment(
     if (source is not None) != (network.config.encoder.layers > 0):
         raise ConfigError("a model with an encoder (model.encoder.layers), and no other, reads a source")
     if network.config.feedback:
-        scores, after = _block_by_block(network, tokens, memory, starts, dropout, target)
+        scores, after = _block_by_block(network, tokens, memory, starts, dropout, target, labels)
     else:
-        scores, after = _pass(network, tokens, memory, starts, dropout, [None] * len(memory), target, source)
+        scores, after = _pass(network, tokens, memory, starts, dropout, [None] * len(memory), target, source, labels)
     return scores if target is None else scores.transpose(0, 1), [carried(layer) for layer in after]
 
 
@@ -71,6 +74,7 @@ def _pass(
     fed_back: Sequence[Any],
     target: Tensor | None,
     source: Tensor | None = None,
+    labels: OracleLabels | None = None,
 ) -> tuple[Tensor, list[Memory]]:
     x, config, encoded = network.embedding(tokens), network.config, None
     first = config.encoder.layers
@@ -82,7 +86,7 @@ def _pass(
         layer, remembered, state = network.layers[index], memory[index], fed_back[index]
         x, left = network.calls.layer(layer, x, remembered, starts, draws, state, network.calls.mixer, encoded)
         after.append(left)
-    x = network.final_norm(x, dropout)
+    x = network.final_norm(x, dropout, labels)
     if target is not None:
         return network.embedding.losses(x, target.transpose(0, 1)), after
     return network.embedding.logits(x), after
@@ -106,6 +110,7 @@ def _block_by_block(
     starts: Tensor,
     dropout: Dropout | None,
     target: Tensor | None,
+    labels: OracleLabels | None = None,
 ) -> tuple[Tensor, list[Memory]]:
     window = network.config.window
     scores, after = [], list(memory)
@@ -114,7 +119,8 @@ def _block_by_block(
         masks = None if dropout is None else dropout.at(first)
         fed_back = _fed_back(network, after, starts, block)
         read, wanted = (None if ids is None else ids[:, first : first + window] for ids in (tokens, target))
-        score, after = _pass(network, cast(Tensor, read), after, starts[:, here], masks, fed_back, wanted)
+        told = labels and labels._replace(classes=labels.classes[:, first : first + window])
+        score, after = _pass(network, cast(Tensor, read), after, starts[:, here], masks, fed_back, wanted, labels=told)
         scores.append(score)
     return torch.cat(scores), after
 

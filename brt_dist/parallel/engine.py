@@ -24,6 +24,7 @@ from brt_dist.config.zero_rules import scatters_sums
 from brt_dist.model.dropout import MASK_VERSION, Dropout, MaskVersion
 from brt_dist.model.linear import megatron_config
 from brt_dist.model.memory import Memory
+from brt_dist.model.oracle_heads import OracleLabels
 from brt_dist.model.parameters import logical_parameters
 from brt_dist.model.routing import Routing
 from brt_dist.optim.groups import set_learning_rate, split_groups
@@ -63,6 +64,8 @@ class StepInput:
         mask: (b, N) bool, positions with a target; None on stages that read no data.
         loss_tokens: tokens with a target in the whole global batch.
         source: (b, N) int64, what the encoder of an encoder-decoder reads; None for other models.
+        labels: (b, N, 2 + slots) int64, what an oracle tells of each token (see `Examples`); None for other models.
+        labelled: tokens with labels in the whole global batch.
     """
 
     number: int
@@ -72,6 +75,8 @@ class StepInput:
     mask: Tensor | None
     loss_tokens: int
     source: Tensor | None = None
+    labels: Tensor | None = None
+    labelled: int = 0
 
 
 class Observer(Protocol):
@@ -268,11 +273,18 @@ class Engine(ABC):
             routing = Routing(share=filled * self.layout.data * size / self.layout.streams)
             return Dropout(rate, seed, step.number - 1, mine, is_split, mask_version=self.mask_version, routing=routing)
 
+        def labels(i: int) -> OracleLabels | None:
+            if step.labels is None:
+                return None
+            # their gradients are added up over micro-batches, and DeepSpeed averages over data parallel ranks
+            share = self.layout.data / max(step.labelled, 1)
+            return OracleLabels(step.labels[i * size : (i + 1) * size, :, 1:], share)
+
         needs_logits = self._observer is not None and self._observer.wants_logits
         targets = None if step.target is None or needs_logits else step.target.split(size)
         sources = None if step.source is None else step.source.split(size)
         return [
-            MicroBatch(starts, dropout(i), targets and targets[i], sources and sources[i])
+            MicroBatch(starts, dropout(i), targets and targets[i], sources and sources[i], labels(i))
             for i, starts in enumerate(step.starts.split(size))
         ]
 

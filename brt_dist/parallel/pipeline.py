@@ -53,7 +53,13 @@ class WholeModel(nn.Module):
         memory = [self._context.read(index) for index in range(len(self.model.layers))]
         scores: Tensor
         scores, after = self.model(
-            tokens, memory, micro_batch.starts, micro_batch.dropout, micro_batch.target, micro_batch.source
+            tokens,
+            memory,
+            micro_batch.starts,
+            micro_batch.dropout,
+            micro_batch.target,
+            micro_batch.source,
+            micro_batch.labels,
         )
         for index, layer in enumerate(after):
             self._context.write(index, layer)

@@ -15,6 +15,7 @@ from brt_dist.model.dropout import Dropout
 from brt_dist.model.layers import Layer
 from brt_dist.model.memory import Memory, carried
 from brt_dist.model.model import FinalNorm
+from brt_dist.model.oracle_heads import OracleLabels
 from brt_dist.model.recompute import Recompute, calls
 from brt_dist.parallel.stream_memory import StreamMemory
 
@@ -28,12 +29,14 @@ class MicroBatch:
         dropout: rate and keys of the masks, or None in evaluation.
         target: (b, N) int64, where the last stage is to give nats per token and not logits.
         source: (b, N) int64, what the encoder reads, in a model that has one.
+        labels: of the heads of an oracle, in a model that has them.
     """
 
     starts: Tensor
     dropout: Dropout | None
     target: Tensor | None = None
     source: Tensor | None = None
+    labels: OracleLabels | None = None
 
 
 class StageContext:
@@ -107,4 +110,5 @@ class StreamNorm(nn.Module):
         self._context = context
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.norm(x, self._context.micro_batch.dropout))
+        micro_batch = self._context.micro_batch
+        return cast(Tensor, self.norm(x, micro_batch.dropout, micro_batch.labels))

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from brt_dist.data.objectives.base import Objective
+from brt_dist.data.objectives.base import UNKNOWN, Objective
 from brt_dist.data.objectives.causal import NextToken
 from brt_dist.data.reader import Segments
 from brt_dist.data.stream_schedule import StepReads
@@ -56,8 +56,8 @@ def step_input(
     def tensor(array: object) -> torch.Tensor:
         return torch.as_tensor(array).to(device.torch, non_blocking=True)
 
-    def read(array: Any) -> torch.Tensor | None:
-        return tensor(in_rows(array, layout)) if reads else None
+    def read(array: Any, idle: Any = 0) -> torch.Tensor | None:
+        return tensor(in_rows(array, layout, idle)) if reads else None
 
     return StepInput(
         number=number,
@@ -67,4 +67,6 @@ def step_input(
         mask=read(asked.mask),
         loss_tokens=objective.count(plan),
         source=None if asked.source is None else read(asked.source),
+        labels=None if asked.labels is None else read(asked.labels, UNKNOWN),
+        labelled=0 if asked.labels is None else int(plan.length.sum()),
     )

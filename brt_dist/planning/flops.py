@@ -15,6 +15,8 @@ def forward_flops(model: ModelConfig, executed: bool = False) -> float:
     executed: with the masked half of the window, which the products of blocks compute too.
     """
     head = 2.0 * model.width * (model.vocab_size or 0)
+    if model.objective == "oracle":
+        head += model.oracle.flops(model)
     return head + sum(sum(layer_flops(model, layer, executed)) for layer in range(model.depth))
 
 

@@ -26,3 +26,5 @@ def stage_parameters(config: Config, stage: int) -> Iterator[Matrix]:
         yield table
     if stage == stages - 1:
         yield Matrix(model.width)
+        if model.objective == "oracle":
+            yield from model.oracle.parameters(model)

@@ -126,6 +126,6 @@ class Trainer:
 
     def _read(self) -> Prefetcher:
         """The segments of this rank's streams from here on, read in the background."""
-        reader = SegmentReader(self.dataset, self.schedule)
+        reader = SegmentReader(self.dataset, self.schedule, self.objective.reads_beginnings)
         streams = streams_to_read(self.layout)
         return Prefetcher(reader, self.schedule, self.state.cursor, streams, prefetch_steps=self.prefetch_steps)

@@ -190,6 +190,7 @@ def describe(event: Event) -> str:
         case EvaluationEvent():
             bits = number(event.bits_per_token, ".3f")
             found = "" if event.accuracy is None else f", accuracy {event.accuracy:.1%}"
+            found += "" if event.legal is None else f", {event.legal:.1%} legal"
             memory = event.memory if " " in event.memory else f"memory {event.memory}"
             return f"step {event.step}: {_TEXTS.get(event.dataset, event.dataset)}, {memory}: {bits} bits/token{found}"
         case CheckpointEvent():

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from brt_dist.config.schema import Config, ModelConfig
 
 Tokens: TypeAlias = npt.NDArray[np.int64]
+UNKNOWN = -1
+"""a label that nobody knows"""
 EVALUATION = "evaluation"
 """label of draws that every evaluation repeats"""
 
@@ -35,12 +37,15 @@ class Examples:
         target: (b, N) int64, the right answer at each of them.
         mask: (b, N) bool, where one is asked for.
         source: (b, N) int64, what the encoder of an encoder-decoder reads; None for other models.
+        labels: (b, N, 2 + slots) int64, what an oracle tells of each token, UNKNOWN for padding: bits of the letters
+            that may come next, state, stack (see `oracle`); None for other objectives.
     """
 
     input: Tokens
     target: Tokens
     mask: npt.NDArray[np.bool_]
     source: Tokens | None = None
+    labels: Tokens | None = None
 
 
 class Objective(ABC):
@@ -57,9 +62,16 @@ class Objective(ABC):
     """entries of the vocabulary after those of the tokenizer"""
     continues_text: ClassVar[bool] = False
     """whether a model learns to predict the next token from what precedes it alone"""
+    reads_beginnings: ClassVar[bool] = False
+    """whether it must see a document from its beginning"""
 
     def __init__(self, tokens: int, label: int | str) -> None:
         self.tokens, self.label = tokens, label
+
+    @classmethod
+    def of(cls, model: "ModelConfig", label: int | str) -> "Objective":
+        """That of a model, whose `vocab_size` must be set."""
+        return cls((model.vocab_size or 0) - cls.added_tokens, label)
 
     @classmethod
     def broken_rules(cls, config: "Config") -> Iterator[str]:
@@ -98,8 +110,7 @@ class Objective(ABC):
 
 def objective_of(model: "ModelConfig", label: int | str) -> Objective:
     """The objective of a model, whose `vocab_size` must be set; `label` is that of its draws."""
-    kind = OBJECTIVES[model.objective]
-    return kind((model.vocab_size or 0) - kind.added_tokens, label)
+    return OBJECTIVES[model.objective].of(model, label)
 
 
 def real_tokens(plan: StepReads, segments: Segments) -> npt.NDArray[np.bool_]:

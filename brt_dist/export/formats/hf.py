@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from brt_dist.errors import ConfigError
 from brt_dist.export.formats.safetensors import Safetensors
-from brt_dist.kinds import OBJECTIVES
 
 if TYPE_CHECKING:
     from brt_dist.config.schema import ModelConfig
@@ -46,7 +45,7 @@ def refuse_unknown_kinds(model: "ModelConfig") -> None:
     Raises:
         ConfigError: names the kind, and another format.
     """
-    if not OBJECTIVES[model.objective].continues_text:
+    if model.objective != "causal":
         raise ConfigError(f"model.objective={model.objective}: not in the exported code; nearest: --to safetensors")
     if model.repeat > 1:
         raise ConfigError(f"model.repeat={model.repeat}: not in the exported code; nearest: --to safetensors")

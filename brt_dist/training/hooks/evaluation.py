@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from brt_dist.data.dataset import Dataset
 from brt_dist.data.mixture import Mixture
@@ -94,6 +95,7 @@ class Evaluation(Hook):
                     layers=found.layers,
                     accuracy=found.accuracy,
                     seconds=time.perf_counter() - began,
+                    **(asdict(found.oracle) if found.oracle else {}),
                 )
             )
         return results

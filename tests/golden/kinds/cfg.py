@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.languages import END, FIRST, START, Blocks, Dyck, Language, Palindromes, Parity
+from brt_dist.languages import END, FIRST, START, Blocks, Dyck, Language, Palindromes, Parity
 from tests.golden.differences import Differences, differences, scaled
 
 ARRAYS = ("seq", "state", "stack", "legal")

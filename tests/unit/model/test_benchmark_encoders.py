@@ -9,9 +9,9 @@ from benchmarks import languages, masked, sparse
 from benchmarks.models import parameter_count
 from brt_dist.config.rules import check
 from brt_dist.config.schema import ModelConfig
+from brt_dist.languages import LANGUAGES
 from brt_dist.model.ffn.relu import ReluFFN
 from brt_dist.model.ffn.sparse import SparseFFN
-from pipelines.languages import LANGUAGES
 
 
 def test_encoders_have_one_size_and_can_run() -> None:

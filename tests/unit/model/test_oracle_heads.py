@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from brt_dist.model.oracle_heads import OracleHeads, UncertaintyWeights
-from pipelines.languages import LANGUAGES, labels
+from brt_dist.data.objectives.base import UNKNOWN
+from brt_dist.languages import LANGUAGES, labels
+from brt_dist.model.oracle_heads import OracleHeads, OracleLabels, UncertaintyWeights
 
 WORDS = [[2, 3, 3, 5, 5, 4], [2, 4, 3, 2, 4, 5], [3, 2, 2, 4, 4, 5]]
 
@@ -58,3 +59,29 @@ def test_masked_positions_do_not_count_and_weights_are_the_paper_s() -> None:
     weights, losses = UncertaintyWeights(2), torch.tensor([2.0, 3.0])
     expected = (0.5 * losses / 1.1**2).sum() + 2 * torch.log(torch.tensor(1.1))
     assert torch.allclose(weights(losses), expected)
+
+
+@pytest.mark.parametrize("weight", [0.7, 0.0])
+def test_supervision_adds_the_gradient_of_the_losses(weight: float) -> None:
+    """As if the losses were written down; with a weight of 0 the heads alone get it."""
+    states, stacks = labelled()
+    mask = torch.ones_like(states, dtype=torch.bool)
+    mask[0, 5:] = False
+    torch.manual_seed(1)
+    heads, given = OracleHeads(24, 2, 3, 6, "forced", weight=weight).double(), torch.randn(8, 3, 24).double()
+    classes = torch.cat([states[..., None], stacks], -1).masked_fill(~mask[..., None], UNKNOWN)
+    count, found = int(mask.sum()), []
+    for is_ours in (True, False):
+        x = given.clone().requires_grad_()
+        if is_ours:
+            out = heads.supervised(x, OracleLabels(classes, 1 / count))
+            assert torch.equal(out, x)
+            out.square().sum().backward()
+        else:
+            losses = heads.losses((x if weight else x.detach()).transpose(0, 1), states, stacks, mask)
+            (x.square().sum() + (weight or 1.0) * (losses.state + losses.stack)).backward()
+        assert x.grad is not None
+        found.append([x.grad, *(parameter.grad for parameter in heads.parameters())])
+        heads.zero_grad()
+    for ours, expected in zip(*found, strict=True):
+        assert torch.allclose(ours, expected, rtol=1e-12, atol=1e-14)

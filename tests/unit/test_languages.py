@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from brt_dist.errors import DataError
+from brt_dist.languages import END, FIRST, LANGUAGES, Language, Words, labels, legal_share
 from launch.cli import brt
-from pipelines.languages import END, FIRST, LANGUAGES, Language, Words, labels, legal_share
 
 
 def is_dyck(text: str) -> bool:
