@@ -79,8 +79,9 @@ def batch_of(found: list[Labels], slots: int) -> Batch:
 
 
 def words_of(language: Language, count: int, held_out: int, seed: int) -> tuple[list[Labels], list[Labels]]:
-    """Training words, and others that are held out, each once."""
+    """Training words, and others that are held out, each once; of a language with few words at most a third of them."""
     words, generator = Words(language, LONGEST), random.Random(seed)
+    held_out = min(held_out, sum(words.by_length) // 3)
     held: set[tuple[int, ...]] = set()
     while len(held) < held_out:
         held.add(tuple(words.draw(generator)))

@@ -45,6 +45,13 @@ def test_a_batch_holds_words_and_their_labels(name: str) -> None:
         assert stacks == [at[-1].stack for at in told]
 
 
+def test_a_language_with_few_words_keeps_two_thirds_to_train_on() -> None:
+    """a^n b^n in blocks has 2^(n-1) words of 2n symbols."""
+    train, held = languages.words_of(LANGUAGES["anbn"](2, 4), 500, 300, 3)
+    assert len(held) == (2**7 - 1) // 3
+    assert len({tuple(word.symbols) for word in train}) > 60 and len(train) == 500
+
+
 def test_flops_of_the_paths_are_those_declared() -> None:
     rows = {row["path"]: row for row in sparse.measured(((64, 256),), 1)}
     model, kind = ModelConfig(width=64, dropout=0.0), SparseFFN(blocks=4, block_size=64, rank=64)
