@@ -58,9 +58,8 @@ class Half(Section):
     """keys that may change on resume if `run.allow` names them; they change no shape or meaning of a saved tensor"""
     beside_weights: ClassVar[tuple[str, ...]] = ()
     """keys that may differ from those that initial weights were trained with"""
-    backward_share: ClassVar[float] = 0.7
-    """gradients and temporaries while the backward of a layer with this mixer runs, at most, as a share of all that the
-    layer keeps"""
+    backward_share: ClassVar[float] = 0.6
+    """gradients and temporaries of its backward, as a share of what it keeps; of a kind without a formula of its own"""
 
     @abstractmethod
     def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
@@ -86,6 +85,15 @@ class Half(Section):
         Formulas agree with what is counted on tensors without data (tests/scale/test_activations.py); small terms that
         do not grow with the tokens are left out.
         """
+
+    def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
+        """Bytes in use at most while its backward runs, besides what it keeps: gradients and temporaries.
+
+        The gradient of its output is one of them.  Gradients of weights are planned apart, except where they are added
+        up step by step.
+        """
+        temporary = max(round(self.backward_share * self.activations(model, local)), 2 * local.gathered(model.width))
+        return local.hidden(model.width) + temporary
 
     def operations(self, model: "ModelConfig", segment: int) -> int:
         """About how many operations a device is given for a forward and its backward, each of which has a least time.

@@ -14,6 +14,7 @@ class LocalSegment:
         tensor: tensor parallel size [tp].
         sequence_parallel: whether the rank has N/tp of the tokens between tensor parallel regions.
         itemsize: bytes of an element of the activations.
+        kernel: that computes attention: "triton", "blocked" or "plain".
     """
 
     streams: int
@@ -22,6 +23,7 @@ class LocalSegment:
     tensor: int = 1
     sequence_parallel: bool = False
     itemsize: int = 2
+    kernel: str = "blocked"
 
     @property
     def tokens(self) -> int:
@@ -49,6 +51,17 @@ class LocalSegment:
     def entered(self, width: int) -> int:
         """The same where the rank enters a region first, so that the maps keep all tokens."""
         return self.hidden(width) + 4 * self.own_tokens + self.tokens * width * self.itemsize
+
+    def gathered(self, width: int) -> int:
+        """Bytes of the hidden states of all tokens, where a rank has a part of them between regions; else 0."""
+        return self.tokens * width * self.itemsize if self.sequence_parallel else 0
+
+    def softmax(self, logits: int) -> int:
+        """Bytes of the backward of an attention that keeps no logits: these, probabilities and both gradients.
+
+        They are in float32, the gradients of logits in the model's type as well.  A kernel has them in registers.
+        """
+        return 0 if self.kernel == "triton" else logits * (4 * 4 + (self.itemsize if self.itemsize < 4 else 0))
 
     def widened(self, width: int) -> int:
         """Bytes of a copy of hidden states in float32; none is made of what is float32 already."""

@@ -16,10 +16,9 @@ from torch import Tensor
 from brt_dist.model import rows as row_kernels
 from brt_dist.model.norms import widened
 from brt_dist.model.sequence import gathered, summed_part
+from brt_dist.model.shapes import CACHED_TOKENS as CACHED
 from brt_dist.model.shapes import TILE_COLUMNS as COLUMNS
 from brt_dist.model.shapes import TILE_TOKENS as TOKENS
-
-CACHED = 256  # tokens of a tile on a CPU
 
 
 class Vocabulary(NamedTuple):

@@ -2,6 +2,8 @@
 
 POSITION_BUCKETS = 32  # of T5's relative bias
 TILE_TOKENS, TILE_COLUMNS = 4096, 8192  # of the logits that exist at a time
+CACHED_TOKENS = 256  # instead of TILE_TOKENS on a CPU: few enough for logits to stay in the cache between passes
+CACHED_LOGITS = 2**21  # of attention, that are worked on at a time on a CPU
 PARTS = 4  # sub-blocks of a block of tokens, where attention works through them
 SMALLEST_PART = 64  # tokens of one: with fewer, products are too small to be fast
 VOCAB_MULTIPLE = 8  # rows of the token embedding per tensor parallel rank come in multiples of this, for fast products

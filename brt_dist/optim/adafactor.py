@@ -45,6 +45,10 @@ class Adafactor(OptimizerKind):
             ),
         )
 
+    def in_update(self, at_once: int, largest: int, is_fused: bool) -> int:
+        """It works on one parameter at a time: gradient, square, direction and weights."""
+        return 4 * min(at_once, largest)
+
     def build(self, parameters: "Sequence[LogicalParameter]", sharding: Sharding) -> "torch.optim.Optimizer":
         """It sums over rows, columns and whole matrices, so it is told who holds the other parts."""
         from brt_dist.optim.adafactor_update import AdafactorUpdate

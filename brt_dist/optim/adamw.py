@@ -29,6 +29,10 @@ class AdamW(Elementwise):
         if not all(0 <= beta < 1 for beta in self.betas):
             yield f"optimizer.betas={list(self.betas)} must each be at least 0 and less than 1; usual: [0.9, 0.95]"
 
+    def in_update(self, at_once: int, largest: int, is_fused: bool) -> int:
+        """Roots of the second moments."""
+        return 0 if is_fused else at_once
+
     def build(self, parameters: "Sequence[LogicalParameter]", sharding: Sharding) -> "torch.optim.Optimizer":
         """Torch's: on a CPU it reads and writes each element once, elsewhere one kernel steps many tensors."""
         import torch

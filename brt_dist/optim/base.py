@@ -165,6 +165,16 @@ class OptimizerKind(Section, ABC):
                     whole += math.prod(field.local)
         return _ITEMSIZE * (cut // shards + whole)
 
+    def in_update(self, at_once: int, largest: int, is_fused: bool) -> int:
+        """Elements of the float32 temporaries of an update, at most.
+
+        Args:
+            at_once: elements that it may step at once: a group of parameters, or ZeRO's flat range of one.
+            largest: elements of the largest parameter.
+            is_fused: whether torch's own optimizers make none.
+        """
+        return at_once
+
     @abstractmethod
     def build(self, parameters: "Sequence[LogicalParameter]", sharding: Sharding) -> "torch.optim.Optimizer":
         """Build the optimizer of this rank, which DeepSpeed wraps.  The learning rate is set before each step.

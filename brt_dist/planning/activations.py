@@ -8,7 +8,8 @@ from typing import Literal, TypeAlias
 
 from brt_dist.config.local_segment import LocalSegment
 from brt_dist.config.schema import Config, ModelConfig
-from brt_dist.model.shapes import TILE_COLUMNS, TILE_TOKENS, padded_vocab
+from brt_dist.model.shapes import TILE_COLUMNS, padded_vocab
+from brt_dist.planning.execution import WITHOUT_KERNELS, Execution
 
 Recompute: TypeAlias = Literal["none", "attention", "layer"]
 
@@ -20,7 +21,7 @@ class LayerActivations:
     Attributes:
         kept: from forward to backward.
         full: what it keeps without recompute.
-        workspace: what its backward needs besides: what is computed again, gradients and temporaries.
+        workspace: what its backward needs at most besides: what is computed again, gradients and temporaries.
     """
 
     kept: int
@@ -28,16 +29,18 @@ class LayerActivations:
     workspace: int
 
 
-def local_segment(config: Config) -> LocalSegment:
+def local_segment(config: Config, execution: Execution = WITHOUT_KERNELS) -> LocalSegment:
     """The segments of a micro-batch of `config` on one rank."""
     parallel = config.parallel
+    itemsize = 2 if config.run.precision == "bf16" else 4
     return LocalSegment(
         streams=parallel.micro_batch,
         segment=config.data.segment,
         window=config.model.window,
         tensor=parallel.tensor,
         sequence_parallel=parallel.sequence_parallel,
-        itemsize=2 if config.run.precision == "bf16" else 4,
+        itemsize=itemsize,
+        kernel=execution.kernel(config.model.attention_kernel, itemsize),
     )
 
 
@@ -55,11 +58,13 @@ def layer_activations(model: ModelConfig, layer: int, local: LocalSegment, recom
         source = encoder.left(model, local).hidden(model.width)
         full, again_given = full + encoder.cross_activations(model, local), again_given + source
         kept_again = again_given + local.hidden(model.width)
-    full += of_ffn
+    of_mixer, full = full, full + of_ffn
     kept = {"none": full, "attention": kept_again + of_ffn, "layer": again_given}[recompute]
-    again = 0 if recompute == "none" else full
+    # the FFN's backward is first: then all is there but, with recompute of attention, what the mixer makes again
+    in_ffn = (kept if recompute == "attention" else full) + ffn.in_backward(seen, local)
+    in_mixer = of_mixer + mixer.in_backward(seen, local)
     calls = local.segment // local.window if model.feedback else 1  # blocks run, and are run again, one by one
-    return LayerActivations(kept, full, (again + round(mixer.backward_share * full)) // calls)
+    return LayerActivations(kept, full, (max(in_ffn, in_mixer) - kept) // calls)
 
 
 def head_activations(model: ModelConfig, local: LocalSegment) -> int:
@@ -67,16 +72,29 @@ def head_activations(model: ModelConfig, local: LocalSegment) -> int:
     return 2 * local.hidden(model.width) + local.mask(model.width, model.dropout)
 
 
-def logits_workspace(model: ModelConfig, local: LocalSegment) -> int:
+def table_gradient(model: ModelConfig, local: LocalSegment) -> int:
+    """Bytes of the gradient of a rank's rows of the token embedding."""
+    return padded_vocab(model.vocab_size or 0, local.tensor) // local.tensor * model.width * local.itemsize
+
+
+def logits_workspace(model: ModelConfig, local: LocalSegment, execution: Execution = WITHOUT_KERNELS) -> int:
     """Bytes at most while the loss of a micro-batch is computed backward.
 
-    A tile of logits and its gradients, the gradients of hidden states in float32, and that of the token embedding,
-    which is copied to float32 when the tiles are done.
+    A tile of logits and its gradients, the gradients of hidden states and of the tile's rows of the embedding, and the
+    gradient of the embedding.
     """
-    table = padded_vocab(model.vocab_size or 0, local.tensor) // local.tensor
+    rows = padded_vocab(model.vocab_size or 0, local.tensor) // local.tensor
+    is_narrow, columns, tokens = local.itemsize < 4, min(TILE_COLUMNS, rows), min(execution.tile_tokens, local.tokens)
+    hidden, of_rows, is_only = local.tokens * model.width, 0, tokens == local.tokens and columns == rows
     # logits, their copy in float32, and gradients of this tile and the one before; in float32 all but the last are one
-    each = 4 + 3 * local.itemsize if local.itemsize < 4 else 2 * local.itemsize
-    tile = min(TILE_TOKENS, local.tokens) * min(TILE_COLUMNS, table) * each
-    gathered = local.tokens * model.width * local.itemsize if local.sequence_parallel else 0
-    of_table = table * model.width * local.itemsize
-    return of_table + gathered + local.tokens * model.width * 4 + max(tile, of_table * 2 if local.itemsize < 4 else 0)
+    each = (2 if is_narrow else 1) * local.itemsize + (4 if is_narrow else 0) + (0 if is_only else local.itemsize)
+    tile = tokens * columns * each
+    # gradients are summed over tiles: of hidden states over rows of the embedding, of these over tokens
+    of_hidden = hidden * (4 if rows > columns else local.itemsize)
+    if not is_only:
+        of_rows = (
+            columns * model.width * (4 + local.itemsize if is_narrow and local.tokens > tokens else local.itemsize)
+        )
+    if not execution.has_kernels:  # hidden states times the gradients of their losses
+        of_hidden += hidden * local.itemsize
+    return table_gradient(model, local) + local.gathered(model.width) + of_hidden + of_rows + tile

@@ -1,11 +1,22 @@
-"""Memory of a rank at the peak of a step, by kind."""
+"""Memory of a rank at the peak of a step, by kind: the most of what is there at the same time.
+
+Weights, their masters, optimizer state and streams are always there.  The rest comes and goes, and most of it is there
+
+* when the loss of a micro-batch is known: all activations, and what the loss is computed with;
+* while the backward of a layer runs: activations of this layer and of those before it, gradients of those behind it;
+* when backward ends, at the token embedding, of which two gradients are added up;
+* when gradients are reduced, or in the update.  Then there are no activations.
+"""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 
 from brt_dist.config.schema import ParallelConfig
-from brt_dist.planning.activations import head_activations, local_segment, logits_workspace
+from brt_dist.config.zero_rules import scatters_sums
+from brt_dist.planning.activations import head_activations, local_segment, logits_workspace, table_gradient
+from brt_dist.planning.execution import ON_GPU, Execution
+from brt_dist.planning.gradients import Bytes, GradientMemory, gradient_memory
 from brt_dist.planning.model_sizes import ModelSizes
 
 _MASTER = 4  # bytes of a float32
@@ -17,14 +28,14 @@ class RankMemory:
 
     Attributes:
         weights: in the precision of the run.
-        gradients: and their sums over micro-batches.
+        gradients: of weights, and their sums over micro-batches.
         masters: float32 weights.
         optimizer: its state.
-        buckets: through which gradients are reduced, and ZeRO-3 gathers weights.
+        buckets: through which gradients are reduced and ZeRO-3 gathers weights, and temporaries of the update.
         activations: of the micro-batches between forward and backward.
         streams: memory of streams on the device, both slots or those in flight.
-        logits: what the loss is computed with, on the last stage.
-        workspace: what the backward of a layer needs: what it computes again, gradients and temporaries.
+        logits: what the loss is computed with, on the last stage; 0 if the peak is at another time.
+        workspace: what the backward of a layer needs: what it computes again, gradients and temporaries; or likewise 0.
         host_streams: memory of streams in host memory.
         host_offloaded: what ZeRO keeps in host memory.
     """
@@ -57,21 +68,11 @@ class RankMemory:
         return {**asdict(self), "device": self.device, "host": self.host}
 
 
-def rank_memory(sizes: ModelSizes, parallel: ParallelConfig, stage: int) -> RankMemory:
+def rank_memory(sizes: ModelSizes, parallel: ParallelConfig, stage: int, execution: Execution = ON_GPU) -> RankMemory:
     """Memory of each rank of a stage."""
-    config, model = sizes.on(parallel), sizes.config.model
-    held, local = sizes.held(parallel, stage), local_segment(config)
-    counts = sizes.counts(parallel, stage)
-    layers = {kind: sizes.activations(kind, local, parallel.recompute) for kind in counts}
+    config = sizes.on(parallel)
+    held, local = sizes.held(parallel, stage), local_segment(config, execution)
     begun = min(parallel.pipeline - stage, config.micro_batches)  # 1F1B: micro-batches between forward and backward
-    kept = model.repeat * sum(layers[kind].kept * count for kind, count in counts.items())
-    logits = 0
-    if stage == parallel.pipeline - 1:
-        kept += head_activations(model, local)
-        logits = logits_workspace(model, local)
-    if parallel.pipeline > 1:  # what came from the stage before is an input of a layer; what goes on is kept as well
-        kept += local.hidden(model.width)
-    workspace = max(layer.workspace for layer in layers.values())
     micro_batch = held.carried * parallel.micro_batch
     slots = 2 * micro_batch * config.micro_batches
     on_host = parallel.stream_memory == "host"
@@ -87,17 +88,71 @@ def rank_memory(sizes: ModelSizes, parallel: ParallelConfig, stage: int) -> Rank
     # of gradients and buffers the accounting has those in host memory too
     rest = held.device - 2 * held.carried - weights - masters - state
     buckets = min(held.buckets, rest)
-    return RankMemory(
+    gradients = gradient_memory(config, sizes.parameters(parallel, stage), Bytes(rest - buckets, buckets), execution)
+    always = RankMemory(
         weights=weights,
-        gradients=rest - buckets,
+        gradients=0,
         masters=masters,
         optimizer=state,
-        buckets=buckets,
-        activations=begun * kept,
+        buckets=0,
+        activations=0,
         streams=streams,
-        logits=logits,
-        # the loss is done before the first layer's backward begins
-        workspace=max(workspace - logits, 0),
+        logits=0,
+        workspace=0,
         host_streams=slots if on_host else 0,
         host_offloaded=held.host,
     )
+    moments = _moments(always, sizes, parallel, stage, gradients, execution)
+    return max(moments, key=lambda moment: moment.device)
+
+
+def _moments(
+    always: RankMemory,
+    sizes: ModelSizes,
+    parallel: ParallelConfig,
+    stage: int,
+    gradients: GradientMemory,
+    execution: Execution,
+) -> Iterator[RankMemory]:
+    """What is there at the moments named above; `always` is at each."""
+    config, model = sizes.on(parallel), sizes.config.model
+    local, is_last = local_segment(config, execution), stage == parallel.pipeline - 1
+    begun = min(parallel.pipeline - stage, config.micro_batches)
+    run = [sizes.kinds[layer] for layer in sizes.stages(parallel)[stage]] * model.repeat
+    layers = {kind: sizes.activations(kind, local, parallel.recompute) for kind in set(run)}
+    made = {kind: gradients.made * sum(sizes.layer_sizes(kind, parallel.tensor)) for kind in set(run)}
+    # what came from the stage before is an input of a layer; what goes on is kept as well
+    outside = local.hidden(model.width) if parallel.pipeline > 1 else 0
+    below, head = sum(layers[kind].kept for kind in run), head_activations(model, local) if is_last else 0
+    others = (begun - 1) * (below + head + outside)  # of other micro-batches
+
+    def moment(at: Bytes, activations: int, logits: int = 0, workspace: int = 0, new: int = 0) -> RankMemory:
+        return replace(
+            always,
+            gradients=at.gradients + new,
+            buckets=at.buckets,
+            activations=others + activations,
+            logits=logits,
+            workspace=workspace,
+        )
+
+    loss = logits_workspace(model, local, execution) if is_last else 0
+    before, everything = gradients.before, below + head + outside
+    yield moment(before._replace(buckets=before.buckets + gradients.gathered), everything)
+    yield moment(before, everything, loss)
+    table = table_gradient(model, local)
+    # the loss leaves the gradient of a tied embedding until the first layer's is added to it
+    new = table if is_last and stage == 0 else gradients.made * table // local.itemsize if is_last else 0
+    for kind in reversed(run):
+        workspace = layers[kind].workspace
+        yield moment(gradients.backward, below + outside, workspace=workspace, new=new)
+        if not model.feedback:  # with feedback blocks, and not layers, go one by one
+            below, new = below - layers[kind].kept, new + made[kind] // model.repeat
+    if stage == 0:
+        # with the sum of both; ZeRO-1 in bf16 copies it to float32
+        wide = table * _MASTER // local.itemsize if scatters_sums(config) else 0
+        at_end = max(3 * table, table + wide) if is_last else table + wide
+        yield moment(gradients.backward, outside, workspace=at_end, new=new - (table if is_last else 0))
+    done = replace(always, activations=0)
+    for at in gradients.after:
+        yield replace(done, gradients=at.gradients, buckets=at.buckets)

@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, Valida
 
 from brt_dist.config.section import Section
 from brt_dist.errors import ConfigError
+from brt_dist.planning.execution import ON_CPU, ON_GPU, Execution
 from brt_dist.reading import read_text
 
 TABLE = Path(__file__).with_name("devices.yaml")
@@ -87,6 +88,11 @@ class DeviceSpec(Section):
         if ranks * stride <= self.devices_per_node:
             return self.link_rate
         return min(self.link_rate, self.network_rate * max(self.devices_per_node // stride, 1))
+
+    @property
+    def execution(self) -> Execution:
+        """How torch computes on it; CPUs are the only devices that do not work beside the host."""
+        return ON_GPU if self.is_asynchronous else ON_CPU
 
     def share_of_products(self, side: float) -> float:
         """Share of the peak that products reach whose smallest side is `side`, by its logarithm."""

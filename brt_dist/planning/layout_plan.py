@@ -130,7 +130,9 @@ class Planner:
         self.saved = 4.0 * self.parameters + whole + stream * config.data.streams
 
     def memory(self, parallel: ParallelConfig) -> tuple[RankMemory, ...]:
-        return tuple(rank_memory(self.sizes, parallel, stage) for stage in range(parallel.pipeline))
+        return tuple(
+            rank_memory(self.sizes, parallel, stage, self.device.execution) for stage in range(parallel.pipeline)
+        )
 
     def plan(self, parallel: ParallelConfig) -> LayoutPlan:
         config, device = self.config, self.device

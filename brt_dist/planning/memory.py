@@ -81,10 +81,10 @@ def plan_of(config: Config) -> Plan:
 def held_by(config: Config, stage: int) -> Held:
     """What each rank of a pipeline stage holds between steps."""
     parallel = config.parallel
-    tensor, shards = parallel.tensor, _shards(config)
-    local = [_part(matrix, tensor) for matrix in stage_parameters(config, stage)]
+    tensor, shards = parallel.tensor, shards_of(config)
+    local = [local_part(matrix, tensor) for matrix in stage_parameters(config, stage)]
     count = sum(part.numel for part in local)
-    itemsize = _itemsize(config)
+    itemsize = itemsize_of(config)
     weights = count * itemsize // (shards if parallel.zero_stage == 3 else 1)
     has_masters = parallel.zero_stage > 0 or itemsize == 2
     masters = _MASTER * count // shards if has_masters else 0
@@ -96,7 +96,7 @@ def needed_by(config: Config, stage: int) -> Needed:
     """What each rank of a pipeline stage needs in a step."""
     held = held_by(config, stage)
     parallel = config.parallel
-    largest = max(_part(matrix, parallel.tensor).numel for matrix in stage_parameters(config, stage))
+    largest = max(local_part(matrix, parallel.tensor).numel for matrix in stage_parameters(config, stage))
     gradients, buckets = _gradients(config, held.parameters), _buckets(config, held.parameters, largest)
     on_host = _on_host(config, held, largest)
     slots, in_flight = 2 * held.carried, 0
@@ -122,7 +122,7 @@ def _gradients(config: Config, count: int) -> int:
     fp32 a backward adds to the gradients themselves, and what a rank updates is copied.  ZeRO 2 and 3 keep what a rank
     updates, and whole gradients only until a bucket is full; so does ZeRO-1 in fp32 if it reduces during backward.
     """
-    stage, itemsize, own = config.parallel.zero_stage, _itemsize(config), _MASTER * count // _shards(config)
+    stage, itemsize, own = config.parallel.zero_stage, itemsize_of(config), _MASTER * count // shards_of(config)
     is_offloaded = config.parallel.zero.offload_optimizer != "none"
     match stage:
         case 0:
@@ -146,7 +146,7 @@ def _buckets(config: Config, count: int, largest: int) -> int:
         count: parameters of the rank.
         largest: elements of its largest parameter.
     """
-    stage, itemsize, zero = config.parallel.zero_stage, _itemsize(config), config.parallel.zero
+    stage, itemsize, zero = config.parallel.zero_stage, itemsize_of(config), config.parallel.zero
     reduced = 2 if zero.reduce_dtype == "bf16" else _MASTER
     if stage == 0:
         return 0
@@ -169,7 +169,7 @@ def _buckets(config: Config, count: int, largest: int) -> int:
 
 def _second_copy(config: Config, count: int) -> int:
     within = config.parallel.zero.weights_within
-    return _itemsize(config) * count // within if within > 1 else 0
+    return itemsize_of(config) * count // within if within > 1 else 0
 
 
 @dataclass(frozen=True)
@@ -183,14 +183,14 @@ class _OnHost:
 
 def _on_host(config: Config, held: Held, largest: int) -> _OnHost:
     """What offload puts into host memory; `largest` is the number of elements of the largest parameter."""
-    zero, stage, itemsize = config.parallel.zero, config.parallel.zero_stage, _itemsize(config)
+    zero, stage, itemsize = config.parallel.zero, config.parallel.zero_stage, itemsize_of(config)
     kept, second = 0, 0
     if zero.offload_parameters != "none":
         kept, second = held.weights, _second_copy(config, held.parameters)
     if zero.offload_optimizer == "none":
         return _OnHost(kept, buckets=second)
     kept += held.optimizer
-    mine = held.parameters // _shards(config)
+    mine = held.parameters // shards_of(config)
     if stage == 3:  # what is reduced, and what the optimizer reads
         return _OnHost(kept, gradients=2 * _MASTER * mine, buckets=second)
     # fp32 with ZeRO-2 accumulates what a rank updates on the host
@@ -199,15 +199,18 @@ def _on_host(config: Config, held: Held, largest: int) -> _OnHost:
     return _OnHost(kept, gradients=_MASTER * mine + sums, buckets=itemsize * (mine + largest))
 
 
-def _shards(config: Config) -> int:
+def shards_of(config: Config) -> int:
+    """Over how many ranks ZeRO splits what it splits."""
     return config.parallel.data if config.parallel.zero_stage else 1
 
 
-def _itemsize(config: Config) -> int:
+def itemsize_of(config: Config) -> int:
+    """Bytes of a weight."""
     return 2 if config.run.precision == "bf16" else 4
 
 
-def _part(matrix: Matrix, tensor: int) -> LocalMatrix:
+def local_part(matrix: Matrix, tensor: int) -> LocalMatrix:
+    """What one of `tensor` tensor parallel ranks has of a parameter."""
     rows = matrix.rows // tensor if matrix.split else matrix.rows
     shape = (rows,) if matrix.columns == 1 else (rows, matrix.columns)
     return LocalMatrix(shape, 0 if matrix.split else None, tensor, matrix.rows, (matrix.matrices, 1))
@@ -218,6 +221,6 @@ def _micro_batch_memory(config: Config, stage: int) -> int:
     model, parallel = config.model, config.parallel
     fields = [field for layer in stage_layers(config)[stage] for field in model.mixer_of(layer).memory(model)]
     of_stream = sum(
-        field.local_bytes(parallel.tensor, parallel.sequence_parallel, _itemsize(config)) for field in fields
+        field.local_bytes(parallel.tensor, parallel.sequence_parallel, itemsize_of(config)) for field in fields
     )
     return parallel.micro_batch * model.repeat * of_stream

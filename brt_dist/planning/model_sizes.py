@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 from brt_dist.config.local_segment import LocalSegment
 from brt_dist.config.schema import Config, ParallelConfig
 from brt_dist.config.stages import stage_layers
+from brt_dist.model.shapes import padded_vocab
 from brt_dist.planning.activations import LayerActivations, Recompute, layer_activations
 from brt_dist.planning.flops import layer_flops
-from brt_dist.planning.memory import Needed, needed_by
+from brt_dist.planning.gradients import Parameters
+from brt_dist.planning.memory import Needed, local_part, needed_by
 from brt_dist.planning.parameters import layer_parameters
 
 T = TypeVar("T")
@@ -85,6 +87,22 @@ class ModelSizes:
         split = parallel.tensor, parallel.sequence_parallel, parallel.data, parallel.zero_stage
         key = "held", counts, ends, split, parallel.zero
         return self._once(key, lambda: self._held(parallel, stage))
+
+    def parameters(self, parallel: ParallelConfig, stage: int) -> Parameters:
+        """Of a rank of a stage."""
+        model, tensor = self.config.model, parallel.tensor
+        layers = [
+            size for layer in self.stages(parallel)[stage] for size in self.layer_sizes(self.kinds[layer], tensor)
+        ]
+        is_end = stage in (0, parallel.pipeline - 1)
+        return Parameters(layers, padded_vocab(model.vocab_size or 0, tensor) // tensor * model.width if is_end else 0)
+
+    def layer_sizes(self, kind: int, tensor: int) -> list[int]:
+        """Elements of each parameter of a layer on one of `tensor` tensor parallel ranks."""
+        model = self.config.model
+        return self._once(
+            ("sizes", kind, tensor), lambda: [local_part(one, tensor).numel for one in layer_parameters(model, kind)]
+        )
 
     def _held(self, parallel: ParallelConfig, stage: int) -> Needed:
         counts = tuple(len(layers) for layers in self.stages(parallel))

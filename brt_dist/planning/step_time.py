@@ -151,7 +151,8 @@ def _once_a_step(
     if parallel.pipeline > 1 and stage in (0, parallel.pipeline - 1):
         table = padded_vocab(config.model.vocab_size or 0, parallel.tensor) // parallel.tensor * config.model.width
         reduce += 4 * table / rate_in_group(device, 2, parallel.tensor * parallel.data * (parallel.pipeline - 1))
-    touched = 2 * (memory.masters + memory.optimizer) + memory.gradients / max(parallel.data, 1) + memory.weights
+    gradients = sizes.held(parallel, stage).gradients
+    touched = 2 * (memory.masters + memory.optimizer) + gradients / max(parallel.data, 1) + memory.weights
     update = device.update_passes * touched / device.memory_rate
     weights_of_layers = sum(times * sizes.work(kind).weights for kind, times in sizes.counts(parallel, stage).items())
     update += waiting(_STEP_OPERATIONS + _WEIGHT_OPERATIONS * weights_of_layers, update, device)

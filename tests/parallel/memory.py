@@ -101,7 +101,7 @@ CASES = {
 
 def planned(given: Config) -> list[RankMemory]:
     """Memory of a rank of each stage."""
-    return list(Planner(given, device_spec("h100")).memory(given.parallel))
+    return list(Planner(given, device_spec("cpu")).memory(given.parallel))
 
 
 def measured(pool: RankPool, given: Config) -> dict[str, list[int]]:

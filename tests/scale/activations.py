@@ -43,12 +43,16 @@ def left_by(forward: Callable[[], Iterable[Tensor]]) -> tuple[int, list[Tensor]]
 
 
 class Peak(TorchDispatchMode):
-    """The most bytes that are in use in the block, of memory that it or `before` made."""
+    """The most bytes that are in use in the block, of memory that it or `before` made; without gradients of `weights`.
 
-    def __init__(self, before: Operations) -> None:
+    A gradient counts until it is the weight's.
+    """
+
+    def __init__(self, before: Operations, weights: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.bytes = 0
         self._made = dict(before._made)
+        self._weights = list(weights)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -59,5 +63,6 @@ class Peak(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 self._made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
         self._made = {key: made for key, made in self._made.items() if not made[0].expired()}
-        self.bytes = max(self.bytes, sum(size for _, size in self._made.values()))
+        apart = {one.grad.untyped_storage()._cdata for one in self._weights if one.grad is not None}
+        self.bytes = max(self.bytes, sum(size for key, (_, size) in self._made.items() if key not in apart))
         return result

@@ -56,8 +56,7 @@ class Live:
         Args:
             when: where the last "backward" begins, where it is "done", or where the "update" begins.
         """
-        zero = engine._deepspeed.optimizer
-        shapes = [one for group in getattr(zero, "round_robin_bit16_meta", ()) for one in group]  # always on meta
+        shapes = always_on_meta(engine)
         found: list[Bytes] = []
 
         def look(now: str) -> None:
@@ -82,3 +81,9 @@ class Live:
             undo()
             hook.remove()
         return found[-1]
+
+
+def always_on_meta(engine: Engine) -> list[torch.Tensor]:
+    """Tensors that DeepSpeed makes for their shapes: they need no memory on any device."""
+    groups = getattr(engine._deepspeed.optimizer, "round_robin_bit16_meta", ())
+    return [one for group in groups for one in group]

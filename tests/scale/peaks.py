@@ -10,10 +10,11 @@ from typing import Any
 
 from brt_dist.config.schema import Config
 from brt_dist.files import write_atomic
-from brt_dist.planning.device_memory import RankMemory
-from brt_dist.planning.devices import device_spec
-from brt_dist.planning.layout_plan import Planner
+from brt_dist.planning.device_memory import RankMemory, rank_memory
+from brt_dist.planning.execution import WITHOUT_KERNELS
+from brt_dist.planning.model_sizes import ModelSizes
 from tests.scale.activations import Operations, Peak
+from tests.scale.live import always_on_meta
 from tests.scale.meta import meta_world
 from tests.scale.page import PAGE, PEAKS, with_table
 
@@ -86,7 +87,7 @@ def planned(case: Case) -> RankMemory:
     """Memory of the rank of a case, as planned."""
     config = case.config
     stage = case.rank * config.parallel.pipeline // config.parallel.world_size
-    return Planner(config, device_spec("h100")).memory(config.parallel)[stage]
+    return rank_memory(ModelSizes(config), config.parallel, stage, WITHOUT_KERNELS)
 
 
 def measured(case: Case) -> int:
@@ -96,7 +97,7 @@ def measured(case: Case) -> int:
         gc.collect()
         peak.bytes = 0
         engine.train_step(world.inputs(2), 1e-3)
-        return peak.bytes
+        return peak.bytes - sum(one.nbytes for one in always_on_meta(engine))
 
 
 def row(name: str, planned_bytes: int, measured_bytes: int) -> str:

@@ -37,6 +37,11 @@ class GeluFFN(FFN):
         norm = local.own_tokens * model.width * (4 + local.itemsize)
         return norm + local.mask(model.width, model.dropout) + hidden
 
+    def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
+        # gradients of hidden units after and before GELU; by then the units after it are gone
+        hidden = local.tokens * self.width // local.tensor * local.itemsize
+        return local.hidden(model.width) + hidden + 2 * local.gathered(model.width)
+
     def operations(self, model: "ModelConfig", segment: int) -> int:
         return 40
 

@@ -36,6 +36,11 @@ class ReluFFN(FFN):
         hidden = local.tokens * self.width // local.tensor * local.itemsize
         return local.normed(model.width) + local.mask(model.width, model.dropout) + hidden
 
+    def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
+        # gradients of hidden units after and before ReLU
+        hidden = 2 * local.tokens * self.width // local.tensor * local.itemsize
+        return local.hidden(model.width) + hidden + 2 * local.gathered(model.width)
+
     def operations(self, model: "ModelConfig", segment: int) -> int:
         return 30
 

@@ -47,6 +47,11 @@ class SigmaMoEFFN(FFN):
         numbers = 4 * local.own_tokens * width + 4 * tokens * self.experts * (1 + (self.entropy > 0)) + 5 * 8 * choices
         return values * local.itemsize + numbers + local.mask(width, model.dropout)
 
+    def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
+        # gradients of the experts' inputs, sorted and put back
+        rows = 2 * local.tokens * self.chosen * model.width * local.itemsize
+        return local.hidden(model.width) + rows + local.gathered(model.width)
+
     def operations(self, model: "ModelConfig", segment: int) -> int:
         return 60 + 6 * self.experts
 

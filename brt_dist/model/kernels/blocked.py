@@ -14,9 +14,8 @@ from brt_dist.model.attention import Window, attend, read, slopes
 from brt_dist.model.dropout import Mask
 from brt_dist.model.kernels.base import AttentionKernel
 from brt_dist.model.positions import banded
+from brt_dist.model.shapes import CACHED_LOGITS as LOGITS
 from brt_dist.model.shapes import sub_block
-
-LOGITS = 2**21  # that are worked on at a time
 
 Index: TypeAlias = tuple[slice, ...]
 

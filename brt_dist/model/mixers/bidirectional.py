@@ -65,6 +65,12 @@ class BidirectionalMixer(Mixer):
         kept = 6 * vectors + 4 * local.tokens * heads
         return kept + local.normed(model.width) + local.mask(model.width, model.dropout)
 
+    def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
+        heads = model.heads // local.tensor
+        gradients = 4 * local.tokens * heads * model.head_dim * local.itemsize
+        attended = max(local.softmax(local.tokens * heads * model.window), gradients)
+        return local.hidden(model.width) + max(attended, 2 * local.gathered(model.width))
+
     def operations(self, model: "ModelConfig", segment: int) -> int:
         return 150
 

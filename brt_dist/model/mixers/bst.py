@@ -116,6 +116,15 @@ class BlockStateMixer(AttentionMixer):
         attention = super().activations(model, local)
         return attention + inputs + kept + filters * width * self._filter_bytes(local) + self._spectra(width, local)
 
+    def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
+        own, kept = local.hidden(model.width), self.activations(model, local)
+        if self.contexts == "multi_filter":
+            return own + round(0.9 * kept)
+        if self.contexts == "multi_head":
+            return own + round((1.0 if local.itemsize < 4 else 0.55) * kept)
+        to_contexts = local.softmax(local.tokens * model.heads // local.tensor * model.window)
+        return own + max(to_contexts, round(0.4 * kept))
+
     def _filter_bytes(self, local: LocalSegment) -> int:
         """What a filter of one channel keeps, its kernel included; complex numbers have 8 bytes."""
         window, segment, states = local.window, local.segment, self.filter_states // 2

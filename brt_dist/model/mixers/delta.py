@@ -49,7 +49,7 @@ class DeltaMixer(Mixer):
 
     changeable: ClassVar[tuple[str, ...]] = ("chunk",)
     beside_weights: ClassVar[tuple[str, ...]] = ("chunk",)
-    backward_share: ClassVar[float] = 0.3
+    backward_share: ClassVar[float] = 0.15
     statistics: ClassVar[dict[str, Statistic]] = {"state_rms": STATE_RMS, "state_max": STATE_MAX}
     rates: ClassVar[int] = 1
     """numbers that a map gives for each head and token: beta"""

@@ -52,6 +52,10 @@ class FNetMixer(Mixer):
     def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         return local.hidden(model.width) + 4 * local.own_tokens * (1 + model.width)  # transforms are in float32
 
+    def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
+        # two complex transforms of the gradient
+        return local.hidden(model.width) + 2 * 8 * local.own_tokens * model.width
+
     def operations(self, model: "ModelConfig", segment: int) -> int:
         return 65
 

@@ -34,7 +34,6 @@ class LinearMixer(Mixer):
 
     kind: Literal["linear"] = Field("linear", description="linear attention, a matrix of sums carried for each head")
 
-    backward_share: ClassVar[float] = 0.4
     statistics: ClassVar[dict[str, Statistic]] = {"state_rms": STATE_RMS, "state_max": STATE_MAX}
 
     def memory(self, model: "ModelConfig") -> Sequence[MemoryField]:
@@ -62,6 +61,12 @@ class LinearMixer(Mixer):
         wide = local.tokens * heads * wide + local.blocks * heads * size * (size + 1)
         read = local.tokens * heads * size * local.itemsize
         return local.normed(model.width) + local.mask(model.width, model.dropout) + 4 * wide + read
+
+    def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
+        # float32 gradients of four vectors of a token, and one as narrow as the model
+        narrow = local.itemsize if local.itemsize < 4 else 0
+        gradients = local.tokens * model.heads // local.tensor * model.head_dim * (4 * 4 + narrow)
+        return local.hidden(model.width) + max(gradients, local.gathered(model.width))
 
     def operations(self, model: "ModelConfig", segment: int) -> int:
         return 120 + 6 * (segment // model.window)

@@ -53,6 +53,10 @@ class LSTMMixer(Mixer):
         steps = local.tokens * model.width * (local.itemsize + 6 * 4)
         return local.entered(model.width) + local.mask(model.width, model.dropout) + steps
 
+    def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
+        # gradients of the two matrices, which are added up over tokens, and of one what a token adds
+        return local.hidden(model.width) + 3 * 4 * model.width**2 * local.itemsize
+
     def operations(self, model: "ModelConfig", segment: int) -> int:
         return 60 + 37 * segment
 

@@ -67,6 +67,11 @@ class MemSizerMixer(Mixer):
         entered = tokens * width * local.itemsize if local.sequence_parallel else 0
         return local.normed(width) + local.mask(width, model.dropout) + entered + asked + 4 * (wide + states)
 
+    def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
+        # float32 gradients of two vectors of a token
+        gradients = 2 * 4 * local.tokens * model.width // local.tensor
+        return local.hidden(model.width) + max(gradients, local.gathered(model.width))
+
     def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
         return {"model.width": model.width}
 

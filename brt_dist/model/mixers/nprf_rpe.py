@@ -97,6 +97,13 @@ class KernelMixer(Mixer):
         kept = local.normed(model.width) + local.mask(model.width, model.dropout) + tokens * narrow * local.itemsize
         return kept + 4 * (tokens * (wide + pairs) + local.blocks * heads * of_block + heads * toeplitz)
 
+    def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
+        if self.method == "fft":
+            return local.hidden(model.width) + round(1.6 * self.activations(model, local))
+        # float32 gradients of pairs of tokens, products and weights, and of directions
+        of_token = 2 * 2 * local.window + 2 * model.head_dim
+        return local.hidden(model.width) + 4 * local.tokens * model.heads // local.tensor * of_token
+
     def operations(self, model: "ModelConfig", segment: int) -> int:
         return 300 if self.method == "fft" else 270
 

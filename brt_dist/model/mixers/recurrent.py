@@ -40,7 +40,6 @@ class RecurrentMixer(AttentionMixer):
 
     changeable: ClassVar[tuple[str, ...]] = (*AttentionMixer.changeable, "clear_state", "state_dtype")
     beside_weights: ClassVar[tuple[str, ...]] = ("clear_state", "state_dtype")
-    backward_share: ClassVar[float] = 0.9
     statistics: ClassVar[dict[str, Statistic]] = {
         "state_rms": STATE_RMS,
         "state_max": STATE_MAX,
@@ -116,8 +115,16 @@ class RecurrentMixer(AttentionMixer):
         # of each block: the state, normalised and projected, and keys and values for its tokens
         entering = carried + own * local.itemsize + (4 + 2) * vectors
         # keys, both queries and what they read; of the last block nothing, as gradients end with the segment
-        leaving = (1 + 2 + 2) * vectors + self._tail_activations(model, local, own, carried)
+        read = 2 + 2 * (local.kernel == "triton")  # a kernel keeps it besides its copy
+        leaving = (1 + 2 + read) * vectors + self._tail_activations(model, local, own, carried)
         return tokens + local.blocks * entering + (local.blocks - local.streams) * leaving
+
+    def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
+        heads, own = model.heads // local.tensor, local.hidden(model.width)
+        to_states = own + local.softmax(local.tokens * heads * self.states_seen(model))
+        # by then the backward of the cell is done
+        of_cell = self.activations(model, local) - super().activations(model, local)
+        return max(to_states, super().in_backward(model, local) - of_cell)
 
     def between_blocks(self, model: "ModelConfig", local: LocalSegment) -> int:
         """Of each block also the state that it leaves; the one that enters, projected, and of unit length."""

@@ -74,6 +74,16 @@ class SwitchHeadMixer(Mixer):
         scores = 4 * self.experts * (1 + (self.entropy > 0)) + self.chosen * (3 * 8 + itemsize)
         return kept + sorted_rows + 2 * tokens * heads * scores
 
+    def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
+        heads, own = model.heads // local.tensor, local.hidden(model.width)
+        rows = self.chosen * local.tokens * heads * model.width * local.itemsize
+        logits = local.softmax(local.tokens * heads * 2 * model.window)
+        if self.experts == 1:
+            return own + max(logits, 2 * local.gathered(model.width))
+        # by the time of attention, the backward of the output's experts is done
+        vectors = self.chosen * local.tokens * heads * model.head_dim * local.itemsize
+        return own + max(logits - rows - vectors, 2 * rows)  # gradients of an expert's inputs, sorted and put back
+
     def operations(self, model: "ModelConfig", segment: int) -> int:
         return 190 if self.experts == 1 else 300 + 6 * model.heads * self.experts
 

@@ -9,7 +9,7 @@ from brt_dist.config.halves import Matrix
 from brt_dist.config.local_segment import LocalSegment
 from brt_dist.errors import ConfigError
 from brt_dist.model.mixers.base import MemoryField, Mixer
-from brt_dist.model.shapes import POSITION_BUCKETS, sub_block
+from brt_dist.model.shapes import CACHED_LOGITS, POSITION_BUCKETS, sub_block
 
 if TYPE_CHECKING:
     from megatron.core import ModelParallelConfig
@@ -84,6 +84,8 @@ class AttentionMixer(Mixer):
         values = ((2 + kinds) + 4 + 2 * kinds) * vectors
         kept = values * local.itemsize + 4 * (1 + kinds) * tokens * heads
         kept += local.mask(width, model.dropout)
+        if local.kernel == "triton":  # keeps what was read, and one number for each query, besides their copy
+            kept += kinds * (vectors * local.itemsize + 4 * tokens * heads)
         if model.feedback and self.positions == "t5":  # the bias is laid out anew for each block
             rows = sub_block(model.window)
             kept += 4 * local.blocks // local.streams * heads * rows * (rows + model.window)
@@ -93,6 +95,26 @@ class AttentionMixer(Mixer):
             rows = (2 + kinds) * heads * model.head_dim
             return kept + local.entered(width) + rows * width * local.itemsize
         return kept + local.normed(width)
+
+    def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
+        heads = model.heads // local.tensor
+        vectors = local.tokens * heads * model.head_dim
+        to_states = local.softmax(local.tokens * heads * self.states_seen(model))
+        return local.hidden(model.width) + max(
+            to_states, self._of_window(model, local, heads, vectors), 2 * local.gathered(model.width)
+        )
+
+    def _of_window(self, model: "ModelConfig", local: LocalSegment, heads: int, vectors: int) -> int:
+        """Bytes of attention to the window: gradients of what was read, of queries, and of keys and values twice."""
+        rows, columns = sub_block(model.window), 2 * model.window
+        if local.kernel != "blocked" or rows == model.window:
+            return 6 * vectors * local.itemsize + local.softmax(local.tokens * heads * columns)
+        columns = rows + model.window
+        least = heads * rows * columns  # of one block
+        logits = min(local.blocks * least, max(CACHED_LOGITS, least))
+        pieces = logits * (4 * 4 + 2 * 4)  # of one piece as above, and two of the piece before
+        rounded = 4 * vectors * local.itemsize if local.itemsize < 4 else 0  # when all pieces are summed up
+        return 2 * vectors * local.itemsize + 4 * vectors * 4 + max(pieces, rounded)
 
     def between_blocks(self, model: "ModelConfig", local: LocalSegment) -> int:
         """Keys, and the projections that values are a part of, of all blocks but the last."""

@@ -1,0 +1,33 @@
+"""How torch computes on a kind of device, as far as the memory of a step depends on it."""
+
+from dataclasses import dataclass
+
+from brt_dist.model.shapes import CACHED_TOKENS, TILE_TOKENS
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What differs between devices.
+
+    Attributes:
+        tile_tokens: tokens of a tile of logits.
+        has_kernels: whether there are kernels for attention, norms and softmax, which need no temporaries.
+        steps_in_place: whether torch's AdamW makes no temporaries.
+        copies_collectives: whether collectives between parts and a whole work on a copy of the whole, as gloo's do.
+    """
+
+    tile_tokens: int = TILE_TOKENS
+    has_kernels: bool = True
+    steps_in_place: bool = False
+    copies_collectives: bool = False
+
+    def kernel(self, name: str, itemsize: int) -> str:
+        """The attention kernel that runs where the config asks for `name`, for elements of `itemsize` bytes."""
+        if name == "auto":
+            name = "triton" if self.has_kernels else "blocked"
+        return "plain" if name == "triton" and (itemsize > 2 or not self.has_kernels) else name
+
+
+ON_GPU = Execution()
+WITHOUT_KERNELS = Execution(has_kernels=False)  # torch's own operations only, on a device that is no CPU
+ON_CPU = Execution(CACHED_TOKENS, has_kernels=False, steps_in_place=True, copies_collectives=True)
