@@ -9,8 +9,10 @@ Weights, their masters, optimizer state and streams are always there.  The rest 
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from itertools import groupby
+from typing import NamedTuple
 
 from brt_dist.config.schema import ParallelConfig
 from brt_dist.config.zero_rules import scatters_sums
@@ -89,70 +91,65 @@ def rank_memory(sizes: ModelSizes, parallel: ParallelConfig, stage: int, executi
     rest = held.device - 2 * held.carried - weights - masters - state
     buckets = min(held.buckets, rest)
     gradients = gradient_memory(config, sizes.parameters(parallel, stage), Bytes(rest - buckets, buckets), execution)
-    always = RankMemory(
+    moments = _moments(sizes, parallel, stage, gradients, execution)
+    peak = max(moments, key=sum)
+    return RankMemory(
         weights=weights,
-        gradients=0,
         masters=masters,
         optimizer=state,
-        buckets=0,
-        activations=0,
         streams=streams,
-        logits=0,
-        workspace=0,
         host_streams=slots if on_host else 0,
         host_offloaded=held.host,
+        **peak._asdict(),
     )
-    moments = _moments(always, sizes, parallel, stage, gradients, execution)
-    return max(moments, key=lambda moment: moment.device)
+
+
+class _Moment(NamedTuple):
+    """Bytes of what comes and goes, see :class:`RankMemory`."""
+
+    gradients: int
+    buckets: int
+    activations: int = 0
+    logits: int = 0
+    workspace: int = 0
 
 
 def _moments(
-    always: RankMemory,
-    sizes: ModelSizes,
-    parallel: ParallelConfig,
-    stage: int,
-    gradients: GradientMemory,
-    execution: Execution,
-) -> Iterator[RankMemory]:
-    """What is there at the moments named above; `always` is at each."""
+    sizes: ModelSizes, parallel: ParallelConfig, stage: int, gradients: GradientMemory, execution: Execution
+) -> Iterator[_Moment]:
+    """What is there at the moments named above."""
     config, model = sizes.on(parallel), sizes.config.model
     local, is_last = local_segment(config, execution), stage == parallel.pipeline - 1
     begun = min(parallel.pipeline - stage, config.micro_batches)
-    run = [sizes.kinds[layer] for layer in sizes.stages(parallel)[stage]] * model.repeat
-    layers = {kind: sizes.activations(kind, local, parallel.recompute) for kind in set(run)}
-    made = {kind: gradients.made * sum(sizes.layer_sizes(kind, parallel.tensor)) for kind in set(run)}
+    layers = [sizes.kinds[layer] for layer in sizes.stages(parallel)[stage]]
+    costs = {kind: sizes.activations(kind, local, parallel.recompute) for kind in set(layers)}
     # what came from the stage before is an input of a layer; what goes on is kept as well
     outside = local.hidden(model.width) if parallel.pipeline > 1 else 0
-    below, head = sum(layers[kind].kept for kind in run), head_activations(model, local) if is_last else 0
-    others = (begun - 1) * (below + head + outside)  # of other micro-batches
+    below, head = model.repeat * sum(costs[kind].kept for kind in layers), 0
+    if is_last:
+        head = head_activations(model, local)
+    others = (begun - 1) * (below + head + outside) + outside  # of other micro-batches
 
-    def moment(at: Bytes, activations: int, logits: int = 0, workspace: int = 0, new: int = 0) -> RankMemory:
-        return replace(
-            always,
-            gradients=at.gradients + new,
-            buckets=at.buckets,
-            activations=others + activations,
-            logits=logits,
-            workspace=workspace,
-        )
-
-    loss = logits_workspace(model, local, execution) if is_last else 0
-    before, everything = gradients.before, below + head + outside
-    yield moment(before._replace(buckets=before.buckets + gradients.gathered), everything)
-    yield moment(before, everything, loss)
+    before, during, everything = gradients.before, gradients.backward, others + below + head
+    yield _Moment(before.gradients, before.buckets + gradients.gathered, everything)
+    yield _Moment(*before, everything, logits_workspace(model, local, execution) if is_last else 0)
     table = table_gradient(model, local)
     # the loss leaves the gradient of a tied embedding until the first layer's is added to it
     new = table if is_last and stage == 0 else gradients.made * table // local.itemsize if is_last else 0
-    for kind in reversed(run):
-        workspace = layers[kind].workspace
-        yield moment(gradients.backward, below + outside, workspace=workspace, new=new)
-        if not model.feedback:  # with feedback blocks, and not layers, go one by one
-            below, new = below - layers[kind].kept, new + made[kind] // model.repeat
+    for kind, alike in groupby(layers[::-1] * model.repeat):
+        kept, workspace = costs[kind].kept, costs[kind].workspace
+        made = gradients.made * sum(sizes.layer_sizes(kind, parallel.tensor)) // model.repeat
+        if model.feedback:  # blocks, and not layers, go one by one
+            kept = made = 0
+        count = len(list(alike))
+        for done in {0, count - 1}:  # between them both change by equal steps
+            yield _Moment(
+                during.gradients + new + done * made, during.buckets, others + below - done * kept, workspace=workspace
+            )
+        below, new = below - count * kept, new + count * made
     if stage == 0:
-        # with the sum of both; ZeRO-1 in bf16 copies it to float32
+        # two gradients and their sum; ZeRO-1 in bf16 copies it to float32
         wide = table * _MASTER // local.itemsize if scatters_sums(config) else 0
         at_end = max(3 * table, table + wide) if is_last else table + wide
-        yield moment(gradients.backward, outside, workspace=at_end, new=new - (table if is_last else 0))
-    done = replace(always, activations=0)
-    for at in gradients.after:
-        yield replace(done, gradients=at.gradients, buckets=at.buckets)
+        yield _Moment(during.gradients + new - (table if is_last else 0), during.buckets, others, workspace=at_end)
+    yield from (_Moment(*at) for at in gradients.after)

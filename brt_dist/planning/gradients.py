@@ -5,6 +5,7 @@ As in DeepSpeed.  What is there when the update begins is in `planning.memory`; 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -56,11 +57,11 @@ class Parameters:
     layers: Sequence[int]
     table: int
 
-    @property
+    @cached_property
     def count(self) -> int:
         return sum(self.layers) + self.table
 
-    @property
+    @cached_property
     def largest(self) -> int:
         return max(max(self.layers, default=0), self.table)
 
@@ -95,7 +96,7 @@ class _Step:
         self.whole, self.own = self.itemsize * self.count, _MASTER * self.count // self.shards
         self.several = config.micro_batches > 1
         self.copies, self.is_fused = execution.copies_collectives and config.parallel.data > 1, execution.steps_in_place
-        self.group = max(sum(held.layers), held.table)  # what decays, or what does not
+        self.group = max(held.count - held.table, held.table)  # what decays, or what does not
 
     def without_zero(self) -> GradientMemory:
         """Gradients are put together to be reduced."""

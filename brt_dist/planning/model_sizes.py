@@ -90,12 +90,18 @@ class ModelSizes:
 
     def parameters(self, parallel: ParallelConfig, stage: int) -> Parameters:
         """Of a rank of a stage."""
-        model, tensor = self.config.model, parallel.tensor
-        layers = [
-            size for layer in self.stages(parallel)[stage] for size in self.layer_sizes(self.kinds[layer], tensor)
-        ]
-        is_end = stage in (0, parallel.pipeline - 1)
-        return Parameters(layers, padded_vocab(model.vocab_size or 0, tensor) // tensor * model.width if is_end else 0)
+        kinds, is_end = (
+            tuple(self.kinds[layer] for layer in self.stages(parallel)[stage]),
+            stage in (0, parallel.pipeline - 1),
+        )
+        return self._once(
+            ("parameters", kinds, is_end, parallel.tensor), lambda: self._parameters(kinds, is_end, parallel.tensor)
+        )
+
+    def _parameters(self, kinds: tuple[int, ...], is_end: bool, tensor: int) -> Parameters:
+        model = self.config.model
+        table = padded_vocab(model.vocab_size or 0, tensor) // tensor * model.width if is_end else 0
+        return Parameters([size for kind in kinds for size in self.layer_sizes(kind, tensor)], table)
 
     def layer_sizes(self, kind: int, tensor: int) -> list[int]:
         """Elements of each parameter of a layer on one of `tensor` tensor parallel ranks."""
