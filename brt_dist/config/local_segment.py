@@ -56,6 +56,13 @@ class LocalSegment:
         """Bytes of the hidden states of all tokens, where a rank has a part of them between regions; else 0."""
         return self.tokens * width * self.itemsize if self.sequence_parallel else 0
 
+    def of_norm(self, width: int) -> int:
+        """Bytes of the backward of a norm of hidden states, without a kernel.
+
+        Two products of its input and the gradient, in float32, and these themselves where they are not.
+        """
+        return 0 if self.kernel == "triton" else 4 * self.own_tokens * width * (2 if self.itemsize == 4 else 4)
+
     def softmax(self, logits: int) -> int:
         """Bytes of the backward of an attention that keeps no logits: these, probabilities and both gradients.
 

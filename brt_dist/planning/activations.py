@@ -61,8 +61,9 @@ def layer_activations(model: ModelConfig, layer: int, local: LocalSegment, recom
     of_mixer, full = full, full + of_ffn
     kept = {"none": full, "attention": kept_again + of_ffn, "layer": again_given}[recompute]
     # the FFN's backward is first: then all is there but, with recompute of attention, what the mixer makes again
-    in_ffn = (kept if recompute == "attention" else full) + ffn.in_backward(seen, local)
-    in_mixer = of_mixer + mixer.in_backward(seen, local)
+    least = local.hidden(model.width) + local.of_norm(model.width)
+    in_ffn = (kept if recompute == "attention" else full) + max(ffn.in_backward(seen, local), least)
+    in_mixer = of_mixer + max(mixer.in_backward(seen, local), least)
     calls = local.segment // local.window if model.feedback else 1  # blocks run, and are run again, one by one
     return LayerActivations(kept, full, (max(in_ffn, in_mixer) - kept) // calls)
 

@@ -77,7 +77,7 @@ def gradient_memory(config: Config, held: Parameters, kept: Bytes, execution: Ex
     """
     parallel, step = config.parallel, _Step(config, held, kept.buckets, execution)
     if parallel.zero.offload_optimizer != "none":  # the update is in host memory
-        return GradientMemory(kept, kept, 0, (kept,))
+        return step.offloaded(kept)
     if scatters_sums(config):
         return step.of_sums()
     if parallel.zero_stage == 3:
@@ -97,6 +97,11 @@ class _Step:
         self.several = config.micro_batches > 1
         self.copies, self.is_fused = execution.copies_collectives and config.parallel.data > 1, execution.steps_in_place
         self.group = max(held.count - held.table, held.table)  # what decays, or what does not
+
+    def offloaded(self, kept: Bytes) -> GradientMemory:
+        """The update is in host memory; then gradients on the device are gone."""
+        gather = 0 if self.config.parallel.zero_stage == 3 else self._gather()
+        return GradientMemory(kept, kept, 0, (kept, Bytes(0, kept.buckets + gather)))
 
     def without_zero(self) -> GradientMemory:
         """Gradients are put together to be reduced."""
@@ -133,7 +138,10 @@ class _Step:
         bucket = max(min(self.zero.reduce_bucket or BUCKET, self.count), self.held.largest)
         in_sum = _MASTER if self.zero.reduce_dtype == "fp32" else 0
         reduced = bucket * (self.itemsize + in_sum) if is_narrow else 0
-        after = Bytes(copies, self.buckets + reduced), *self._flat_update(copies, not is_narrow)
+        update, gather = self._flat_update(copies, not is_narrow)
+        if is_narrow:  # the range of gradients stays, and is cleared
+            gather = gather._replace(gradients=copies)
+        after = Bytes(copies, self.buckets + reduced), update, gather
         return GradientMemory(Bytes(copies if self.several else 0, 0), Bytes(copies, self.buckets), 0, after)
 
     def of_split_weights(self) -> GradientMemory:
@@ -158,8 +166,9 @@ class _Step:
         return _MASTER * self.config.optimizer.in_update(at_once, self.held.largest, self.is_fused)
 
     def _gather(self) -> int:
-        """Bytes of copies of updated weights, where a collective makes some."""
-        return self.copies * self.itemsize * min(self.zero.gather_bucket, self.count)
+        """Bytes of copies of updated weights, where a collective makes some: of the whole, and of what a rank gives."""
+        gathered = self.itemsize * min(self.zero.gather_bucket, self.count)
+        return self.copies * (gathered + gathered // self.shards)
 
 
 def most_copied(held: Parameters, shards: int) -> int:

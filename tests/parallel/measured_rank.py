@@ -14,7 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from brt_dist.config.schema import Config
 
 _PROCESS = Path("/proc/self")
-_MMAP_THRESHOLD, _PAGES = -3, 65536  # of mallopt: larger blocks are mapped, and unmapped when they are freed
+# of mallopt: blocks of 64 KB and more are mapped, filled when they are allocated, and unmapped when they are freed
+_AS_ON_A_GPU = {"M_MMAP_MAX": (-4, 65536), "M_MMAP_THRESHOLD": (-3, 65536), "M_PERTURB": (-6, 1)}
 
 
 def tensors_at_peak(rank: int, store: str, given: Config) -> int:
@@ -36,18 +37,22 @@ def tensors_at_peak(rank: int, store: str, given: Config) -> int:
 def process_at_peak(rank: int, store: str, given: Config) -> int:
     """The most bytes of the process in memory during the second step.
 
-    The memory of each tensor is given back when it is freed, as on a GPU; else holes between others would count.
+    As on a GPU, the memory of a tensor is taken when it is allocated, and given back when it is freed.  A run on CPUs
+    takes each page when it is written first, and keeps what is freed, for speed, with the holes between tensors.
     """
-    ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _PAGES)
     # "5" makes the peak what is resident now
-    _two_steps(rank, store, given, lambda: (_PROCESS / "clear_refs").write_text("5"))
+    _two_steps(rank, store, given, lambda: (_PROCESS / "clear_refs").write_text("5"), as_on_a_gpu=True)
     found = re.search(r"VmHWM:\s+(\d+) kB", (_PROCESS / "status").read_text())
     assert found is not None
     return 1024 * int(found[1])
 
 
-def _two_steps(rank: int, store: str, given: Config, begin: Callable[[], object]) -> None:
-    """Train two steps; `begin` is called before the second."""
+def _two_steps(rank: int, store: str, given: Config, begin: Callable[[], object], as_on_a_gpu: bool = False) -> None:
+    """Train two steps; `begin` is called before the second.
+
+    Args:
+        as_on_a_gpu: take and give back memory as there.
+    """
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.engine import build_engine
     from brt_dist.parallel.layout import Layout, initialize
@@ -55,6 +60,8 @@ def _two_steps(rank: int, store: str, given: Config, begin: Callable[[], object]
 
     layout = Layout.of(given, rank)
     device = choose("cpu", rank)
+    for option in _AS_ON_A_GPU.values() if as_on_a_gpu else ():
+        ctypes.CDLL(None).mallopt(*option)
     initialize(layout, device, 200.0, dist.FileStore(store, layout.world_size))
     engine = build_engine(given, layout, device)
     engine.train_step(step_input(given, layout, 1), 1e-3)

@@ -47,7 +47,7 @@ class Case:
         if layout.get("zero_stage") == 0:
             del layout["zero"]
         model = {"layers": 4, "width": width, "heads": width // 64, "head_dim": 64, "window": 128, "dropout": 0.0,
-                 "vocab_size": 16 * width, "mixers": RECURRENT, "ffns": {"relu": {"width": 4 * width}}}  # fmt: skip
+                 "vocab_size": 2048, "mixers": RECURRENT, "ffns": {"relu": {"width": 4 * width}}}  # fmt: skip
         streams = layout.get("data", 1) * layout["micro_batch"] * layout.get("pipeline", 1)
         return Config.model_validate(
             {
@@ -120,15 +120,18 @@ def libraries(pool: RankPool, world: int) -> int:
 
 def rows(results: dict[str, Any]) -> list[str]:
     """The lines of the table: of each case the stage whose ranks need most, and the fullest of its ranks."""
-    lines = ["| | ranks | planned | tensors | | process | |", "|---|---:|---:|---:|---:|---:|---:|"]
-    for name in results["cases"]:
-        plan, tensors, process = beside(name, results)
-        ranks = CASES[name].config.parallel.world_size
-        lines.append(
-            f"| {name} | {ranks} | {plan / 1e6:,.0f} MB | {tensors / 1e6:,.0f} MB | {plan / tensors - 1:+.1%} | "
-            f"{process / 1e6:,.0f} MB | {plan / process - 1:+.1%} |"
-        )
-    return lines
+    head = ["| | ranks | planned | tensors | | process | |", "|---|---:|---:|---:|---:|---:|---:|"]
+    return head + [row(name, results) for name in CASES if name in results["cases"]]
+
+
+def row(name: str, results: dict[str, Any]) -> str:
+    """The line of a case."""
+    plan, tensors, process = beside(name, results)
+    ranks = CASES[name].config.parallel.world_size
+    return (
+        f"| {name} | {ranks} | {plan / 1e6:,.0f} MB | {tensors / 1e6:,.0f} MB | {plan / tensors - 1:+.1%} | "
+        f"{process / 1e6:,.0f} MB | {plan / process - 1:+.1%} |"
+    )
 
 
 def beside(name: str, results: dict[str, Any]) -> tuple[int, int, int]:
@@ -161,7 +164,7 @@ def main() -> None:
                 results["libraries"][world] = libraries(pool, int(world))
             results["cases"][name] = measured(pool, given)
             write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
-            print(rows(results)[-1], flush=True)
+            print(row(name, results), flush=True)
     write_atomic(PAGE, with_table(PAGE.read_text(), rows(results), PROCESSES))
 
 
