@@ -4,7 +4,7 @@ The corpus is random tokens in documents of different lengths, so that streams s
 and steps.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,12 @@ class Outcome:
         return {name: values[:-1] - values[1:] for name, values in self.history.items()}
 
 
+def segments_of(segments: Segments, rows: list[int]) -> Segments:
+    """Some of the streams."""
+    names = ("input", "target", "mask", "starts", "streams")
+    return Segments(*(getattr(segments, name)[rows] for name in names))
+
+
 def read_steps(given: Config, start: Cursor | None = None, steps: int = STEPS) -> list[tuple[StepReads, Segments]]:
     """The first steps of all streams."""
     from brt_dist.data.reader import SegmentReader
@@ -106,7 +112,7 @@ def train_on_rank(rank: int, store: str, given: Config, steps: int = STEPS) -> d
         mine = list(layout.local_streams)
         losses, norms, history = [], [], [engine.weights()]
         for number, (plan, segments) in enumerate(read_steps(given, steps=steps), 1):
-            here = Segments(*(getattr(segments, field.name)[mine] for field in fields(segments)))
+            here = segments_of(segments, mine)
             step = step_input(number, plan, here, layout, device)
             result = engine.train_step(step, learning_rate(number, given.run.steps, given.optimizer))
             losses.append(result.loss)

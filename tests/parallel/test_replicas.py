@@ -1,12 +1,10 @@
 """Copies of a weight on two real ranks: equal after training, and a difference of one ulp is found and named."""
 
-from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from brt_dist.config.schema import Config
-from brt_dist.data.reader import Segments
 from tests.parallel import cases
 from tests.parallel.pool import RankPool
 
@@ -45,7 +43,7 @@ def looks(rank: int, store: str, given: Config, weight: str) -> tuple[bool, bool
     engine = build_engine(given, layout, device)
     try:
         for number, (plan, segments) in enumerate(cases.read_steps(given, steps=3), 1):
-            here = Segments(*(getattr(segments, field.name)[list(layout.local_streams)] for field in fields(segments)))
+            here = cases.segments_of(segments, list(layout.local_streams))
             engine.train_step(step_input(number, plan, here, layout, device), 1e-3)
         replicas = Replicas(layout, engine.held_weights, device)
         before = replicas.differ()
