@@ -26,6 +26,8 @@ def test_the_tables_of_a_step(name: str) -> None:
         ("languages", "languages", "results.md"),
         ("masked", "masked", "results.md"),
         ("denoise", "denoise", "results.md"),
+        ("sparse", "sparse", "kinds/sparse.md"),
+        ("bst", "bst", "kinds/bst.md"),
     ],
 )
 def test_the_tables_of_comparisons(module: str, name: str, document: str) -> None:
