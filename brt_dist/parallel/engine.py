@@ -401,8 +401,13 @@ def build_engine(config: Config, layout: Layout, device: Device, *, blank: bool 
 
 
 def _initialize(stage: Any, optimizer: torch.optim.Optimizer, config: Config, groups: MegatronGroups | None) -> Any:
+    settings, zero = deepspeed_config(config), "zero_optimization"
+    if config.parallel.zero_stage < 3:
+        # DeepSpeed allocates whole buckets, and a bucket larger than all weights is never full
+        elements = sum(weight.numel() for weight in stage.parameters())
+        settings[zero]["reduce_bucket_size"] = min(settings[zero]["reduce_bucket_size"], elements)
     engine, *_ = deepspeed.initialize(
-        model=stage, optimizer=optimizer, config=deepspeed_config(config), mpu=groups, dist_init_required=False
+        model=stage, optimizer=optimizer, config=settings, mpu=groups, dist_init_required=False
     )
     silence_timers(engine)
     return engine

@@ -153,8 +153,10 @@ def _buckets(config: Config, count: int, largest: int) -> int:
     if scatters_sums(config):  # in place, or from copies that last until the update
         return reduced * count if reduced < _MASTER else 0
     elements = zero.reduce_bucket or BUCKET
+    if stage < 3 or not zero.contiguous_gradients:
+        elements = min(elements, count)
     if not zero.contiguous_gradients:
-        buckets = reduced * min(elements, count)  # put together to be reduced
+        buckets = reduced * elements  # put together to be reduced
     elif stage == 3:
         buckets = reduced * elements
     else:  # one is filled while another is reduced; the pipeline makes a second one too

@@ -102,9 +102,11 @@ def all_reduce(gang: "Gang", config: Config, place: Path) -> Finding:
         ends = gang.ended()
     if (folder / "result.json").is_file():
         result = read_json(folder / "result.json")
-        speed = f"{result['bytes_per_second'] / 1e9:.2f} GB/s" if world > 1 else "no other rank"
-        size = f"{result['bytes'] >> 20} MiB in {result['seconds'] * 1e3:.1f} ms"
-        return Finding("all-reduce", "ok", f"{world} ranks ({kind}), {size}, {speed}")
+        if world == 1:
+            return Finding("all-reduce", "ok", f"a single rank ({kind}) has nobody to exchange with")
+        speed, size = f"{result['bytes_per_second'] / 1e9:.2f} GB/s", f"{result['bytes'] >> 20} MiB"
+        message = f"{world} ranks ({kind}), {size} in {result['seconds'] * 1e3:.1f} ms, {speed}"
+        return Finding("all-reduce", "ok", message)
     gang.kill()
     names = _names(gang)
     failed = sorted(rank for rank, end in ends.items() if end.code != 0 and not end.told)

@@ -122,7 +122,8 @@ def storage(reports: Mapping[str, NodeReport], unseen: Mapping[str, Sequence[str
         if count == most and not reports[node].problem:
             message = f"does not see what the others write to {folder}: it is not on shared storage on this node"
             found.append(Finding("shared storage", "failed", message, node))
-    return found or [Finding("shared storage", "ok", f"{_nodes(len(reports))} read each other's files in {folder}")]
+    can = "read each other's files in" if len(reports) > 1 else "can write and read"
+    return found or [Finding("shared storage", "ok", f"{_nodes(len(reports))} {can} {folder}")]
 
 
 LAUNCHER = "the launcher"
