@@ -56,11 +56,11 @@ class ReluFFN(FFN):
         yield "output.weight", Kernels((f"{base}/ffn/output_layer/kernel",))
 
     def build(self, model: "ModelConfig", index: int, parallel: "ModelParallelConfig") -> "nn.Module":
-        import torch
         from torch import nn
 
         from brt_dist.model.linear import ColumnLinear, RowLinear
         from brt_dist.model.norms import RMSNorm
+        from brt_dist.model.rectified import rectified
 
         hidden_width = self.width
 
@@ -72,7 +72,7 @@ class ReluFFN(FFN):
                 self.output = RowLinear(hidden_width, model.width, parallel)
 
             def forward(self, x: "Tensor", dropout: "Dropout | None") -> "Tensor":
-                x = self.output(torch.relu_(self.hidden(self.norm(x))))
+                x = self.output(rectified(self.hidden(self.norm(x))))
                 return x if dropout is None else dropout.activations(x, index, "mlp output")
 
         return Module()
