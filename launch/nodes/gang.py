@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from brt_dist.config.environment import CPU_DEFAULTS
 from brt_dist.config.schema import Config
 from brt_dist.errors import ExitCode, LaunchError
 from brt_dist.parallel.device_choice import DeviceChoice
@@ -71,7 +72,7 @@ class Gang:
         world, address = config.parallel.world_size, self.nodes[0].address
         port = self.ask(0, "free_port", address)
         passed, threads, tracking = (
-            variables_for_ranks(config.launch),
+            {**(CPU_DEFAULTS if self.device.kind == "cpu" else {}), **variables_for_ranks(config.launch)},
             config.launch.threads_per_rank,
             config.run.tracking,
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from brt_dist.config.environment import CPU_DEFAULTS
 from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.files import write_atomic
 from brt_dist.planning.devices import FORMAT, Calibration, DeviceSpec, device_of_driver, device_spec, this_machine
@@ -81,7 +82,8 @@ def _measured(kind: str, ranks: int, folder: Path, seconds: float, tell: Callabl
         for rank in range(ranks):
             log = stack.enter_context(open(Path(own) / f"log-{rank}", "wb"))
             given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
-            environment = {**os.environ, **{name: str(value) for name, value in given.items()}}
+            defaults = CPU_DEFAULTS if kind == "cpu" else {}  # as ranks have
+            environment = {**defaults, **os.environ, **{name: str(value) for name, value in given.items()}}
             environment["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // ranks, 1))
             if Path("/sys/class/net/lo").exists():
                 environment.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -47,6 +47,7 @@ def config(*settings: str, run: Path = Path("/r")) -> Config:
         "LD_LIBRARY_PATH",
         "TORCH_NCCL_BLOCKING_WAIT",
         "OMP_NUM_THREADS",
+        "GLIBC_TUNABLES",
         "HF_TOKEN",
     ],
 )

@@ -4,10 +4,11 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from brt_dist.config.environment import CPU_DEFAULTS
 from brt_dist.config.loading import load
 from brt_dist.config.schema import Config
 from brt_dist.errors import ExitCode, LaunchError, PlatformError
@@ -91,6 +92,22 @@ def agents() -> FakeAgents:
 
 def gang_of(config: Config, agents: FakeAgents) -> Gang:
     return Gang(config, DeviceChoice("cpu", "for a test"), lambda *_: agents)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_ranks_on_cpus_get_the_settings_of_their_allocator(
+    kind: Literal["cpu", "cuda"], config: Config, agents: FakeAgents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[dict[str, str]] = []
+    monkeypatch.setitem(ANSWERS, "start", lambda node, request: passed.append(request.passed))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    with Gang(config, DeviceChoice(kind, "for a test"), lambda *_: agents) as gang:
+        gang.start(("rank",), tmp_path, tmp_path)
+        monkeypatch.setenv("GLIBC_TUNABLES", "of the user")
+        gang.start(("rank",), tmp_path, tmp_path)
+    found = [one.get("GLIBC_TUNABLES") for one in passed]
+    assert found[:NODES] == [CPU_DEFAULTS["GLIBC_TUNABLES"] if kind == "cpu" else None] * NODES
+    assert found[NODES:] == ["of the user"] * NODES
 
 
 def test_starting_looking_and_killing_take_as_long_as_the_slowest_node(
