@@ -21,6 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from brt_dist.config.environment import CPU_DEFAULTS
 from brt_dist.config.loading import load
 from brt_dist.config.schema import Config
 from brt_dist.planning.devices import Calibration, read_device
@@ -122,7 +123,7 @@ def measured(configs: Sequence[Config], seconds: float) -> list[list[float]]:
     for ranks in sorted({config.parallel.world_size for config in configs}):
         mine = [number for number, config in enumerate(configs) if config.parallel.world_size == ranks]
         os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // ranks, 1))  # as `brt train` has it
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        os.environ.update(CPU_DEFAULTS, GLOO_SOCKET_IFNAME="lo")
         context = get_context("spawn")
         results = context.SimpleQueue()
         with tempfile.TemporaryDirectory() as folder:

@@ -2,8 +2,9 @@
 
 Each row trains in a process of its own; the processes take turns, one step each, so that a machine that is busy for a
 while slows all rows alike.  On a CPU each has one thread and seconds are CPU seconds of the process; on a GPU they are
-those on the clock, from idle to idle.  The rate is the best matrix product of the same process in the same precision;
-useful FLOPs count visible pairs only and nothing that is computed twice.
+those on the clock, from idle to idle.  On a CPU our processes have the environment of the ranks of `brt train`, others
+have the default one.  The rate is the best matrix product of the same process in the same precision; useful FLOPs count
+visible pairs only and nothing that is computed twice.
 
 --device D          cpu (default): fp32, small shapes; cuda: bf16, the shapes of the paper
 --shapes NAME ...   of small, medium, tiny on a CPU, of 150m, 1b3 on a GPU (all)      --repeats N    steps of each row
@@ -18,10 +19,14 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from brt_dist.config.environment import CPU_DEFAULTS
 
 RECURRENT = {"window": {}, "recurrent": {"layers": [-3]}}
 ROWS: dict[str, dict[str, Any]] = {
@@ -76,7 +81,7 @@ def main() -> None:
         parser.error("--peers runs on a CPU only")
     os.environ["PYTHONWARNINGS"] = "ignore"
     if options.device == "cpu":
-        os.environ["OMP_NUM_THREADS"] = "1"
+        os.environ.update(CPU_DEFAULTS, OMP_NUM_THREADS="1")
     figures = []
     for shape in shapes:
         figures += measure(
@@ -107,7 +112,8 @@ def measure(
         ours, theirs = context.Pipe()
         first = running[0][2]
         process = context.Process(target=serve_peer, args=(theirs, peer, shape, first["parameters"]), daemon=True)
-        process.start()
+        with _without(CPU_DEFAULTS):
+            process.start()
         running.append((ours, process, {"shape": shape, "row": peer}))
         running[-1][2].update({**ours.recv(), "seconds": [], "rates": []})
     for _ in range(repeats):
@@ -124,6 +130,16 @@ def measure(
         figures["peak_bytes"] = connection.recv()
         process.join()
     return [figures for _, _, figures in running]
+
+
+@contextmanager
+def _without(variables: Mapping[str, str]) -> Iterator[None]:
+    """What starts in the block does not have these environment variables."""
+    taken = {name: os.environ.pop(name) for name in variables if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def config(device: str, shape: str, row: str) -> dict[str, Any]:

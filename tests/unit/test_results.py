@@ -4,10 +4,11 @@ import json
 from importlib import import_module
 from pathlib import Path
 from statistics import median
+from types import ModuleType
 
 import pytest
 
-from benchmarks import crossing_report, plan_time
+from benchmarks import crossing_report, lengths, plan_time, processes
 from benchmarks.step import table
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -17,6 +18,14 @@ DOCS = Path(__file__).parents[2] / "docs"
 def test_the_tables_of_a_step(name: str) -> None:
     figures = json.loads((DOCS / "results" / f"{name}.json").read_text())
     assert table(figures) in (DOCS / "performance.md").read_text()
+
+
+@pytest.mark.parametrize("module", [lengths, processes])
+def test_the_tables_of_lengths_and_processes(module: ModuleType) -> None:
+    name = module.__name__.split(".")[-1]
+    figures, page = json.loads((DOCS / "results" / f"{name}.json").read_text()), (DOCS / "performance.md").read_text()
+    for part in module.text(figures).split("\n\n"):
+        assert part in page
 
 
 @pytest.mark.parametrize(
