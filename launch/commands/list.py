@@ -99,7 +99,7 @@ def _row(run: Path) -> dict[str, Any]:
         steps = load(RunDirectory(run).config).config.run.steps
     except ConfigError:  # of another version, or not ours
         steps = None
-    state = (last.verdict if last else None) or "not started"
+    state = (last.verdict if last else None) or history.state or "not started"
     if last is not None and last.is_running:
         state = "launcher_gone" if launcher_of(run, last.host) == "gone" else "running"
     step = history.latest_step()

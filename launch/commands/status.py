@@ -67,7 +67,9 @@ def describe(run: Path) -> dict[str, Any]:
     records = read_attempts(run)
     last = records[-1] if records else AttemptRecord(0)
     submission = _submission(run)
-    verdict, advice = last.verdict or "not started", ""
+    verdict, advice = last.verdict or history.state or "not started", ""
+    if last.start is None and verdict == "running":
+        advice = "; started without a launcher, which would have noticed if it was killed"
     if last.is_running and launcher_of(run, last.host) == "gone":
         verdict, advice = "launcher_gone", "; run the same command again, or brt resume"
     elif last.is_running:

@@ -117,6 +117,8 @@ class RunFacts:
         if not self.attempts:
             return "not started"
         last = self.attempts[-1]
+        if last.start is None:  # torchrun
+            return self.history.state or "not started"
         return "running" if last.end is None else last.verdict or "unknown"
 
     @property

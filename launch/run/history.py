@@ -64,6 +64,16 @@ class History:
         """Step of the newest checkpoint; 0 if there is none."""
         return max(self.checkpoints, default=0)
 
+    @property
+    def state(self) -> str | None:
+        """`running`, or how the last attempt ended, by what rank 0 wrote; None before it wrote anything.
+
+        For attempts without a launcher (torchrun): nobody noticed if one was killed, and it counts as running.
+        """
+        if self.attempt is None:
+            return None
+        return (self.end.status if self.end else None) or "running"
+
     def latest_step(self) -> StepEvent | None:
         return self.steps[max(self.steps)] if self.steps else None
 

@@ -382,6 +382,21 @@ def test_status_of_a_job_whose_launcher_failed(tmp_path: Path, run: Run) -> None
     assert code == 0 and out.startswith("not started: attempt 0, step 0 of 100; its job was removed from the queue")
 
 
+def test_a_run_under_torchrun_has_the_state_that_its_events_tell(tmp_path: Path, run: Run) -> None:
+    write_config(tmp_path, load([BASE]))
+    RunDirectory(tmp_path).attempt(1).path.mkdir(parents=True)  # no launcher, and so no attempt.json
+    assert run("status", tmp_path)[1].startswith("not started: attempt 1, step 0 of 100")
+    events = ['{"event": "attempt", "attempt": 1, "time": 1.0}', '{"event": "step", "step": 4, "time": 2.0}']
+    RunDirectory(tmp_path).events.write_text("\n".join(events) + "\n")
+    code, out, _ = run("status", tmp_path)
+    assert code == 0 and out.startswith("running: attempt 1, step 4 of 100; started without a launcher")
+    events.append('{"event": "end", "status": "preempted", "exit_code": 17, "time": 3.0}')
+    RunDirectory(tmp_path).events.write_text("\n".join(events) + "\n")
+    assert json.loads(run("status", tmp_path, "--json")[1])["verdict"] == "preempted"
+    (row,) = json.loads(run("list", tmp_path, "--json")[1])["runs"]
+    assert run("status", tmp_path)[1].startswith(f"{row['state']}: ")
+
+
 def test_a_dataset_that_is_not_there_is_told_with_the_config(tmp_path: Path, run: Run) -> None:
     folder = make_dataset(tmp_path, ["a text"]).folder
     settings = ["run.directory=r", "run.steps=2000"]
