@@ -92,6 +92,7 @@ def test_shares_are_those_of_a_plain_loop(device: Device) -> None:
             count("stack_accuracy", of_stack[place].tolist() == [*told.stacks[place + 1], 0, 0][:2])
     for name, (right, among) in counts.items():
         assert among > 40 and getattr(found.oracle, name) == right / among, name
+    assert 0 < counts["legal_words"][0] < counts["legal_words"][1]
     assert found.tokens == counts["legal"][1]
 
 
