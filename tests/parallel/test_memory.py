@@ -14,9 +14,7 @@ TENSORS, PROCESS = 0.05, 0.1  # how far the plan may be off
 # of tensors and of the process, where it is further off; docs/scaling.md says why
 KNOWN = {
     "tensor 2, sequence parallel, bf16": (0.12, 0.17),
-    "data 2, ZeRO-1": (TENSORS, 0.17),
-    "data 2, ZeRO-2": (TENSORS, 0.17),
-    "data 2, ZeRO-3": (TENSORS, 0.17),
+    "data 2, ZeRO-3": (0.06, 0.11),
     "pipeline 2, wide, bf16": (TENSORS, 0.11),
 }
 FEW = ("tensor 2", "data 2, ZeRO-1, bf16", "data 2, ZeRO-2", "recompute attention")
