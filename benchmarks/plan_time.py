@@ -4,7 +4,7 @@ Kinds of models, widths, micro-batches and layouts on the CPUs of this machine, 
 Calibrate first, and run both while nothing else runs:
 
 brt plan --calibrate --device cpu --out device.yaml
-python -m benchmarks.plan_time --device device.yaml --json docs/results/plan_time.json
+python -m benchmarks.plan_time --device device.yaml --json docs/results/plan_time.json  # again: the rows it lacks
 python -m benchmarks.plan_time --show docs/results/plan_time.json
 """
 
@@ -16,9 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 from brt_dist.config.environment import CPU_DEFAULTS
@@ -106,39 +108,50 @@ def main() -> None:
     calibration = read_device(options.device)
     if not isinstance(calibration, Calibration):
         parser.error(f"{options.device} is no calibration")
-    numbers = options.only or list(range(len(PAIRS)))
-    seconds = measured([PAIRS[number].config for number in numbers], options.seconds)
-    figures = {
-        "calibration": calibration.model_dump(mode="json"),
-        "pairs": [{"name": PAIRS[n].name, "seconds": found} for n, found in zip(numbers, seconds, strict=True)],
-    }
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    figures: dict[str, Any] = {"calibration": calibration.model_dump(mode="json"), "pairs": []}
+    if options.json and options.json.is_file():
+        before = json.loads(options.json.read_text())
+        if before["calibration"] == figures["calibration"]:
+            figures = before
+    known = {row["name"] for row in figures["pairs"]}
+    wanted = [PAIRS[number] for number in options.only or range(len(PAIRS))]
+    for row in measured([pair for pair in wanted if pair.name not in known], options.seconds):
+        print(f"{row['name']}: {statistics.median(row['seconds']):.3f} s", file=sys.stderr)
+        figures["pairs"] = sorted(
+            [*figures["pairs"], row], key=lambda row: [pair.name for pair in PAIRS].index(row["name"])
+        )
+        if options.json:
+            options.json.write_text(json.dumps(figures, indent=1) + "\n")
     print(text(figures))
 
 
-def measured(configs: Sequence[Config], seconds: float) -> list[list[float]]:
-    """Seconds of the steps of each config, each on its layout."""
-    found: dict[int, list[float]] = {}
-    for ranks in sorted({config.parallel.world_size for config in configs}):
-        mine = [number for number, config in enumerate(configs) if config.parallel.world_size == ranks]
+def measured(pairs: Sequence[Pair], seconds: float) -> Iterator[dict[str, Any]]:
+    """Of each pair the seconds of its steps, and of the parts of one."""
+    for ranks in sorted({pair.config.parallel.world_size for pair in pairs}):
+        mine = [pair for pair in pairs if pair.config.parallel.world_size == ranks]
         os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // ranks, 1))  # as `brt train` has it
         os.environ.update(CPU_DEFAULTS, GLOO_SOCKET_IFNAME="lo")
         context = get_context("spawn")
-        results = context.SimpleQueue()
+        results = context.Queue()
         with tempfile.TemporaryDirectory() as folder:
-            given = [configs[number] for number in mine]
-            processes = [
-                context.Process(target=rank_main, args=(rank, folder, given, seconds, results)) for rank in range(ranks)
-            ]
+            given = folder, [pair.config for pair in mine], seconds, results
+            processes = [context.Process(target=rank_main, args=(rank, *given)) for rank in range(ranks)]
             for process in processes:
                 process.start()
+            for pair in mine:
+                while (row := _next(results)) is None:
+                    if any(process.exitcode for process in processes):
+                        raise SystemExit("a rank failed")
+                yield {"name": pair.name, **row}
             for process in processes:
                 process.join()
-        if any(process.exitcode for process in processes):
-            raise SystemExit("a rank failed")
-        found |= dict(zip(mine, results.get(), strict=True))
-    return [found[number] for number in range(len(configs))]
+
+
+def _next(results: Any) -> dict[str, Any] | None:
+    with suppress(Empty):
+        row: dict[str, Any] = results.get(timeout=1.0)
+        return row
+    return None
 
 
 def rank_main(rank: int, folder: str, configs: Sequence[Config], seconds: float, results: Any) -> None:
@@ -149,20 +162,18 @@ def rank_main(rank: int, folder: str, configs: Sequence[Config], seconds: float,
     from brt_dist.parallel.layout import Layout, finalize, initialize
 
     device = choose("cpu", rank)
-    found = []
     for number, config in enumerate(configs):
         layout = Layout.of(config, rank)
         initialize(layout, device, 120.0, dist.FileStore(f"{folder}/{number}", layout.world_size))
-        found.append(list(steps(config, layout, device, seconds)))
+        took, parts = zip(*steps(config, layout, device, seconds), strict=True)
         if rank == 0:
-            print(f"{number + 1} of {len(configs)}: {statistics.median(found[-1]):.3f} s", file=sys.stderr)
+            medians = {name: statistics.median(each[name] for each in parts) for name in parts[0]}
+            results.put({"seconds": took, "parts": medians})
         finalize()
-    if rank == 0:
-        results.put(found)
 
 
-def steps(config: Config, layout: Any, device: Any, seconds: float) -> Iterator[float]:
-    """Seconds of each step after warming up, of the rank that takes longest."""
+def steps(config: Config, layout: Any, device: Any, seconds: float) -> Iterator[tuple[float, dict[str, float]]]:
+    """Seconds of each step after warming up, of the rank that takes longest, and of the parts of this rank's."""
     import torch
 
     from brt_dist.parallel.engine import StepInput, build_engine
@@ -180,12 +191,13 @@ def steps(config: Config, layout: Any, device: Any, seconds: float) -> Iterator[
         given = StepInput(number, starts, tokens[:, :-1], tokens[:, 1:], mask, config.data.streams * SEGMENT)
         agree((0.0,), device)  # begin together
         begin = time.perf_counter()
-        engine.train_step(given, 1e-4)
+        with engine.timed() as timer:
+            engine.train_step(given, 1e-4)
         (took,) = agree((time.perf_counter() - begin,), device)
         if number == WARM_UP:
             count = WARM_UP + min(max(int(seconds / took), FEWEST), MOST)
         if number > WARM_UP:
-            yield took
+            yield took, timer.parts()
     engine.close()
 
 

@@ -53,6 +53,9 @@ class DeviceSpec(Section):
     activation_passes: NonNegativeFloat = Field(
         12.0, description="how often a step reads or writes each byte of activations, at the rate of its memory"
     )
+    gradient_passes: NonNegativeFloat = Field(
+        1.0, description="the same of gradients, for each time that the plan counts to look at, sum and pack them"
+    )
     logits_passes: NonNegativeFloat = Field(9.0, description="the same of the logits in float32")
     update_passes: PositiveFloat = Field(
         1.0, description="how often an update reads and writes weights, optimizer state and gradients"
@@ -110,6 +113,9 @@ class Calibration(Section):
 
     format: Literal[1] = Field(description="of this file")
     measured: str = Field(description="when, on what")
+    disturbed: dict[PositiveInt, str] = Field(
+        {}, description="what says that something else ran meanwhile, by ranks of the machine; empty: nothing did"
+    )
     ranks: dict[PositiveInt, DeviceSpec] = Field(min_length=1, description="the device, by ranks of the machine")
 
     def of(self, ranks: int) -> DeviceSpec:

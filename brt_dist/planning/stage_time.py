@@ -7,8 +7,9 @@ from statistics import fmean
 from typing import Literal
 
 from brt_dist.config.local_segment import LocalSegment
-from brt_dist.config.schema import Config, ParallelConfig
-from brt_dist.model.shapes import TILE_COLUMNS, TILE_TOKENS, padded_vocab
+from brt_dist.config.schema import Config, ModelConfig, ParallelConfig
+from brt_dist.config.zero_rules import scatters_sums
+from brt_dist.model.shapes import CACHED_TOKENS, TILE_COLUMNS, TILE_TOKENS, padded_vocab
 from brt_dist.planning.activations import local_segment
 from brt_dist.planning.devices import DeviceSpec
 from brt_dist.planning.flops import TRAINING
@@ -17,7 +18,8 @@ from brt_dist.planning.model_sizes import ModelSizes
 _FORWARD_OPERATIONS = 0.4  # share of a layer's operations that the forward has
 _FORWARD_PASSES = 0.4  # share of the passes over activations that the forward makes
 _FORWARD_LOGITS = 1 / 3  # the same of those over logits
-_TILE_OPERATIONS = 59  # of a tile of logits, forward and backward, counted in a step of the engine
+LOGITS_PRODUCTS = 4  # of the logits: one forward, and three backward, which computes them again
+TILE_OPERATIONS = 59  # of a tile of logits, forward and backward, counted in a step of the engine
 
 _DISTURBED = 0.2
 """For how long compute is held up by communication beside it, which takes multiprocessors and memory: an assumption"""
@@ -75,7 +77,9 @@ def stage_time(sizes: ModelSizes, parallel: ParallelConfig, stage: int, device: 
     ]
     if stage == parallel.pipeline - 1:
         parts.append((1, _head(config, local, device)))
-    work = _Work.sum(parts)
+    parts.append((1, _ends(config, local, stage, device)))
+    of_gradients = device.gradient_passes * gradient_bytes(config) * sizes.held(parallel, stage).parameters
+    work = _Work.sum([*parts, (1, _Work(backward=of_gradients / device.memory_rate))])
     forward, backward = work.forward * device.correction, work.backward * device.correction
     compute, sent = forward + backward, work.sent_forward + work.sent_backward
     operations = work.operations_forward + work.operations_backward
@@ -123,17 +127,14 @@ def _layer(sizes: ModelSizes, parallel: ParallelConfig, kind: int, device: Devic
     passes = 1 + (parallel.recompute != "none")
     sent = sent_back = 0.0
     if parallel.tensor > 1:
-        # a gather, or a reduction that leaves parts
-        bytes_sent = local.tokens * model.width * local.itemsize * (parallel.tensor - 1) / parallel.tensor
-        rates = [rate_in_group(device, parallel.tensor, how=how) for how in ("gather", "scatter")]
-        if not parallel.sequence_parallel:  # sums, which are both at once
-            rates = [rate_in_group(device, parallel.tensor)]
-        half = bytes_sent * fmean(1 / rate for rate in rates) + device.link_seconds
+        half = _half(parallel, model, local, device)
         of_states = 2 * work.states * half
         if work.states:  # one after the other, for each block
             of_states += 2 * local.segment / model.window * device.link_seconds
         sent = 4 * half + of_states
-        sent_back = (sent / (1 if parallel.recompute == "layer" else 2)) * (passes - 1) + of_states
+        last = half if parallel.sequence_parallel else 2 * half  # what ends a half of a layer is not done again
+        sent_again = {"none": 0.0, "attention": 2 * half + of_states - last, "layer": sent - last}
+        sent_back = sent_again[parallel.recompute] + of_states
         if parallel.sequence_parallel:
             sent_back += 2 * half + exposed(4 * half, 2 * (mixer + ffn), device)  # the rest runs beside the products
         else:
@@ -148,19 +149,65 @@ def _layer(sizes: ModelSizes, parallel: ParallelConfig, kind: int, device: Devic
     )
 
 
+def _half(parallel: ParallelConfig, model: ModelConfig, local: LocalSegment, device: DeviceSpec) -> float:
+    """Seconds to gather hidden states over tensor parallel ranks, or to sum them and leave parts; a sum takes twice."""
+    sent = local.tokens * model.width * local.itemsize * (parallel.tensor - 1) / parallel.tensor
+    if not parallel.sequence_parallel:
+        return sent / rate_in_group(device, parallel.tensor) + device.link_seconds / 2
+    rates = [rate_in_group(device, parallel.tensor, how=how) for how in ("gather", "scatter")]
+    return sent * fmean(1 / rate for rate in rates) + device.link_seconds
+
+
+def _ends(config: Config, local: LocalSegment, stage: int, device: DeviceSpec) -> _Work:
+    """Collectives of the token embedding and of the loss over tensor parallel ranks."""
+    parallel = config.parallel
+    if parallel.tensor == 1:
+        return _Work()
+    is_split, half = parallel.sequence_parallel, _half(parallel, config.model, local, device)
+    forward = backward = 0.0
+    if stage == 0:  # embeddings are summed; gradients of parts are gathered
+        forward += half if is_split else 2 * half
+        backward += half if is_split else 0.0
+    if stage == parallel.pipeline - 1:  # the largest logit and the sums; hidden states are gathered, twice if split
+        forward += 2 * device.link_seconds + (half if is_split else 0.0)
+        backward += 2 * half
+    return _Work(sent_forward=forward, sent_backward=backward)
+
+
 def _head(config: Config, local: LocalSegment, device: DeviceSpec) -> _Work:
     """Logits and loss; backward computes the logits again."""
     model, tensor = config.model, config.parallel.tensor
     columns = padded_vocab(model.vocab_size or 0, tensor) // tensor
     product = 2 * model.width * columns * local.tokens / _products(config, local, device)
     logits = device.logits_passes * 4 * columns * local.tokens / device.memory_rate
-    tiles = -(-local.tokens // TILE_TOKENS) * -(-columns // TILE_COLUMNS)
+    operations = TILE_OPERATIONS * tiles(local.tokens, columns, is_cached=not device.is_asynchronous)
     return _Work(
         forward=product + _FORWARD_LOGITS * logits,
-        backward=3 * product + (1 - _FORWARD_LOGITS) * logits,
-        operations_forward=tiles * _TILE_OPERATIONS * _FORWARD_OPERATIONS,
-        operations_backward=tiles * _TILE_OPERATIONS * (1 - _FORWARD_OPERATIONS),
+        backward=(LOGITS_PRODUCTS - 1) * product + (1 - _FORWARD_LOGITS) * logits,
+        operations_forward=operations * _FORWARD_OPERATIONS,
+        operations_backward=operations * (1 - _FORWARD_OPERATIONS),
     )
+
+
+def tiles(tokens: int, columns: int, is_cached: bool) -> int:
+    """How many tiles of logits the loss makes; on a CPU they stay in its cache."""
+    return -(-tokens // (CACHED_TOKENS if is_cached else TILE_TOKENS)) * -(-columns // TILE_COLUMNS)
+
+
+def gradient_bytes(config: Config) -> float:
+    """Bytes that a micro-batch reads and writes of each gradient when it is made, as counted in the code that trains.
+
+    All are looked at (`parallel.control`) and added to a float32 sum.  DeepSpeed's buckets copy gradients, join those
+    that are reduced together, and divide them: for each micro-batch under ZeRO-2, otherwise once a step.
+    """
+    parallel, count = config.parallel, config.micro_batches
+    itemsize = local_segment(config).itemsize
+    added, packed = 4 + 4 + itemsize, 3 * 2 * 4
+    if parallel.zero_stage == 2:
+        return itemsize + packed + added / parallel.data
+    if scatters_sums(config) or parallel.zero_stage == 3 or parallel.zero_stage == parallel.data - 1 == 0:
+        packed = 0
+    return itemsize + added + packed / count
 
 
 def _products(config: Config, local: LocalSegment, device: DeviceSpec) -> float:

@@ -137,14 +137,14 @@ def _once_a_step(
     reduced = count * (2 if parallel.zero.reduce_dtype == "bf16" else 4)
     sums = reduced * others / rate_in_group(device, *ring, "scatter")
     weights = count * itemsize * others / rate_in_group(device, *ring, "gather")
-    reduce, gather = sums, weights
+    reduce, gather = 2 * reduced * moved, weights  # DeepSpeed sums on all ranks, and each keeps its part
     micro_batches = config.micro_batches
     if parallel.zero_stage == 0:
         reduce, gather = 2 * count * itemsize * moved, 0.0
-    elif scatters_sums(config) and parallel.zero.overlap is not False:
-        reduce = exposed(sums, time.backward, device)  # beside the last backward
+    elif scatters_sums(config):
+        reduce = sums if parallel.zero.overlap is False else exposed(sums, time.backward, device)  # the last backward
     elif parallel.zero_stage == 2:
-        reduce = micro_batches * sums
+        reduce *= micro_batches
     elif parallel.zero_stage == 3:
         reduce = micro_batches * exposed(sums + 2 * weights, time.compute, device)
         gather = 0.0

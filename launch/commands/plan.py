@@ -128,7 +128,7 @@ def _calibrate(
     """Measure this machine, or correct a calibration by runs, and write the file."""
     from brt_dist.errors import ConfigError
     from brt_dist.planning.calibration.machine import calibrate, write_calibration
-    from launch.views.calibration import calibration_text, corrected
+    from launch.views.calibration import calibration_text, corrected, warnings
 
     if settings:
         raise ConfigError(f"--calibrate takes no config: {settings[0]}")
@@ -142,6 +142,8 @@ def _calibrate(
         found = calibrate(kind, out.absolute().parent, lambda now: click.echo(now, err=True))
         words = calibration_text(found)
     write_calibration(out, found)
+    for warning in warnings(found):
+        click.echo(warning, err=True)
     click.echo(
         json.dumps({"file": str(out), **found.model_dump(mode="json")}) if as_json else f"{words}\n\nfile  {out}"
     )

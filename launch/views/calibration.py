@@ -31,6 +31,7 @@ _ROWS = {
     "attention, of the peak": lambda spec: f"{spec.attention_efficiency:.0%}",
     "memory": lambda spec: f"{spec.memory_rate / 1e9:,.3g} GB/s",
     "passes over activations": lambda spec: f"{spec.activation_passes:.1f}",
+    "passes over gradients": lambda spec: f"{spec.gradient_passes:.1f}",
     "passes over logits": lambda spec: f"{spec.logits_passes:.1f}",
     "passes of an update": lambda spec: f"{spec.update_passes:.1f}",
     "the host, of an operation": lambda spec: f"{spec.launch_seconds * 1e6:.1f} us",
@@ -38,6 +39,15 @@ _ROWS = {
     "a collective": lambda spec: f"{spec.link_seconds * 1e6:,.0f} us",
     "disk": lambda spec: "" if spec.disk_rate is None else f"{spec.disk_rate / 1e9:,.3g} GB/s",
 }
+
+
+def warnings(found: Calibration) -> list[str]:
+    """What to tell whoever measured a machine that did other things as well."""
+    return [
+        f"warning: something else used the machine while {ranks} ranks were measured: {what}. Plans of this file are "
+        "worth little; nearest: stop what else runs (`top` shows it), and brt plan --calibrate again"
+        for ranks, what in sorted(found.disturbed.items())
+    ]
 
 
 def corrected(path: Path, runs: Sequence[Path]) -> tuple[Calibration, str]:

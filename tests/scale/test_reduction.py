@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from brt_dist.planning.devices import device_spec
+from brt_dist.planning.layout_plan import Planner
 from tests.scale.recorder import Collective
 from tests.scale.settings import small
 from tests.scale.world import fake_world
@@ -71,6 +73,24 @@ def test_zero_1_in_bf16_scatters_each_gradient_once_and_starts_while_backward_ru
     marks = [place for place, one in enumerate(found) if one.group == "tensor" and one.phase == "compute"]
     assert scatters[0] > marks[len(marks) * 2 // 3]  # in the last of them
     assert sum(place < marks[-1] for place in scatters) >= len(scatters) // 2
+
+
+@pytest.mark.parametrize(("stage", "precision", "times"), [(1, "fp32", 1), (2, "fp32", 3), (2, "bf16", 3)])
+def test_deepspeed_sums_whole_gradients_on_all_ranks(stage: int, precision: str, times: int) -> None:
+    """Under ZeRO-2 in each of three micro-batches; the plan counts so much."""
+    config = small({"data": 4, "zero_stage": stage}, precision, micro_batches=3)
+    with fake_world(config, rank=1) as world, world.engine() as engine:
+        engine.train_step(world.inputs(1), 1e-3)
+        with world.recorder(engine) as recorder:
+            world.recorded_step(engine, recorder, 2)
+        trained = sum(parameter.local.numel() for parameter in engine.parameters)
+    found = [one for one in recorder.of("data") if one.bytes > 8 and one.phase != "update"]
+    assert {one.op for one in found} == {"all_reduce"}
+    assert sum(one.wire_bytes for one in found) == pytest.approx(times * 2 * 3 / 4 * 4 * trained, rel=0.01)
+    parallel = config.parallel.model_copy(update={"micro_batch": 1})
+    device = device_spec("h100").model_copy(update={"link_rate": 1.0, "link_efficiency": 1.0})
+    planned = Planner(config, device).plan(parallel).time.reduce
+    assert planned == pytest.approx(sum(one.wire_bytes for one in found), rel=0.01)
 
 
 def test_without_overlap_gradients_are_scattered_after_backward() -> None:

@@ -1,4 +1,4 @@
-"""What a device computes in a second: products, memory, attention, a layer of ours, and what the host adds."""
+"""What a device computes in a second: products, memory, attention, the loss, and what the host adds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from brt_dist.config.local_segment import LocalSegment
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.attention import Window
 from brt_dist.model.kernels.base import kernel
@@ -14,10 +13,11 @@ from brt_dist.model.layers import Layer
 from brt_dist.model.memory import carried
 from brt_dist.model.model import TokenEmbedding
 from brt_dist.parallel.device import Device
-from brt_dist.planning.activations import layer_activations
 from brt_dist.planning.calibration.clock import Clock
-from brt_dist.planning.flops import TRAINING
+from brt_dist.planning.stage_time import LOGITS_PRODUCTS, TILE_OPERATIONS, tiles
 
+_MOST_MAPS = 128  # linear maps that are multiplied one after the other
+_LAYERS = 4  # of attention, likewise
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -32,6 +32,7 @@ class Sizes:
         width, heads, segment, window, streams: of the layer.
         precision: of the layer.
         columns: of the logits: vocabulary.
+        cold: bytes that no cache holds.
     """
 
     rows: int
@@ -44,30 +45,35 @@ class Sizes:
     streams: int
     precision: str
     columns: int
+    cold: int
 
 
 SIZES = {
-    "cpu": Sizes(2048, (32, 64, 128, 256, 512, 1024), 1 << 27, 512, 4, 1024, 256, 2, "fp32", 4096),
-    "cuda": Sizes(16384, (256, 512, 1024, 2048, 4096, 8192), 1 << 30, 1024, 8, 4096, 512, 8, "bf16", 32768),
+    "cpu": Sizes(1024, (32, 64, 128, 256, 512, 1024), 1 << 27, 512, 8, 512, 128, 2, "fp32", 4096, 1 << 26),
+    "cuda": Sizes(16384, (256, 512, 1024, 2048, 4096, 8192), 1 << 30, 1024, 8, 4096, 512, 8, "bf16", 32768, 1 << 28),
 }
 
 
 def product_rates(device: Device, clock: Clock, sizes: Sizes, precision: str) -> dict[int, float]:
-    """FLOP/s of a linear map's three products, forward and backward, by its width."""
+    """FLOP/s of a linear map's three products, forward and backward, by its width.
+
+    As in a step, all forwards come before all backwards, and by then the caches hold something else.
+    """
     found = {}
     for side in sizes.sides:
-        rows = min(sizes.rows, 1 << 31 // (side * side)) if device.kind == "cuda" else sizes.rows
-        x, w, y = (
-            torch.randn(*shape, device=device.torch, dtype=DTYPES[precision])
-            for shape in ((rows, side), (4 * side, side), (rows, 4 * side))
-        )
+        rows, dtype = sizes.rows, DTYPES[precision]
+        shapes = (rows, side), (4 * side, side), (rows, 4 * side)
+        count = min(-(-sizes.cold // (sum(a * b for a, b in shapes) * dtype.itemsize)), _MOST_MAPS)
+        maps = [[torch.randn(*shape, device=device.torch, dtype=dtype) for shape in shapes] for _ in range(count)]
 
         def products() -> None:
-            x @ w.T  # noqa: B023
-            y @ w  # noqa: B023
-            y.T @ x  # noqa: B023
+            for x, w, _ in maps:  # noqa: B023
+                x @ w.T
+            for x, w, y in reversed(maps):  # noqa: B023
+                y @ w
+                y.T @ x
 
-        found[side] = 3 * 2 * rows * side * 4 * side / clock(products)
+        found[side] = 3 * 2 * rows * side * 4 * side * count / clock(products)
     return found
 
 
@@ -102,23 +108,29 @@ def network(sizes: Sizes, **changes: object) -> ModelConfig:
 
 
 def attention_seconds(device: Device, clock: Clock, sizes: Sizes) -> tuple[float, float, float]:
-    """Seconds of window attention, forward and backward, and its FLOPs of what tokens see, of a forward."""
+    """Seconds of window attention, forward and backward, and its FLOPs of what tokens see, of a forward.
+
+    Of some layers one after the other, as in a step.
+    """
     blocks, size, dtype = sizes.segment // sizes.window, sizes.width // sizes.heads, DTYPES[sizes.precision]
-    outer = sizes.streams, blocks, sizes.heads
-    queries = torch.randn(*outer, sizes.window, size, device=device.torch, dtype=dtype, requires_grad=True)
-    keys, values = (
-        torch.randn(*outer, 2 * sizes.window, size, device=device.torch, dtype=dtype, requires_grad=True)
-        for _ in range(2)
-    )
+    shapes = [(sizes.streams, blocks, sizes.heads, length, size) for length in (sizes.window, *[2 * sizes.window] * 2)]
+    layers = [
+        [torch.randn(*shape, device=device.torch, dtype=dtype, requires_grad=True) for shape in shapes]
+        for _ in range(_LAYERS)
+    ]
     visible = torch.zeros(sizes.heads, 1, sizes.window, device=device.torch, requires_grad=True)
     compute = kernel("auto", device.torch)
 
-    def forward() -> torch.Tensor:
-        return compute(queries, Window(keys, values), visible, None)
+    def forward() -> list[torch.Tensor]:
+        return [compute(queries, Window(keys, values), visible, None) for queries, keys, values in layers]
 
-    gradient = torch.ones_like(forward())
-    ahead = clock(forward)
-    both = clock(lambda: forward().backward(gradient))
+    gradients = [torch.ones_like(one) for one in forward()]
+
+    def backward() -> None:
+        for y, of_y, inputs in reversed(list(zip(forward(), gradients, layers, strict=True))):
+            torch.autograd.grad(y, [*inputs, visible], of_y)
+
+    ahead, both = (clock(run) / _LAYERS for run in (forward, backward))
     flops = 4.0 * sizes.window * sizes.width * sizes.streams * sizes.segment
     return ahead, max(both - ahead, ahead), flops
 
@@ -145,7 +157,7 @@ def layer_run(device: Device, model: ModelConfig, segment: int, streams: int, pr
 
 def launch_seconds(device: Device, clock: Clock, sizes: Sizes) -> float:
     """Seconds of the host for an operation: of layers so small that little else counts."""
-    small = Sizes(0, (), 0, 32, 2, 128, 16, 1, sizes.precision, 0)
+    small = Sizes(0, (), 0, 32, 2, 128, 16, 1, sizes.precision, 0, 0)
     seconds = operations = 0.0
     kinds: list[dict[str, object]] = [{"window": {}}, {"recurrent": {"layers": None, "states": 16}}]
     for mixers in kinds:
@@ -155,47 +167,26 @@ def launch_seconds(device: Device, clock: Clock, sizes: Sizes) -> float:
     return seconds / operations
 
 
-def activation_passes(
-    device: Device, clock: Clock, sizes: Sizes, products: float, attention: float, launch: float, memory_rate: float
+def logits_passes(
+    device: Device, clock: Clock, sizes: Sizes, products: float, launch: float, memory_rate: float
 ) -> float:
-    """How often a layer reads or writes its activations: what its time leaves when everything else is taken away.
+    """How often the loss reads or writes the logits: what its time leaves when products are taken away.
 
     Args:
         device: of this rank.
         clock: times it.
-        sizes: of the layer.
+        sizes: of the measurement.
         products: FLOP/s of products of its width.
-        attention: seconds of its attention, forward and backward.
         launch: seconds of the host for an operation.
         memory_rate: bytes a second.
     """
-    model, itemsize = network(sizes), DTYPES[sizes.precision].itemsize
-    mixer, ffn = model.mixer_of(0), model.ffn_of(0)
-    whole = clock(layer_run(device, model, sizes.segment, sizes.streams, sizes.precision))
-    flops = mixer.flops(model, True) - mixer.attention_flops(model, True) + ffn.flops(model, True)
-    seconds = whole - TRAINING * flops * sizes.streams * sizes.segment / products - attention
-    if device.kind == "cpu":
-        seconds -= launch * (mixer.operations(model, sizes.segment) + ffn.operations(model, sizes.segment))
-    local = LocalSegment(sizes.streams, sizes.segment, sizes.window, itemsize=itemsize)
-    return max(seconds, 0.0) * memory_rate / layer_activations(model, 0, local, "none").full
-
-
-def logits_passes(device: Device, clock: Clock, sizes: Sizes, memory_rate: float) -> float:
-    """How often the loss reads or writes the logits: of a model so narrow that products cost little beside them."""
-    model = network(sizes, width=64, heads=1, vocab_size=sizes.columns)
+    model = network(sizes, vocab_size=sizes.columns)
     embedding = TokenEmbedding(model).to(device.torch, DTYPES[sizes.precision])
     torch.nn.init.normal_(embedding.weight, std=0.02)
-    x = torch.randn(sizes.rows, 1, 64, device=device.torch, dtype=DTYPES[sizes.precision], requires_grad=True)
+    x = torch.randn(sizes.rows, 1, sizes.width, device=device.torch, dtype=DTYPES[sizes.precision], requires_grad=True)
     target = torch.randint(sizes.columns, (sizes.rows, 1), device=device.torch)
     seconds = clock(lambda: embedding.losses(x, target).sum().backward())
-    return seconds * memory_rate / (4 * sizes.rows * sizes.columns)
-
-
-def update_passes(device: Device, clock: Clock, sizes: Sizes, memory_rate: float) -> float:
-    """How often AdamW reads and writes what it updates, over reading and writing everything once."""
-    weights = [torch.randn(sizes.width, 4 * sizes.width, device=device.torch) for _ in range(8)]
-    for weight in weights:
-        weight.grad = torch.randn_like(weight)
-    update = torch.optim.AdamW(weights, foreach=True)
-    touched = sum(2 * 3 * weight.nbytes + weight.nbytes for weight in weights)
-    return max(clock(update.step) * memory_rate / touched, 1.0)
+    seconds -= LOGITS_PRODUCTS * 2 * sizes.rows * sizes.width * sizes.columns / products
+    if device.kind == "cpu":
+        seconds -= launch * TILE_OPERATIONS * tiles(sizes.rows, sizes.columns, is_cached=True)
+    return max(seconds, 0.0) * memory_rate / (4 * sizes.rows * sizes.columns)

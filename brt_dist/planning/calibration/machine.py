@@ -18,11 +18,12 @@ import yaml
 from brt_dist.config.environment import CPU_DEFAULTS
 from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.files import write_atomic
+from brt_dist.planning.calibration.fitting import MeasuredStep, StepShape, fitted
 from brt_dist.planning.devices import FORMAT, Calibration, DeviceSpec, device_of_driver, device_spec, this_machine
 from brt_dist.versions import library_versions
 
 _SECONDS = 100.0  # of all measurements, about
-_MEASUREMENTS = 30  # with some number of ranks
+_MEASUREMENTS = 40  # with some number of ranks
 _LIMIT = 300.0  # seconds until ranks are given up
 _HEAD = "# Measured by `brt plan --calibrate`; read by `brt plan --device FILE` and `launch.gpu_kind`.\n"
 
@@ -39,15 +40,16 @@ def calibrate(kind: str, folder: Path, tell: Callable[[str], None], seconds: flo
     Raises:
         PlatformError: there is no such device, or a rank failed or took too long.
     """
-    counts, found = _counts(kind), {}
+    counts, found, disturbed = _counts(kind), {}, {}
     for ranks in counts:
         each = seconds / len(counts) / _MEASUREMENTS
         result = _measured(kind, ranks, folder, each, lambda now: tell(f"{ranks} ranks: {now}"))  # noqa: B023
-        found[ranks] = _device(kind, ranks, result)
+        if (what := result.pop("disturbed")) is not None:
+            disturbed[ranks] = what
+        found[ranks] = _device(kind, ranks, result, is_disturbed=ranks in disturbed)
     when = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
-    return Calibration(
-        format=FORMAT, measured=f"{when} UTC on {platform.node()}, torch {library_versions()['torch']}", ranks=found
-    )
+    machine = f"{platform.node()}, torch {library_versions()['torch']}"
+    return Calibration(format=FORMAT, measured=f"{when} UTC on {machine}", disturbed=disturbed, ranks=found)
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
@@ -123,9 +125,10 @@ def _measured(kind: str, ranks: int, folder: Path, seconds: float, tell: Callabl
         return result
 
 
-def _device(kind: str, ranks: int, result: dict[str, Any]) -> DeviceSpec:
+def _device(kind: str, ranks: int, result: dict[str, Any], is_disturbed: bool) -> DeviceSpec:
     """The device with what was measured in place of what is assumed."""
     name, memory, best = result.pop("name"), result.pop("memory"), result["peak_flops"]
+    steps = [MeasuredStep(StepShape(*shape), *seconds) for shape, *seconds in result.pop("steps")]
     if kind == "cpu":
         base = this_machine(ranks)
         fixed: dict[str, Any] = {}
@@ -141,5 +144,7 @@ def _device(kind: str, ranks: int, result: dict[str, Any]) -> DeviceSpec:
         fixed["link_efficiency"] = 1.0
         if kind == "cpu":
             fixed["network_rate"] = result["link_rate"]
-    changes = {**result, **fixed, "source": "measured by brt plan --calibrate", "is_timed": True}
-    return DeviceSpec.model_validate({**base.model_dump(), **changes})
+    source = "measured by brt plan --calibrate" + (", disturbed by other work" if is_disturbed else "")
+    changes = {**result, **fixed, "source": source, "is_timed": True}
+    device = DeviceSpec.model_validate({**base.model_dump(), **changes})
+    return fitted(device, kind, ranks, steps)

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+_STEPS = 3  # times as long as other measurements
+
 
 def main(folder: Path, kind: str, seconds: float) -> None:
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -23,18 +25,21 @@ def main(folder: Path, kind: str, seconds: float) -> None:
     layout = Layout(tensor=1, pipeline=1, data=ranks, micro_batch=1, streams=ranks, rank=rank)
     initialize(layout, device, 60.0, dist.FileStore(str(folder / "store"), ranks))
     try:
-        found = measured(folder, ranks, device, seconds)
+        found = measured(folder, layout, device, seconds)
     finally:
         finalize()
     tell(found)
 
 
-def measured(folder: Path, ranks: int, device: Any, seconds: float) -> dict[str, Any]:
+def measured(folder: Path, layout: Any, device: Any, seconds: float) -> dict[str, Any]:
     """The keys of a device that can be measured.  Collective."""
     from brt_dist.planning.calibration import computing
     from brt_dist.planning.calibration.clock import Clock
+    from brt_dist.planning.calibration.fitting import SHAPES, step_config
     from brt_dist.planning.calibration.links import links
+    from brt_dist.planning.calibration.steps import measured_step
 
+    ranks = layout.world_size
     clock, sizes = Clock(device, seconds), computing.SIZES[device.kind]
     products = {}
     for precision in computing.DTYPES:
@@ -46,10 +51,16 @@ def measured(folder: Path, ranks: int, device: Any, seconds: float) -> dict[str,
     ahead, back, flops = computing.attention_seconds(device, clock, sizes)
     tell({"now": "the host"})
     launch = computing.launch_seconds(device, clock, sizes)
-    tell({"now": "a layer, logits, an update"})
+    tell({"now": "the loss"})
     best = {precision: max(rates.values()) for precision, rates in products.items()}
     peak, rates = best[sizes.precision], products[sizes.precision]
-    passes = computing.activation_passes(device, clock, sizes, rates[sizes.width], ahead + back, launch, memory_rate)
+    of_logits = computing.logits_passes(device, clock, sizes, rates[sizes.width], launch, memory_rate)
+    tell({"now": "steps of training"})
+    steps = []
+    for shape in SHAPES[device.kind]:
+        config = step_config(device.kind, ranks, shape)
+        steps.append(measured_step(config, shape, layout.rank, device, _STEPS * seconds))
+        clock.probe.look()
     found = {
         "name": device.name,
         "memory": device.memory_bytes(),
@@ -58,19 +69,18 @@ def measured(folder: Path, ranks: int, device: Any, seconds: float) -> dict[str,
         "narrow_products": {side: min(rate / peak, 1.0) for side, rate in rates.items()},
         "attention_efficiency": min(3 * flops / (ahead + back) / peak, 1.0),
         "attention_forward": ahead / (ahead + back),
-        "activation_passes": passes,
-        "logits_passes": computing.logits_passes(device, clock, sizes, memory_rate),
-        "update_passes": computing.update_passes(device, clock, sizes, memory_rate),
+        "logits_passes": of_logits,
         "memory_rate": memory_rate,
         "host_rate": host_rate,
         "launch_seconds": launch,
+        "steps": steps,
     }
     if ranks > 1:
         tell({"now": f"links between {ranks} ranks"})
         between = links(device, clock)
         found |= {"link_seconds": between.seconds, "link_rate": between.rate, "link_shares": between.shares}
     tell({"now": "the disk"})
-    return {**found, "disk_rate": ranks * disk_rate(folder)}
+    return {**found, "disk_rate": ranks * disk_rate(folder), "disturbed": clock.probe.disturbance()}
 
 
 def disk_rate(folder: Path, size: int = 1 << 27) -> float:
