@@ -88,7 +88,7 @@ def chart(
     ys = [y for curve, points in shown for _, y in (points if curve.counts is None else curve.counts)]
     x_range = (0.0, max(*xs, below.last, 1.0)) if below.is_steps else _span(xs, 0.0)
     place = _Place(x_range, _span([y for y in ys if math.isfinite(y)] or [0.0], 0.06))
-    marks = below.marks or _marked(*place.x_range, 7)
+    marks = below.marks or _marked(*place.x_range, 7, 1 if below.is_steps else 0)
     return render(
         "chart.html.jinja",
         title=title,
@@ -162,9 +162,9 @@ def _span(values: Sequence[float], margin: float) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _marked(low: float, high: float, about: int) -> list[tuple[float, str]]:
-    """Round numbers within the range, with as many digits as tell them apart."""
-    rough = (high - low) / about
+def _marked(low: float, high: float, about: int, least: int = 0) -> list[tuple[float, str]]:
+    """Round numbers within the range, at least `least` apart, with as many digits as tell them apart."""
+    rough = max((high - low) / about, least)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     first = math.ceil(low / step - 1e-9)

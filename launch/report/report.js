@@ -26,8 +26,8 @@ function scaled(run, step) {
   return span ? values[low] + (values[high] - values[low]) * (step - steps[low]) / span : values[high] || 0;
 }
 
-function ticks(high, about) {
-  const rough = high / about, power = 10 ** Math.floor(Math.log10(rough));
+function ticks(high, about) {  // there is no half step, and no half token
+  const rough = Math.max(high / about, axis === "hours" ? 0 : 1), power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map(f => f * power).find(s => s >= rough);
   return [...Array(Math.floor(high / step + 1e-9) + 1).keys()].map(n => n * step);
 }

@@ -404,6 +404,13 @@ def test_labels_of_an_axis_are_never_the_same_twice() -> None:
         assert len(marks) >= 2 and len(set(marks)) == len(marks), marks
 
 
+def test_labels_of_steps_are_whole_numbers() -> None:
+    columns = re.compile(r'<g class="columns">(.*?)</g>', re.S)
+    for last, texts in ((3, ["0", "1", "2", "3"]), (40, ["0", "10", "20", "30", "40"])):
+        (group,) = columns.findall(chart("a", [Curve("a", [(1.0, 2.0), (float(last), 1.0)])], "x"))
+        assert re.findall(r">([^<>\s]+)</text>", group) == texts
+
+
 def test_a_folder_whose_name_is_no_text_has_a_report(tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
     folder.mkdir()
