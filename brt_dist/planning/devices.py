@@ -53,6 +53,9 @@ class DeviceSpec(Section):
     activation_passes: NonNegativeFloat = Field(
         12.0, description="how often a step reads or writes each byte of activations, at the rate of its memory"
     )
+    mixer_passes: dict[str, NonNegativeFloat] = Field(
+        {}, description="the same of layers with this kind of mixer, instead of activation_passes"
+    )
     gradient_passes: NonNegativeFloat = Field(
         1.0, description="the same of gradients, for each time that the plan counts to look at, sum and pack them"
     )
@@ -63,6 +66,9 @@ class DeviceSpec(Section):
     link_efficiency: PositiveFloat = Field(0.8, le=1.0, description="share of link and network rates that is reached")
     link_shares: dict[Literal["gather", "scatter", "send"], PositiveFloat] = Field(
         {}, description="what gathers, reductions that leave parts, and transfers reach of what sums reach; unset: all"
+    )
+    tensor_share: PositiveFloat = Field(
+        1.0, description="what sums and gathers between products reach of that, where ranks also wait for each other"
     )
     link_seconds: NonNegativeFloat = Field(1e-5, description="of a collective or transfer, however short")
     launch_seconds: NonNegativeFloat = Field(2.5e-5, description="of the host for an operation, with Python and views")

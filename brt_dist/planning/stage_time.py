@@ -121,7 +121,8 @@ def _layer(sizes: ModelSizes, parallel: ParallelConfig, kind: int, device: Devic
         / (_peak(config, device) * device.attention_efficiency)
     )
     reads = heads * device.attention_forward
-    moved = device.activation_passes * sizes.activations(kind, local, "none").full / device.memory_rate
+    passes_over = device.mixer_passes.get(model.mixer_of(kind).kind, device.activation_passes)
+    moved = passes_over * sizes.activations(kind, local, "none").full / device.memory_rate
     once = mixer + ffn + reads + _FORWARD_PASSES * moved
     again = {"none": 0.0, "attention": mixer + reads + _FORWARD_PASSES / 2 * moved, "layer": once}
     passes = 1 + (parallel.recompute != "none")
@@ -153,9 +154,11 @@ def _half(parallel: ParallelConfig, model: ModelConfig, local: LocalSegment, dev
     """Seconds to gather hidden states over tensor parallel ranks, or to sum them and leave parts; a sum takes twice."""
     sent = local.tokens * model.width * local.itemsize * (parallel.tensor - 1) / parallel.tensor
     if not parallel.sequence_parallel:
-        return sent / rate_in_group(device, parallel.tensor) + device.link_seconds / 2
-    rates = [rate_in_group(device, parallel.tensor, how=how) for how in ("gather", "scatter")]
-    return sent * fmean(1 / rate for rate in rates) + device.link_seconds
+        alone = sent / rate_in_group(device, parallel.tensor) + device.link_seconds / 2
+    else:
+        rates = [rate_in_group(device, parallel.tensor, how=how) for how in ("gather", "scatter")]
+        alone = sent * fmean(1 / rate for rate in rates) + device.link_seconds
+    return alone / device.tensor_share
 
 
 def _ends(config: Config, local: LocalSegment, stage: int, device: DeviceSpec) -> _Work:

@@ -31,11 +31,15 @@ _ROWS = {
     "attention, of the peak": lambda spec: f"{spec.attention_efficiency:.0%}",
     "memory": lambda spec: f"{spec.memory_rate / 1e9:,.3g} GB/s",
     "passes over activations": lambda spec: f"{spec.activation_passes:.1f}",
+    "the same, by mixer": lambda spec: ", ".join(
+        f"{mixer} {passes:.1f}" for mixer, passes in spec.mixer_passes.items()
+    ),
     "passes over gradients": lambda spec: f"{spec.gradient_passes:.1f}",
     "passes over logits": lambda spec: f"{spec.logits_passes:.1f}",
     "passes of an update": lambda spec: f"{spec.update_passes:.1f}",
     "the host, of an operation": lambda spec: f"{spec.launch_seconds * 1e6:.1f} us",
     "links": lambda spec: f"{spec.link_rate * spec.link_efficiency / 1e9:,.3g} GB/s",
+    "links, between products": lambda spec: f"{spec.tensor_share:.0%}",
     "a collective": lambda spec: f"{spec.link_seconds * 1e6:,.0f} us",
     "disk": lambda spec: "" if spec.disk_rate is None else f"{spec.disk_rate / 1e9:,.3g} GB/s",
 }

@@ -1,22 +1,23 @@
 """Fits what a device's step takes beside products and attention to steps that were trained on it.  No torch here.
 
 Two steps of one model, with many and with few tokens in a micro-batch, tell apart what grows with tokens (activations)
-and what every micro-batch costs (sums of gradients).  What is known is taken away by the plan itself, so whatever the
-plan counts of a step is counted once.
+and what every micro-batch costs (sums of gradients).  A step with each kind of mixer tells how often its layers pass
+over their activations, and a step of tensor parallel ranks what collectives between products cost.  What is known is
+taken away by the plan itself, so whatever the plan counts of a step is counted once.
 """
 
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from brt_dist.config.loading import load
 from brt_dist.config.schema import Config
 from brt_dist.planning.devices import DeviceSpec
 from brt_dist.planning.layout_plan import Planner
-from brt_dist.planning.step_time import StepTime
 
 MICRO_BATCHES = 3  # of a step
 _LEAST_PASSES = 0.1
+_MOST_SHARE = 2.0  # of the rate of links alone; what is faster was measured wrongly
 
 
 class StepShape(NamedTuple):
@@ -27,7 +28,7 @@ class StepShape(NamedTuple):
 
 
 class MeasuredStep(NamedTuple):
-    """Seconds of a step without communication: of all its forwards and backwards, and of its update."""
+    """Seconds of a step: of forwards and backwards, with collectives of tensor parallel ranks, and of the update."""
 
     shape: StepShape
     compute: float
@@ -40,18 +41,58 @@ _MODELS = {
     "cuda": {"layers": 4, "width": 1024, "heads": 8, "head_dim": 128, "window": 512, "vocab_size": 32768},
 }
 _PRECISION = {"cpu": "fp32", "cuda": "bf16"}
+MIXERS: dict[str, dict[str, Any]] = {  # measured beside windows, which the two steps have
+    "recurrent": {"states": 128}, "linear": {}, "delta": {}, "gated_delta": {}, "memsizer": {}, "nprf_rpe": {},
+    "fourier_memory": {}, "lstm": {}, "bst": {}, "switchhead": {},
+}  # fmt: skip
 
 
-def step_config(kind: str, ranks: int, shape: StepShape) -> Config:
-    """Of a step on so many data parallel ranks: window attention, as the simplest."""
-    model = _MODELS[kind]
+def step_config(kind: str, ranks: int, shape: StepShape, mixer: str = "window", tensor: int = 1) -> Config:
+    """Of a step, all of whose layers have one mixer: window attention is the simplest."""
+    model, data = _MODELS[kind], ranks // tensor
+    mixers = {mixer: {"layers": list(range(int(model["layers"]))), **MIXERS.get(mixer, {})}}
     values = {
-        "model": {**model, "dropout": 0.0, "mixers": {"window": {}}, "ffns": {"relu": {"width": 4 * model["width"]}}},
-        "data": {"dataset": "none", "segment": shape.segment, "streams": ranks * MICRO_BATCHES * shape.micro_batch},
-        "parallel": {"data": ranks, "micro_batch": shape.micro_batch},
+        "model": {**model, "dropout": 0.0, "mixers": mixers, "ffns": {"relu": {"width": 4 * model["width"]}}},
+        "data": {"dataset": "none", "segment": shape.segment, "streams": data * MICRO_BATCHES * shape.micro_batch},
+        "parallel": {"data": data, "tensor": tensor, "micro_batch": shape.micro_batch},
         "run": {"directory": "none", "steps": 1000, "device": kind, "precision": _PRECISION[kind]},
     }
     return load(json.dumps(values), []).config
+
+
+def takes_tensor(kind: str, ranks: int) -> bool:
+    """Whether the model of the steps can be split over so many tensor parallel ranks."""
+    return ranks > 1 and _MODELS[kind]["heads"] % ranks == 0
+
+
+def of_mixers(device: DeviceSpec, kind: str, ranks: int, steps: Mapping[str, MeasuredStep]) -> DeviceSpec:
+    """The device with passes over the activations of layers with each mixer, from a step of each."""
+    passes = {}
+    for mixer, step in steps.items():
+        config = step_config(kind, ranks, step.shape, mixer)
+        none, one = (_compute(config, device, mixer_passes={mixer: times}) for times in (0.0, 1.0))
+        passes[mixer] = max((step.compute - none) / (one - none), 0.0)
+    return device.model_copy(update={"mixer_passes": passes})
+
+
+def of_tensor(device: DeviceSpec, kind: str, ranks: int, step: MeasuredStep) -> DeviceSpec:
+    """The device with what collectives between products reach, from a step of tensor parallel ranks."""
+    config = step_config(kind, ranks, step.shape, tensor=ranks)
+    left = step.compute - _compute(config, device)
+
+    def sent(share: float) -> float:
+        shared = device.model_copy(update={"tensor_share": share})
+        return Planner(config, shared).plan(config.parallel).time.tensor
+
+    shared = sent(0.5) - sent(1.0)  # the rest of what is sent takes as long whatever the share
+    share = shared / max(left - sent(1.0) + shared, shared / _MOST_SHARE)
+    return device.model_copy(update={"tensor_share": share})
+
+
+def _compute(config: Config, device: DeviceSpec, **changes: Any) -> float:
+    """Seconds that a step computes as planned, with those of a host that the device waits for."""
+    time = Planner(config, device.model_copy(update=changes)).plan(config.parallel).time
+    return time.compute + time.launches * (not device.is_asynchronous)
 
 
 def fitted(device: DeviceSpec, kind: str, ranks: int, steps: Sequence[MeasuredStep]) -> DeviceSpec:
@@ -66,13 +107,12 @@ def fitted(device: DeviceSpec, kind: str, ranks: int, steps: Sequence[MeasuredSt
     few = steps[-1]
     nothing = device.model_copy(update={"activation_passes": 0.0, "gradient_passes": 0.0, "update_passes": 1.0})
 
-    def planned(step: MeasuredStep, **changes: float) -> StepTime:
-        config = step_config(kind, ranks, step.shape)
-        return Planner(config, nothing.model_copy(update=changes)).plan(config.parallel).time
-
     def compute(step: MeasuredStep, **changes: float) -> float:
-        time = planned(step, **changes)
-        return time.compute + time.launches * (not device.is_asynchronous)
+        return _compute(step_config(kind, ranks, step.shape), nothing, **changes)
+
+    def update_of(passes: float) -> float:
+        config = step_config(kind, ranks, few.shape)
+        return Planner(config, nothing.model_copy(update={"update_passes": passes})).plan(config.parallel).time.update
 
     left = [step.compute - compute(step) for step in steps]
     pass_of_activations, pass_of_gradients = (
@@ -80,8 +120,8 @@ def fitted(device: DeviceSpec, kind: str, ranks: int, steps: Sequence[MeasuredSt
         for name in ("activation_passes", "gradient_passes")
     )
     activations, gradients = _solved(pass_of_activations, pass_of_gradients, left)
-    once = planned(few).update
-    update = 1.0 + (few.update - once) / (planned(few, update_passes=2.0).update - once)
+    once = update_of(1.0)
+    update = 1.0 + (few.update - once) / (update_of(2.0) - once)
     return device.model_copy(
         update={
             "activation_passes": activations,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Timer
@@ -18,7 +18,7 @@ import yaml
 from brt_dist.config.environment import CPU_DEFAULTS
 from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.files import write_atomic
-from brt_dist.planning.calibration.fitting import MeasuredStep, StepShape, fitted
+from brt_dist.planning.calibration.fitting import MeasuredStep, StepShape, fitted, of_mixers, of_tensor
 from brt_dist.planning.devices import FORMAT, Calibration, DeviceSpec, device_of_driver, device_spec, this_machine
 from brt_dist.versions import library_versions
 
@@ -128,7 +128,9 @@ def _measured(kind: str, ranks: int, folder: Path, seconds: float, tell: Callabl
 def _device(kind: str, ranks: int, result: dict[str, Any], is_disturbed: bool) -> DeviceSpec:
     """The device with what was measured in place of what is assumed."""
     name, memory, best = result.pop("name"), result.pop("memory"), result["peak_flops"]
-    steps = [MeasuredStep(StepShape(*shape), *seconds) for shape, *seconds in result.pop("steps")]
+    steps = [_step(one) for one in result.pop("steps")]
+    of_each = {mixer: _step(one) for mixer, one in result.pop("mixer_steps").items()}
+    of_tensor_ranks = result.pop("tensor_step", None)
     if kind == "cpu":
         base = this_machine(ranks)
         fixed: dict[str, Any] = {}
@@ -147,4 +149,11 @@ def _device(kind: str, ranks: int, result: dict[str, Any], is_disturbed: bool) -
     source = "measured by brt plan --calibrate" + (", disturbed by other work" if is_disturbed else "")
     changes = {**result, **fixed, "source": source, "is_timed": True}
     device = DeviceSpec.model_validate({**base.model_dump(), **changes})
-    return fitted(device, kind, ranks, steps)
+    device = of_mixers(fitted(device, kind, ranks, steps), kind, ranks, of_each)
+    return device if of_tensor_ranks is None else of_tensor(device, kind, ranks, _step(of_tensor_ranks))
+
+
+def _step(written: Sequence[Any]) -> MeasuredStep:
+    """A step as a rank wrote it."""
+    shape, compute, update = written
+    return MeasuredStep(StepShape(*shape), compute, update)

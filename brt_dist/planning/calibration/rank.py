@@ -20,6 +20,8 @@ def main(folder: Path, kind: str, seconds: float) -> None:
 
     from brt_dist.parallel.device import choose
     from brt_dist.parallel.layout import Layout, finalize, initialize
+    from brt_dist.planning.calibration.fitting import SHAPES, step_config, takes_tensor
+    from brt_dist.planning.calibration.steps import measured_step
 
     device = choose(kind, int(os.environ["LOCAL_RANK"]))
     layout = Layout(tensor=1, pipeline=1, data=ranks, micro_batch=1, streams=ranks, rank=rank)
@@ -28,6 +30,14 @@ def main(folder: Path, kind: str, seconds: float) -> None:
         found = measured(folder, layout, device, seconds)
     finally:
         finalize()
+    if takes_tensor(kind, ranks):
+        tell({"now": "a step of tensor parallel ranks"})
+        config = step_config(kind, ranks, SHAPES[kind][0], tensor=ranks)
+        initialize(Layout.of(config, rank), device, 60.0, dist.FileStore(str(folder / "tensor"), ranks))
+        try:
+            found["tensor_step"] = measured_step(config, SHAPES[kind][0], rank, device, _STEPS * seconds)
+        finally:
+            finalize()
     tell(found)
 
 
@@ -35,7 +45,7 @@ def measured(folder: Path, layout: Any, device: Any, seconds: float) -> dict[str
     """The keys of a device that can be measured.  Collective."""
     from brt_dist.planning.calibration import computing
     from brt_dist.planning.calibration.clock import Clock
-    from brt_dist.planning.calibration.fitting import SHAPES, step_config
+    from brt_dist.planning.calibration.fitting import MIXERS, SHAPES, step_config
     from brt_dist.planning.calibration.links import links
     from brt_dist.planning.calibration.steps import measured_step
 
@@ -61,6 +71,11 @@ def measured(folder: Path, layout: Any, device: Any, seconds: float) -> dict[str
         config = step_config(device.kind, ranks, shape)
         steps.append(measured_step(config, shape, layout.rank, device, _STEPS * seconds))
         clock.probe.look()
+    few, of_mixers = SHAPES[device.kind][-1], {}
+    for mixer in MIXERS:
+        tell({"now": f"a step with {mixer}"})
+        of_mixers[mixer] = measured_step(step_config(device.kind, ranks, few, mixer), few, layout.rank, device, seconds)
+        clock.probe.look()
     found = {
         "name": device.name,
         "memory": device.memory_bytes(),
@@ -74,6 +89,7 @@ def measured(folder: Path, layout: Any, device: Any, seconds: float) -> dict[str
         "host_rate": host_rate,
         "launch_seconds": launch,
         "steps": steps,
+        "mixer_steps": of_mixers,
     }
     if ranks > 1:
         tell({"now": f"links between {ranks} ranks"})

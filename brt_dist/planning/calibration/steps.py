@@ -33,7 +33,7 @@ def measured_step(config: Config, shape: StepShape, rank: int, device: Device, s
             break
     engine.close()
     known = parts[_WARM_UP:]
-    compute = median(each["forward"] + each["backward"] for each in known)
+    compute = median(each["forward"] + each["backward"] + each.get("tensor", 0.0) for each in known)
     return MeasuredStep(shape, *agree((compute, median(each["update"] for each in known)), device))
 
 

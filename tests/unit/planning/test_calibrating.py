@@ -2,15 +2,26 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from brt_dist import kinds
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import Engine
 from brt_dist.parallel.layout import single_process
-from brt_dist.planning.calibration import computing, machine, rank, steps
+from brt_dist.planning.calibration import computing, fitting, machine, rank, steps
 from brt_dist.planning.calibration.clock import Clock, Probe
-from brt_dist.planning.calibration.fitting import SHAPES, MeasuredStep, StepShape, fitted, step_config
+from brt_dist.planning.calibration.fitting import (
+    MIXERS,
+    SHAPES,
+    MeasuredStep,
+    StepShape,
+    fitted,
+    of_mixers,
+    of_tensor,
+    step_config,
+)
 from brt_dist.planning.devices import Calibration, DeviceSpec, device_spec, read_device, this_machine
 from brt_dist.planning.layout_plan import Planner
 from launch.cli import main
@@ -34,6 +45,26 @@ def test_passes_are_those_that_the_steps_had(kind: str, ranks: int) -> None:
     passes = {"activation_passes": 17.0, "gradient_passes": 5.0, "update_passes": 2.5}
     found = fitted(base, kind, ranks, planned(base.model_copy(update=passes), kind, ranks))
     assert {name: getattr(found, name) for name in passes} == pytest.approx(passes)
+
+
+def test_mixers_and_collectives_are_as_the_steps_had_them() -> None:
+    base = this_machine(2)
+    truth = base.model_copy(update={"mixer_passes": dict.fromkeys(MIXERS, 23.0), "tensor_share": 0.4})
+
+    def step(shape: StepShape, **given: Any) -> MeasuredStep:
+        config = step_config("cpu", 2, shape, **given)
+        time = Planner(config, truth).plan(config.parallel).time
+        return MeasuredStep(shape, time.compute + time.launches + time.tensor, time.update)
+
+    many, few = SHAPES["cpu"]
+    found = of_mixers(base, "cpu", 2, {mixer: step(few, mixer=mixer) for mixer in MIXERS})
+    assert found.mixer_passes == pytest.approx(truth.mixer_passes)
+    assert of_tensor(found, "cpu", 2, step(many, tensor=2)).tensor_share == pytest.approx(0.4)
+
+
+def test_every_causal_mixer_is_measured() -> None:
+    """Those that are not have layers that see what comes later, and are planned like windows."""
+    assert {"window", *MIXERS} == {kind for kind in kinds.MIXERS if kinds.MIXERS[kind].is_causal}
 
 
 def test_steps_that_are_faster_than_their_products_have_no_passes() -> None:
@@ -117,6 +148,7 @@ def _rank(folder: Path, device: Device) -> dict[str, object]:
         patch.setattr(rank, "disk_rate", lambda _: 1e9)
         small = computing.Sizes(64, (32, 512), 1 << 16, 512, 8, 128, 128, 1, "fp32", 64, 1 << 16)
         patch.setitem(computing.SIZES, "cpu", small)
+        patch.setattr(fitting, "MIXERS", {"linear": {}})
         found = rank.measured(folder, Layout(1, 1, 1, 1, 1, 0), device, 0.0)
     assert found["disturbed"] is None or isinstance(found["disturbed"], str)
     return {**found, "disturbed": None}
