@@ -83,7 +83,7 @@ def test_an_experiment_is_listed_as_its_folder_is(
 
 def test_what_cannot_be_read_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, error, _ = listed(str(tmp_path), "--experiment", "brt", capsys=capsys)
-    assert code == 10 and str(error["error"]).startswith(f"there is no MLflow store {tmp_path}/mlflow.db")
+    assert code == 10 and str(error["error"]).startswith(f"no MLflow store {tmp_path}/mlflow.db")
     assert not (tmp_path / "mlflow.db").exists()
     (tmp_path / "mlflow.db").write_text("no database")
     code, error, _ = listed(str(tmp_path), "--experiment", "brt", capsys=capsys)

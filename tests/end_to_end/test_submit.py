@@ -58,7 +58,7 @@ def through_its_life(config: Path, folder: Path, *settings: str) -> None:
         assert again.returncode == 18 and "in use by another" in again.stderr
     finally:
         done = call("stop", str(run))
-    assert "was told to save and stop" in done.stdout, done.stderr
+    assert "was asked to save and stop" in done.stdout, done.stderr
     wait_for_end(run)
     found = brt("status", str(run))
     assert found["verdict"] == "preempted", brt("logs", str(run))["log"]

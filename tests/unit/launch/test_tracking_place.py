@@ -36,7 +36,7 @@ def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize(("given", "near"), [("foo://x", ""), ("htp://x", "http://x"), ("sqllite:///a", "sqlite:///a")])
 def test_what_can_never_work_is_refused_at_the_start(given: str, near: str) -> None:
-    with pytest.raises(ConfigError, match="MLflow knows no") as error:
+    with pytest.raises(ConfigError, match="MLflow has no") as error:
         absolute(load([BASE], [f"run.tracking.uri={given}"]).config)
     assert near in str(error.value)
     with pytest.raises(ConfigError, match=r"run\.tracking\.experiment"):

@@ -128,7 +128,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         index_files([path], tmp_path / "out", tokenizer, TokenFiles(dtype="uint32"))
     with pytest.raises(DataError, match="id 300 is outside the tokenizer's vocabulary of 256; another --tokenizer"):
         index_files([write(tmp_path / "z", [[[300]]])], tmp_path / "out", tokenizer)
-    with pytest.raises(DataError, match="multimodal: sequence 1 is no text"):
+    with pytest.raises(DataError, match="multimodal: sequence 1 is not text"):
         read_index(write(tmp_path / "m", [[[1]], [[2]]], modes=[0, 1]))
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(DataError, match=r"x\.bin has 6 bytes, but the index says 8"):

@@ -142,7 +142,7 @@ def test_a_session_goes_on_where_it_was(model: TrainedModel, port: int) -> None:
 
 def test_a_session_is_refused_where_it_cannot_be_continued(port: int) -> None:
     for body, status, said in (
-        ({"prompt": "a", "session": "never"}, 404, "never begun"),
+        ({"prompt": "a", "session": "never"}, 404, "never started"),
         ({"prompt": ["a", "b"], "session": "x", "session_new": True}, 400, "one text"),
         ({"prompt": "a", "n": 2, "session": "x", "session_new": True}, 400, "one text"),
     ):
