@@ -21,6 +21,8 @@ def calibration_text(found: Calibration) -> str:
     """A column for each number of ranks."""
     counts = sorted(found.ranks)
     rows = [(name, *(value(found.ranks[count]) for count in counts)) for name, value in _ROWS.items()]
+    mixers = dict.fromkeys(mixer for count in counts for mixer in found.ranks[count].mixer_passes)
+    rows += [(f"passes, {mixer}", *(_passes(found.ranks[count], mixer) for count in counts)) for mixer in mixers]
     head = (found.measured, *(f"{count} rank{'s' if count > 1 else ''}" for count in counts))
     return text_of(table(head, rows, right=head[1:]))
 
@@ -43,6 +45,11 @@ _ROWS = {
     "a collective": lambda spec: f"{spec.link_seconds * 1e6:,.0f} us",
     "disk": lambda spec: "" if spec.disk_rate is None else f"{spec.disk_rate / 1e9:,.3g} GB/s",
 }
+
+
+def _passes(spec: DeviceSpec, mixer: str) -> str:
+    """How often layers with a mixer pass over their activations."""
+    return f"{spec.mixer_passes[mixer]:.1f}" if mixer in spec.mixer_passes else ""
 
 
 def warnings(found: Calibration) -> list[str]:

@@ -74,7 +74,8 @@ def measured(folder: Path, layout: Any, device: Any, seconds: float) -> dict[str
     few, of_mixers = SHAPES[device.kind][-1], {}
     for mixer in MIXERS:
         tell({"now": f"a step with {mixer}"})
-        of_mixers[mixer] = measured_step(step_config(device.kind, ranks, few, mixer), few, layout.rank, device, seconds)
+        config = step_config(device.kind, ranks, few, mixer)
+        of_mixers[mixer] = measured_step(config, few, layout.rank, device, seconds, fewest=2)
         clock.probe.look()
     found = {
         "name": device.name,

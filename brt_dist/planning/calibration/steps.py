@@ -14,12 +14,14 @@ from brt_dist.planning.calibration.fitting import MeasuredStep, StepShape
 _WARM_UP, _FEWEST, _MOST = 2, 4, 20  # steps
 
 
-def measured_step(config: Config, shape: StepShape, rank: int, device: Device, seconds: float) -> MeasuredStep:
+def measured_step(
+    config: Config, shape: StepShape, rank: int, device: Device, seconds: float, fewest: int = _FEWEST
+) -> MeasuredStep:
     """Medians over as many steps as fit into some seconds; of the rank that computes longest.  Collective."""
     layout = Layout.of(config, rank)
     engine = build_engine(config, layout, device)
     parts: list[dict[str, float]] = []
-    count = _WARM_UP + _FEWEST
+    count = _WARM_UP + fewest
     for number, given in enumerate(_inputs(config, layout, device), 1):
         agree((0.0,), device)  # begin together
         with engine.timed() as timer:
@@ -28,7 +30,7 @@ def measured_step(config: Config, shape: StepShape, rank: int, device: Device, s
         parts.append(timer.parts())
         if number == _WARM_UP:
             (took,) = agree((sum(parts[-1].values()),), device)
-            count = _WARM_UP + min(max(int(seconds / took), _FEWEST), _MOST)
+            count = _WARM_UP + min(max(int(seconds / took), fewest), _MOST)
         if number == count:
             break
     engine.close()
