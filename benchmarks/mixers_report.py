@@ -83,6 +83,7 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         if axes.has_data():
             axes.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))  # clear of points
     with atomic_file(path) as file:
         figure.savefig(file, format="png")
     pyplot.close(figure)
