@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks.step import serve
 from brt_dist.config.environment import CPU_DEFAULTS
+from brt_dist.files import write_atomic
 
 PARTS = ("positions", "segments")
 SEGMENT = 2048  # of the steps in a long document
@@ -53,7 +54,7 @@ def main() -> None:
     if "segments" in options.parts:
         figures["segments"] = segments(SEGMENTS, options.repeats)
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        write_atomic(options.json, json.dumps(figures, indent=1) + "\n")
     print(text(figures))
 
 

@@ -26,6 +26,7 @@ from typing import Any
 from brt_dist.config.environment import CPU_DEFAULTS
 from brt_dist.config.loading import load
 from brt_dist.config.schema import Config
+from brt_dist.files import write_atomic
 from brt_dist.planning.devices import Calibration, read_device
 from brt_dist.planning.layout_plan import Planner
 from brt_dist.planning.step_time import StepTime
@@ -121,7 +122,7 @@ def main() -> None:
             [*figures["pairs"], row], key=lambda row: [pair.name for pair in PAIRS].index(row["name"])
         )
         if options.json:
-            options.json.write_text(json.dumps(figures, indent=1) + "\n")
+            write_atomic(options.json, json.dumps(figures, indent=1) + "\n")
     print(text(figures))
 
 

@@ -30,6 +30,7 @@ from typing import Any
 
 from benchmarks.waiting import Call, shares, watched
 from brt_dist.config.environment import CPU_DEFAULTS
+from brt_dist.files import write_atomic
 
 LAYOUTS: dict[str, dict[str, int]] = {
     "one process": {"micro_batch": 4, "zero_stage": 0},
@@ -61,7 +62,7 @@ def main() -> None:
 
         figures["run"] = measure_run(config("one process"), options.run_steps)
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        write_atomic(options.json, json.dumps(figures, indent=1) + "\n")
     print(text(figures))
 
 

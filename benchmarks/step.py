@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from brt_dist.config.environment import CPU_DEFAULTS
+from brt_dist.files import write_atomic
 
 RECURRENT = {"window": {}, "recurrent": {"layers": [-3]}}
 ROWS: dict[str, dict[str, Any]] = {
@@ -89,7 +90,7 @@ def main() -> None:
         )
         print(table([row for row in figures if row["shape"] == shape]), flush=True)
         if options.json:
-            options.json.write_text(json.dumps(figures, indent=1))
+            write_atomic(options.json, json.dumps(figures, indent=1))
 
 
 def measure(

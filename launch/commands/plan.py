@@ -33,7 +33,7 @@ _PER_STAGE = 4  # micro-batches that are drawn for each stage; more look alike
 @click.option(
     "--most", type=click.IntRange(min=1), default=10, show_default=True, help="How many layouts --search shows."
 )
-@click.option("--calibrate", "calibrates", is_flag=True, help="Measure this machine, in about three minutes.")
+@click.option("--calibrate", "calibrates", is_flag=True, help="Measure this machine; takes some minutes.")
 @click.option(
     "--from", "runs", multiple=True, metavar="RUN", type=LocalPath(file_okay=False),
     help="With --calibrate: measure nothing, and correct the file with the times of this run; may be repeated.",

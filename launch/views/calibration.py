@@ -22,7 +22,8 @@ def calibration_text(found: Calibration) -> str:
     counts = sorted(found.ranks)
     rows = [(name, *(value(found.ranks[count]) for count in counts)) for name, value in _ROWS.items()]
     mixers = dict.fromkeys(mixer for count in counts for mixer in found.ranks[count].mixer_passes)
-    rows += [(f"passes, {mixer}", *(_passes(found.ranks[count], mixer) for count in counts)) for mixer in mixers]
+    for mixer in mixers:
+        rows.append((f"passes over activations, {mixer}", *(_passes(found.ranks[count], mixer) for count in counts)))
     head = (found.measured, *(f"{count} rank{'s' if count > 1 else ''}" for count in counts))
     return text_of(table(head, rows, right=head[1:]))
 
@@ -32,10 +33,7 @@ _ROWS = {
     "matrix products, fp32": lambda spec: f"{spec.peak_flops.fp32 * spec.matmul_efficiency / 1e12:,.3g} TFLOP/s",
     "attention, of the peak": lambda spec: f"{spec.attention_efficiency:.0%}",
     "memory": lambda spec: f"{spec.memory_rate / 1e9:,.3g} GB/s",
-    "passes over activations": lambda spec: f"{spec.activation_passes:.1f}",
-    "the same, by mixer": lambda spec: ", ".join(
-        f"{mixer} {passes:.1f}" for mixer, passes in spec.mixer_passes.items()
-    ),
+    "passes over activations, window": lambda spec: f"{spec.activation_passes:.1f}",
     "passes over gradients": lambda spec: f"{spec.gradient_passes:.1f}",
     "passes over logits": lambda spec: f"{spec.logits_passes:.1f}",
     "passes of an update": lambda spec: f"{spec.update_passes:.1f}",

@@ -10,7 +10,7 @@ from brt_dist.errors import ExitCode
 from brt_dist.kinds import MIXERS
 from tests.datasets import make_dataset
 from tests.parallel.pool import RankPool
-from tests.parallel.test_resume import config, events, same_tensors, train
+from tests.parallel.test_resume import config, events, finished, same_tensors, train
 
 pytestmark = pytest.mark.slow
 
@@ -52,11 +52,6 @@ def encoder(dataset: Path, run: Path, parallel: dict[str, Any] | None = None) ->
 def test_every_encoder_is_here() -> None:
     kinds = {mixer.kind for mixer in ModelConfig.model_validate(MODEL).mixers.values()}
     assert {kind for kind in MIXERS if not MIXERS[kind].is_causal} <= kinds
-
-
-def finished(ranks: RankPool, given: Config) -> list[dict[str, Any]]:
-    assert {code for code, _ in ranks.run(given.parallel.world_size, train, given, 1, 99)} == {ExitCode.FINISHED}
-    return events(given, "step", "evaluation")
 
 
 @pytest.fixture(scope="module")

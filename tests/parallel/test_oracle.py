@@ -11,7 +11,7 @@ from brt_dist.errors import ExitCode
 from brt_dist.languages import LANGUAGES, Words
 from tests.datasets import make_dataset
 from tests.parallel.pool import RankPool
-from tests.parallel.test_resume import config, events, same_tensors, train
+from tests.parallel.test_resume import config, events, finished, same_tensors, train
 
 pytestmark = pytest.mark.slow
 
@@ -44,11 +44,6 @@ def given(dataset: Path, run: Path, parallel: dict[str, Any] | None = None) -> C
     found = config(dataset, run, {name: {**section} for name, section in settings.items()} | {"data": {"segment": 16}})
     run.mkdir()
     return found.model_copy(update={"model": ModelConfig.model_validate(MODEL)})
-
-
-def finished(ranks: RankPool, of: Config) -> list[dict[str, Any]]:
-    assert {code for code, _ in ranks.run(of.parallel.world_size, train, of, 1, 99)} == {ExitCode.FINISHED}
-    return events(of, "step", "evaluation")
 
 
 @pytest.fixture(scope="module")

@@ -138,6 +138,12 @@ def test_resumed_run_is_bitwise_the_uninterrupted_run(
     }
 
 
+def finished(ranks: RankPool, given: Config) -> list[dict[str, Any]]:
+    """Train to the end in one attempt; the events of steps and evaluations."""
+    assert {code for code, _ in ranks.run(given.parallel.world_size, train, given, 1, 99)} == {ExitCode.FINISHED}
+    return events(given, "step", "evaluation")
+
+
 def events(given: Config, *kinds: str) -> list[dict[str, Any]]:
     lines = (Path(given.run.directory) / "metrics.jsonl").read_text().splitlines()
     return [event for event in map(json.loads, lines) if event["event"] in kinds]

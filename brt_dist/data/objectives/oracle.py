@@ -97,7 +97,7 @@ class Oracle(NextToken):
         after = None if symbol is None else dict(self.machine.moves(at)).get(symbol)
         if after is None:
             raise DataError(
-                f"model.oracle.language={self.settings.language}: a document is no word of it; byte {token} cannot "
+                f"model.oracle.language={self.settings.language}: a document is not a word of it; byte {token} cannot "
                 f"follow state {at.state} with a stack of {len(at.stack)}. Give the language, types and depth of "
                 "`brt data corpus cfg`, and build the dataset with --tokenizer bytes"
             )

@@ -67,7 +67,7 @@ def test_letters_are_the_bits_of_their_bytes() -> None:
 @pytest.mark.parametrize(("text", "byte"), [("(]", 93), ("((((( ", 40), ("(a", 97)])
 def test_what_is_no_word_is_refused(text: str, byte: int) -> None:
     tokens = np.frombuffer(text.encode(), np.uint8)
-    with pytest.raises(DataError, match=rf"language=dyck: a document is no word of it; byte {byte} cannot follow"):
+    with pytest.raises(DataError, match=rf"language=dyck: a document is not a word of it; byte {byte} cannot follow"):
         objective("dyck").labels(tokens[:0], tokens)
-    with pytest.raises(DataError, match="is no word of it"):
+    with pytest.raises(DataError, match="is not a word of it"):
         objective("dyck").labels(tokens, tokens[:0])

@@ -25,6 +25,7 @@ from brt_dist.planning.calibration.fitting import (
 from brt_dist.planning.devices import Calibration, DeviceSpec, device_spec, read_device, this_machine
 from brt_dist.planning.layout_plan import Planner
 from launch.cli import main
+from launch.views.calibration import calibration_text
 
 
 def planned(device: DeviceSpec, kind: str, ranks: int) -> list[MeasuredStep]:
@@ -60,6 +61,10 @@ def test_mixers_and_collectives_are_as_the_steps_had_them() -> None:
     found = of_mixers(base, "cpu", 2, {mixer: step(few, mixer=mixer) for mixer in MIXERS})
     assert found.mixer_passes == pytest.approx(truth.mixer_passes)
     assert of_tensor(found, "cpu", 2, step(many, tensor=2)).tensor_share == pytest.approx(0.4)
+    lines = calibration_text(Calibration(format=1, measured="now", ranks={2: found})).splitlines()
+    assert [line.split() for line in lines if "gated_delta" in line] == [
+        ["passes", "over", "activations,", "gated_delta", "23.0"]
+    ]
 
 
 def test_every_causal_mixer_is_measured() -> None:
