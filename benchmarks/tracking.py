@@ -33,7 +33,8 @@ import psutil
 
 from brt_dist.event_log import events_of
 from brt_dist.events import StepEvent
-from tests.mlflow_server import free_port, mlflow_server
+from tests.mlflow_server import mlflow_server
+from tests.ports import dead_port, free_port
 
 KINDS = ("off", "server", "alternating", "silent", "none there")
 PAUSE_SECONDS = 6.0  # the syncer asks every five
@@ -63,7 +64,8 @@ def main() -> None:
         live = stack.enter_context(mlflow_server(folder / "server", free_port()))
         os.sched_setaffinity(0, cores[:-1] or cores)
         print(f"the server on 1 core, runs on {len(cores[:-1]) or 'the same'}", file=sys.stderr)
-        silent, nobody = stack.enter_context(silent_server()), f"http://127.0.0.1:{free_port()}"
+        silent = stack.enter_context(silent_server())
+        nobody = f"http://127.0.0.1:{stack.enter_context(dead_port())}"
         uris = dict(zip(KINDS, (None, live, live, silent, nobody), strict=True))
         figures: list[dict[str, Any]] = []
         for turn in range(options.turns):

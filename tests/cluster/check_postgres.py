@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psycopg2
 
-from tests.mlflow_server import free_port, mlflow_server
+from tests.mlflow_server import mlflow_server
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS, METRICS = 10_000, 12

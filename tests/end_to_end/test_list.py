@@ -11,7 +11,8 @@ import pytest
 from mlflow import MlflowClient
 
 from launch.cli import main
-from tests.mlflow_server import free_port, mlflow_server
+from tests.mlflow_server import mlflow_server
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -81,13 +82,13 @@ def test_an_experiment_is_listed_as_its_folder_is(
         assert len(listed("--experiment", "brt", capsys=capsys)[1]["runs"]) == 2  # type: ignore[arg-type]
 
 
-def test_what_cannot_be_read_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_read_is_one_message(tmp_path: Path, dead_port: int, capsys: pytest.CaptureFixture[str]) -> None:
     code, error, _ = listed(str(tmp_path), "--experiment", "brt", capsys=capsys)
     assert code == 10 and str(error["error"]).startswith(f"no MLflow store {tmp_path}/mlflow.db")
     assert not (tmp_path / "mlflow.db").exists()
     (tmp_path / "mlflow.db").write_text("no database")
     code, error, _ = listed(str(tmp_path), "--experiment", "brt", capsys=capsys)
     assert code == 18 and "cannot read the runs of sqlite:///" in str(error["error"])
-    code, error, said = listed("--mlflow", f"http://me:hunter2@127.0.0.1:{free_port()}", capsys=capsys)
+    code, error, said = listed("--mlflow", f"http://me:hunter2@127.0.0.1:{dead_port}", capsys=capsys)
     assert code == 18 and "cannot read the runs of http://***@127.0.0.1" in str(error["error"])
     assert "hunter2" not in str(error) + said and "Traceback" not in said

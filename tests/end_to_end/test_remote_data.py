@@ -333,11 +333,15 @@ def test_a_cache_process_serves_the_readers_of_its_node(url: str, truth: str, tm
     node = NodeCache(cache.directory, cache.budget, cache.retry_seconds, {})
     second = NodeCache(cache.directory, cache.budget, cache.retry_seconds, {})
 
+    def announced() -> list[Path]:
+        lists = [json.loads(path.read_text()) for path in cache.directory.glob("requests/[0-9]*-*")]
+        return [cache.directory / sha256 for files in lists for _, sha256, *_ in files]
+
     def stop_it(step: int) -> None:
-        if step == 0:
-            deadline = time.monotonic() + 30
-            while node.describe()["files"] < 1 and time.monotonic() < deadline:
-                time.sleep(0.05)
+        # What is announced is read 30 steps later: who waits at each step leaves it to the node.
+        deadline = time.monotonic() + 30
+        while step < 150 and not all(map(Path.exists, announced())) and time.monotonic() < deadline:
+            time.sleep(0.01)
         if step == 150:
             node.close()
 

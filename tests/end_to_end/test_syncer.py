@@ -19,7 +19,8 @@ from mlflow import MlflowClient
 
 from launch.tracking.process import SyncerProcess
 from tests.end_to_end.conftest import ROOT, alive, wait_for
-from tests.mlflow_server import ADMIN, free_port, mlflow_server
+from tests.mlflow_server import ADMIN, mlflow_server
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 

@@ -2,7 +2,6 @@
 
 import os
 import random
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from brt_dist.event_log import events_of
 from brt_dist.events import EvaluationEvent, StepEvent
 from brt_dist.run_directory import RunDirectory
 from tests.datasets import make_dataset
+from tests.ports import free_port
 
 MODEL: dict[str, Any] = {
     "layers": 3, "width": 128, "heads": 4, "head_dim": 32, "window": 64, "dropout": 0.0,
@@ -61,12 +61,6 @@ def train(run: Path, dataset: Path, settings: dict[str, Any], device: str, steps
         f"{event.dataset} {event.memory} after step {event.step}": event.loss or 0.0
         for event in events_of(run, EvaluationEvent)
     }
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def test_float32_on_the_gpu_is_the_cpu(tmp_path: Path, dataset: Path) -> None:

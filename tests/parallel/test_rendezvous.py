@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mlflow_server import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 

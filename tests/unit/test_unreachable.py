@@ -14,7 +14,6 @@ from brt_dist.errors import BrtError, DataError, PlatformError
 from brt_dist.unreachable import unreachable
 from launch.cli import main
 from pipelines.build import BuildSettings, build
-from tests.mlflow_server import free_port
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -48,9 +47,9 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
 
 
-def refusing(monkeypatch: pytest.MonkeyPatch, protocol: str) -> tuple[str, str]:
+def refusing(monkeypatch: pytest.MonkeyPatch, protocol: str, port: int) -> tuple[str, str]:
     """A URL and the host that it stands for, on which nothing listens."""
-    host = f"127.0.0.1:{free_port()}"
+    host = f"127.0.0.1:{port}"
     if protocol == "s3":
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}")
         return "s3://bucket/x", host
@@ -59,8 +58,10 @@ def refusing(monkeypatch: pytest.MonkeyPatch, protocol: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize("protocol", ["http", "https", "s3"])
 @pytest.mark.parametrize("asked", ["source", "checkpoints", "dataset"])
-def test_the_host_is_named(protocol: str, asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    url, host = refusing(monkeypatch, protocol)
+def test_the_host_is_named(
+    protocol: str, asked: str, dead_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, host = refusing(monkeypatch, protocol, dead_port)
     with pytest.raises(PlatformError) as error:
         if asked == "source":
             build(BuildSettings((url,), tokenizer="bytes"), tmp_path / "out", workers=0)

@@ -186,9 +186,6 @@ def test_sockets_of_ray_have_a_short_path(folder: str, monkeypatch: pytest.Monke
 
 def test_a_source_without_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hosts that cannot be reached: tests/unit/test_unreachable.py."""
-    from s3fs import S3FileSystem
-
-    S3FileSystem.clear_instance_cache()  # those of other tests have credentials, and servers that are gone
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -23,12 +23,6 @@ def store() -> Iterator[ObjectStore]:
         yield running
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_a_bucket_that_takes_objects_is_left_as_it_was(store: ObjectStore) -> None:
     import s3fs
 
@@ -47,13 +41,13 @@ def test_a_bucket_that_takes_objects_is_left_as_it_was(store: ObjectStore) -> No
     ],
 )
 def test_what_is_wrong_with_a_place_is_told_in_one_message(
-    store: ObjectStore, tmp_path: Path, case: str, wanted: list[str]
+    store: ObjectStore, tmp_path: Path, dead_port: int, case: str, wanted: list[str]
 ) -> None:
     url, variables = f"{store.url}/runs/a", {"AWS_MAX_ATTEMPTS": "1"}
     if case == "bucket":
         url = "s3://nothere/runs/a"
     elif case == "address":
-        variables["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{free_port()}"
+        variables["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{dead_port}"
     elif case == "no credentials":
         names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
         variables |= {**dict.fromkeys(names, ""), "AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)}
@@ -97,7 +91,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
 
 
 def test_brt_train_refuses_such_a_place_before_anything_starts(
-    store: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: ObjectStore, tmp_path: Path, dead_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     settings = [f"run.directory={run}", "run.steps=3000", f"data.dataset={tmp_path}", "run.device=cpu"]
@@ -108,6 +102,6 @@ def test_brt_train_refuses_such_a_place_before_anything_starts(
     assert json.loads(said.out)["error"].startswith("run.checkpoints=s3://nothere/a: there is")
     assert not os.path.exists(run)
     check_place(load([], [*settings, f"run.checkpoints={store.url}/a"]).config)
-    variables = f"launch.environment={{AWS_ENDPOINT_URL: http://127.0.0.1:{free_port()}}}"
+    variables = f"launch.environment={{AWS_ENDPOINT_URL: http://127.0.0.1:{dead_port}}}"
     with pytest.raises(PlatformError, match="cannot be reached"):  # as the ranks would find
         check_place(load([], [*settings, f"run.checkpoints={store.url}/a", variables]).config)
