@@ -51,6 +51,9 @@ def kinds(window: int, head_dim: int) -> dict[str, list[str]]:
         "recurrent, sharp": [f"model.mixers.{mixer}.query_length{sharp}" for mixer in ("recurrent", "window")],
         "sliding window": plain,
         "sliding window, sharp": [*plain, f"model.mixers.window.query_length{sharp}"],
+        "sliding window x2, sharp": [
+            *plain, f"model.window={2 * window}", f"model.mixers.window.query_length{sharp}"
+        ],
         "XL, window x2": wide,
         "XL, window x2, sharp": [*wide, f"model.mixers.window.query_length{sharp}"],
     }  # fmt: skip

@@ -11,6 +11,7 @@ BASE = {
     "recurrent": "sliding window",
     "recurrent, sharp states": "sliding window",
     "recurrent, sharp": "sliding window, sharp",
+    "sliding window x2, sharp": "sliding window, sharp",
     "XL, window x2": "sliding window",
     "XL, window x2, sharp": "sliding window, sharp",
 }
