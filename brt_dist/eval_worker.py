@@ -39,6 +39,7 @@ class EvaluationRequest:
         documents: read only the first of each; None: all.
         passes: everything is read once in each.
         watch: also look at layers with a state, where memory is carried.
+        judged: for each place, whether to count what is legal there.
     """
 
     source: str
@@ -47,6 +48,7 @@ class EvaluationRequest:
     documents: int | None
     passes: "tuple[MemoryPass, ...]"
     watch: bool
+    judged: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class EvaluationFolder:
 
         found = json.loads(self.request.read_text())
         passes = tuple(MemoryPass(one["name"], one["use"], one["layers"]) for one in found["passes"])
-        return EvaluationRequest(**{**found, "places": tuple(found["places"]), "passes": passes})
+        places, judged = tuple(found["places"]), tuple(found["judged"])
+        return EvaluationRequest(**{**found, "places": places, "passes": passes, "judged": judged})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -132,11 +135,14 @@ def _run(folder: EvaluationFolder) -> None:
 def _scores(engine: "Engine", request: EvaluationRequest, on_tokens: Callable[[int], None]) -> "Iterator[Score]":
     """The score of each place in each pass."""
     from brt_dist.evaluation.engine_reading import score_on_ranks
+    from brt_dist.evaluation.oracle_tally import oracle_of
 
-    for place in request.places:
+    for place, judge in zip(request.places, request.judged, strict=True):
+        oracle = oracle_of(engine.config.model) if judge else None
         with _opened(place, request.documents) as documents:
             for how in request.passes:
-                yield score_on_ranks(engine, documents, how, request.watch and how.use == "carried", on_tokens)
+                watch = request.watch and how.use == "carried"
+                yield score_on_ranks(engine, documents, how, watch, oracle, on_tokens)
 
 
 @contextmanager

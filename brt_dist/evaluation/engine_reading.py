@@ -10,15 +10,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from brt_dist.data.objectives.oracle import Oracle
 from brt_dist.data.reader import Documents, SegmentReader
 from brt_dist.data.stream_schedule import StepReads
 from brt_dist.evaluation.forgetting import MemoryPass, part_of
 from brt_dist.evaluation.layer_tally import LayerTally, statistics_by_layer
+from brt_dist.evaluation.legality import Legality
 from brt_dist.evaluation.score import Float64Array, Score, add_up, block_nats, one_pass
 from brt_dist.evaluation.stream_forgetting import clear_streams
+from brt_dist.model.model import token_losses
 from brt_dist.parallel.engine import Engine
 from brt_dist.parallel.pipeline import layers_of, runs_of
-from brt_dist.parallel.step_input import step_input, streams_to_read
+from brt_dist.parallel.step_input import NEXT_TOKEN, step_input, streams_to_read
 from brt_dist.parallel.stream_memory import StreamMemory
 
 
@@ -31,6 +34,7 @@ class EngineReading:
         memory: blank.
         how: what happens to it at the start of every segment.
         tally: of the memory that a segment leaves; None: do not look at it.
+        legality: counts what is legal; None: do not.
     """
 
     def __init__(
@@ -40,8 +44,10 @@ class EngineReading:
         memory: StreamMemory,
         how: MemoryPass,
         tally: LayerTally | None,
+        legality: Legality | None = None,
     ) -> None:
         self._engine, self._reader, self._memory, self._how, self._tally = engine, reader, memory, how, tally
+        self._legality, self._objective = legality, NEXT_TOKEN if legality is None else legality.objective
         self._steps = 0
 
     def read(self, plan: StepReads) -> Float64Array:
@@ -52,8 +58,10 @@ class EngineReading:
         part = part_of(self._how.use)
         if part is not None:
             clear_streams(engine, self._memory, part, self._how.layers)
-        step = step_input(self._steps, plan, segments, layout, device, self._how.use == "cleared")
+        step = step_input(self._steps, plan, segments, layout, device, self._how.use == "cleared", self._objective)
         watched = _BlockNats(plan.document.shape[1])
+        if self._legality is not None:
+            watched = _BlockNatsOfLogits(plan.document.shape[1], self._legality.observer(plan, step))
         engine.evaluate_step(step, self._memory, watched)
         if self._tally is not None:
             look_at_memory(engine, self._memory, self._tally)
@@ -71,6 +79,7 @@ def score_on_ranks(
     documents: Documents,
     how: MemoryPass,
     watch: bool = False,
+    oracle: Oracle | None = None,
     on_tokens: Callable[[int], None] = lambda tokens: None,
 ) -> Score:
     """Read all documents once, in the segments and streams of the engine's config.  Collective.
@@ -80,6 +89,7 @@ def score_on_ranks(
         documents: to read.
         how: what happens to memory at the start of every segment.
         watch: also look at layers with a state.
+        oracle: of a model that has one, to also count what is legal; all documents are words of its language.
         on_tokens: called after each step with the number of tokens predicted in it.
 
     Returns:
@@ -93,13 +103,19 @@ def score_on_ranks(
     tally = LayerTally(statistics_by_layer(config.model), engine.device.torch)
     with ExitStack() as stack:
         memory = stack.enter_context(engine.evaluation_memory())
+        legality = None if oracle is None else Legality(oracle, engine, documents, stack)
         look = None
         if watch:
             stack.enter_context(tally.watching(layers_of(engine.stage), lambda: engine.holds_streams))
             look = tally
-        reading = EngineReading(engine, SegmentReader(documents, schedule), memory, how, look)
+        reader = SegmentReader(documents, schedule, beginnings=oracle is not None)
+        reading = EngineReading(engine, reader, memory, how, look, legality)
         found = add_up(documents, schedule, reading, on_tokens)
-    return replace(found, layers=tally.result()) if watch else found
+    return replace(
+        found,
+        layers=tally.result() if watch else (),
+        oracle=None if legality is None else legality.tally.result(),
+    )
 
 
 def look_at_memory(engine: Engine, memory: StreamMemory, tally: LayerTally) -> None:
@@ -130,3 +146,17 @@ class _BlockNats:
         blocks = block_nats(scores, mask, self._blocks)
         self.found.append(blocks)
         return blocks.sum().float()
+
+
+class _BlockNatsOfLogits(_BlockNats):
+    """The same where legality needs the logits."""
+
+    wants_logits: ClassVar[bool] = True
+
+    def __init__(self, blocks: int, legality: Legality) -> None:
+        super().__init__(blocks)
+        self._legality = legality
+
+    def __call__(self, micro_batch: int, scores: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        self._legality(micro_batch, scores, target, mask)
+        return super().__call__(micro_batch, token_losses(scores, target), target, mask)

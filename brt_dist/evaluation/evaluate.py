@@ -14,7 +14,8 @@ from brt_dist.data.stream_schedule import StepReads
 from brt_dist.evaluation.answers import Answers
 from brt_dist.evaluation.forgetting import MemoryUse, part_of
 from brt_dist.evaluation.layer_tally import LayerTally, watched_by
-from brt_dist.evaluation.legality import Legality, OracleScores
+from brt_dist.evaluation.legality import Legality
+from brt_dist.evaluation.oracle_tally import OracleScores
 from brt_dist.evaluation.positions import Positions
 from brt_dist.evaluation.stream_forgetting import clear_streams
 from brt_dist.events import LayerStatistics, PositionLoss

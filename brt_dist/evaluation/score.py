@@ -15,12 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from brt_dist.data.objectives.oracle import Oracle
 from brt_dist.data.one_pass import OnePassSchedule
 from brt_dist.data.reader import Documents, SegmentReader
 from brt_dist.data.stream_schedule import StepReads
 from brt_dist.errors import ConfigError, DataError
 from brt_dist.evaluation.forgetting import MemoryUse, clear, part_of
 from brt_dist.evaluation.layer_tally import LayerTally, statistics_by_layer
+from brt_dist.evaluation.oracle_reading import OracleReading
+from brt_dist.evaluation.oracle_tally import OracleScores
 from brt_dist.evaluation.positions import PositionBins, by_position
 from brt_dist.events import LayerStatistics, PositionLoss
 from brt_dist.model.layers import Layer
@@ -40,12 +43,14 @@ class Score:
         document_tokens: (K,) predicted tokens of each: all but the first.
         positions: mean loss by position in the document.
         layers: what was seen of layers with a state (`Mixer.statistics`, `Mixer.watched`), if asked for.
+        oracle: what a model with an oracle knows of its language, if asked for.
     """
 
     document_nats: Float64Array
     document_tokens: Int64Array
     positions: tuple[PositionLoss, ...]
     layers: tuple[LayerStatistics, ...] = ()
+    oracle: OracleScores | None = None
 
     @property
     def nats(self) -> float:
@@ -93,6 +98,7 @@ class Score:
             "document_tokens": self.document_tokens.tolist(),
             "positions": [asdict(position) for position in self.positions],
             "layers": [asdict(layer) for layer in self.layers],
+            "oracle": None if self.oracle is None else asdict(self.oracle),
         }
 
     @classmethod
@@ -103,6 +109,7 @@ class Score:
             np.array(found["document_tokens"], np.int64),
             tuple(PositionLoss(**position) for position in found["positions"]),
             tuple(LayerStatistics(**layer) for layer in found["layers"]),
+            None if found["oracle"] is None else OracleScores(**found["oracle"]),
         )
 
 
@@ -124,6 +131,7 @@ def score(
     memory_use: MemoryUse = "carried",
     layers: Sequence[int] | None = None,
     watch: bool = False,
+    oracle: Oracle | None = None,
     on_tokens: Callable[[int], None] = lambda tokens: None,
 ) -> Score:
     """Read all documents once, in one process.
@@ -137,19 +145,27 @@ def score(
             shows what it is worth.
         layers: of which a part is cleared; None: of all.
         watch: also look at layers with a state.
+        oracle: of a network that has one, to also count what is legal; all documents are words of its language.
         on_tokens: called after each step with the number of tokens predicted in it.
 
     Raises:
         ConfigError: `segment` is not a multiple of the window.
         DataError: no document has two tokens, so nothing can be predicted.
     """
-    schedule = one_pass(documents, segment, min(streams, len(documents.lengths)), network.config.window)
-    reading = NetworkReading(network, SegmentReader(documents, schedule), memory_use, layers)
+    streams = min(streams, len(documents.lengths))
+    schedule = one_pass(documents, segment, streams, network.config.window)
     with ExitStack() as stack:
+        judge = None if oracle is None else OracleReading(oracle, network, documents, streams, stack)
+        reader = SegmentReader(documents, schedule, beginnings=oracle is not None)
+        reading = NetworkReading(network, reader, memory_use, layers, judge)
         if watch:
             stack.enter_context(reading.watching())
         found = add_up(documents, schedule, reading, on_tokens)
-    return replace(found, layers=reading.tally.result()) if watch else found
+    return replace(
+        found,
+        layers=reading.tally.result() if watch else (),
+        oracle=None if judge is None else judge.result(),
+    )
 
 
 def one_pass(documents: Documents, segment: int, streams: int, window: int) -> OnePassSchedule:
@@ -193,9 +209,15 @@ class NetworkReading:
     """A whole network in this process; see `score` for the arguments."""
 
     def __init__(
-        self, network: BlockRecurrentModel, reader: SegmentReader, memory_use: MemoryUse, layers: Sequence[int] | None
+        self,
+        network: BlockRecurrentModel,
+        reader: SegmentReader,
+        memory_use: MemoryUse,
+        layers: Sequence[int] | None,
+        judge: OracleReading | None = None,
     ) -> None:
         self._network, self._reader, self._use, self._layers = network, reader, memory_use, layers
+        self._judge = judge
         self._device = next(network.parameters()).device
         self._memory: list[Memory] | None = None
         self.tally = LayerTally(statistics_by_layer(network.config), self._device)
@@ -218,7 +240,11 @@ class NetworkReading:
         part = part_of(self._use)
         if part is not None:
             clear(self._network, memory, part, self._layers)
-        losses, self._memory = self._network(tokens, memory, self._tensor(starts), None, target)
+        begins = self._tensor(starts)
+        if self._judge is None:
+            losses, self._memory = self._network(tokens, memory, begins, None, target)
+        else:
+            losses, self._memory = self._judge.read(plan, read, memory, begins)
         if self._watches:
             self._look()
         return block_nats(losses, mask, plan.document.shape[1]).cpu().numpy()

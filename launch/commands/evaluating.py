@@ -19,6 +19,7 @@ from brt_dist.data.in_memory import InMemoryDataset
 from brt_dist.data.subset import FirstDocuments
 from brt_dist.errors import DataError
 from brt_dist.evaluation.forgetting import passes
+from brt_dist.evaluation.oracle_tally import first_other_text, oracle_of
 from brt_dist.evaluation.score import one_pass, score
 from brt_dist.evaluation.texts import size_of
 from brt_dist.files import is_url
@@ -65,10 +66,10 @@ def in_this_process(wanted: Wanted) -> Measured:
     with inference.load(wanted.source, wanted.step, device=wanted.device, tokenizer=wanted.tokenizer) as model:
         tokenizer = model.tokenizer if model.has_tokenizer else None
         segment, todo = _segment(wanted, model.config), passes(model.config, cleared=wanted.cleared, parts=wanted.parts)
-        found = []
+        oracle, found = oracle_of(model.config), []
         for place in wanted.places:
             data = _first(_open(place, model.config, tokenizer, lambda: model.tokenizer), wanted.documents)
-            began, scores = time.monotonic(), {}
+            unjudged, began, scores = None if oracle is None else first_other_text(oracle, data), time.monotonic(), {}
             for how in todo:
                 with _progress(f"{place}, {how.name}", _targets(data)) as advance:
                     scores[how.name] = score(
@@ -79,9 +80,10 @@ def in_this_process(wanted: Wanted) -> Measured:
                         memory_use=how.use,
                         layers=how.layers,
                         watch=wanted.parts and how.use == "carried",
+                        oracle=None if unjudged else oracle,
                         on_tokens=advance,
                     )
-            found.append(_evaluated(place, data, tokenizer, scores, time.monotonic() - began))
+            found.append(_evaluated(place, data, tokenizer, scores, time.monotonic() - began, unjudged))
         return Measured(_facts(wanted, model.where, model.facts, model.config), found)
 
 
@@ -120,17 +122,19 @@ def in_layout(wanted: Wanted, settings: Sequence[str]) -> Measured:
                 data.save(Path(place))
             datasets.append(_first(data, wanted.documents))
             places.append(place)
-        todo = passes(weights.model, cleared=wanted.cleared, parts=wanted.parts)
+        todo, oracle = passes(weights.model, cleared=wanted.cleared, parts=wanted.parts), oracle_of(weights.model)
+        unjudged = [None if oracle is None else first_other_text(oracle, data) for data in datasets]
+        judged = tuple(oracle is not None and reason is None for reason in unjudged)
         request = EvaluationRequest(
-            wanted.source, wanted.step, tuple(places), wanted.documents, tuple(todo), wanted.parts
+            wanted.source, wanted.step, tuple(places), wanted.documents, tuple(todo), wanted.parts, judged
         )
         began = time.monotonic()
         with _progress("all data", len(todo) * sum(map(_targets, datasets))) as advance:
             scores = iter(score_on_ranks(config, request, Path(folder), wanted.ray_address, advance))
         seconds = (time.monotonic() - began) / len(places)
         found = [
-            _evaluated(place, data, tokenizer, {how.name: next(scores) for how in todo}, seconds)
-            for place, data in zip(wanted.places, datasets, strict=True)
+            _evaluated(place, data, tokenizer, {how.name: next(scores) for how in todo}, seconds, reason)
+            for place, data, reason in zip(wanted.places, datasets, unjudged, strict=True)
         ]
         return Measured(_facts(wanted, weights.where, weights.facts, weights.model), found)
 
@@ -197,9 +201,14 @@ def _facts(wanted: Wanted, where: str, facts: dict[str, Any], model: ModelConfig
 
 
 def _evaluated(
-    place: str, data: "Documents", tokenizer: "Tokenizer | None", scores: dict[str, Any], seconds: float
+    place: str,
+    data: "Documents",
+    tokenizer: "Tokenizer | None",
+    scores: dict[str, Any],
+    seconds: float,
+    unjudged: str | None,
 ) -> Evaluated:
-    return Evaluated(place, None if tokenizer is None else size_of(data, tokenizer), scores, seconds)
+    return Evaluated(place, None if tokenizer is None else size_of(data, tokenizer), scores, seconds, unjudged)
 
 
 @contextmanager

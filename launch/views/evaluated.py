@@ -15,15 +15,27 @@ if TYPE_CHECKING:
     from brt_dist.evaluation.score import Score
     from brt_dist.evaluation.texts import TextSize
 
+_LANGUAGE = {
+    "legal": "legal predictions",
+    "legal_words": "words predicted legally throughout",
+    "state_accuracy": "tokens after which the state is told",
+    "stack_accuracy": "tokens after which the stack is told",
+}
+
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was found on one source of data."""
+    """What was found on one source of data.
+
+    Attributes:
+        unjudged: why a model with an oracle was not asked how much it predicts is legal; None if it was, and of others.
+    """
 
     name: str
     size: "TextSize | None"
     scores: "dict[str, Score]"
     seconds: float
+    unjudged: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         carried = self.scores["carried"]
@@ -35,6 +47,8 @@ class Evaluated:
         }
         if self.size is not None:
             found |= {"text_bytes": self.size.text_bytes, "words": self.size.words}
+        if self.unjudged is not None:
+            found["legality_left_out"] = self.unjudged
         if carried.layers:
             found["layers"] = [{"layer": one.layer, **one.values} for one in carried.layers]
         for memory, score in self.scores.items():
@@ -43,6 +57,7 @@ class Evaluated:
                 "bits_per_token": score.bits_per_token,
                 "standard_error": score.standard_error,
                 **self.of_text(score),
+                **of_language(score),
                 "positions": [asdict(position) for position in score.positions],
                 "documents": [
                     {"nats": float(nats), "tokens": int(tokens)}
@@ -61,6 +76,11 @@ class Evaluated:
         }
 
 
+def of_language(score: "Score") -> dict[str, Any]:
+    """What a model with an oracle knows of its language, if that was asked."""
+    return {} if score.oracle is None else asdict(score.oracle)
+
+
 def events_of(found: Sequence[Evaluated], step: int) -> list[EvaluationEvent]:
     """The results as training tells its own."""
     return [
@@ -74,6 +94,7 @@ def events_of(found: Sequence[Evaluated], step: int) -> list[EvaluationEvent]:
             positions=score.positions,
             layers=score.layers,
             seconds=one.seconds,
+            **of_language(score),
         )
         for one in found
         for memory, score in one.scores.items()
@@ -94,6 +115,8 @@ def show_evaluated(facts: Mapping[str, Any], found: Sequence[Evaluated]) -> None
         if carried.standard_error is not None:
             rows.append(("± standard error", *(f"{score.standard_error:.4f}" for score in one.scores.values())))
         show(table(head, rows, right=head[1:]))
+        if one.unjudged is not None:
+            click.echo(f"no share of legal predictions: {one.unjudged}")
         click.echo("")
         head = ("position in the document", "tokens", *one.scores)
         show(table(head, list(_position_rows(one)), right=head[1:]))
@@ -130,3 +153,7 @@ def _rows(one: Evaluated) -> Iterator[tuple[str, list[float]]]:
     if all(of_text):
         yield "bits/byte", [values["bits_per_byte"] for values in of_text]
         yield "word perplexity", [values["word_perplexity"] for values in of_text]
+    judged = [of_language(score) for score in scores]
+    if all(judged):
+        for name, label in _LANGUAGE.items():
+            yield label, [values[name] for values in judged]

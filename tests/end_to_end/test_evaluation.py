@@ -1,6 +1,7 @@
 """`brt eval` of one model on one process and on the ranks of layouts: the same numbers."""
 
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,63 @@ def test_what_fails_on_a_rank_is_told_once(tmp_path: Path) -> None:
     weights.write_bytes(damaged)
     found = evaluated(model, "parallel.data=2", "--data", dataset, code=12)
     assert "model.safetensors" in found["error"]
+
+
+RUN = """\
+model: {{layers: 1, width: 24, heads: 2, head_dim: 8, window: 8, dropout: 0.0, mixers: {{lstm: {{}}}},
+  ffns: {{relu: {{width: 24}}}}, objective: oracle, oracle: {{language: dyck, depth: 3, slots: 3}}}}
+data: {{dataset: {data}, validation: {held_out}, segment: 16, streams: 4}}
+optimizer: {{learning_rate: 1.0e-2, warmup_steps: 2}}
+run: {{name: tiny, directory: {run}, steps: 8, precision: fp32, device: cpu, evaluation_steps: 99}}
+"""
+SHARES = ("legal", "legal_words", "state_accuracy", "stack_accuracy")
+
+
+def brt(*arguments: str | Path) -> None:
+    done = subprocess.run([BRT, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_legal_is_told_of_a_formal_language(tmp_path: Path) -> None:
+    """From the corpus to MLflow, as training tells it at its end; of other text it is not told, and why."""
+    from mlflow import MlflowClient
+
+    options = ("--language", "dyck", "--types", "2", "--depth", "3", "--length", "20", "--words", "60")
+    brt("data", "corpus", "cfg", "--out", tmp_path / "dyck", *options, "--held-out", "20")
+    data, held_out, run = tmp_path / "data", tmp_path / "held out", tmp_path / "runs" / "tiny"
+    for part, out in (("train", data), ("validation", held_out)):
+        brt("data", "build", tmp_path / "dyck" / part, "--out", out, "--tokenizer", "bytes", "--workers", "0")
+    (tmp_path / "run.yaml").write_text(RUN.format(data=data, held_out=held_out, run=run))
+    brt("train", tmp_path / "run.yaml")
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    told = {one["memory"]: one for one in lines if one["event"] == "evaluation" and one["dataset"] == "validation"}
+
+    notes = tmp_path / "notes.txt"
+    notes.write_text("no brackets")
+    places = ("--data", held_out, "--data", notes, "--streams", "4", "--segment", "16")
+    one, other = evaluated(run, *places, "--track")["results"]
+    for memory in ("carried", "cleared"):
+        assert [one[memory][name] for name in SHARES] == [told[memory][name] for name in SHARES]
+    assert 0 < one["carried"]["legal"] < 1 and "legality_left_out" not in one
+    assert "legal" not in other["carried"] and other["carried"]["bits_per_token"] > 0
+    assert other["legality_left_out"].startswith("document 0: model.oracle.language=dyck: a document is not a word")
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    (experiment,) = [found for found in client.search_experiments() if found.name == "brt"]
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    sent = {name: value for name, value in tracked.data.metrics.items() if name.startswith("objective_legal/")}
+    assert sum(math.isclose(value, one["carried"]["legal"]) for value in sent.values()) == 2, (
+        sent
+    )  # training's and this
+
+    for layout in ("parallel.tensor=2", "parallel.data=2"):
+        split = evaluated(run, layout, *places)["results"][0]
+        for memory in ("carried", "cleared"):
+            assert split[memory]["bits_per_token"] == pytest.approx(one[memory]["bits_per_token"], abs=1e-6)
+            shares = [one[memory][name] for name in SHARES]
+            assert [split[memory][name] for name in SHARES] == pytest.approx(shares, abs=2 / one["tokens"])
+
+    command = [BRT, "eval", str(run), *map(str, places), "--device", "cpu"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    assert "legal predictions" in shown and f"{one['carried']['legal']:.4f}" in shown
+    assert "no share of legal predictions: document 0: " in shown

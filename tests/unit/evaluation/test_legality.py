@@ -13,6 +13,8 @@ from brt_dist.config.schema import Config
 from brt_dist.data.in_memory import InMemoryDataset
 from brt_dist.errors import ConfigError
 from brt_dist.evaluation.evaluate import evaluate
+from brt_dist.evaluation.oracle_tally import first_other_text, oracle_of
+from brt_dist.evaluation.score import Score, score
 from brt_dist.export.formats.hf import refuse_unknown_kinds
 from brt_dist.languages import FIRST, LANGUAGES, Words, labels
 from brt_dist.model.model import full_logits
@@ -60,6 +62,13 @@ def test_shares_are_those_of_a_plain_loop(device: Device) -> None:
     finally:
         engine.close()
     assert found == again and found.oracle is not None and found.accuracy is None
+    oracle = oracle_of(given.model)
+    assert oracle is not None and first_other_text(oracle, dataset) is None
+    for segment, streams in ((8, 4), (4, 3), (20, 50)):  # the same, however words are read
+        whole = score(model, dataset, segment=segment, streams=streams, oracle=oracle)
+        assert whole.oracle == found.oracle and whole.nats == pytest.approx(found.loss * found.tokens, rel=1e-6)
+        assert Score.from_json(whole.to_json()).oracle == found.oracle
+    assert score(model, dataset, segment=8, streams=4).oracle is None
 
     heads = model.final_norm.oracle
     assert heads is not None
@@ -94,6 +103,15 @@ def test_shares_are_those_of_a_plain_loop(device: Device) -> None:
         assert among > 40 and getattr(found.oracle, name) == right / among, name
     assert 0 < counts["legal_words"][0] < counts["legal_words"][1]
     assert found.tokens == counts["legal"][1]
+
+
+def test_documents_that_are_no_words_are_told() -> None:
+    oracle = oracle_of(config().model)
+    assert oracle is not None and oracle_of(config().model.model_copy(update={"objective": "causal"})) is None
+    words, other = [np.frombuffer(text, np.uint8) for text in (b"([])", b"[][]")], np.frombuffer(b"([)]", np.uint8)
+    assert first_other_text(oracle, InMemoryDataset(words, 256)) is None
+    told = first_other_text(oracle, InMemoryDataset([*words, other], 256))
+    assert told is not None and told.startswith("document 2: ") and "not a word of it" in told
 
 
 @pytest.mark.parametrize("decomposition", ["forced", "latent"])
