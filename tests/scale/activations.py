@@ -35,6 +35,21 @@ class Operations(TorchDispatchMode):
         return sum(size for key, (made, size) in self._made.items() if key not in apart and not made.expired())
 
 
+class Written(TorchDispatchMode):
+    """Bytes of the results of all operations but views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            every = result if isinstance(result, tuple | list) else [result]
+            self.bytes += sum(one.numel() * one.element_size() for one in every if isinstance(one, Tensor))
+        return result
+
+
 def left_by(forward: Callable[[], Iterable[Tensor]]) -> tuple[int, list[Tensor]]:
     """Bytes that a forward leaves besides its results, and the results."""
     with Operations() as operations:

@@ -5,15 +5,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.layers import Layer
 from brt_dist.model.memory import carried
 from brt_dist.parallel.layout import single_process
-from tests.scale.activations import Operations
+from tests.scale.activations import Operations, Written
 
 BLOCKS = (4, 8, 16)
 MIXERS = {
@@ -30,21 +28,6 @@ class Cost(NamedTuple):
     operations: int
     written: int
     kept: int
-
-
-class Written(TorchDispatchMode):
-    """Bytes of the results of all operations but views."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            every = result if isinstance(result, tuple | list) else [result]
-            self.bytes += sum(one.numel() * one.element_size() for one in every if isinstance(one, Tensor))
-        return result
 
 
 @pytest.fixture(scope="module", autouse=True)
