@@ -6,6 +6,7 @@ its own.  So what people look for comes first (bits per token, loss, what memory
 A run keeps the names with which it began (`SyncState.names`): a curve does not change its name halfway.
 """
 
+import re
 from typing import NamedTuple
 
 FIRST, CURRENT = 1, 2  # versions of the names
@@ -67,5 +68,8 @@ def metric(what: str, version: int = CURRENT, **values: object) -> str | None:
 
 def evaluated(dataset: str, memory: str) -> str:
     """What an evaluation is called in names: `validation`, `validation_cleared`, `train_documents`, ..."""
-    place = "train_documents" if dataset == "train" else dataset  # `train` alone is the loss of the steps
+    # a place on disk is no part of a name as it stands: MLflow refuses names that a path would resolve to another
+    parts = [part for part in dataset.split("/") if part not in ("", ".", "..")]
+    place = re.sub(r"[^\w .:/-]", "_", "/".join(parts))
+    place = "train_documents" if place == "train" else place  # `train` alone is the loss of the steps
     return place if memory == "carried" else f"{place}_{memory.replace(' ', '_')}"

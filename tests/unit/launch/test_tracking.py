@@ -25,7 +25,7 @@ from launch.run.redact import redact
 from launch.run.submission import Submission
 from launch.tracking import facts
 from launch.tracking.model import CODE, requirements
-from launch.tracking.names import FIRST, METRICS, metric
+from launch.tracking.names import FIRST, METRICS, evaluated, metric
 from launch.tracking.params import params, sizes
 from launch.tracking.rows import Row, Rows, Tag, TextFile
 from launch.tracking.state import SyncState
@@ -63,6 +63,15 @@ def test_evaluations_are_curves_of_their_own() -> None:
     ]
     other = parsed({**event, "step": 4, "bits_per_token": 2.5})  # without its carried half there is no difference
     assert [row.key for row in later.of(other) if isinstance(row, Row)] == ["bits_per_token/validation_cleared"]
+
+
+@pytest.mark.parametrize("place", ["/data/held out/é(1)", "../data/./held out//é(1)"])
+def test_a_place_becomes_a_name_that_mlflow_takes(place: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    name = metric("evaluation.legal", data=evaluated(place, "state cleared"))
+    assert name == "objective_legal/data/held out/é_1__state_cleared"
+    _validate_metric_name(name)
 
 
 def test_parts_of_a_step_are_on_the_tab_of_system_metrics() -> None:
