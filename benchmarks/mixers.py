@@ -4,6 +4,7 @@
 
 * recall: a key that is shown once (benchmarks/recall.py), asked for 8 and more windows later;
 * multi-query and last write: pairs of key and value (benchmarks/pairs.py);
+* copy: a sequence, and the same again (benchmarks/copies.py);
 * text: bytes of `brt data corpus books`, or of code of this environment's packages (--text code), with bits per byte
   of held-out text by position in the document, and memory.
 
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
     from brt_dist.config.schema import Config
     from brt_dist.parallel.device import Device
 
-TASKS = ("text", "recall", "multi-query", "last write")  # text first: the peak of memory is then its own
+TASKS = ("text", "recall", "multi-query", "last write", "copy")  # text first: the peak of memory is then its own
 REFERENCE = "recurrent"  # all kinds get its number of parameters
 RECURRENT = {"states": 8}
 CODE_BYTES = 8 << 20  # of training text; a small model does not get through more
 HELD_OUT_BYTES, LONGEST = 240_000, 40_000  # of held-out code, and of one document of it
 _PLAIN = ("window", "linear", "delta", "gated_delta", "memsizer", "nprf_rpe", "fourier_memory", "lstm")
-KINDS = (*_PLAIN, "switchhead", "recurrent", "bst", "delta, window", "linear, recurrent")
+KINDS = (*_PLAIN, "switchhead", "recurrent", "bst", "delta, window", "linear, recurrent", "linear, window")
 
 
 def mixers(kind: str, layers: int) -> dict[str, Any]:
@@ -49,6 +50,7 @@ def mixers(kind: str, layers: int) -> dict[str, Any]:
         "bst": {"window": {}, "bst": one},
         "delta, window": {"window": {}, "delta": {"layers": list(range(0, layers, 2))}},
         "linear, recurrent": {"linear": {}, "recurrent": RECURRENT | one},
+        "linear, window": {"window": {}, "linear": {"layers": list(range(1, layers, 2))}},
     }[kind]
 
 
@@ -87,24 +89,31 @@ def trained_cell(key: Cell, device: "Device", options: argparse.Namespace, folde
 
 
 def on_task(key: Cell, options: argparse.Namespace, device: "Device") -> Cell:
-    from benchmarks import pairs, recall
+    from benchmarks import copies, pairs, recall
     from benchmarks.models import mlp_width, parameter_count
-    from benchmarks.questions import tally, train_on
+    from benchmarks.questions import Questions, tally, train_on
 
     windows, longer = (10, 15), (20, 25)
     seed, task = key["seed"], key["task"]
-    vocabulary = recall.VOCAB if task == "recall" else pairs.VOCAB
+    vocabulary = {"recall": recall.VOCAB, "copy": copies.VOCAB}.get(task, pairs.VOCAB)
     config = configuration(
         key["kind"], 2, 32, vocabulary, seed, key["steps"], segment=5 * 4, streams=32, window=4, learning_rate=1e-2
     )
-    count = recall.documents_for(config, windows[0])
+
     if task == "recall":
-        size = recall.Size(windows=windows)
+        size, count = recall.Size(windows=windows), recall.documents_for(config, windows[0])
         model, losses = train_on(config, recall.Documents(size, count, (seed, 0)), device)
         accuracy = recall.recall(model, config, recall.Size(windows=longer), options.asked).accuracy(8)
     else:
-        model, losses = train_on(config, pairs.Pairs(task, windows, count, (seed, 0)), device)
-        found = tally(model, config, pairs.Pairs(task, longer, options.asked, (seed, 1)), (0,))
+        trained: Questions
+        if task == "copy":
+            trained = copies.Copies(copies.TRAINED, recall.documents_for(config, copies.SHORTEST), (seed, 0))
+            asked: Questions = copies.Copies(copies.ASKED, options.asked, (seed, 1))
+        else:
+            trained = pairs.Pairs(task, windows, recall.documents_for(config, windows[0]), (seed, 0))
+            asked = pairs.Pairs(task, longer, options.asked, (seed, 1))
+        model, losses = train_on(config, trained, device)
+        found = tally(model, config, asked, (0,))
         accuracy = float(found.right.sum() / found.asked.sum())
     size_of = {"parameters": parameter_count(config.model), "mlp_width": mlp_width(config.model)}
     return size_of | {"accuracy": accuracy, "loss": losses[-1]}

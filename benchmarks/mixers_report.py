@@ -12,7 +12,7 @@ Cell = dict[str, Any]
 
 def table(cells: Sequence[Cell]) -> str:
     """Markdown: a row for each kind; means over seeds, and where there are several seeds their range in brackets."""
-    tasks = list(dict.fromkeys(cell["task"] for cell in cells))
+    tasks = sorted(dict.fromkeys(cell["task"] for cell in cells), key=lambda task: task.startswith(("text", "time")))
     columns: list[tuple[str, str, Callable[[Cell], float], str]] = []
     for task in tasks:
         if task == "time":

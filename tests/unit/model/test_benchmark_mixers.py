@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import mixers, pairs
+from benchmarks import copies, mixers, pairs
 from benchmarks.mixers_report import table
 from benchmarks.models import parameter_count
 from benchmarks.questions import tally
@@ -58,6 +58,26 @@ def test_answers_are_what_was_written_last(task: pairs.Task) -> None:
         expected[document] = told(task, tokens)
         assert len(expected[document]) == len(tokens) // 4 - (4 if task == "multi-query" else 2)
     assert found == expected
+
+
+def test_the_second_half_is_asked_and_a_window_never_shows_the_answer() -> None:
+    documents = copies.Copies((9, 12), 11, (0, 1))
+    schedule = OnePassSchedule(documents.lengths, streams=3, segment=20, window=4)
+    reader, cursor, found = SegmentReader(documents, schedule), schedule.start(), dict[int, list[tuple[int, int]]]()
+    while not schedule.is_finished(cursor):
+        plan, cursor = schedule.step(cursor)
+        answer, mask = documents.answers(plan, reader.read(plan, range(3)))
+        for row, place in zip(*np.nonzero(mask), strict=True):
+            document, offset = (int(of[row, place // 4]) for of in (plan.document, plan.offset))
+            found.setdefault(document, []).append((offset + int(place) % 4, int(answer[row, place])))
+    for document in range(11):
+        tokens = documents.tokens(document, 0, documents.length(document)).tolist()
+        half = len(tokens) // 2
+        assert tokens[:half] == tokens[half:] and tokens[0] == copies.MARK
+        assert len(set(tokens)) == half and max(tokens) < copies.VOCAB
+        assert found[document] == [(at, tokens[at + 1]) for at in range(half, 2 * half - 1)]
+        two_layers = 2 * 4  # tokens back
+        assert all(answer not in tokens[at - two_layers : at + 1] for at, answer in found[document])
 
 
 def test_every_causal_kind_is_compared_and_all_have_one_size() -> None:
