@@ -79,7 +79,7 @@ def rank_memory(sizes: ModelSizes, parallel: ParallelConfig, stage: int, executi
     slots = 2 * micro_batch * config.micro_batches
     on_host = parallel.stream_memory == "host"
     # one more comes and one goes back meanwhile; see `planning.memory`
-    streams = (begun + 2) * micro_batch if on_host else slots
+    streams = (begun + 2 * execution.copies_beside) * micro_batch if on_host else slots
     shards = parallel.data if parallel.zero_stage else 1
     has_masters = parallel.zero_stage > 0 or local.itemsize == 2
     masters = _MASTER * held.parameters // shards if has_masters else 0

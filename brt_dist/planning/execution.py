@@ -14,12 +14,14 @@ class Execution:
         has_kernels: whether there are kernels for attention, norms and softmax, which need no temporaries.
         steps_in_place: whether torch's AdamW makes no temporaries.
         copies_collectives: whether collectives between parts and a whole work on a copy of the whole, as gloo's do.
+        copies_beside: whether copies to and from host memory are made while the device computes, and not at once.
     """
 
     tile_tokens: int = TILE_TOKENS
     has_kernels: bool = True
     steps_in_place: bool = False
     copies_collectives: bool = False
+    copies_beside: bool = True
 
     def kernel(self, name: str, itemsize: int) -> str:
         """The attention kernel that runs where the config asks for `name`, for elements of `itemsize` bytes."""
@@ -30,4 +32,4 @@ class Execution:
 
 ON_GPU = Execution()
 WITHOUT_KERNELS = Execution(has_kernels=False)  # torch's own operations only, on a device that is no CPU
-ON_CPU = Execution(CACHED_TOKENS, has_kernels=False, steps_in_place=True, copies_collectives=True)
+ON_CPU = Execution(CACHED_TOKENS, has_kernels=False, steps_in_place=True, copies_collectives=True, copies_beside=False)

@@ -145,12 +145,15 @@ class _Step:
         return GradientMemory(Bytes(copies if self.several else 0, 0), Bytes(copies, self.buckets), 0, after)
 
     def of_split_weights(self) -> GradientMemory:
-        """ZeRO-3: buckets and weights are gathered and let go all the time."""
+        """ZeRO-3: buckets and weights are gathered and let go all the time.
+
+        `buckets` has the weights that are whole, those included that are being gathered.  Beside these is what they are
+        gathered in: until each is copied from there, and before that once more where a collective copies.
+        """
         gathered = self.itemsize * min(self.zero.prefetch_bucket + self.held.largest, self.count)
         always = Bytes(self.own, self.buckets)
-        gathering = Bytes(self.own, self.buckets + gathered * (1 + self.copies))
         update, _ = self._flat_update(self.own, True)
-        return GradientMemory(always, always, 0, (gathering, update), gathered)
+        return GradientMemory(always, always, 0, (update,), gathered)
 
     def _made(self) -> int:
         return 0 if self.several else self.itemsize  # later ones are added to the first

@@ -4,11 +4,13 @@ import ctypes
 import gc
 import re
 import time
-from collections.abc import Callable
-from itertools import accumulate
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 from brt_dist.config.schema import Config
@@ -28,10 +30,45 @@ def tensors_at_peak(rank: int, store: str, given: Config) -> int:
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         _two_steps(rank, store, given, begin)
-    events = [one for one in profiled.profiler.kineto_results.events() if one.name() == "[memory]"]
-    events.sort(key=lambda one: one.start_ns())
-    in_use = accumulate(one.nbytes() for one in events)
-    return max(bytes_ for bytes_, event in zip(in_use, events, strict=True) if event.start_ns() >= began)
+    return most_in_use(_allocations(profiled.profiler.kineto_results.experimental_event_tree()), began)
+
+
+def most_in_use(events: Iterable[tuple[int, int, int]], began: int) -> int:
+    """The most bytes in use from a time on.
+
+    A thread of gloo may be the last to let go of what it sent, and the profiler does not see what that thread frees.
+    Such memory counts until another tensor lies where it was.
+
+    Args:
+        events: nanoseconds, address, and bytes allocated, or less than 0 for those freed.
+        began: nanoseconds; what happened earlier is in use, but no peak.
+    """
+    starts: list[int] = []  # sorted addresses of what is in use
+    sizes: dict[int, int] = {}
+    in_use = most = 0
+    for when, address, size in sorted(events, key=lambda event: event[0]):
+        end = address + max(size, 1)  # what is freed begins here
+        first = bisect_left(starts, address)
+        if size > 0 and first and starts[first - 1] + sizes[starts[first - 1]] > address:
+            first -= 1
+        last = bisect_left(starts, end)
+        in_use -= sum(sizes.pop(start) for start in starts[first:last])
+        starts[first:last] = [address] if size > 0 else []
+        if size > 0:
+            sizes[address] = size
+            in_use += size
+        most = max(most, in_use if when >= began else 0)
+    return most
+
+
+def _allocations(events: Iterable[Any]) -> Iterator[tuple[int, int, int]]:
+    """Those of all threads, below all operations."""
+    left = list(events)
+    while left:
+        event = left.pop()
+        left += event.children
+        if event.tag == _EventType.Allocation:
+            yield event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size
 
 
 def process_at_peak(rank: int, store: str, given: Config) -> int:

@@ -94,7 +94,8 @@ CASES = {
     "nprf_rpe": Case({"micro_batch": 2}, {"mixers": {"nprf_rpe": {"layers": None}}}),
     "bst": Case({"micro_batch": 2}, {"mixers": {"window": {}, "bst": {"layers": [-2]}}}),
     "switchhead and sigma_moe": Case(
-        {"micro_batch": 1}, {"mixers": {"switchhead": {"layers": None}}, "ffns": {"sigma_moe": {"experts": 8}}}
+        {"micro_batch": 1},
+        {"mixers": {"switchhead": {"layers": None}}, "ffns": {"sigma_moe": {"experts": 8, "chosen": 4}}},
     ),
 }
 
@@ -104,10 +105,11 @@ def planned(given: Config) -> list[RankMemory]:
     return list(Planner(given, device_spec("cpu")).memory(given.parallel))
 
 
-def measured(pool: RankPool, given: Config) -> dict[str, list[int]]:
-    """By rank: most bytes of tensors, and of the whole process."""
+def measured(pool: RankPool, given: Config, libraries: int) -> dict[str, Any]:
+    """By rank: most bytes of tensors, and of the whole process; and those of its libraries."""
     world = given.parallel.world_size
-    return {"tensors": pool.run(world, tensors_at_peak, given), "process": pool.run(world, process_at_peak, given)}
+    tensors, process = (pool.run(world, peak, given) for peak in (tensors_at_peak, process_at_peak))
+    return {"tensors": tensors, "process": process, "libraries": libraries}
 
 
 def libraries(pool: RankPool, world: int) -> int:
@@ -121,7 +123,7 @@ def libraries(pool: RankPool, world: int) -> int:
 def rows(results: dict[str, Any]) -> list[str]:
     """The lines of the table: of each case the stage whose ranks need most, and the fullest of its ranks."""
     head = ["| | ranks | planned | tensors | | process | |", "|---|---:|---:|---:|---:|---:|---:|"]
-    return head + [row(name, results) for name in CASES if name in results["cases"]]
+    return head + [row(name, results) for name in CASES if name in results]
 
 
 def row(name: str, results: dict[str, Any]) -> str:
@@ -136,10 +138,10 @@ def row(name: str, results: dict[str, Any]) -> str:
 
 def beside(name: str, results: dict[str, Any]) -> tuple[int, int, int]:
     """Bytes of a case: planned, of tensors, and of the process without `libraries`."""
-    given = CASES[name].config
+    given, found = CASES[name].config, results[name]
     stage, plan = fullest(given)
-    tensors, process = (max(ranks_of(stage, given, results["cases"][name][key])) for key in ("tensors", "process"))
-    return plan, tensors, process - results["libraries"][str(given.parallel.world_size)]
+    tensors, process = (max(ranks_of(stage, given, found[key])) for key in ("tensors", "process"))
+    return plan, tensors, process - found["libraries"]
 
 
 def fullest(given: Config) -> tuple[int, int]:
@@ -156,13 +158,15 @@ def ranks_of(stage: int, given: Config, of_ranks: list[int]) -> list[int]:
 
 
 def main() -> None:
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"libraries": {}, "cases": {}}
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    of_world: dict[int, int] = {}
     with RankPool() as pool:
         for name in sys.argv[1:] or CASES:
             given = CASES[name].config
-            if (world := str(given.parallel.world_size)) not in results["libraries"]:
-                results["libraries"][world] = libraries(pool, int(world))
-            results["cases"][name] = measured(pool, given)
+            world = given.parallel.world_size
+            if world not in of_world:
+                of_world[world] = libraries(pool, world)
+            results[name] = measured(pool, given, of_world[world])
             write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
             print(row(name, results), flush=True)
     write_atomic(PAGE, with_table(PAGE.read_text(), rows(results), PROCESSES))

@@ -57,3 +57,11 @@ def test_without_zero_gradients_are_put_together() -> None:
 
 def test_a_bucket_is_reduced_as_two_copies_in_bf16() -> None:
     assert memory("bf16", 1, zero_stage=2).after[0] == Bytes(2000, 64 + 1000 * (2 + 4))
+
+
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_what_zero_3_gathers_is_there_twice_whether_or_not_a_collective_copies(on_cpu: bool) -> None:
+    """Until weights are whole there may be a copy of what they are gathered in; then the copy is gone."""
+    found = memory("bf16", 1, on_cpu=on_cpu, zero_stage=3)
+    assert found.gathered == 2 * 1000 and found.before == found.backward == Bytes(2000, 64)
+    assert max(one.buckets for one in found.after) <= 64 + 4 * 500 * 2
