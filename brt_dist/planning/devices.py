@@ -70,7 +70,13 @@ class DeviceSpec(Section):
     tensor_share: PositiveFloat = Field(
         1.0, description="what sums and gathers between products reach of that, where ranks also wait for each other"
     )
-    link_seconds: NonNegativeFloat = Field(1e-5, description="of a collective or transfer, however short")
+    link_seconds: NonNegativeFloat = Field(
+        1e-5, description="of a collective or transfer, however short and however few devices it has"
+    )
+    hop_seconds: NonNegativeFloat = Field(
+        1.9e-6, description="that a collective takes longer for each device of a node that its data passes"
+    )
+    network_hop_seconds: NonNegativeFloat = Field(4e-6, description="the same for each node")
     launch_seconds: NonNegativeFloat = Field(2.5e-5, description="of the host for an operation, with Python and views")
     disk_rate: PositiveFloat | None = Field(None, description="that a node writes to its disk; unset: unknown")
     correction: PositiveFloat = Field(
@@ -97,6 +103,19 @@ class DeviceSpec(Section):
         if ranks * stride <= self.devices_per_node:
             return self.link_rate
         return min(self.link_rate, self.network_rate * max(self.devices_per_node // stride, 1))
+
+    def least_seconds(self, ranks: int, stride: int = 1, how: Literal["sum", "gather"] = "sum") -> float:
+        """Seconds of a collective of `ranks` devices, each `stride` after the one before, however short it is.
+
+        As NCCL counts hops (src/graph/tuning.cc): a gather, or a reduction that leaves parts, passes its data from
+        device to device, once around; a sum does so twice, or goes up a tree of nodes and down again, whichever takes
+        less.
+        """
+        in_node = min(max(self.devices_per_node // stride, 1), ranks)
+        nodes = -(-ranks // in_node)
+        ring = (ranks - nodes) * self.hop_seconds + (nodes - 1) * self.network_hop_seconds
+        tree = (in_node - 1) * self.hop_seconds + (nodes - 1).bit_length() * self.network_hop_seconds
+        return self.link_seconds + (ring if how == "gather" else 2 * min(ring, tree))
 
     @property
     def execution(self) -> Execution:
@@ -218,6 +237,8 @@ def this_machine(ranks: int) -> DeviceSpec:
         matmul_efficiency=1.0,
         attention_efficiency=0.5,
         launch_seconds=10e-6,
+        hop_seconds=0.0,  # what is measured of all ranks of a machine has them
+        network_hop_seconds=0.0,
         is_asynchronous=False,
         is_timed=False,
         reserved=min(0.6e9, memory / ranks / 2),

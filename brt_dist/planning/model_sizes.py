@@ -110,6 +110,14 @@ class ModelSizes:
             ("sizes", kind, tensor), lambda: [local_part(one, tensor).numel for one in layer_parameters(model, kind)]
         )
 
+    def linear_sizes(self, kind: int, tensor: int) -> list[int]:
+        """The same of those that are no vectors."""
+        model = self.config.model
+        return self._once(
+            ("linear", kind, tensor),
+            lambda: [local_part(one, tensor).numel for one in layer_parameters(model, kind) if one.columns > 1],
+        )
+
     def _held(self, parallel: ParallelConfig, stage: int) -> Needed:
         counts = tuple(len(layers) for layers in self.stages(parallel))
         changes = {"micro_batch": 1, "stream_memory": "device", "stage_layers": counts}

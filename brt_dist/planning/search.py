@@ -31,7 +31,9 @@ class Ranked:
         first, other = best.time.to_json(), plan.time.to_json()
         lost = {name: other[name] - first[name] for name in first if name != "total"}
         part = max(lost, key=lambda name: lost[name])
-        return f"{other['total'] / first['total'] - 1:.0%} slower, most for {part}: {lost[part]:+.2f} s"
+        slower = other["total"] / first["total"] - 1
+        share = f"{slower:.0%}" if slower >= 0.005 else "less than 1%"
+        return f"{share} slower: {part} takes {lost[part]:.2f} s more"
 
 
 def search(planner: Planner, devices: int) -> Ranked:

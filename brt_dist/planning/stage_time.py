@@ -131,7 +131,7 @@ def _layer(sizes: ModelSizes, parallel: ParallelConfig, kind: int, device: Devic
         half = _half(parallel, model, local, device)
         of_states = 2 * work.states * half
         if work.states:  # one after the other, for each block
-            of_states += 2 * local.segment / model.window * device.link_seconds
+            of_states += 2 * local.segment / model.window * device.least_seconds(parallel.tensor)
         sent = 4 * half + of_states
         last = half if parallel.sequence_parallel else 2 * half  # what ends a half of a layer is not done again
         sent_again = {"none": 0.0, "attention": 2 * half + of_states - last, "layer": sent - last}
@@ -154,10 +154,10 @@ def _half(parallel: ParallelConfig, model: ModelConfig, local: LocalSegment, dev
     """Seconds to gather hidden states over tensor parallel ranks, or to sum them and leave parts; a sum takes twice."""
     sent = local.tokens * model.width * local.itemsize * (parallel.tensor - 1) / parallel.tensor
     if not parallel.sequence_parallel:
-        alone = sent / rate_in_group(device, parallel.tensor) + device.link_seconds / 2
+        alone = sent / rate_in_group(device, parallel.tensor) + device.least_seconds(parallel.tensor) / 2
     else:
         rates = [rate_in_group(device, parallel.tensor, how=how) for how in ("gather", "scatter")]
-        alone = sent * fmean(1 / rate for rate in rates) + device.link_seconds
+        alone = sent * fmean(1 / rate for rate in rates) + device.least_seconds(parallel.tensor, how="gather")
     return alone / device.tensor_share
 
 
@@ -172,7 +172,7 @@ def _ends(config: Config, local: LocalSegment, stage: int, device: DeviceSpec) -
         forward += half if is_split else 2 * half
         backward += half if is_split else 0.0
     if stage == parallel.pipeline - 1:  # the largest logit and the sums; hidden states are gathered, twice if split
-        forward += 2 * device.link_seconds + (half if is_split else 0.0)
+        forward += 2 * device.least_seconds(parallel.tensor) + (half if is_split else 0.0)
         backward += 2 * half
     return _Work(sent_forward=forward, sent_backward=backward)
 

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 
 from brt_dist.config.schema import Config, ParallelConfig
-from brt_dist.config.zero_rules import scatters_sums
 from brt_dist.model.shapes import padded_vocab
 from brt_dist.planning.activations import local_segment
+from brt_dist.planning.data_traffic import data_seconds
 from brt_dist.planning.device_memory import RankMemory
 from brt_dist.planning.devices import DeviceSpec
 from brt_dist.planning.model_sizes import ModelSizes
 from brt_dist.planning.simulator.seconds import StageSeconds
-from brt_dist.planning.stage_time import StageTime, exposed, rate_in_group, stage_time, waiting
+from brt_dist.planning.stage_time import StageTime, rate_in_group, stage_time, waiting
 
 _STEP_OPERATIONS, _WEIGHT_OPERATIONS = 180, 3  # of an update, and for each parameter, counted in a step of the engine
 
@@ -132,25 +132,11 @@ def _once_a_step(
 ) -> tuple[float, float, float]:
     """Seconds to reduce gradients, to gather weights, and to update."""
     count, itemsize = sizes.held(parallel, stage).parameters, local_segment(config).itemsize
-    ring, others = (parallel.data, parallel.tensor), (parallel.data - 1) / parallel.data
-    moved = others / rate_in_group(device, *ring)  # seconds for each byte of half a sum
-    reduced = count * (2 if parallel.zero.reduce_dtype == "bf16" else 4)
-    sums = reduced * others / rate_in_group(device, *ring, "scatter")
-    weights = count * itemsize * others / rate_in_group(device, *ring, "gather")
-    reduce, gather = 2 * reduced * moved, weights  # DeepSpeed sums on all ranks, and each keeps its part
-    micro_batches = config.micro_batches
-    if parallel.zero_stage == 0:
-        reduce, gather = 2 * count * itemsize * moved, 0.0
-    elif scatters_sums(config):
-        reduce = sums if parallel.zero.overlap is False else exposed(sums, time.backward, device)  # the last backward
-    elif parallel.zero_stage == 2:
-        reduce *= micro_batches
-    elif parallel.zero_stage == 3:
-        reduce = micro_batches * exposed(sums + 2 * weights, time.compute, device)
-        gather = 0.0
+    reduce, gather = data_seconds(sizes, parallel, stage, device, time)
     if parallel.pipeline > 1 and stage in (0, parallel.pipeline - 1):
         table = padded_vocab(config.model.vocab_size or 0, parallel.tensor) // parallel.tensor * config.model.width
-        reduce += 4 * table / rate_in_group(device, 2, parallel.tensor * parallel.data * (parallel.pipeline - 1))
+        ends = 2, parallel.tensor * parallel.data * (parallel.pipeline - 1)
+        reduce += 4 * table / rate_in_group(device, *ends) + device.least_seconds(*ends)
     gradients = sizes.held(parallel, stage).gradients
     touched = 2 * (memory.masters + memory.optimizer) + gradients / max(parallel.data, 1) + memory.weights
     update = device.update_passes * touched / device.memory_rate

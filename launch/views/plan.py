@@ -103,7 +103,12 @@ def _facts(plan: LayoutPlan) -> Iterator[tuple[str, str]]:
     yield "speed", f"{plan.tokens_per_second:,.0f} tokens/s, MFU {plan.mfu:.1%}"
     tokens = plan.steps * plan.tokens
     yield "run", f"{plan.steps:,} steps, {tokens / 1e9:,.1f} billion tokens, {_length(plan.days)}"
-    yield "cost", "price unknown; give --price" if plan.cost is None else f"${plan.cost:,.0f} at ${plan.device.price}/h"
+    yield (
+        "cost",
+        "price unknown; give --price"
+        if plan.cost is None
+        else f"${plan.cost:,.0f}, at ${plan.device.price:.2f} for a device and hour",
+    )
     saved = f"{size(int(plan.saved))} every {plan.checkpoint_every:,} steps"
     if plan.device.disk_rate is not None:
         nodes = max(plan.parallel.world_size // plan.device.devices_per_node, 1)

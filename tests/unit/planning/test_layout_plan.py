@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 
 from brt_dist.config.costs import bubble
+from brt_dist.planning.data_traffic import data_calls
 from brt_dist.planning.devices import DeviceSpec, device_spec
 from brt_dist.planning.layout_plan import Planner
 from brt_dist.planning.memory import needed_by
+from brt_dist.planning.model_sizes import ModelSizes
 from brt_dist.planning.stage_time import TILE_OPERATIONS, tiles
 from tests.unit.planning.recipes import layout, recipe
 
 H100 = device_spec("h100")
+NO_LATENCY = {"link_seconds": 0.0, "hop_seconds": 0.0, "network_hop_seconds": 0.0}
 LAYOUTS: list[dict[str, Any]] = [
     {"data": 64},
     {"tensor": 2, "data": 8, "micro_batch": 4, "sequence_parallel": True},
@@ -51,7 +54,7 @@ def test_activations_grow_with_micro_batches_in_flight() -> None:
 def test_compute_is_flops_at_the_rate_of_the_device() -> None:
     """With memory, links and launches infinitely fast only products of matrices are left."""
     fast = {name: 1e30 for name in ("memory_rate", "link_rate", "network_rate", "host_rate")}
-    nothing = {"launch_seconds": 0.0, "link_seconds": 0.0}
+    nothing = {"launch_seconds": 0.0, **NO_LATENCY}
     ideal = device(matmul_efficiency=1.0, attention_efficiency=1.0, attention_forward=1 / 3, **nothing, **fast)
     planner = Planner(recipe("scale_7b"), ideal)
     plan = planner.plan(layout(tensor=2, data=32))
@@ -80,7 +83,7 @@ def test_the_host_is_the_limit_where_a_device_is_fast() -> None:
 
 
 def test_stages_alike_have_the_bubble_of_1f1b() -> None:
-    ideal = device(launch_seconds=0.0, link_seconds=0.0, network_rate=1e30, link_rate=1e30)
+    ideal = device(launch_seconds=0.0, network_rate=1e30, link_rate=1e30, **NO_LATENCY)
     config = recipe("scale_7b", "model.vocab_size=8")
     mixers = {"window": config.model.mixers["window"]}
     config = config.model_copy(update={"model": config.model.model_copy(update={"mixers": mixers})})
@@ -91,10 +94,10 @@ def test_stages_alike_have_the_bubble_of_1f1b() -> None:
 
 def test_slower_links_cost_what_is_sent_over_them() -> None:
     config, parallel = recipe("scale_7b"), layout(tensor=8, data=8)
-    fast, slow = (Planner(config, device(link_rate=rate)).plan(parallel).time for rate in (450e9, 225e9))
+    fast, slow = (Planner(config, device(link_rate=rate, **NO_LATENCY)).plan(parallel).time for rate in (450e9, 225e9))
     assert slow.tensor >= 2 * fast.tensor > 0  # more where compute hides less of it
     assert slow.compute == fast.compute
-    near = Planner(config, device(devices_per_node=64)).plan(parallel).time
+    near = Planner(config, device(devices_per_node=64, **NO_LATENCY)).plan(parallel).time
     assert near.gather == pytest.approx(fast.gather * 50 / 450)  # data parallel ranks on other nodes use the network
 
 
@@ -111,7 +114,7 @@ def test_gradients_are_reduced_at_the_rate_of_their_ring() -> None:
     """The sums of a step that nothing hides, by hand: 2(d-1)/d of the gradients, at 80 % of the rate."""
     config = recipe("scale_7b")
     for tensor, rate in ((1, 400e9), (4, 100e9), (8, 50e9)):
-        planner, parallel = Planner(config, H100), layout(tensor=tensor, data=64, zero_stage=0)
+        planner, parallel = Planner(config, device(**NO_LATENCY)), layout(tensor=tensor, data=64, zero_stage=0)
         count = planner.sizes.held(parallel, 0).parameters
         expected = 2 * 2 * count * 63 / 64 / (0.8 * rate)  # bf16
         assert planner.plan(parallel).time.reduce == pytest.approx(expected)
@@ -144,3 +147,14 @@ def test_a_plan_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_each_bucket_of_many_ranks_waits_for_its_hops() -> None:
+    """Of 512 data parallel ranks a gather takes 448 hops within nodes and 63 between them: 1.1 ms."""
+    config, parallel = recipe("scale_7b"), layout(data=512)
+    near = {"hop_seconds": 0.0, "network_hop_seconds": 0.0}
+    with_hops, without = (Planner(config, one).plan(parallel).time for one in (H100, device(**near)))
+    calls = data_calls(ModelSizes(config), parallel, 0).gather
+    assert 2 * calls + 2 == 270  # as `python -m tests.scale` counts; two are sums of a number
+    assert with_hops.gather - without.gather == pytest.approx(calls * (448 * 1.9e-6 + 63 * 4e-6))
+    assert with_hops.reduce > without.reduce and with_hops.compute == without.compute

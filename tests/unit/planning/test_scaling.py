@@ -29,8 +29,9 @@ def test_strong_scaling_divides_the_streams_and_weak_scaling_multiplies_them() -
 
 def test_curves_stay_below_linear_and_strong_scaling_pays_the_bubble() -> None:
     config = recipe("scale_70b")
-    # a host that is no limit: stages are cut by FLOPs, and one with a recurrent layer has more operations
-    device = H100.model_copy(update={"launch_seconds": 0.0})
+    # a host that is no limit: stages are cut by FLOPs, and one with a recurrent layer has more operations; and a
+    # network without latency, which would be a part of a step on 16,384 GPUs
+    device = H100.model_copy(update={"launch_seconds": 0.0, "network_hop_seconds": 0.0})
     strong, weak = (curve(config, device, kind, (64, 512, 4096, 16384)) for kind in ("strong", "weak"))
     assert [one.gpus for one in strong] == [one.gpus for one in weak] == [64, 512, 4096, 16384]
     for points in (strong, weak):
