@@ -59,7 +59,7 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
     tasks = [task for task in dict.fromkeys(cell["task"] for cell in cells) if not task.startswith(("text", "time"))]
     for number, task in enumerate(tasks):
         found = [cell for cell in cells if cell["task"] == task]
-        rows = [kinds.index(cell["kind"]) + 0.25 * (number - (len(tasks) - 1) / 2) for cell in found]
+        rows = [kinds.index(cell["kind"]) + 0.2 * (number - (len(tasks) - 1) / 2) for cell in found]
         left.plot([cell["accuracy"] for cell in found], rows, "o", alpha=0.7, label=task)
     left.axvline(1 / 8, color="#777777", linestyle=":", label="chance")
     left.set_yticks(range(len(kinds)), kinds)
@@ -83,7 +83,7 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         if axes.has_data():
             axes.legend(frameon=False, fontsize=8)
-    left.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))  # clear of points
+    left.legend(frameon=False, fontsize=8, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))  # clear of points
     with atomic_file(path) as file:
         figure.savefig(file, format="png")
     pyplot.close(figure)
