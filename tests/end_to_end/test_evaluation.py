@@ -1,13 +1,14 @@
 """`brt eval` of one model on one process and on the ranks of layouts: the same numbers."""
 
 import json
-import math
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launch.tracking.names import evaluated as evaluated_name
+from launch.tracking.names import metric
 from tests.datasets import make_dataset
 from tests.end_to_end.conftest import BRT
 from tests.unit.launch.test_model_commands import export
@@ -111,10 +112,10 @@ def test_what_is_legal_is_told_of_a_formal_language(tmp_path: Path) -> None:
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     (experiment,) = [found for found in client.search_experiments() if found.name == "brt"]
     (tracked,) = client.search_runs([experiment.experiment_id])
-    sent = {name: value for name, value in tracked.data.metrics.items() if name.startswith("objective_legal/")}
-    assert sum(math.isclose(value, one["carried"]["legal"]) for value in sent.values()) == 2, (
-        sent
-    )  # training's and this
+    for dataset in ("validation", str(held_out)):  # training's, and this one
+        for memory in ("carried", "cleared"):
+            name = metric("evaluation.legal", data=evaluated_name(dataset, memory))
+            assert tracked.data.metrics[str(name)] == one[memory]["legal"], name
 
     for layout in ("parallel.tensor=2", "parallel.data=2"):
         split = evaluated(run, layout, *places)["results"][0]
