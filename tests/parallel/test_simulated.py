@@ -2,6 +2,7 @@
 
 import pytest
 
+from brt_dist.planning.simulator.goodput import Saving, shares
 from tests.parallel import goodput, slowed
 from tests.parallel.pool import RankPool
 from tests.scale.page import GOODPUT, PAGE, SLOWED, table_of
@@ -28,6 +29,12 @@ def test_goodput_was_as_simulated(name: str) -> None:
     """By less than a save for each kill: one just before a save is complete loses all since the save before."""
     run = KILLED[name]
     assert abs(run.goodput - run.simulated) * sum(run.gaps) < len(run.gaps) * run.interval
+
+
+def test_the_simulated_pipeline_keeps_as_much_with_a_longer_restart() -> None:
+    run = KILLED["pipeline 2"]
+    restart = run.restart + 1.5
+    assert shares(run.interval, Saving(run.stall, run.write, restart), run.gaps).trained == pytest.approx(run.goodput)
 
 
 @pytest.mark.slow
