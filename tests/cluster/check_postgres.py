@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,11 +35,10 @@ def test_10_000_steps_arrive_once_in_postgresql(tmp_path: Path) -> None:
         for step in range(1, STEPS + 1):
             values = {f"value_{number}": step + number / 100 for number in range(METRICS)}
             file.write(
-                json.dumps({"event": "step", "time": 1000.0 + step, "attempt": 1, "step": step, **values}) + "\n"
+                json.dumps({"event": "parts", "time": 1000.0 + step, "attempt": 1, "step": step, **values}) + "\n"
             )
         file.write(json.dumps({"event": "end", "time": 2e4, "attempt": 1, "exit_code": 0}) + "\n")
-    os.chmod(tmp_path.parent, 0o755)
-    with postgresql(tmp_path / "postgres") as uri, mlflow_server(tmp_path / "server", port, store=uri):
+    with postgresql() as uri, mlflow_server(tmp_path / "server", port, store=uri):
         command = [sys.executable, "-m", "launch.tracking.syncer", str(run)]
         process = subprocess.Popen(command, cwd=ROOT)  # killed in the middle, and again as if nothing had been noted
         state = run / "tracking" / "state.json"
@@ -63,17 +63,22 @@ def test_10_000_steps_arrive_once_in_postgresql(tmp_path: Path) -> None:
 
 
 @contextmanager
-def postgresql(folder: Path) -> Iterator[str]:
-    """Yields the URI of an empty database of a server that is ended afterwards; as root, it runs as `postgres`."""
+def postgresql() -> Iterator[str]:
+    """Yields the URI of an empty database of a server that is ended afterwards; as root, it runs as `postgres`.
+
+    Its folder is its own: another pytest may close that of all tests to other users.
+    """
+    with tempfile.TemporaryDirectory(prefix="brt-postgres-") as folder:
+        yield from _serve(Path(folder))
+
+
+def _serve(folder: Path) -> Iterator[str]:
     programs = [path.parent for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
     found = shutil.which("initdb")
     bin_folder = programs[-1] if programs else Path(found or "initdb").parent
-    folder.mkdir()
     user = {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}
     if user:
         shutil.chown(folder, **user)
-        for parent in list(folder.parents)[:3]:
-            parent.chmod(parent.stat().st_mode | 0o055)
     data, port = folder / "data", free_port()
     init = [bin_folder / "initdb", "-D", data, "-A", "trust", "-U", "brt"]
     subprocess.run(init, check=True, capture_output=True, cwd=folder, **user)
