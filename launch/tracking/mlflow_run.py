@@ -3,9 +3,11 @@
 import getpass
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from brt_dist.config.schema import Config
 from launch.run.attempt_record import read_attempts
@@ -15,6 +17,9 @@ from launch.tracking.client import connect, experiment_id, find_or_make, sweep_n
 from launch.tracking.params import description
 from launch.tracking.rows import Row, Tag, TextFile
 from launch.tracking.state import SyncState
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
 
 _BATCH_METRICS = 1000  # limits of MLflow's API
 _BATCH_PARAMS = 100
@@ -30,6 +35,7 @@ class MlflowRun:
         tracking = config.run.tracking
         self._client = connect(uri)
         self._run, self._state = run, state
+        self._left_out = set[str]()  # names of metrics
         if state.experiment_id is None:
             state.experiment_id = experiment_id(self._client, tracking.experiment, uri)
         if state.run_id is None:
@@ -101,11 +107,32 @@ class MlflowRun:
         metrics = [Metric(row.key, row.value, row.time, row.step) for row in items if isinstance(row, Row)]
         tags = {item.key: item.value for item in items if isinstance(item, Tag)}
         for start in range(0, len(metrics), _BATCH_METRICS):
-            self._client.log_batch(self.id, metrics=metrics[start : start + _BATCH_METRICS])
+            self._log_metrics(metrics[start : start + _BATCH_METRICS])
         self.tag(tags)
         for item in items:
             if isinstance(item, TextFile):
                 self.log_text(item.text, item.name)
+
+    def _log_metrics(self, metrics: "Sequence[Metric]") -> None:
+        """Send a batch without those that the server will never take; else it would be retried for ever."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.log_batch(self.id, metrics=metrics)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE" or not self._is_there():
+                raise
+            if len(metrics) > 1:
+                half = len(metrics) // 2
+                self._log_metrics(metrics[:half])
+                self._log_metrics(metrics[half:])
+            elif (name := metrics[0].key) not in self._left_out:
+                self._left_out.add(name)
+                print(f"MLflow does not take metric {name!r}; it is left out: {error.message}", file=sys.stderr)
+
+    def _is_there(self) -> bool:
+        """Whether nobody has deleted the run; a deleted one takes nothing until it is restored."""
+        return str(self._client.get_run(self.id).info.lifecycle_stage) == "active"
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         self._client.log_artifact(self.id, str(path), folder)
