@@ -169,9 +169,9 @@ class _Step:
         return _MASTER * self.config.optimizer.in_update(at_once, self.held.largest, self.is_fused)
 
     def _gather(self) -> int:
-        """Bytes of copies of updated weights, where a collective makes some: of the whole, and of what a rank gives."""
+        """Bytes of copies of updated weights, where a collective makes some: of the whole."""
         gathered = self.itemsize * min(self.zero.gather_bucket, self.count)
-        return self.copies * (gathered + gathered // self.shards)
+        return self.copies * gathered
 
 
 def most_copied(held: Parameters, shards: int) -> int:
