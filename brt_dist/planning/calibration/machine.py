@@ -18,7 +18,7 @@ import yaml
 from brt_dist.config.environment import CPU_DEFAULTS
 from brt_dist.errors import ConfigError, PlatformError
 from brt_dist.files import write_atomic
-from brt_dist.planning.calibration.fitting import MIXERS, MeasuredStep, StepShape, fitted, of_mixers, of_tensor
+from brt_dist.planning.calibration.fitting import MeasuredStep, StepShape, fitted, of_mixers, of_tensor
 from brt_dist.planning.devices import FORMAT, Calibration, DeviceSpec, device_of_driver, device_spec, this_machine
 from brt_dist.versions import library_versions
 
@@ -28,14 +28,7 @@ _LIMIT = 300.0  # seconds until ranks are given up
 _HEAD = "# Measured by `brt plan --calibrate`; read by `brt plan --device FILE` and `launch.gpu_kind`.\n"
 
 
-def calibrate(
-    kind: str,
-    folder: Path,
-    tell: Callable[[str], None],
-    seconds: float = _SECONDS,
-    ranks: Sequence[int] = (),
-    mixers: Sequence[str] = tuple(MIXERS),
-) -> Calibration:
+def calibrate(kind: str, folder: Path, tell: Callable[[str], None], seconds: float = _SECONDS) -> Calibration:
     """Measure this machine.
 
     Args:
@@ -43,19 +36,17 @@ def calibrate(
         folder: on the disk to measure.
         tell: is told what is measured next.
         seconds: of all measurements, about; starting the ranks comes on top.
-        ranks: numbers of ranks to measure with; empty: 1, doubled up to all cores, or all GPUs.
-        mixers: to train a step with.
 
     Raises:
         PlatformError: there is no such device, or a rank failed or took too long.
     """
-    counts, found, disturbed = ranks or _counts(kind), {}, {}
-    for count in counts:
+    counts, found, disturbed = _counts(kind), {}, {}
+    for ranks in counts:
         each = seconds / len(counts) / _MEASUREMENTS
-        result = _measured(kind, count, folder, each, mixers, lambda now: tell(f"{count} ranks: {now}"))  # noqa: B023
+        result = _measured(kind, ranks, folder, each, lambda now: tell(f"{ranks} ranks: {now}"))  # noqa: B023
         if (what := result.pop("disturbed")) is not None:
-            disturbed[count] = what
-        found[count] = _device(kind, count, result, is_disturbed=count in disturbed)
+            disturbed[ranks] = what
+        found[ranks] = _device(kind, ranks, result, is_disturbed=ranks in disturbed)
     when = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
     machine = f"{platform.node()}, torch {library_versions()['torch']}"
     return Calibration(format=FORMAT, measured=f"{when} UTC on {machine}", disturbed=disturbed, ranks=found)
@@ -85,9 +76,7 @@ def _counts(kind: str) -> list[int]:
     return sorted({*(2**doubled for doubled in range(cores.bit_length()) if 2**doubled <= cores), cores})
 
 
-def _measured(
-    kind: str, ranks: int, folder: Path, seconds: float, mixers: Sequence[str], tell: Callable[[str], None]
-) -> dict[str, Any]:
+def _measured(kind: str, ranks: int, folder: Path, seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
     """What rank 0 of so many found."""
     program = [sys.executable, "-m", "brt_dist.planning.calibration.rank"]
     with tempfile.TemporaryDirectory(dir=folder) as own, ExitStack() as stack:
@@ -101,11 +90,7 @@ def _measured(
             if Path("/sys/class/net/lo").exists():
                 environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
             process = subprocess.Popen(
-                [*program, own, kind, str(seconds), *mixers],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
+                [*program, own, kind, str(seconds)], env=environment, stdout=subprocess.PIPE, stderr=log, text=True
             )
             stack.callback(process.wait)
             stack.callback(process.kill)
@@ -158,7 +143,7 @@ def _device(kind: str, ranks: int, result: dict[str, Any], is_disturbed: bool) -
             fixed |= {"peak_flops": peaks.model_dump(), "matmul_efficiency": min(share, 1.0)}
             fixed["attention_efficiency"] = min(result["attention_efficiency"] * share, 1.0)
     if "link_rate" in result:
-        fixed |= {"link_efficiency": 1.0, "hop_seconds": 0.0}  # `link_seconds` is of all ranks of the node
+        fixed["link_efficiency"] = 1.0
         if kind == "cpu":
             fixed["network_rate"] = result["link_rate"]
     source = "measured by brt plan --calibrate" + (", disturbed by other work" if is_disturbed else "")

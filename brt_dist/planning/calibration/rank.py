@@ -1,5 +1,4 @@
-"""A rank of a calibration, started as by torchrun: `python -m brt_dist.planning.calibration.rank FOLDER KIND SECONDS
-MIXER ...`.
+"""A rank of a calibration, started as by torchrun: `python -m brt_dist.planning.calibration.rank FOLDER KIND SECONDS`.
 
 All ranks of the machine measure at once, as in training.  Rank 0 prints one JSON object a line: what is measured next,
 and at last the rates.
@@ -9,14 +8,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 _STEPS = 3  # times as long as other measurements
 
 
-def main(folder: Path, kind: str, seconds: float, mixers: Sequence[str]) -> None:
+def main(folder: Path, kind: str, seconds: float) -> None:
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     import torch.distributed as dist
 
@@ -29,7 +27,7 @@ def main(folder: Path, kind: str, seconds: float, mixers: Sequence[str]) -> None
     layout = Layout(tensor=1, pipeline=1, data=ranks, micro_batch=1, streams=ranks, rank=rank)
     initialize(layout, device, 60.0, dist.FileStore(str(folder / "store"), ranks))
     try:
-        found = measured(folder, layout, device, seconds, mixers)
+        found = measured(folder, layout, device, seconds)
     finally:
         finalize()
     if takes_tensor(kind, ranks):
@@ -43,11 +41,11 @@ def main(folder: Path, kind: str, seconds: float, mixers: Sequence[str]) -> None
     tell(found)
 
 
-def measured(folder: Path, layout: Any, device: Any, seconds: float, mixers: Sequence[str]) -> dict[str, Any]:
+def measured(folder: Path, layout: Any, device: Any, seconds: float) -> dict[str, Any]:
     """The keys of a device that can be measured.  Collective."""
     from brt_dist.planning.calibration import computing
     from brt_dist.planning.calibration.clock import Clock
-    from brt_dist.planning.calibration.fitting import SHAPES, step_config
+    from brt_dist.planning.calibration.fitting import MIXERS, SHAPES, step_config
     from brt_dist.planning.calibration.links import links
     from brt_dist.planning.calibration.steps import measured_step
 
@@ -74,7 +72,7 @@ def measured(folder: Path, layout: Any, device: Any, seconds: float, mixers: Seq
         steps.append(measured_step(config, shape, layout.rank, device, _STEPS * seconds))
         clock.probe.look()
     few, of_mixers = SHAPES[device.kind][-1], {}
-    for mixer in mixers:
+    for mixer in MIXERS:
         tell({"now": f"a step with {mixer}"})
         config = step_config(device.kind, ranks, few, mixer)
         of_mixers[mixer] = measured_step(config, few, layout.rank, device, seconds, fewest=2)
@@ -123,4 +121,4 @@ def tell(what: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4:])
+    main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]))

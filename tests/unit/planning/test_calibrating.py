@@ -10,7 +10,7 @@ from brt_dist import kinds
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.engine import Engine
 from brt_dist.parallel.layout import single_process
-from brt_dist.planning.calibration import computing, machine, rank, steps
+from brt_dist.planning.calibration import computing, fitting, machine, rank, steps
 from brt_dist.planning.calibration.clock import Clock, Probe
 from brt_dist.planning.calibration.fitting import (
     MIXERS,
@@ -153,6 +153,7 @@ def _rank(folder: Path, device: Device) -> dict[str, object]:
         patch.setattr(rank, "disk_rate", lambda _: 1e9)
         small = computing.Sizes(64, (32, 512), 1 << 16, 512, 8, 128, 128, 1, "fp32", 64, 1 << 16)
         patch.setitem(computing.SIZES, "cpu", small)
-        found = rank.measured(folder, Layout(1, 1, 1, 1, 1, 0), device, 0.0, ["linear"])
+        patch.setattr(fitting, "MIXERS", {"linear": {}})
+        found = rank.measured(folder, Layout(1, 1, 1, 1, 1, 0), device, 0.0)
     assert found["disturbed"] is None or isinstance(found["disturbed"], str)
     return {**found, "disturbed": None}

@@ -9,7 +9,6 @@ import pytest
 from brt_dist.config.loading import dump, load
 from brt_dist.errors import ConfigError
 from brt_dist.events import AttemptEvent, LayoutSizes, StepEvent, to_json
-from brt_dist.planning.calibration.fitting import MIXERS
 from brt_dist.planning.calibration.machine import calibrate, write_calibration
 from brt_dist.planning.devices import Calibration, DeviceSpec, device_spec, read_device, this_machine
 from brt_dist.planning.layout_plan import Planner
@@ -150,37 +149,21 @@ def test_mistakes_on_the_command_line(
 
 
 @pytest.mark.slow
-def test_two_ranks_of_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checked_calibration(tmp_path, capsys, ranks=[2], mixers=["linear"])
-
-
-@pytest.mark.long
 def test_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = checked_calibration(tmp_path, capsys)
-    assert min(found.ranks) == 1
-
-
-def checked_calibration(folder: Path, capsys: pytest.CaptureFixture[str], **given: Any) -> Calibration:
     """Measured in seconds, so rates mean little; what matters is that all are there and a plan takes them."""
     told: list[str] = []
-    found = calibrate("cpu", folder, told.append, seconds=1.0, **given)
-    assert {spec.name for spec in found.ranks.values()} == {"cpu"}
+    found = calibrate("cpu", tmp_path, told.append, seconds=1.0)
+    assert min(found.ranks) == 1 and {spec.name for spec in found.ranks.values()} == {"cpu"}
     assert any("matrix products" in now for now in told) and any("disk" in now for now in told)
     for ranks, spec in found.ranks.items():
         assert not spec.is_asynchronous and spec.disk_rate and spec.devices_per_node == ranks
         assert 0 < spec.attention_efficiency <= 1 and max(spec.narrow_products.values()) <= 1
-        assert set(spec.mixer_passes) == set(given.get("mixers", MIXERS)) and 0 < spec.tensor_share <= 2
-        assert (set(spec.link_shares) == {"gather", "scatter", "send"}) == (ranks > 1)
         assert spec.memory == this_machine(ranks).memory
     assert "matrix products, fp32" in calibration_text(found)
-    write_calibration(folder / "here.yaml", found)
+    write_calibration(tmp_path / "here.yaml", found)
     config = [str(EXAMPLES / "scale_150m.yaml"), "model.vocab_size=32000", "data.streams=8", "run.precision=fp32"]
-    ranks = max(found.ranks)
     capsys.readouterr()
-    layout = (f"parallel.data={ranks}", "parallel.tensor=1", "--gpus", str(ranks))
-    assert brt("plan", *config, *layout, "--device", str(folder / "here.yaml"), "--json") in (0, 13)
+    assert brt("plan", *config, "--gpus", "1", "--device", str(tmp_path / "here.yaml"), "--json") in (0, 13)
     plan = json.loads(capsys.readouterr().out)
-    assert plan["device"]["peak_flops"]["fp32"] == found.of(ranks).peak_flops.fp32
-    assert plan["step_seconds"]["total"] > 0
-    assert not list(folder.glob("tmp*"))
-    return found
+    assert plan["device"]["peak_flops"]["fp32"] == found.of(1).peak_flops.fp32 and plan["step_seconds"]["total"] > 0
+    assert not list(tmp_path.glob("tmp*"))
