@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.questions import BoolArray, Int64Array, positions
+from benchmarks.questions import BoolArray, Drawn, Int64Array, positions
 from brt_dist.data.reader import Segments
 from brt_dist.data.stream_schedule import StepReads
 
@@ -26,8 +26,8 @@ TRAINED, ASKED = (2, 12), (12, 12)  # symbols: short sequences, which any model 
 SHORTEST = 2  # windows, at least, of a document that is trained on
 
 
-class Copies:
-    """`count` documents, drawn from `seed`; read like a dataset.
+class Copies(Drawn):
+    """`count` documents, drawn from `seed`.
 
     Args:
         symbols: of the shortest and of the longest sequence, at most SYMBOLS.
@@ -37,23 +37,12 @@ class Copies:
         random = np.random.default_rng(seed)
         shortest, longest = symbols
         self.symbols: Int64Array = random.integers(shortest, longest + 1, count)
-        self.lengths: Int64Array = 2 * self.symbols + 2
+        self.lengths = 2 * self.symbols + 2
         sequences = random.permuted(np.tile(np.arange(SYMBOLS), (count, 1)), axis=1)[:, :longest]
         half = np.concatenate([np.full((count, 1), MARK), sequences], 1)
-        self._tokens: Int64Array = np.zeros((count, 2 * longest + 2), np.int64)
+        self._tokens = np.zeros((count, 2 * longest + 2), np.int64)
         for document, length in enumerate(self.symbols.tolist()):
             self._tokens[document, : 2 * length + 2] = np.tile(half[document, : length + 1], 2)
-
-    def tokens(self, document: int, offset: int, count: int) -> Int64Array:
-        """As `Dataset.tokens`."""
-        return self._tokens[document, offset : offset + count]
-
-    def length(self, document: int) -> int:
-        """As `Dataset.length`."""
-        return int(self.lengths[document])
-
-    def expect(self, documents: Sequence[int]) -> None:
-        """As `Dataset.expect`: everything is here."""
 
     def answers(self, plan: StepReads, segments: Segments) -> tuple[Int64Array, BoolArray]:
         """The next symbol (b, N), and where it is asked for: in the second half, from its mark on (b, N)."""

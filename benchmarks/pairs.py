@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from benchmarks.questions import BoolArray, Int64Array, positions
+from benchmarks.questions import BoolArray, Drawn, Int64Array, positions
 from brt_dist.data.reader import Segments
 from brt_dist.data.stream_schedule import StepReads
 
@@ -25,8 +25,8 @@ VOCAB = NOISE + 1
 WINDOW = 4  # tokens: two pairs, or a pair and a question
 
 
-class Pairs:
-    """`count` documents of a task, drawn from `seed`; read like a dataset.
+class Pairs(Drawn):
+    """`count` documents of a task, drawn from `seed`.
 
     Args:
         windows: shortest and longest document.
@@ -35,7 +35,7 @@ class Pairs:
     def __init__(self, task: Task, windows: tuple[int, int], count: int, seed: Sequence[int]) -> None:
         random = np.random.default_rng(seed)
         shortest, longest = windows
-        self.lengths: Int64Array = random.integers(shortest, longest + 1, count) * WINDOW
+        self.lengths = random.integers(shortest, longest + 1, count) * WINDOW
         distinct = PAIRS if task == "multi-query" else FEW
         keys = random.permuted(np.tile(np.arange(KEYS if task == "multi-query" else FEW), (count, 1)), axis=1)
         keys = keys[:, :distinct]
@@ -65,22 +65,11 @@ class Pairs:
         np.put_along_axis(answer, at[..., None] + 1, newest[..., None], 2)
         np.put_along_axis(is_asked, at[..., None] + 1, True, 2)
         first = np.stack([keys, values], 2).reshape(count, -1)
-        self._tokens: Int64Array = np.concatenate([first, tokens.reshape(count, -1)], 1)
+        self._tokens = np.concatenate([first, tokens.reshape(count, -1)], 1)
         self._answer: Int64Array = np.concatenate([np.zeros_like(first), answer.reshape(count, -1)], 1)
         self._since: Int64Array = shown + np.arange(later[1]) - written_in  # windows, of the question of each later one
         self._shown = shown
         self._is_asked: BoolArray = np.concatenate([np.zeros(first.shape, bool), is_asked.reshape(count, -1)], 1)
-
-    def tokens(self, document: int, offset: int, count: int) -> Int64Array:
-        """As `Dataset.tokens`."""
-        return self._tokens[document, offset : offset + count]
-
-    def length(self, document: int) -> int:
-        """As `Dataset.length`."""
-        return int(self.lengths[document])
-
-    def expect(self, documents: Sequence[int]) -> None:
-        """As `Dataset.expect`: everything is here."""
 
     def answers(self, plan: StepReads, segments: Segments) -> tuple[Int64Array, BoolArray]:
         """Answer (b, N), at the key that is asked for, and where one is asked for (b, N)."""

@@ -43,6 +43,29 @@ class Questions(Protocol):
         ...
 
 
+class Drawn:
+    """Documents that a task draws, read like a dataset.
+
+    Attributes:
+        lengths: tokens of each document (count,).
+    """
+
+    lengths: Int64Array
+    _tokens: Int64Array
+    """(count, longest), filled up behind the end of shorter documents."""
+
+    def tokens(self, document: int, offset: int, count: int) -> Int64Array:
+        """As `Dataset.tokens`."""
+        return self._tokens[document, offset : offset + count]
+
+    def length(self, document: int) -> int:
+        """As `Dataset.length`."""
+        return int(self.lengths[document])
+
+    def expect(self, documents: Sequence[int]) -> None:
+        """As `Dataset.expect`: everything is here."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a step of reading asked.

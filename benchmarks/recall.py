@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.questions import asked, in_tokens, positions, train_on
+from benchmarks.questions import Drawn, asked, in_tokens, positions, train_on
 from brt_dist.config.schema import Config, ModelConfig
 from brt_dist.data.reader import Segments
 from brt_dist.data.stream_schedule import StepReads
@@ -48,8 +48,8 @@ class Size:
     learning_rate: float = 1e-2
 
 
-class Documents:
-    """`count` documents, drawn from `seed`; read like a dataset."""
+class Documents(Drawn):
+    """`count` documents, drawn from `seed`."""
 
     def __init__(self, size: Size, count: int, seed: Sequence[int]) -> None:
         random = np.random.default_rng(seed)
@@ -62,17 +62,6 @@ class Documents:
         tokens[:, 0] = random.integers(KEYS, KEYS + NOISE, (count, WINDOW))
         tokens[np.arange(count), 0, random.integers(WINDOW, size=count)] = self.key
         self._tokens = tokens.reshape(count, -1)
-
-    def tokens(self, document: int, offset: int, count: int) -> Int64Array:
-        """As `Dataset.tokens`."""
-        return self._tokens[document, offset : offset + count]
-
-    def length(self, document: int) -> int:
-        """As `Dataset.length`."""
-        return int(self.lengths[document])
-
-    def expect(self, documents: Sequence[int]) -> None:
-        """As `Dataset.expect`: everything is here."""
 
     def answers(self, plan: StepReads, segments: Segments) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
         """Target (b, N) and mask (b, N): the key, where it is asked for, instead of the next token."""

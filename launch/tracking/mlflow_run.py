@@ -104,7 +104,8 @@ class MlflowRun:
         from mlflow.entities import Metric
 
         items = list(rows)
-        metrics = [Metric(row.key, row.value, row.time, row.step) for row in items if isinstance(row, Row)]
+        curves = [item for item in items if isinstance(item, Row) and item.key not in self._left_out]
+        metrics = [Metric(row.key, row.value, row.time, row.step) for row in curves]
         tags = {item.key: item.value for item in items if isinstance(item, Tag)}
         for start in range(0, len(metrics), _BATCH_METRICS):
             self._log_metrics(metrics[start : start + _BATCH_METRICS])
@@ -114,7 +115,7 @@ class MlflowRun:
                 self.log_text(item.text, item.name)
 
     def _log_metrics(self, metrics: "Sequence[Metric]") -> None:
-        """Send a batch without those that the server will never take; else it would be retried for ever."""
+        """Send a batch, without the metrics that the server will never take: it would be sent again and again."""
         from mlflow.exceptions import MlflowException
 
         try:

@@ -65,3 +65,8 @@ def test_what_zero_3_gathers_is_there_twice_whether_or_not_a_collective_copies(o
     found = memory("bf16", 1, on_cpu=on_cpu, zero_stage=3)
     assert found.gathered == 2 * 1000 and found.before == found.backward == Bytes(2000, 64)
     assert max(one.buckets for one in found.after) <= 64 + 4 * 500 * 2
+
+
+def test_updated_weights_are_gathered_in_place_by_nccl_and_on_a_copy_of_the_whole_by_gloo() -> None:
+    assert memory("fp32", 1, zero_stage=2).after[-1] == Bytes(0, 0)
+    assert memory("fp32", 1, on_cpu=True, zero_stage=2).after[-1] == Bytes(0, 4000)
