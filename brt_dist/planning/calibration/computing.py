@@ -13,11 +13,13 @@ from brt_dist.model.layers import Layer
 from brt_dist.model.memory import carried
 from brt_dist.model.model import TokenEmbedding
 from brt_dist.parallel.device import Device
+from brt_dist.parallel.layout import agree
 from brt_dist.planning.calibration.clock import Clock
 from brt_dist.planning.stage_time import LOGITS_PRODUCTS, TILE_OPERATIONS, tiles
 
 _MOST_MAPS = 128  # linear maps that are multiplied one after the other
 _LAYERS = 4  # of attention, likewise
+_LONG_SECONDS = 1.0  # of a run; a processor without products in bf16 needs minutes for wide ones
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -57,7 +59,8 @@ SIZES = {
 def product_rates(device: Device, clock: Clock, sizes: Sizes, precision: str) -> dict[int, float]:
     """FLOP/s of a linear map's three products, forward and backward, by its width.
 
-    As in a step, all forwards come before all backwards, and by then the caches hold something else.
+    As in a step, all forwards come before all backwards, and by then the caches hold something else.  Of a precision
+    other than the layer's only the best rate is used: once a width takes long, wider ones are left out.  Collective.
     """
     found = {}
     for side in sizes.sides:
@@ -73,7 +76,11 @@ def product_rates(device: Device, clock: Clock, sizes: Sizes, precision: str) ->
                 y @ w
                 y.T @ x
 
-        found[side] = 3 * 2 * rows * side * 4 * side * count / clock(products)
+        seconds = clock(products)
+        found[side] = 3 * 2 * rows * side * 4 * side * count / seconds
+        (slowest,) = agree((seconds,), device)  # or some ranks would go on alone
+        if precision != sizes.precision and slowest > _LONG_SECONDS:
+            break
     return found
 
 

@@ -1,6 +1,7 @@
 """How `brt plan --calibrate` measures: it fits the plan to steps as they are trained, and notices other work."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,23 @@ def test_the_probe_looks_after_each_measurement() -> None:
             clock(lambda: None)
     assert len(clock.probe.seconds) == len(clock.probe.shares) == 3
     assert min(clock.probe.seconds) > 0 and 0 < min(clock.probe.shares) <= max(clock.probe.shares) <= 1
+
+
+@pytest.mark.parametrize(("precision", "widths"), [("fp32", [16, 32, 64]), ("bf16", [16, 32])])
+def test_slow_products_of_a_precision_that_layers_do_not_have_end_early(precision: str, widths: list[int]) -> None:
+    """A processor without products in bf16 took more than five minutes, and the calibration was given up."""
+    sizes = computing.Sizes(8, (16, 32, 64), 0, 16, 1, 8, 8, 1, "fp32", 16, cold=1)
+    seconds = iter([0.5, 5.0, 5.0])
+
+    class SlowClock(Clock):
+        def __call__(self, run: Callable[[], Any]) -> float:
+            run()
+            return next(seconds)
+
+    with single_process() as device:
+        found = computing.product_rates(device, SlowClock(device, 0.0), sizes, precision)
+    assert list(found) == widths
+    assert found[32] == pytest.approx(3 * 2 * 8 * 32 * 4 * 32 / 5.0)
 
 
 def test_a_disturbed_calibration_says_so(
