@@ -8,8 +8,9 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import crossing_report, lengths, plan_time, processes
+from benchmarks import crossing_report, lengths, plan_time, processes, table_steps
 from benchmarks.step import table
+from launch.reproduce.kit import rows
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -58,3 +59,12 @@ def test_the_tables_of_the_crossing() -> None:
     cells = json.loads((DOCS / "results" / "crossing.json").read_text())
     assert crossing_report.table(cells) in (DOCS / "results.md").read_text()
     assert crossing_report.worth(cells) in (DOCS / "state.md").read_text()
+
+
+def test_a_row_of_the_papers_table_is_the_sum_of_its_layers() -> None:
+    parts = {part for row in rows("table1", "paper") for part in table_steps.weights(row)}
+    seconds = {key: [1.0] for key in parts} | {part: [4.0] for part in parts if part.endswith("/stack")}
+    seconds |= {"loss": [0.5], "window 2048, segment 2048": [3.0, 2.0, 9.0]}
+    found = table_steps.seconds(seconds)
+    assert (found["XL:2048"], found["Slide:13L"], found["Rec:fixed:skip"]) == (12 * 3.0 + 0.5, 13.5, 12.5)
+    assert found["Feed:fixed:skip"] == pytest.approx(12.5)  # eleven layers with feedback, and a recurrent one
