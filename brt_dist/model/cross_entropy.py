@@ -3,6 +3,9 @@
 Logits are made a tile at a time: some tokens, some rows of the embedding.  Forward keeps two numbers for each token,
 from which backward makes the probabilities of a tile again: a third more products than with logits of (N, b, V) kept,
 whose memory would exceed that of a layer many times over.
+
+The sum over the tokens that count needs no such thing where a tile has the whole vocabulary: one number multiplies its
+gradients, so forward makes them while it has the logits, and keeps them instead of its inputs.
 """
 
 from collections.abc import Iterator
@@ -19,6 +22,7 @@ from brt_dist.model.sequence import gathered, summed_part
 from brt_dist.model.shapes import CACHED_TOKENS as CACHED
 from brt_dist.model.shapes import TILE_COLUMNS as COLUMNS
 from brt_dist.model.shapes import TILE_TOKENS as TOKENS
+from brt_dist.model.shapes import is_one_tile
 
 
 class Vocabulary(NamedTuple):
@@ -40,6 +44,65 @@ def cross_entropy(x: Tensor, weight: Tensor, target: Tensor, vocabulary: Vocabul
         is_split: sequence parallel.
     """
     return cast(Tensor, _CrossEntropy.apply(x, weight, target, vocabulary, is_split))
+
+
+def summed_cross_entropy(
+    x: Tensor, weight: Tensor, target: Tensor, counted: Tensor, vocabulary: Vocabulary, is_split: bool
+) -> Tensor:
+    """Sum of the nats of the tokens that count, float32 (), the same on all tensor parallel ranks.
+
+    Args:
+        counted: (n, b) bool; the others are as :func:`cross_entropy` has them.
+    """
+    ranks = parallel_state.get_tensor_model_parallel_group().size()
+    has_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if has_gradient and is_one_tile(len(weight), ranks):
+        return cast(Tensor, _SummedCrossEntropy.apply(x, weight, target, counted, vocabulary.valid))
+    return cross_entropy(x, weight, target, vocabulary, is_split).masked_fill(~counted, 0.0).sum()
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, target: Tensor, counted: Tensor, valid: int) -> Tensor:
+        rows, places, counts = x.flatten(0, 1), target.flatten(), counted.flatten().to(widened(x).dtype)
+        of_rows, of_weight, nats = torch.empty_like(rows), None, []
+        for part in _slices(len(rows), _tokens(rows)):
+            product, place = rows[part] @ weight.t(), places[part]
+            chosen = widened(product.gather(1, place[:, None]).squeeze(1))
+            largest, total, slope = _normalized(product, valid, place, counts[part])
+            nats.append(total.log() - (chosen - largest))
+            torch.mm(slope, weight, out=of_rows[part])
+            if of_weight is None:
+                of_weight = slope.t() @ rows[part]
+            else:
+                of_weight = widened(of_weight)
+                _add_product(of_weight, slope.t(), rows[part])
+        ctx.save_for_backward(of_rows.view(x.shape), cast(Tensor, of_weight).to(weight.dtype))
+        return torch.cat(nats).masked_fill(counts == 0, 0.0).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        of_x, of_weight = ctx.saved_tensors
+        return (of_x * gradient).to(of_x.dtype), (of_weight * gradient).to(of_weight.dtype), None, None, None
+
+
+def _normalized(product: Tensor, valid: int, place: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest logit and sum of exp(logit - largest) of each row (n,), and the gradient of the logits (n, V).
+
+    Args:
+        product: (n, V) logits, the first `valid` of them of tokens; may be overwritten.
+        place: (n,) the targets.
+        counts: (n,) by what the nats of a token are multiplied.
+    """
+    if (kernels := row_kernels.fused(product)) is not None:
+        largest, total = cast(tuple[Tensor, Tensor], kernels.softmax_scan(product, valid))
+        return largest, total, cast(Tensor, kernels.softmax_slope(product, valid, largest, total, place, counts))
+    logits = _without_padding(product, valid)
+    largest = logits.amax(-1)
+    above = logits.sub_(largest[:, None]).exp_()
+    total = above.sum(-1)
+    slope = above.mul_((counts / total)[:, None]).scatter_add_(1, place[:, None], counts.neg()[:, None])
+    return largest, total, slope.to(product.dtype)
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.errors import ConfigError
-from brt_dist.model.cross_entropy import Vocabulary, cross_entropy
+from brt_dist.model.cross_entropy import Vocabulary, cross_entropy, summed_cross_entropy
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.layers import Layer
 from brt_dist.model.linear import gather, megatron_config, no_initialization
@@ -58,10 +58,13 @@ class TokenEmbedding(megatron.VocabParallelEmbedding):
             tp_group=group,
         )
 
-    def forward(self, x: Tensor, score: bool = False, target: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, score: bool = False, target: Tensor | None = None, counted: Tensor | None = None
+    ) -> Tensor:
         """Tokens (b, N) -> (N, b, D); with `score`, hidden states (N, b, D) -> this rank's logits (N, b, V/tp).
 
-        With a target (N, b) as well, nats per token (N, b) instead, and no logits are kept.
+        With a target (N, b) as well, nats per token (N, b) instead, and no logits are kept; with a mask `counted`
+        (N, b), the sum of the nats of these tokens.
         Under sequence parallel hidden states are this rank's tokens (N/tp, b, D); the result is of all N.
         All go through the module's call, so that whoever gathers weights before a forward (ZeRO-3) sees it.
         """
@@ -71,7 +74,10 @@ class TokenEmbedding(megatron.VocabParallelEmbedding):
         x = x * self.scale  # scaling the states is scaling the logits, at a fraction of the cost
         valid = max(self.vocab_size - self.vocab_start_index, 0)
         if target is not None:
-            return cross_entropy(x, self.weight, target, Vocabulary(self.vocab_start_index, valid), self.is_split)
+            here = Vocabulary(self.vocab_start_index, valid)
+            if counted is not None:
+                return summed_cross_entropy(x, self.weight, target, counted, here, self.is_split)
+            return cross_entropy(x, self.weight, target, here, self.is_split)
         logits = linear_of_parts(x, self.weight) if self.is_split else self._projection(x, weight=self.weight)[0]
         if valid < logits.shape[-1]:
             logits[..., valid:] = -math.inf
@@ -89,6 +95,10 @@ class TokenEmbedding(megatron.VocabParallelEmbedding):
     def losses(self, x: Tensor, target: Tensor) -> Tensor:
         """Nats per token, float32 (N, b), of hidden states x (N, b, D) and targets (N, b); keeps no logits."""
         return self(x, score=True, target=target)
+
+    def summed_loss(self, x: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+        """Sum of the nats of the tokens where `counted` (N, b) is true, float32 scalar; otherwise as `losses`."""
+        return self(x, score=True, target=target, counted=counted)
 
 
 class FinalNorm(RMSNorm):
@@ -190,6 +200,7 @@ class BlockRecurrentModel(nn.Module):
         target: Tensor | None = None,
         source: Tensor | None = None,
         labels: OracleLabels | None = None,
+        counted: Tensor | None = None,
     ) -> tuple[Tensor, list[Memory]]:
         """Read one segment of b streams.
 
@@ -200,10 +211,12 @@ class BlockRecurrentModel(nn.Module):
             target: (b, N) int64, the tokens to predict.
             source: (b, W) int64, what the encoder reads, in a model that has one.
             labels: of the heads of an oracle, in a model that has them.
+            counted: (b, N) bool, the tokens whose nats are added up.
 
         Returns:
-            With a target the nats of each token, float32 (b, N), for which no logits are kept; without one, this rank's
-            logits (N, b, V/tp), for `loss_sum`, `token_losses` or `full_logits`, and the new memory.
+            With a target the nats of each token, float32 (b, N), or with `counted` their sum, a scalar; no logits are
+            kept for either.  Without a target, this rank's logits (N, b, V/tp), for `loss_sum`, `token_losses` or
+            `full_logits`.  And the new memory.
         """
         network = Network(self.config, self.embedding, list(self.layers), self.final_norm, self._calls)
-        return read_segment(network, tokens, memory, starts, dropout, target, source, labels)
+        return read_segment(network, tokens, memory, starts, dropout, target, source, labels, counted)

@@ -39,10 +39,12 @@ def read_segment(
     target: Tensor | None = None,
     source: Tensor | None = None,
     labels: OracleLabels | None = None,
+    counted: Tensor | None = None,
 ) -> tuple[Tensor, list[Memory]]:
     """Tokens (b, N) -> this rank's logits (N, b, V/tp), and the memory for the next segment, without gradient.
 
-    With a target (b, N), nats per token (b, N) instead of logits.
+    With a target (b, N), nats per token (b, N) instead of logits; with `counted` (b, N) as well, the sum of those that
+    count.
 
     With feedback every layer attends to a state that the layers above it made of the blocks before, so the whole
     stack runs on a block before it runs on the next.  Gradients run through all of it.
@@ -60,9 +62,15 @@ def read_segment(
         raise ConfigError("a model with an encoder (model.encoder.layers), and no other, reads a source")
     if network.config.feedback:
         scores, after = _block_by_block(network, tokens, memory, starts, dropout, target, labels)
+        if counted is not None:
+            scores = scores.masked_fill(~counted.transpose(0, 1), 0.0).sum()
     else:
-        scores, after = _pass(network, tokens, memory, starts, dropout, [None] * len(memory), target, source, labels)
-    return scores if target is None else scores.transpose(0, 1), [carried(layer) for layer in after]
+        fed_back = [None] * len(memory)
+        scores, after = _pass(
+            network, tokens, memory, starts, dropout, fed_back, target, source, labels, counted=counted
+        )
+    is_of_tokens = target is not None and counted is None
+    return scores.transpose(0, 1) if is_of_tokens else scores, [carried(layer) for layer in after]
 
 
 def _pass(
@@ -75,6 +83,7 @@ def _pass(
     target: Tensor | None,
     source: Tensor | None = None,
     labels: OracleLabels | None = None,
+    counted: Tensor | None = None,
 ) -> tuple[Tensor, list[Memory]]:
     x, config, encoded = network.embedding(tokens), network.config, None
     first = config.encoder.layers
@@ -87,6 +96,8 @@ def _pass(
         x, left = network.calls.layer(layer, x, remembered, starts, draws, state, network.calls.mixer, encoded)
         after.append(left)
     x = network.final_norm(x, dropout, labels)
+    if target is not None and counted is not None:
+        return network.embedding.summed_loss(x, target.transpose(0, 1), counted.transpose(0, 1)), after
     if target is not None:
         return network.embedding.losses(x, target.transpose(0, 1)), after
     return network.embedding.logits(x), after

@@ -20,6 +20,11 @@ def padded_vocab(vocab_size: int, tensor_parallel: int) -> int:
     return padded(vocab_size, tensor_parallel, VOCAB_MULTIPLE)
 
 
+def is_one_tile(rows: int, tensor_parallel: int) -> bool:
+    """Whether a tile of logits has the whole vocabulary: `rows` of the embedding, all on one rank."""
+    return tensor_parallel == 1 and rows <= TILE_COLUMNS
+
+
 def sub_block(window: int) -> int:
     """Tokens of a sub-block, a divisor of the window."""
     rows = max(window // PARTS, SMALLEST_PART)

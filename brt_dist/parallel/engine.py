@@ -282,9 +282,17 @@ class Engine(ABC):
 
         needs_logits = self._observer is not None and self._observer.wants_logits
         targets = None if step.target is None or needs_logits else step.target.split(size)
+        counted = None if step.mask is None or self._observer is not None else step.mask.split(size)
         sources = None if step.source is None else step.source.split(size)
         return [
-            MicroBatch(starts, dropout(i), targets and targets[i], sources and sources[i], labels(i))
+            MicroBatch(
+                starts,
+                dropout(i),
+                target=targets and targets[i],
+                counted=counted and counted[i],
+                source=sources and sources[i],
+                labels=labels(i),
+            )
             for i, starts in enumerate(step.starts.split(size))
         ]
 
@@ -303,7 +311,7 @@ class Engine(ABC):
     def _loss(self, scores: Tensor, labels: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         target, mask, weight = labels
         if self._observer is None:
-            return scores.masked_fill(~mask, 0.0).sum() * weight
+            return scores * weight
         self._observed += 1
         return self._observer(self._observed - 1, scores, target, mask) * weight
 

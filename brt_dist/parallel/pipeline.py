@@ -27,7 +27,7 @@ Loss = Callable[[Tensor, tuple[Tensor, Tensor, Tensor]], Tensor]
 class WholeModel(nn.Module):
     """All layers on this rank, with their memory attached: tokens (b, N) -> scores.
 
-    Scores are the nats of each token (b, N) if the micro-batch has a target, else this rank's logits (N, b, V/tp).
+    Scores are what the micro-batch asks for (`MicroBatch.target`, `counted`).
 
     Args:
         built: as for `BlockRecurrentModel`.
@@ -60,6 +60,7 @@ class WholeModel(nn.Module):
             micro_batch.target,
             micro_batch.source,
             micro_batch.labels,
+            micro_batch.counted,
         )
         for index, layer in enumerate(after):
             self._context.write(index, layer)
@@ -96,9 +97,11 @@ class PipelineStage(PipelineModule):
         table, *layers, norm = module_specs(config, parallel)
 
         def score(embedding: TokenEmbedding, x: Tensor) -> Tensor:
-            target = context.micro_batch.target
+            target, counted = context.micro_batch.target, context.micro_batch.counted
             if target is None:
                 return embedding.logits(x)
+            if counted is not None:
+                return embedding.summed_loss(x, target.transpose(0, 1), counted.transpose(0, 1))
             return embedding.losses(x, target.transpose(0, 1)).transpose(0, 1)
 
         # in the list below, the embedding is before the layers; norm and logits follow

@@ -27,7 +27,9 @@ class MicroBatch:
     Attributes:
         starts: (b, N/W) bool, blocks that begin a document.
         dropout: rate and keys of the masks, or None in evaluation.
-        target: (b, N) int64, where the last stage is to give nats per token and not logits.
+        target: (b, N) int64, where the last stage is to give nats per token (b, N), and not this rank's logits
+            (N, b, V/tp).
+        counted: (b, N) bool, where it is to give the sum of the nats of these tokens.
         source: (b, N) int64, what the encoder reads, in a model that has one.
         labels: of the heads of an oracle, in a model that has them.
     """
@@ -35,6 +37,7 @@ class MicroBatch:
     starts: Tensor
     dropout: Dropout | None
     target: Tensor | None = None
+    counted: Tensor | None = None
     source: Tensor | None = None
     labels: OracleLabels | None = None
 

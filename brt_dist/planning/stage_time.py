@@ -9,7 +9,7 @@ from typing import Literal
 from brt_dist.config.local_segment import LocalSegment
 from brt_dist.config.schema import Config, ModelConfig, ParallelConfig
 from brt_dist.config.zero_rules import scatters_sums
-from brt_dist.model.shapes import CACHED_TOKENS, TILE_COLUMNS, TILE_TOKENS, padded_vocab
+from brt_dist.model.shapes import CACHED_TOKENS, TILE_COLUMNS, TILE_TOKENS, is_one_tile, padded_vocab
 from brt_dist.planning.activations import local_segment
 from brt_dist.planning.devices import DeviceSpec
 from brt_dist.planning.flops import TRAINING
@@ -18,7 +18,6 @@ from brt_dist.planning.model_sizes import ModelSizes
 _FORWARD_OPERATIONS = 0.4  # share of a layer's operations that the forward has
 _FORWARD_PASSES = 0.4  # share of the passes over activations that the forward makes
 _FORWARD_LOGITS = 1 / 3  # the same of those over logits
-LOGITS_PRODUCTS = 4  # of the logits: one forward, and three backward, which computes them again
 TILE_OPERATIONS = 59  # of a tile of logits, forward and backward, counted in a step of the engine
 
 _DISTURBED = 0.2
@@ -177,18 +176,29 @@ def _ends(config: Config, local: LocalSegment, stage: int, device: DeviceSpec) -
     return _Work(sent_forward=forward, sent_backward=backward)
 
 
+def logits_products(rows: int, tensor_parallel: int) -> tuple[int, int]:
+    """Products of the size of the logits, forward and backward; see `model.cross_entropy`.
+
+    Forward makes the gradients of a vocabulary that one tile has; else backward computes the logits again.
+    """
+    return (3, 0) if is_one_tile(rows, tensor_parallel) else (1, 3)
+
+
 def _head(config: Config, local: LocalSegment, device: DeviceSpec) -> _Work:
-    """Logits and loss; backward computes the logits again."""
+    """Logits and loss."""
     model, tensor = config.model, config.parallel.tensor
     columns = padded_vocab(model.vocab_size or 0, tensor) // tensor
     product = 2 * model.width * columns * local.tokens / _products(config, local, device)
     logits = device.logits_passes * 4 * columns * local.tokens / device.memory_rate
     operations = TILE_OPERATIONS * tiles(local.tokens, columns, is_cached=not device.is_asynchronous)
+    ahead, back = logits_products(columns, tensor)
+    of_forward = 1.0 if back == 0 else _FORWARD_LOGITS
+    launched = 1.0 if back == 0 else _FORWARD_OPERATIONS
     return _Work(
-        forward=product + _FORWARD_LOGITS * logits,
-        backward=(LOGITS_PRODUCTS - 1) * product + (1 - _FORWARD_LOGITS) * logits,
-        operations_forward=operations * _FORWARD_OPERATIONS,
-        operations_backward=operations * (1 - _FORWARD_OPERATIONS),
+        forward=ahead * product + of_forward * logits,
+        backward=back * product + (1 - of_forward) * logits,
+        operations_forward=operations * launched,
+        operations_backward=operations * (1 - launched),
     )
 
 

@@ -15,7 +15,7 @@ from brt_dist.model.model import TokenEmbedding
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.layout import agree
 from brt_dist.planning.calibration.clock import Clock
-from brt_dist.planning.stage_time import LOGITS_PRODUCTS, TILE_OPERATIONS, tiles
+from brt_dist.planning.stage_time import TILE_OPERATIONS, logits_products, tiles
 
 _MOST_MAPS = 128  # linear maps that are multiplied one after the other
 _LAYERS = 4  # of attention, likewise
@@ -192,8 +192,9 @@ def logits_passes(
     torch.nn.init.normal_(embedding.weight, std=0.02)
     x = torch.randn(sizes.rows, 1, sizes.width, device=device.torch, dtype=DTYPES[sizes.precision], requires_grad=True)
     target = torch.randint(sizes.columns, (sizes.rows, 1), device=device.torch)
-    seconds = clock(lambda: embedding.losses(x, target).sum().backward())
-    seconds -= LOGITS_PRODUCTS * 2 * sizes.rows * sizes.width * sizes.columns / products
+    counted = torch.ones_like(target, dtype=torch.bool)
+    seconds = clock(lambda: embedding.summed_loss(x, target, counted).backward())
+    seconds -= sum(logits_products(sizes.columns, 1)) * 2 * sizes.rows * sizes.width * sizes.columns / products
     if device.kind == "cpu":
         seconds -= launch * TILE_OPERATIONS * tiles(sizes.rows, sizes.columns, is_cached=True)
     return max(seconds, 0.0) * memory_rate / (4 * sizes.rows * sizes.columns)

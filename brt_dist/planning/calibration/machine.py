@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from threading import Event, Timer
+from threading import Timer
 from typing import Any
 
 import yaml
@@ -24,7 +24,7 @@ from brt_dist.versions import library_versions
 
 _SECONDS = 100.0  # of all measurements, about
 _MEASUREMENTS = 40  # with some number of ranks
-_LIMIT = 300.0  # seconds until ranks are given up
+_LIMIT = 300.0  # seconds for one measurement until ranks are given up
 _HEAD = "# Measured by `brt plan --calibrate`; read by `brt plan --device FILE` and `launch.gpu_kind`.\n"
 
 
@@ -95,34 +95,61 @@ def _measured(kind: str, ranks: int, folder: Path, seconds: float, tell: Callabl
             stack.callback(process.wait)
             stack.callback(process.kill)
             processes.append(process)
-        late = Event()
 
-        def give_up() -> None:
-            late.set()
+        def kill_all() -> None:
             for process in processes:
                 process.kill()
 
-        timer = Timer(_LIMIT, give_up)
-        stack.callback(timer.cancel)
-        timer.start()
+        limit = _Limit(_LIMIT, kill_all)
+        stack.callback(limit.end)
+        limit.begin("starting")
         result: dict[str, Any] | None = None
         for line in processes[0].stdout or ():
             if not line.startswith("{"):  # a library's
                 continue
             told = json.loads(line)
             if "now" in told:
+                limit.begin(told["now"])
                 tell(told["now"])
             else:
                 result = told
-        failed = [rank for rank, process in enumerate(processes) if process.wait() and not late.is_set()]
+        failed = [rank for rank, process in enumerate(processes) if process.wait() and limit.passed is None]
         if result is None or failed:
             first = failed[0] if failed else 0
             words = (Path(own) / f"log-{first}").read_text(errors="replace").strip().splitlines()
-            why = (
-                f"took more than {_LIMIT:.0f} s" if late.is_set() else f"failed ({words[-1] if words else 'no output'})"
-            )
+            if limit.passed is not None:
+                why = f"took more than {_LIMIT:.0f} s for {limit.passed}"
+            else:
+                why = f"failed ({words[-1] if words else 'no output'})"
             raise PlatformError(f"calibration: rank {first} of {ranks} {why}; nearest: brt doctor")
         return result
+
+
+class _Limit:
+    """Calls `give_up` when one thing takes longer than `seconds`.
+
+    Attributes:
+        passed: what took longer; None: nothing has.
+    """
+
+    def __init__(self, seconds: float, give_up: Callable[[], object]) -> None:
+        self._seconds, self._give_up = seconds, give_up
+        self._timer: Timer | None = None
+        self.passed: str | None = None
+
+    def begin(self, what: str) -> None:
+        """Whatever began before is done, and this begins."""
+        self.end()
+        self._timer = Timer(self._seconds, self._pass, (what,))
+        self._timer.start()
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _pass(self, what: str) -> None:
+        self.passed = what
+        self._give_up()
 
 
 def _device(kind: str, ranks: int, result: dict[str, Any], is_disturbed: bool) -> DeviceSpec:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -133,6 +134,15 @@ def test_slow_products_of_a_precision_that_layers_do_not_have_end_early(precisio
         found = computing.product_rates(device, SlowClock(device, 0.0), sizes, precision)
     assert list(found) == widths
     assert found[32] == pytest.approx(3 * 2 * 8 * 32 * 4 * 32 / 5.0)
+
+
+def test_a_measurement_that_never_ends_is_named() -> None:
+    """Each has the whole time: a slow machine that gets on is waited for."""
+    given_up = Event()
+    limit = machine._Limit(0.1, given_up.set)
+    for what in ("memory", "attention", "the disk"):
+        limit.begin(what)
+    assert given_up.wait(60) and limit.passed == "the disk"
 
 
 def test_a_disturbed_calibration_says_so(
