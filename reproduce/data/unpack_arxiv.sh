@@ -1,5 +1,5 @@
 #!/bin/sh
-# Unpacks every paper below FOLDER, as arXiv's archives hold them: NAME.gz, a tar of several files or a single one.
+# Unpacks every paper below FOLDER.  In arXiv's archives each is NAME.gz, a tar of several files or a single file.
 #   unpack_arxiv.sh FOLDER
 set -eu
 find "$1" -name '*.gz' | while read -r packed; do
