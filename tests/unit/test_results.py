@@ -38,6 +38,7 @@ def test_the_tables_of_lengths_and_processes(module: ModuleType) -> None:
         ("denoise", "denoise", "results.md"),
         ("sparse", "sparse", "kinds/sparse.md"),
         ("bst", "bst", "kinds/bst.md"),
+        ("table_steps", "table_steps", "results.md"),
     ],
 )
 def test_the_tables_of_comparisons(module: str, name: str, document: str) -> None:
