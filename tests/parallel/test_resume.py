@@ -41,6 +41,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     },
 }
 
+LONG = ("dp2-dropout", "tp2-bf16", "dp2-zero3-bf16")  # each part of them is in another case as well
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -102,7 +104,13 @@ def train(rank: int, store: str, given: Config, attempt: int, stop_after: int) -
         finalize()
 
 
-@pytest.mark.parametrize("settings", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(settings, id=name, marks=[pytest.mark.long] if name in LONG else [])
+        for name, settings in LAYOUTS.items()
+    ],
+)
 def test_resumed_run_is_bitwise_the_uninterrupted_run(
     ranks: RankPool, dataset: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:

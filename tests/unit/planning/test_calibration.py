@@ -150,6 +150,7 @@ def test_mistakes_on_the_command_line(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Measured in seconds, so rates mean little; what matters is that all are there and a plan takes them."""
     told: list[str] = []
