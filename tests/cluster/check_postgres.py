@@ -55,7 +55,7 @@ def test_10_000_steps_arrive_once_in_postgresql(tmp_path: Path) -> None:
             cursor.execute("SELECT status FROM runs")
             assert cursor.fetchall() == [("FINISHED",)]
     expected = [
-        (f"value_{number}", step, step + number / 100, (1000 + step) * 1000)
+        (f"system/step/value_{number}_seconds", step, step + number / 100, (1000 + step) * 1000)
         for number in range(METRICS)
         for step in range(1, STEPS + 1)
     ]
