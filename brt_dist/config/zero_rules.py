@@ -67,8 +67,8 @@ def _offload(config: "Config") -> Iterator[str]:
         )
     if not config.optimizer.is_elementwise:
         yield (
-            f"parallel.zero.offload_optimizer={zero.offload_optimizer} with optimizer.name={config.optimizer.name}: it "
-            "reduces sums over ranks while it updates, which only the device can; "
+            f"parallel.zero.offload_optimizer={zero.offload_optimizer} with optimizer.name={config.optimizer.name}: "
+            "its update sums over ranks, which only the device can do; "
             "nearest: parallel.zero.offload_optimizer=none, or optimizer.name=adamw"
         )
 

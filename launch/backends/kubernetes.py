@@ -66,8 +66,8 @@ class KubernetesConfig(Section):
     volumes: Texts = Field({}, description="persistent volumes, as MOUNT_PATH: CLAIM")
     secret_environment: Texts = Field({}, description="environment variables from secrets, as NAME: SECRET/KEY")
     token_secret: str | None = Field(None, description="secret with Ray's token; unset: the operator creates one")
-    ttl_seconds: NonNegativeInt = Field(3600, description="seconds for which a finished job is kept")
-    retries: NonNegativeInt = Field(2, description="how often the operator retries a failed job")
+    ttl_seconds: NonNegativeInt = Field(3600, description="seconds to keep a finished job")
+    retries: NonNegativeInt = Field(2, description="how many times the operator retries a failed job")
 
 
 class _Dumper(yaml.SafeDumper):

@@ -59,9 +59,9 @@ class SlurmConfig(Section):
     memory: str | None = Field(None, description="memory requested per node, for example 200G; unset: Slurm's default")
     options: tuple[str, ...] = Field((), description="more options for sbatch, for example [--reservation=june]")
     gpus: Literal["gpus-per-node", "gres", "none"] = Field(
-        "gpus-per-node", description="option of sbatch that asks for GPUs; none: the partition gives them"
+        "gpus-per-node", description="sbatch option that requests GPUs; none: the partition provides them"
     )
-    gpu_type: str | None = Field(None, description="kind of GPU to ask for, for example h100, as the site calls it")
+    gpu_type: str | None = Field(None, description="type of GPU to request, as the site names it, for example h100")
     mail: str | None = Field(None, description="address that Slurm writes to when the job ends, fails or is requeued")
     setup: tuple[str, ...] = Field(
         (),
@@ -84,7 +84,7 @@ class SlurmConfig(Section):
     )
     at_once: PositiveInt | None = Field(
         None,
-        description="most runs of `brt sweep --submit` that Slurm runs at a time; unset: as many as it has nodes for",
+        description="how many runs of `brt sweep --submit` Slurm runs at a time; unset: as many as it has nodes for",
     )
     requeue: bool = Field(True, description="requeue the job after preemption or at its time limit")
 

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class SparseFFN(FFN):
-    """One unit of each block is alive, chosen by a controller."""
+    """One unit of each block is active, chosen by a controller."""
 
-    kind: Literal["sparse"] = Field("sparse", description="one hidden unit of each block is alive, for each token")
+    kind: Literal["sparse"] = Field("sparse", description="one hidden unit of each block is active for each token")
     blocks: PositiveInt = Field(64, description="number of blocks; the hidden width [F] is blocks*block_size")
     block_size: PositiveInt = Field(64, description="hidden units in a block [N]")
     rank: PositiveInt = Field(64, description="width between the two matrices of the controller")
     hard_share: NonNegativeFloat = Field(
-        0.3, le=1.0, description="training: share of the streams, drawn at each step, that use the choice itself; the "
+        0.3, le=1.0, description="training: share of the streams, drawn at each step, that use the hard choice; the "
         "others use its softmax"
     )  # fmt: skip
     noise: NonNegativeFloat = Field(0.1, description="training: factor on the Gumbel noise of the choice; 0: none")

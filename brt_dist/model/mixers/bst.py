@@ -33,16 +33,16 @@ class BlockStateMixer(AttentionMixer):
     contexts: Literal["single_head", "multi_head", "multi_filter"] = Field(
         "single_head",
         description="single_head: one filter for each channel; multi_head: one for each channel and head; "
-        "multi_filter: several, of which tokens see the last outputs in the block before",
+        "multi_filter: several for each channel, whose last outputs in the previous block tokens see",
     )
     context_filters: PositiveInt = Field(
         32, description="contexts=multi_filter: number of filters for each channel [S]"
     )
     filter: Literal["s4d", "unstructured"] = Field(
-        "s4d", description="s4d: diagonal state spaces; unstructured: any kernel, without a state to carry"
+        "s4d", description="s4d: diagonal state space models; unstructured: any kernel, with no state to carry"
     )
     filter_states: PositiveInt = Field(16, description="filter=s4d: size of the state of each filter [N], even")
-    carry: bool = Field(True, description="carry the filters over segments; false: they start over at every segment")
+    carry: bool = Field(True, description="carry the state of filters over segments; false: reset it at every segment")
 
     statistics: ClassVar[dict[str, Statistic]] = {"state_rms": STATE_RMS, "state_max": STATE_MAX}
 

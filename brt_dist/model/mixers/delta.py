@@ -39,12 +39,12 @@ class DeltaMixer(Mixer):
     convolution: PositiveInt = Field(
         4, ge=2, description="tokens that the short convolutions see; model.window must be at least one less"
     )
-    gate: bool = Field(False, description="multiply what a head reads by SiLU of a map of the token")
+    gate: bool = Field(False, description="multiply what a head reads by the SiLU of a projection of the token")
     negative_eigenvalues: bool = Field(
         False, description="double beta: a token can then also flip what the state stores (arXiv 2411.12537)"
     )
     chunk: PositiveInt = Field(
-        64, description="tokens that are read at once, a matter of speed; the common divisor with model.window is taken"
+        64, description="tokens read at once (speed only); the greatest common divisor with model.window is used"
     )
 
     changeable: ClassVar[tuple[str, ...]] = ("chunk",)

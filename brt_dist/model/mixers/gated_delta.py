@@ -33,7 +33,7 @@ class GatedDeltaMixer(DeltaMixer):
     kind: Literal["gated_delta"] = Field(  # type: ignore[assignment]
         "gated_delta", description="Gated DeltaNet: the delta rule on a matrix that decays"
     )
-    gate: bool = Field(True, description="multiply what a head reads by SiLU of a map of the token")
+    gate: bool = Field(True, description="multiply what a head reads by the SiLU of a projection of the token")
 
     rates: ClassVar[int] = 2
     """beta, and what the decay is made of"""

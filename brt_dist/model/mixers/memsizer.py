@@ -32,9 +32,7 @@ class MemSizerMixer(Mixer):
 
     kind: Literal["memsizer"] = Field("memsizer", description="MemSizer: a memory of k rows that all heads share")
     rows: PositiveInt = Field(32, description="rows of the memory [k]")
-    query_scale: PositiveFloat = Field(
-        32.0, description="divides the variance of the initial values of the queries' map"
-    )
+    query_scale: PositiveFloat = Field(32.0, description="divides the initial variance of the query projection")
 
     statistics: ClassVar[dict[str, Statistic]] = {"state_rms": STATE_RMS, "state_max": STATE_MAX}
 

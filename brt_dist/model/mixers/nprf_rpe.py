@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 class KernelMixer(Mixer):
     """Kernelised attention over all tokens of the document so far, with relative positions."""
 
-    kind: Literal["nprf_rpe"] = Field("nprf_rpe", description="kernelised attention with a bias of each lag")
+    kind: Literal["nprf_rpe"] = Field("nprf_rpe", description="kernelised attention with a bias for each lag")
     features: PositiveInt = Field(64, description="random features of a head [m]")
     reach: PositiveInt | None = Field(
-        None, description="lags from this on share one bias, in tokens; at most, and if unset, model.window"
+        None, description="lag, in tokens, from which on all share one bias; at most model.window, which is the default"
     )
     normalized: bool = Field(
         True, description="scale queries and keys to unit length, which keeps training stable at high learning rates"
     )
     method: Literal["dense", "fft"] = Field(
         "dense",
-        description="sums over lags: by a matrix, or by FFT, which takes features*head_dim times the memory of a value "
-        "and pays for very long windows only",
+        description="how to sum over lags: with a matrix, or with an FFT, which takes features*head_dim times the "
+        "memory of a value and only pays off for very long windows",
     )
-    seed: NonNegativeInt = Field(0, description="seed of the random features; it is part of the weights' meaning")
+    seed: NonNegativeInt = Field(0, description="seed of the random features; weights only work with their own seed")
 
     changeable: ClassVar[tuple[str, ...]] = ("method",)
     beside_weights: ClassVar[tuple[str, ...]] = ("method",)

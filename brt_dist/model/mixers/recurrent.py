@@ -25,7 +25,7 @@ class RecurrentMixer(AttentionMixer):
     kind: Literal["recurrent"] = Field("recurrent", description="window attention with a gated recurrent state")
     layers: tuple[int, ...] | None = Field(
         (-3,),
-        description="layers that use it; negative indices count from the end; null: all that no other section names",
+        description="layers that use it; negative indices count from the end; unset: all that no other section names",
     )
     states: PositiveInt = Field(512, description="number of state vectors [S]")
     cell: Literal["skip", "single", "dual"] = Field(

@@ -32,8 +32,8 @@ class AttentionMixer(Mixer):
 
     query_length: PositiveFloat = Field(
         1.0,
-        description="initial length of queries (it is learned): 1 as in the authors' code; with the square root of "
-        "model.head_dim attention is as sharp as a Transformer's",
+        description="initial length of queries, which is learned: 1 as in the authors' code; the square root of "
+        "model.head_dim makes attention start as sharp as a Transformer's",
     )
     qkv: Literal["dense", "multiplicative"] = Field(
         "dense", description="how tokens are projected to heads; multiplicative: from two small matrices (2111.12763)"

@@ -90,7 +90,7 @@ def test_accepted(overrides: tuple[str, ...]) -> None:
         ),
         (
             ("optimizer.name=adafactor", "parallel.zero.offload_optimizer=cpu"),
-            ("reduces sums over ranks", "nearest: parallel.zero.offload_optimizer=none, or optimizer.name=adamw"),
+            ("its update sums over ranks", "nearest: parallel.zero.offload_optimizer=none, or optimizer.name=adamw"),
         ),
         (("parallel={pipeline: 2, zero_stage: 0}",), ("drift apart", "nearest: parallel.zero_stage=1")),
         (("parallel.zero_stage=0", "run.precision=bf16"), ("fp32", "nearest: parallel.zero_stage=1")),
