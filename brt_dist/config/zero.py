@@ -1,4 +1,4 @@
-"""How ZeRO reduces, splits and keeps what a run trains (`parallel.zero`); its stage is `parallel.zero_stage`."""
+"""How ZeRO reduces, splits and stores what a run trains (`parallel.zero`); its stage is `parallel.zero_stage`."""
 
 from typing import Any, Literal
 

@@ -1,12 +1,12 @@
-"""The sparse FFN of Scaling Transformers (arXiv 2111.12763): of each block of N hidden units exactly one is alive.
+"""The sparse FFN of Scaling Transformers (arXiv 2111.12763): exactly one of each block of N hidden units is active.
 
-A small controller chooses: logits = norm(x) C1 C2 + c, and the unit of each block with the largest logit is alive.  The
+A small controller chooses: logits = norm(x) C1 C2 + c; the unit of each block with the largest logit is active.  The
 result is relu(norm(x) W1 * mask) W2 + b with a mask of ones and zeros.
 
 In training the mask is, for a share of the streams, the choice after Gumbel noise, with the gradient of the softmax
 (straight through); for the others it is the softmax itself.  Training multiplies whole matrices, so it is no faster
 than dense.  Without a gradient, and for fewer tokens than a block has units, only the weights of the chosen units are
-read: that is the fast decoding of one stream.
+read, which makes decoding a single stream fast.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""The Block-State Transformer (arXiv 2306.09539): the recurrent layer with filters in place of the recurrence.
+"""The Block-State Transformer (arXiv 2306.09539): the recurrent layer with filters instead of the recurrence.
 
 Beside their window, tokens attend to contexts that causal filters (state space models) make of all tokens of the
 document.  Nothing is sequential over blocks but a sum of states, so all blocks run at once.  See docs/kinds/bst.md.
@@ -81,7 +81,7 @@ class BlockStateMixer(AttentionMixer):
             yield from (Matrix(self.context_filters, model.width), Matrix(self.context_filters, model.width))
 
     def flops(self, model: "ModelConfig", executed: bool) -> float:
-        """Fourier transforms are left out, like everything that is no product of matrices."""
+        """Fourier transforms are left out, like everything that is not a matrix product."""
         attended, window = model.heads * model.head_dim, model.window
         states = 2.0 * self.filters(model) * model.width * self.filter_states if self.filter == "s4d" else 0.0
         projected = 2 * model.width * 2 * attended

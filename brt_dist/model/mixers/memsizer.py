@@ -7,7 +7,7 @@
 
 t counts the tokens of the document.  S and the count start at zero with a document and are all that is carried; without
 the count, y would jump at the beginning of a segment.  There is no output map.  Weights start with the variance of the
-authors' Xavier, cut off at two standard deviations instead of uniform.
+authors' Xavier initialisation, but from a normal distribution cut off at two standard deviations instead of uniform.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -8,9 +8,10 @@ and a bias b of each lag, token i reads
 The weights exp(b_{i-j}) of a block and the block before form a Toeplitz matrix; sums are taken with the matrix, or by
 FFT over the products phi(k_j) v_j^T.
 
-A bias of every lag has no finite state.  Here all lags from `reach` on share one bias, which has: what tokens more than
-a block back add to numerator and denominator is a matrix of sums for each head, as in linear attention.  Carried are
-these sums, and features and values of the last block.  So a document reads the same however it is cut into segments.
+A separate bias for every lag has no finite state.  Here all lags from `reach` on share one bias, which has: tokens
+more than a block back contribute to numerator and denominator through a matrix of sums for each head, as in linear
+attention.  These sums, and features and values of the last block, are carried, so a document reads the same however it
+is cut into segments.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -71,7 +72,7 @@ class KernelMixer(Mixer):
         yield Matrix(model.width, attended, True)
 
     def flops(self, model: "ModelConfig", executed: bool) -> float:
-        """FFTs are left out, as everything that is no product of matrices."""
+        """FFTs are left out, like everything that is not a matrix product."""
         size, summed, features = model.head_dim, model.head_dim + 1, self.features
         total = 2.0 * model.width * 4 * model.heads * size
         head = 2 * 2 * size * features  # features of a query and a key

@@ -122,7 +122,7 @@ class RecurrentMixer(AttentionMixer):
     def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
         heads, own = model.heads // local.tensor, local.hidden(model.width)
         to_states = own + local.softmax(local.tokens * heads * self.states_seen(model))
-        # by then the backward of the cell is done
+        # by then the backward pass of the cell is done
         of_cell = self.activations(model, local) - super().activations(model, local)
         return max(to_states, super().in_backward(model, local) - of_cell)
 

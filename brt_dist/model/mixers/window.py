@@ -63,7 +63,7 @@ class AttentionMixer(Mixer):
         yield Matrix(model.width, kinds * attended, True)
 
     def flops(self, model: "ModelConfig", executed: bool) -> float:
-        """Counted is what the model asks for: W tokens, although products of blocks have all 2W that one may see."""
+        """Counts what the model needs: W tokens, although block products compute all 2W that some token may see."""
         attended, kinds = model.heads * model.head_dim, 1 + self.crosses(model)
         total = 2.0 * model.width * (2 + kinds) * attended  # keys, values, and queries of each kind
         total += self._of_tokens(model, executed)
@@ -91,7 +91,7 @@ class AttentionMixer(Mixer):
             kept += 4 * local.blocks // local.streams * heads * rows * (rows + model.window)
         if model.dropout:  # of the probabilities, the same for all blocks
             kept += local.streams * heads * 2 * model.window**2
-        if self.qkv == "multiplicative":  # the matrix is made of two small ones
+        if self.qkv == "multiplicative":  # the matrix is made from two small ones
             rows = (2 + kinds) * heads * model.head_dim
             return kept + local.entered(width) + rows * width * local.itemsize
         return kept + local.normed(width)

@@ -222,7 +222,7 @@ def test_any_config_is_refused_or_keeps_what_the_engine_needs(values: dict[str, 
     except ConfigError:
         nearest = nearest_layout(config)
         assert nearest.world_size <= layout.world_size
-        # The offered layout is one that the rules accept, once everything that is no layout is put right.
+        # The rules accept the suggested layout, once everything besides the layout is fixed.
         repaired = {
             "parallel": nearest,
             "model": model.changed({"feedback": False, "mixers": {"window": {}}}),
