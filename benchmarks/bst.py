@@ -1,8 +1,8 @@
 """The Block-State layer beside the recurrent one: time as the segment grows (arXiv 2306.09539, figure 4).
 
 `python -m benchmarks.bst` runs the mixer of one layer on segments of 512 to 2,048 tokens, the recurrent one and each
-kind of contexts in turns, on one CPU with one thread: forward alone, and forward with backward.  Sizes are the paper's:
-width 512, 16 heads, windows of 128 tokens, filters with a state of 16.  --json FILE keeps the figures; --show FILE
+kind of contexts in turns, on one CPU with one thread: forward only, and forward with backward.  Sizes are the paper's:
+width 512, 16 heads, windows of 128 tokens, filters with a state of 16.  --json FILE writes the figures; --show FILE
 prints the table of such a file.
 """
 
@@ -91,9 +91,9 @@ def table(rows: list[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=3, help="runs that are timed")
-    parser.add_argument("--json", type=Path, help="keep all figures here")
-    parser.add_argument("--show", type=Path, help="print the table of such a file, and measure nothing")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--show", type=Path, help="print the table of such a file; measure nothing")
     options = parser.parse_args()
     if options.show:
         print(table(json.loads(options.show.read_text())))

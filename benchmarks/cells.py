@@ -1,4 +1,4 @@
-"""Cells of a comparison: each a model that is trained and measured, in a file that grows cell by cell."""
+"""Cells of a comparison: each is a model that is trained and measured, in a file that grows cell by cell."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from brt_dist.parallel.device import Device
 
 Cell = dict[str, Any]
-"""What a cell is (its key) and what was found."""
+"""A cell's key and results."""
 
 Train = Callable[[Cell, "Device"], Cell]
 """Trains the cell of a key and returns it; sent to another process, so a function of a module or a partial of one."""

@@ -1,7 +1,7 @@
 """`python -m benchmarks.checkpoint`: how long a save stops training, and how long it takes to complete.
 
-Compares three ways in one run, alternating on the same engine with the same state: in the background (as training
-does), the same but blocking, and DeepSpeed's own `save_checkpoint`.  Figures are medians; ratios are to the first.
+Compares three ways in one run, alternating on the same engine with the same state: in the background (as in
+training), the same but blocking, and DeepSpeed's own `save_checkpoint`.  Figures are medians; ratios are to the first.
 Ours also assembles whole tensors, and hashes and fsyncs every file, which DeepSpeed's does not.
 
 --ranks N    data parallel ranks with ZeRO-1 (2)          --turns N   saves of each kind and size (3)
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2, help="data parallel ranks with ZeRO-1")
     parser.add_argument("--turns", type=int, default=3, help="saves of each kind and size")
     parser.add_argument("--folder", type=Path, help="where to save")
-    parser.add_argument("--json", action="store_true", help="the figures as JSON")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", PYTHONWARNINGS="ignore")
     import torch.multiprocessing as processes

@@ -1,13 +1,13 @@
 """The copy task of linear attention's paper (arXiv 2006.16236, section 4.1): a sequence, a mark, the sequence again.
 
 The model predicts each symbol of the second half, and nothing else is scored.  Symbols of a sequence are distinct, so
-the one to predict is the one that followed the present one in the first half: a look-up, which needs no positions.
+the one to predict is the one that followed the current one in the first half: a look-up, which needs no positions.
 (The paper's symbols repeat, and its models add positions to tokens; a language model that reads documents of any length
 has none to add.)
 
-Two layers of windows see eight tokens back.  In sequences of more than eight symbols the answer never stands there, so
-that such a model can only leave out the symbols that do: 0.13 of its guesses are right.  A model that remembers which
-symbols were in the first half, but not their order, leaves out all others: (1 + 1/2 + ... + 1/12) / 12 = 0.26.
+Two layers of windows see eight tokens back.  In sequences of more than eight symbols the answer is never there, so such
+a model can only rule out the symbols that are: 0.13 of its guesses are right.  A model that remembers which symbols
+were in the first half, but not their order, rules out all others: (1 + 1/2 + ... + 1/12) / 12 = 0.26.
 """
 
 from collections.abc import Sequence

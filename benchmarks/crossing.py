@@ -1,11 +1,11 @@
-"""At which budget does a recurrent state pay?  Models of equal size on bytes of code, measured as they learn.
+"""At which budget does a recurrent state pay off?  Models of equal size on bytes of code, measured as they learn.
 
 `python -m benchmarks.crossing --out build/crossing` trains a recurrent model, a sliding window and Transformer-XL with
 twice the window, with equal parameters and on equal bytes, to growing budgets: all models to the first budget, then all
 to the second, ...  At each it reads whole held-out documents, with memory carried, and with state or cache cleared at
-every segment.  It prints a table, and writes OUT/crossing.json after each measurement.  Run it again to go on.
+every segment.  It prints a table, and writes OUT/crossing.json after each measurement.  Run it again to continue.
 
-The corpus is this environment's Python packages, a folder a document (`brt data corpus code --per folder`), as bytes.
+The corpus is this environment's Python packages, a document per folder (`brt data corpus code --per folder`), as bytes.
 """
 
 import argparse
@@ -155,7 +155,7 @@ def main() -> None:
     names = list(kinds(16, 16))
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/crossing"))
-    parser.add_argument("--window", type=int, default=16, help="bytes; as many states")
+    parser.add_argument("--window", type=int, default=16, help="in bytes; also the number of states")
     parser.add_argument("--budgets", type=int, nargs="*", default=[250, 500, 1000, 2000, 4000, 8000], metavar="STEPS")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--only", nargs="*", default=names, choices=names, metavar="KIND", help=", ".join(names))

@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data_build", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--megabytes", type=int, nargs=2, default=[16, 160], help="sizes of the two corpora")
     parser.add_argument("--turns", type=int, default=3, help="builds of the smaller corpus of each kind")
-    parser.add_argument("--json", action="store_true", help="the figures as JSON")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
     kinds = {"brt data build": build_ours, "a loop": build_in_loop}
     if importlib.util.find_spec("datatrove"):

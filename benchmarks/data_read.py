@@ -7,8 +7,8 @@ does (no order, no streams, no targets); and, if `litdata` is installed, its Str
 
 Position: a cursor at step 1,000,000 of an index of ten million documents is restored and advanced.
 
---tokens N   of the dataset, about (20,000,000)      --turns N   of each reader (5)
---documents N   of the index (10,000,000)
+--tokens N   tokens of the dataset, about (20,000,000)      --turns N   turns of each reader (5)
+--documents N   documents of the index (10,000,000)
 """
 
 import argparse
@@ -38,10 +38,10 @@ STREAMS, SEGMENT, WINDOW = 8, 4096, 512
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data_read", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--tokens", type=int, default=20_000_000, help="of the dataset, about")
-    parser.add_argument("--turns", type=int, default=5, help="of each reader")
-    parser.add_argument("--documents", type=int, default=10_000_000, help="of the index")
-    parser.add_argument("--json", action="store_true", help="the figures as JSON")
+    parser.add_argument("--tokens", type=int, default=20_000_000, help="tokens of the dataset, about")
+    parser.add_argument("--turns", type=int, default=5, help="turns of each reader")
+    parser.add_argument("--documents", type=int, default=10_000_000, help="documents of the index")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         position = late_position(Path(place), options.documents)

@@ -1,10 +1,10 @@
 """An encoder-decoder that restores text, with all of the encoder's tokens and with half and a fifth of them.
 
 `python -m benchmarks.denoise --out build/denoise` trains `model.objective: denoise` (arXiv 2305.15099) for each share p
-of tokens that the encoder keeps and each seed, on one CPU, and a language model that has the decoder alone.  A document
-is a row of random letters, so nothing but the encoder can tell the next one, and 30 % are missing from what the encoder
-reads, in spans.  It prints loss and accuracy on documents that it was not trained on, and writes OUT/denoise.json.  Run
-it again to go on.
+of tokens that the encoder keeps and each seed, on one CPU, and a language model that is only the decoder.  A document
+is a row of random letters, so only the encoder can know the next one, and 30 % are missing from what the encoder reads,
+in spans.  It prints loss and accuracy on documents that it was not trained on, and writes OUT/denoise.json.  Run it
+again to continue.
 
 `--time` measures steps of a larger model instead, on random tokens, the shares in turn, and adds the medians to the
 file: run it on a quiet machine.
@@ -159,9 +159,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/denoise"))
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of each")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of {STREAMS * LENGTH} tokens")
-    parser.add_argument("--time", type=int, default=0, metavar="STEPS", help="measure so many steps instead")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (0, 1, ...) for each")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps, of {STREAMS * LENGTH} tokens each")
+    parser.add_argument("--time", type=int, default=0, metavar="STEPS", help="measure this many steps instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Facts in real text (`brt data corpus facts`), read byte by byte, and what is asked about them."""
+"""Facts in real text (`brt data corpus facts`), read byte by byte, and the questions about them."""
 
 import json
 from collections.abc import Sequence

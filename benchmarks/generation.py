@@ -1,10 +1,10 @@
 """`python -m benchmarks.generation`: time and memory of a generated token, as the text becomes longer.
 
-Beside a recurrent model stands GPT-2 of the same size (parameters) with its key/value cache, from `transformers`.  Both
-generate some tokens at each length, in turns, so that a machine that is busy for a while slows both alike: look at the
-ratios.  The recurrent model reads every token up to the longest length.  GPT-2's cache is filled with numbers instead,
-which cost as much to attend to; reading that far with it would take hours.  The cache is the one that `generate` uses,
-which is copied for each token.
+Compares a recurrent model with GPT-2 of the same size (parameters) with its key/value cache, from `transformers`.  Both
+generate some tokens at each length, in turns, so that a temporarily busy machine slows both alike: look at the ratios.
+The recurrent model reads every token up to the longest length.  GPT-2's cache is filled with numbers instead, which
+cost as much to attend to; reading that far with it would take hours.  The cache is the one that `generate` uses, which
+is copied for each token.
 
 --lengths N ...     tokens that were read before (1000 10000 100000)      --tokens N    generated at each length (64)
 --width N           of both (128)      --layers N    of both (4)      --window N    of the recurrent model (64)
@@ -111,7 +111,9 @@ def _seconds(call: Callable[[], None]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.generation", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[1000, 10_000, 100_000])
-    parser.add_argument("--tokens", type=int, default=64, help="generated at each length; at least a window shows all")
+    parser.add_argument(
+        "--tokens", type=int, default=64, help="tokens to generate at each length; a window or more shows everything"
+    )
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--window", type=int, default=64)

@@ -1,4 +1,4 @@
-"""What failures leave of a run, and the best interval between checkpoints: `python -m benchmarks.goodput`.
+"""How much of a run failures leave, and the best interval between checkpoints: `python -m benchmarks.goodput`.
 
 The tables of docs/scaling.md, for one cost of saves and restarts on all sizes.
 """

@@ -11,7 +11,7 @@ On each rung all models have the same number of parameters and read the same num
 rates are tried on seed 0, beyond an edge of the grid as long as the edge is best; the other seeds use the best one.
 Then every kind is trained again for as many steps as fit in the reference's time, by CPU seconds of a step.
 
-It prints a table, and writes OUT/SCALE/ladder.json, ladder.md and ladder.png after each rung.  Run it again to go on:
+It prints a table, and writes OUT/SCALE/ladder.json, ladder.md and ladder.png after each rung.  Run again to continue:
 what is in the file is not trained again, and text goes on from its last checkpoint.  One process, one thread, on a CPU.
 """
 
@@ -37,7 +37,7 @@ def climb(rung: str, cells: Cells, options: argparse.Namespace) -> Iterator[Cell
     def fill(keys: list[Cell], train: Train | None = None) -> Iterator[Cell]:
         yield from cells.complete(keys, train or partial(trained_cell, options=options))
         if not all(map(cells.find, keys)):
-            raise SystemExit(f"{rung}: the process of a model ended early; run the same command again to go on")
+            raise SystemExit(f"{rung}: the process of a model ended early; run the same command again to continue")
 
     def key(kind: str, seed: int, rate: int, steps: int) -> Cell:
         return {"rung": rung, "scale": options.scale, "kind": kind, "seed": seed, "rate": rate, "steps": steps}
@@ -73,12 +73,12 @@ def main() -> int:
     parser.add_argument("--rungs", nargs="*", default=list(RUNGS), choices=RUNGS, metavar="RUNG", help=", ".join(RUNGS))
     parser.add_argument("--only", nargs="*", default=list(KINDS), choices=KINDS, metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--scale", choices=("tiny", "small"), default="tiny", help="sizes and steps")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of each")
-    parser.add_argument("--rates", type=int, default=5, help="learning rates that may be tried")
-    parser.add_argument("--asked", type=int, default=256, help="documents of a task that are asked about")
-    parser.add_argument("--timed", type=int, default=20, help="steps that are timed of each kind")
-    parser.add_argument("--quick", action="store_true", help="few steps: shows that all of it works")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="only print and draw what is in such a file")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (0, 1, ...) for each")
+    parser.add_argument("--rates", type=int, default=5, help="largest number of learning rates to try")
+    parser.add_argument("--asked", type=int, default=256, help="documents of a task with questions")
+    parser.add_argument("--timed", type=int, default=20, help="timed steps of each kind")
+    parser.add_argument("--quick", action="store_true", help="few steps: only checks that everything works")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="only print and plot the results in such a file")
     options = parser.parse_args()
     if options.show:
         found = Cells(options.show).cells

@@ -1,14 +1,14 @@
-"""Bounded context-free languages (arXiv 2112.09174): LSTM, Transformer and recurrent cell, and what oracle heads do.
+"""Bounded context-free languages (arXiv 2112.09174): LSTM, Transformer, recurrent cell, and the effect of oracle heads.
 
 `python -m benchmarks.languages --out build/languages` trains one layer of each at equal parameters to predict the next
-symbol of words of four languages, three seeds each, on one CPU with one thread, and asks on words that are held out:
+symbol of words of four languages, three seeds each, on one CPU with one thread, and measures on held-out words:
 
 * legal: the share of predicted symbols that could come next, the metric of the paper;
-* state, stack: the share of positions where heads on the hidden state tell the machine's state, and its whole stack.
+* state, stack: the share of positions where heads on the hidden state predict the machine's state, and its whole stack.
 
 Heads (brt_dist/model/oracle_heads.py) are trained in three ways: `none`, as probes that pass no gradient to the
 network; `latent` and `forced`, as further losses of it.  It writes OUT/languages.json after each model and prints a
-table; run again, it goes on where it was.
+table; run it again to continue.
 """
 
 import argparse
@@ -191,11 +191,13 @@ def _shown(values: list[float]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/languages"))
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of each")
-    parser.add_argument("--steps", type=int, default=200, help=f"steps of {BATCH} words")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (0, 1, ...) for each")
+    parser.add_argument("--steps", type=int, default=200, help=f"training steps, of {BATCH} words each")
     parser.add_argument("--languages", nargs="*", default=list(LANGUAGES), choices=LANGUAGES, help="which languages")
     parser.add_argument("--heads", nargs="*", default=list(HEADS), choices=HEADS, help="which ways of training heads")
-    parser.add_argument("--words", type=int, nargs=2, default=(2000, 300), help="words to train on, and held out")
+    parser.add_argument(
+        "--words", type=int, nargs=2, default=(2000, 300), help="number of words to train on, and held out"
+    )
     options = parser.parse_args()
     import torch
 

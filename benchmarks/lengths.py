@@ -1,8 +1,8 @@
 """`python -m benchmarks.lengths`: what a token costs, by its position in a document and by the segment of a step.
 
-Positions: one stream trains on a single document of a million tokens, with memory carried; in turns with it another
-one of the same process trains on documents as long as a segment.  Everything counts: reading, schedule, step.
-Segments: a step of one stream, by tokens in the segment; each in a process of its own, and the processes take turns.
+Positions: one stream trains on a single document of a million tokens, with memory carried; in turns with it, another
+stream of the same process trains on documents as long as a segment.  Everything counts: reading, schedule, step.
+Segments: a step of one stream, by tokens in the segment; each in a separate process, and the processes take turns.
 
 One thread; seconds are CPU seconds.
 
@@ -39,9 +39,9 @@ EVERY = 4  # steps of the long document for one of the short documents
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lengths", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="which parts")
-    parser.add_argument("--tokens", type=int, default=2**20, help="of the long document")
+    parser.add_argument("--tokens", type=int, default=2**20, help="tokens of the long document")
     parser.add_argument("--repeats", type=int, default=3, help="steps of each segment")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of such a file; measure nothing")
     options = parser.parse_args()
     if options.show:

@@ -1,9 +1,9 @@
-"""FNet beside an encoder of BERT's shape: masked tokens found again, and the time of a step, at equal parameters.
+"""FNet beside an encoder of BERT's shape: masked tokens restored, and the time of a step, at equal parameters.
 
 `python -m benchmarks.masked --out build/masked` trains both with `model.objective=mlm` on bytes of `brt data corpus
 books`, on one CPU with one thread, by the loop of `brt train`, and evaluates them on the held-out books.  It writes
-OUT/masked.json after each model and prints a table; run again, it goes on where it was.  --times measures steps
-instead, which take turns, so that a machine that is busy for a while slows both alike.
+OUT/masked.json after each model and prints a table; run it again to continue.  --times measures steps instead, which
+take turns, so that a temporarily busy machine slows both alike.
 """
 
 import argparse
@@ -153,10 +153,10 @@ def datasets(out: Path) -> tuple[Path, Path]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("build/masked"))
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of each")
-    parser.add_argument("--steps", type=int, default=500, help=f"steps of {TOKENS} tokens")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (0, 1, ...) for each")
+    parser.add_argument("--steps", type=int, default=500, help=f"training steps, of {TOKENS} tokens each")
     parser.add_argument("--times", action="store_true", help="measure steps instead; the machine should be idle")
-    parser.add_argument("--repeats", type=int, default=10, help="steps that are timed")
+    parser.add_argument("--repeats", type=int, default=10, help="timed steps")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["PYTHONWARNINGS"] = "ignore"

@@ -8,10 +8,10 @@
 * text: bytes of `brt data corpus books`, or of code of this environment's packages (--text code), with bits per byte
   of held-out text by position in the document, and memory.
 
-It prints a table, and writes OUT/mixers.json and OUT/mixers.png after each cell.  Run it again to go on: cells that are
-in the file with the same steps are not trained again, and text goes on from its last checkpoint.  Each kind has a
-process of its own, so memory is its own too.  --times STEPS measures steps on text instead, which take turns, on an
-idle machine.  --quick is a run of a few minutes that only shows that all of it works.
+It prints a table, and writes OUT/mixers.json and OUT/mixers.png after each cell.  Run it again to continue: cells that
+are in the file with the same steps are not trained again, and text resumes from its last checkpoint.  Each kind has its
+own process, and so its own memory.  --times STEPS measures steps on text instead, which take turns, on an
+idle machine.  --quick is a run of a few minutes that only checks that everything works.
 """
 
 import argparse
@@ -200,14 +200,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/mixers"))
     parser.add_argument("--only", nargs="*", default=list(KINDS), choices=KINDS, metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS, metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of each")
-    parser.add_argument("--steps", type=int, default=600, help="steps of a task, of 640 tokens")
-    parser.add_argument("--text-steps", type=int, default=2000, help="steps of text, of 1024 bytes")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (0, 1, ...) for each")
+    parser.add_argument("--steps", type=int, default=600, help="training steps of a task, of 640 tokens each")
+    parser.add_argument("--text-steps", type=int, default=2000, help="training steps of text, of 1024 bytes each")
     parser.add_argument("--text", choices=("books", "code"), default="books", help="which text")
-    parser.add_argument("--asked", type=int, default=256, help="documents that are asked about")
-    parser.add_argument("--times", type=int, default=0, metavar="STEPS", help="measure so many steps of each instead")
+    parser.add_argument("--asked", type=int, default=256, help="documents with questions")
+    parser.add_argument("--times", type=int, default=0, metavar="STEPS", help="measure this many steps of each instead")
     parser.add_argument("--show", type=Path, metavar="FILE", help="only print such a file's table, and draw FILE.png")
-    parser.add_argument("--quick", action="store_true", help="one seed and few steps: shows that all of it works")
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed and few steps: only checks that everything works"
+    )
     options = parser.parse_args()
     if options.show:
         found = json.loads(options.show.read_text())
@@ -241,9 +243,7 @@ def main() -> int:
     print(table(shown))
     draw(shown, options.out / "mixers.png")
     if len(shown) < len(every):
-        print(
-            f"{len(every) - len(shown)} of {len(every)} cells failed; run it again to try them again", file=sys.stderr
-        )
+        print(f"{len(every) - len(shown)} of {len(every)} cells failed; run it again to retry them", file=sys.stderr)
         return 1
     return 0
 

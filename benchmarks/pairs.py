@@ -1,9 +1,9 @@
 """Two tasks about pairs of a key and a value, written into a document and asked for later.
 
 * Multi-query recall (after MQAR, arXiv 2312.04927): the first windows hold PAIRS pairs with keys of their own; then
-  each window asks for one of them.  What is carried must hold all pairs at once.
+  each window asks for one of them.  The carried memory must hold all pairs at once.
 * Last write wins: each window writes a new value for one of FEW keys, and asks for a key, whose answer is its newest
-  value.  What is carried must be overwritten, and not only added to.
+  value.  The carried memory must be overwritten, not only added to.
 
 The answer is never in the input.  Documents are longer than a segment and start anywhere in one.
 """

@@ -1,4 +1,4 @@
-"""Other implementations, for `benchmarks/step.py`: a whole training step of each, at as many parameters as ours."""
+"""Other implementations, for `benchmarks/step.py`: a whole training step of each, with as many parameters as ours."""
 
 import sys
 from collections.abc import Callable, Mapping

@@ -1,10 +1,10 @@
-"""Time of a step as planned from a calibration, and as measured: `python -m benchmarks.plan_time`.
+"""Time of a step, planned from a calibration and measured: `python -m benchmarks.plan_time`.
 
-Kinds of models, widths, micro-batches and layouts on the CPUs of this machine, all with as many tokens in a step.
+Kinds of models, widths, micro-batches and layouts on the CPUs of this machine, all with the same tokens per step.
 Calibrate first, and run both while nothing else runs:
 
 brt plan --calibrate --device cpu --out device.yaml
-python -m benchmarks.plan_time --device device.yaml --json docs/results/plan_time.json  # again: the rows it lacks
+python -m benchmarks.plan_time --device device.yaml --json docs/results/plan_time.json  # again: the missing rows
 python -m benchmarks.plan_time --show docs/results/plan_time.json
 """
 
@@ -95,10 +95,10 @@ PAIRS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", type=Path, help="the calibration of this machine")
+    parser.add_argument("--device", type=Path, help="calibration of this machine")
     parser.add_argument("--only", nargs="+", type=int, help="numbers of pairs, from 0")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a pair")
-    parser.add_argument("--json", type=Path, help="calibration and figures as JSON")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="seconds for a pair")
+    parser.add_argument("--json", type=Path, help="write calibration and figures to this file")
     parser.add_argument("--show", type=Path, help="print the table of such a file; measure nothing")
     options = parser.parse_args()
     if options.show:
@@ -108,7 +108,7 @@ def main() -> None:
         parser.error("--device FILE is needed: brt plan --calibrate --device cpu --out FILE")
     calibration = read_device(options.device)
     if not isinstance(calibration, Calibration):
-        parser.error(f"{options.device} is no calibration")
+        parser.error(f"{options.device} is not a calibration")
     figures: dict[str, Any] = {"calibration": calibration.model_dump(mode="json"), "pairs": []}
     if options.json and options.json.is_file():
         before = json.loads(options.json.read_text())

@@ -1,14 +1,14 @@
-"""`python -m benchmarks.processes`: what several processes of one thread make of one process's step.
+"""`python -m benchmarks.processes`: the step of one process, spread over several single-threaded processes.
 
 Layouts of two ranks (tensor, pipeline, data) train the same model on the same global batch as one process; all take
 turns, a step each.  Efficiency is tokens/s over twice those of the one process.  Two cores of a machine may be slower
-together than one alone, so a row of two processes that train without knowing of each other says what can be had.
+together than one alone, so a row of two independent processes shows the best possible.
 
-Of a step of two ranks, `moving data` is the time in calls between processes when both were there, `waiting` the time
-until the other one was there: in a pipeline that is the bubble.  Both are means over ranks, of the calls themselves.
+In a step of two ranks, `moving data` is the time in calls between processes once both have arrived, `waiting` the time
+until the other one arrived: in a pipeline that is the bubble.  Both are means over ranks, of the calls themselves.
 
-A last part trains with the loop of `brt train` and says what a step spends on other things: waiting for data, events
-and guards (the time in their code), and the stall of a save, as if one were made every 100 steps.
+A last part trains with the loop of `brt train` and shows what else takes time in a step: waiting for data, events and
+guards (the time in their code), and the stall of a save, as if there were one every 100 steps.
 
 --layouts NAME ...  of tensor 2, pipeline 2, data 2, two alone (all)     --repeats N    steps of each (5)
 --run-steps N       of the last part (12; 0: without)
@@ -46,10 +46,14 @@ SAVE_EVERY = 100  # steps
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.processes", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS)[1:], default=list(LAYOUTS)[1:], help="which")
+    parser.add_argument(
+        "--layouts", nargs="+", choices=list(LAYOUTS)[1:], default=list(LAYOUTS)[1:], help="which layouts"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="steps of each layout")
-    parser.add_argument("--run-steps", type=int, default=12, help="of the run that tells what else a step spends")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures as JSON")
+    parser.add_argument(
+        "--run-steps", type=int, default=12, help="steps of the run that shows what else takes time in a step"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of such a file; measure nothing")
     options = parser.parse_args()
     if options.show:

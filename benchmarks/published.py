@@ -11,7 +11,7 @@ does not give the layouts; tensor 4, pipeline 8 is taken, with the vocabulary an
 Two cost models give the seconds of each stage: a roofline of Megatron's software, as far as the papers describe it; and
 that of `brt plan`, for a model of ours that is as close to a plain transformer as it gets: windows as long as the
 sequence, so that a token sees twice as many keys, and with kernels like Megatron's (`KERNELS`) in place of our own.
-One number is fitted for each cost model and device, on one row: the share of the peak that products of matrices reach.
+One number is fitted for each cost model and device, on one row: the share of the peak that matrix products reach.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,6 +1,6 @@
 """Training on documents that ask questions, and counting the answers: shared by the tasks that only memory can solve.
 
-Documents are read with the library's stream schedule, reader and engine; only where a question stands is there a loss.
+Documents are read with the library's stream schedule, reader and engine; only questions have a loss.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,8 +1,8 @@
 """A task that only memory can solve: a key is shown once, and asked for again many windows later.
 
 Each document begins with a key, one of KEYS tokens, at a random place of its first window; the rest is noise.  In
-every later window one token asks for the key.  The answer is never in the input, so what is not carried is lost: a
-sliding window of L layers sees at most L*W tokens back, and can only guess (1/KEYS) what was shown before that.
+every later window one token asks for the key.  The answer is never in the input, so a key that is not carried is lost:
+a sliding window of L layers sees at most L*W tokens back, and can only guess (1/KEYS) what was shown before that.
 
 Documents are longer than a segment and of different lengths, so they start anywhere in a segment, and no gradient runs
 from a late question to the key.  Training uses the library's stream schedule, reader and engine.
@@ -169,7 +169,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--windows", type=int, nargs=2, default=(10, 15), help="shortest and longest training document")
-    parser.add_argument("--asked", type=int, nargs=2, default=(65, 70), help="the same of the documents asked about")
+    parser.add_argument(
+        "--asked", type=int, nargs=2, default=(65, 70), help="the same for the documents with questions"
+    )
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=kinds, choices=kinds, metavar="KIND", help=", ".join(kinds))

@@ -61,7 +61,7 @@ def rows(name: str) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=RECIPES, help="print the rows of this model")
+    parser.add_argument("--only", choices=RECIPES, help="only print the rows of this model")
     given = parser.parse_args()
     if given.only:
         print("\n".join(rows(given.only)))

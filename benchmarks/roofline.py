@@ -1,7 +1,7 @@
-"""Seconds of a pipeline stage from what it computes and moves, for software that is not ours.
+"""Seconds of a pipeline stage from what it computes and moves, for other people's software.
 
-FLOPs over peak, bytes over bandwidth.  Kernels run one after the other, so products of matrices, which the peak limits,
-and everything else, which the memory limits, are added up.
+FLOPs over peak, bytes over bandwidth.  Kernels run one after the other, so matrix products, limited by the peak, and
+everything else, limited by memory, are added up.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class StageWork:
     Attributes:
         flops: of a forward of a micro-batch; a backward has twice as many.
         recomputed: FLOPs of the forward that a backward repeats.
-        traffic: bytes that a forward reads and writes outside of products of matrices; a backward twice as many.
+        traffic: bytes that a forward pass reads and writes outside of matrix products; a backward pass twice as many.
         traffic_again: bytes of `traffic` that a backward repeats.
         summed: bytes that a forward sums over the tensor parallel ranks.
         summed_back: the same for a backward.

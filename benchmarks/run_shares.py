@@ -1,4 +1,4 @@
-"""What a step of the loop of `brt train` spends on other things than forward, backward and update."""
+"""What a step in the loop of `brt train` spends besides forward, backward and update."""
 
 import json
 import os

@@ -1,7 +1,7 @@
 """`python -m benchmarks.serving`: `brt serve` under load on loopback: throughput and latency with 1, 8 and 64 clients.
 
-Each client sends one streamed request after the other, each a text of its own, until its share is done.  The server is
-the real one, in a process of its own.  Latency is from sending a request to its first text; the pace is the time from
+Each client sends one streamed request after the other, each with its own text, until its share is done.  The server is
+the real one, in a separate process.  Latency is from sending a request to its first text; the pace is the time from
 the first text to the last, by token.
 
 --source SOURCE     the model; without it a small one that was not trained (figures depend on its size alone)
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--source")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--prompt", type=int, default=200, help="bytes")
+    parser.add_argument("--prompt", type=int, default=200, help="bytes of a prompt")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--streams", type=int, default=8)
     options = parser.parse_args()

@@ -1,8 +1,8 @@
-"""The sparse FFN beside a dense one as wide: FLOPs, weights that are read, and time of a token that is decoded alone.
+"""The sparse FFN beside a dense one of the same width: FLOPs, weights read, and time of a token that is decoded alone.
 
 `python -m benchmarks.sparse` feeds one token after the other to a dense FFN, to the sparse FFN where it reads only the
-units that it chose, and to the same where it multiplies whole matrices, in turns, on one CPU with one thread.  torch
-counts the FLOPs.  --json FILE keeps the figures; --show FILE prints the table of such a file.
+units that it chose, and to the same FFN multiplying whole matrices, in turns, on one CPU with one thread.  torch counts
+the FLOPs.  --json FILE writes the figures; --show FILE prints the table of such a file.
 """
 
 import argparse
@@ -94,9 +94,9 @@ def table(rows: list[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=50, help="tokens that are timed")
-    parser.add_argument("--json", type=Path, help="keep all figures here")
-    parser.add_argument("--show", type=Path, help="print the table of such a file, and measure nothing")
+    parser.add_argument("--repeats", type=int, default=50, help="timed tokens")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--show", type=Path, help="print the table of such a file; measure nothing")
     options = parser.parse_args()
     if options.show:
         print(table(json.loads(options.show.read_text())))

@@ -1,8 +1,8 @@
 """`python -m benchmarks.step`: what a whole training step costs: forward, backward, clipping and AdamW, one process.
 
-Each row trains in a process of its own; the processes take turns, one step each, so that a machine that is busy for a
-while slows all rows alike.  On a CPU each has one thread and seconds are CPU seconds of the process; on a GPU they are
-those on the clock, from idle to idle.  On a CPU our processes have the environment of the ranks of `brt train`, others
+Each row trains in a separate process; the processes take turns, one step each, so that a temporarily busy machine slows
+all rows alike.  On a CPU each has one thread and seconds are CPU seconds of the process; on a GPU they are wall-clock
+seconds, from idle to idle.  On a CPU our processes have the environment of the ranks of `brt train`, others
 have the default one.  The rate is the best matrix product of the same process in the same precision; useful FLOPs count
 visible pairs only and nothing that is computed twice.
 
@@ -64,10 +64,14 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", help="which shapes")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows")
     parser.add_argument("--repeats", type=int, default=5, help="steps of each row")
-    parser.add_argument("--peers", action="store_true", help="also other implementations, of as many parameters; CPU")
-    parser.add_argument("--against", metavar="KEY=VALUE", help="each row also with this setting")
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="the first row's step, operator by operator")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures as JSON")
+    parser.add_argument(
+        "--peers", action="store_true", help="also other implementations with as many parameters; CPU only"
+    )
+    parser.add_argument("--against", metavar="KEY=VALUE", help="run each row also with this setting")
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="write the first row's step to this file, operator by operator"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the table of such a file; measure nothing")
     options = parser.parse_args()
     if options.show:

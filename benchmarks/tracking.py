@@ -53,8 +53,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tracking", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--turns", type=int, default=3, help="runs of each kind")
     parser.add_argument("--steps", type=int, default=400, help="steps of a run")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="these alone")
-    parser.add_argument("--json", action="store_true", help="the figures as JSON")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="only these")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

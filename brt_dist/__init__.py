@@ -18,7 +18,7 @@ _EXPORTED = {
 
 
 def __getattr__(name: str) -> Any:
-    """What a script uses, imported when it is used: it needs torch."""
+    """The names for scripts, imported on first use because they need torch."""
     if name in _EXPORTED:
         return getattr(importlib.import_module(_EXPORTED[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

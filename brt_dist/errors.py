@@ -95,13 +95,13 @@ _MEANING = {
     errno.EIO: "the device reports an input/output error",
     errno.ESTALE: "the network file system has lost the file (stale handle)",
 }
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-\d+-[0-9a-f]{8}")  # as `files.temporary_name` makes them
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-\d+-[0-9a-f]{8}")  # names made by `files.temporary_name`
 
 
 def system_error(error: OSError) -> str | None:
-    """An error of the operating system as `PLACE: what is wrong`; None if it names neither a place nor a full disk.
+    """An operating system error as `PLACE: what is wrong`; None if it names no place and is not a full disk.
 
-    That of a temporary file is told of the file that it was to become.
+    An error about a temporary file names the file that it would have become.
     """
     meaning = _MEANING.get(error.errno or 0) or error.strerror or str(error)
     if not isinstance(error.filename, str | bytes | os.PathLike):

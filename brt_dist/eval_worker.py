@@ -30,7 +30,7 @@ _EVERY_SECONDS = 0.5  # between signs of progress
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What the ranks are to do.
+    """What the ranks should do.
 
     Attributes:
         source: weights, as for `open_weights`.
@@ -38,7 +38,7 @@ class EvaluationRequest:
         places: datasets of `brt data build`, or files of `InMemoryDataset.save`.
         documents: read only the first of each; None: all.
         passes: everything is read once in each.
-        watch: also look at layers with a state, where memory is carried.
+        watch: also watch layers with a state, in passes that carry memory.
         judged: for each place, whether to count what is legal there.
     """
 
@@ -162,7 +162,7 @@ def _opened(place: str, first: int | None) -> "Iterator[Documents]":
 
 
 def _teller(folder: EvaluationFolder) -> Callable[[int], None]:
-    """Writes down how many tokens were predicted so far, now and then."""
+    """Records from time to time how many tokens were predicted so far."""
     total, last = 0, time.monotonic()
 
     def tell(tokens: int) -> None:

@@ -29,7 +29,7 @@ class EventLog:
             self._end_cut_line()
 
     def write(self, event: Event) -> None:
-        """Append one event, with the present time."""
+        """Append one event, with the current time."""
         if self._file is not None:
             self._file.write(line_of(dataclasses.replace(event, time=time.time(), attempt=self._attempt)))
 
@@ -39,7 +39,7 @@ class EventLog:
             self._file = None
 
     def _end_cut_line(self) -> None:
-        """End the line that a killed attempt may have left unfinished, so that ours begins on a line of its own."""
+        """End the line that a killed attempt may have left unfinished, so that ours begins a new line."""
         if self._file is None or self._file.seek(0, 2) == 0:
             return
         self._file.seek(-1, 2)
@@ -79,7 +79,7 @@ class EventReader:
                     break
                 self.offset += len(line)
                 if self._names is not None and not any(name in line for name in self._names):
-                    continue  # without parsing it: a long run has many steps and few of the rest
+                    continue  # without parsing it: a long run has many steps and few other events
                 event = parse(line)
                 if event is not None and (self._kinds is None or isinstance(event, self._kinds)):
                     events.append(event)

@@ -1,11 +1,11 @@
 """The events of a run: the types of what rank 0 appends to RUN/metrics.jsonl.
 
 An event is one JSON object on one line: its kind (`event`), the time, the number of the attempt, and its own fields.
-Every kind is a dataclass here; writers make one, readers get one, and nobody else spells a key.  To add a kind, write
+Every kind is a dataclass here; writers make one, readers get one, and no other code spells a key.  To add a kind, write
 its class and name it in `_KINDS`.
 
 The file outlives the code that wrote it, so reading is tolerant (`json_records.py`): kinds and fields that this code
-does not know are ignored, a field that is missing or damaged gets its default, and a line without a field that has none
+does not know are ignored, a missing or damaged field gets its default, and a line that lacks a field without a default
 is skipped.
 RUN/system/HOST.jsonl, written by the agent of each node, holds events too.
 """
@@ -34,7 +34,7 @@ class Event:
     attempt: int | None = None
 
     def details(self) -> dict[str, Any]:
-        """The event's own fields that are set, as they are written, without its step."""
+        """The event's own fields that are set, as written, without its step."""
         common = ("event", "time", "attempt", "step")
         return {key: value for key, value in to_json(self).items() if key not in common}
 
@@ -92,7 +92,7 @@ class AttemptEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StartEvent(Event):
-    """The first step of an attempt is done; `seconds` are those of each part of the start of rank 0, by its name."""
+    """The first step of an attempt is done; `seconds` has the time of each part of rank 0's start, by name."""
 
     kind = "start"
     step: int
@@ -105,9 +105,9 @@ class StepEvent(Event):
 
     Args:
         loss: mean, in nats per token.
-        tokens: with a target, trained on since the beginning of the run.
+        tokens: tokens with a target, trained on since the beginning of the run.
         data_wait_seconds: the part of `step_seconds` spent waiting for data.
-        mfu: share of the devices' peak FLOP/s; unset where the peak is not known.
+        mfu: share of the devices' peak FLOP/s; unset if the peak is unknown.
     """
 
     kind = "step"
@@ -126,10 +126,10 @@ class StepEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PartsEvent(Event):
-    """Where the time of a step went: `seconds` of rank 0 for each part, by its name; their sum is the step.
+    """Where the time of a step went: rank 0's `seconds` for each part, by name; they add up to the step.
 
     `forward`, `backward`, `update`: without communication.  `tensor`, `reduce`, `gather`, `pipeline`, `agreement`:
-    communication that nothing hid, and waiting for other ranks in it.  `data`: waiting for data.  `other`: the rest.
+    exposed communication, including waiting for other ranks.  `data`: waiting for data.  `other`: the rest.
     """
 
     kind = "parts"
@@ -139,7 +139,7 @@ class PartsEvent(Event):
 
 @dataclass(frozen=True)
 class PositionLoss:
-    """Mean loss in nats over `tokens` tokens at positions [begin, end) of their documents; no end: to the last."""
+    """Mean loss in nats over `tokens` tokens at positions [begin, end) of their documents; no end: up to the last."""
 
     begin: int = field(metadata={KEY: "from"})
     end: int | None = field(metadata={KEY: "to"})
@@ -149,7 +149,7 @@ class PositionLoss:
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """Statistics of a layer, by name; its mixer says which there are."""
+    """Statistics of a layer, by name; its mixer declares them."""
 
     layer: int
     values: Mapping[str, float] = field(default_factory=dict, metadata={REST: True})
@@ -161,7 +161,7 @@ class EvaluationEvent(Event):
 
     Args:
         memory: "carried"; or "cleared", "state cleared", "cache cleared": at the start of every segment.
-        layers: what was seen of layers that tell something of their forward; with memory carried only.
+        layers: statistics of layers that report some; only with memory carried.
         accuracy: share of targets whose likeliest token is right; of objectives mlm and denoise.
         legal, legal_words, state_accuracy, stack_accuracy: of objective oracle, see `OracleScores`.
     """
@@ -207,7 +207,7 @@ class CheckpointEvent(Event):
 
     Args:
         path: relative to the run directory.
-        stall_seconds: for how long training waited.
+        stall_seconds: how long training waited.
     """
 
     kind = "checkpoint"
@@ -252,7 +252,7 @@ class SkipEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SpikeEvent(Event):
-    """`quantity` (`loss` or `grad_norm`, which alone is set) was far above its median."""
+    """`quantity` (`loss` or `grad_norm`; only that one is set) was far above its median."""
 
     kind = "spike"
     step: int | None = None
@@ -297,11 +297,11 @@ class DriftEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class IgnoredStateEvent(Event):
-    """The model makes no use of the state that it carries.
+    """The model does not use the state that it carries.
 
     Args:
-        dataset: that was evaluated.
-        bits: per token that was read with carried memory, what carrying the state is worth.
+        dataset: the one that was evaluated.
+        bits: what carrying the state is worth, in bits per token read with carried memory.
         least: what it should be worth (`run.guards.state_bits`).
     """
 
@@ -368,7 +368,7 @@ def line_of(event: Event) -> bytes:
 
 
 def parse(line: bytes | str) -> Event | None:
-    """The event of a line; None for half a line, or anything else that is not an event of a known kind."""
+    """The event of a line; None for half a line, or anything else that is not a known kind of event."""
     try:
         found = parse_json(line)
     except ValueError:
@@ -383,7 +383,7 @@ def to_json(event: Event) -> dict[str, Any]:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """A plan as the event of an attempt has it."""
+    """A plan as stored in the event of an attempt."""
     found: dict[str, Any] = plain(plan)
     return found
 

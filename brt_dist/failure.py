@@ -1,7 +1,7 @@
 """Why a rank or an attempt failed: one record, from the rank that fails to the report.
 
-A rank that fails leaves its record in the folder of its attempt.  For a rank that could not (it was killed, it hangs,
-its node is gone) the supervisor writes it.  Whoever comes first is right: a record is never written over.
+A rank that fails leaves its record in the folder of its attempt.  If it could not (it was killed, it hangs, its node is
+gone), the supervisor writes the record.  The first writer wins: a record is never overwritten.
 """
 
 import errno
@@ -19,7 +19,7 @@ from brt_dist.errors import BrtError, DivergedError, ExitCode
 from brt_dist.files import write_once
 from brt_dist.reading import read_json
 
-# Exceptions of torch, with what they must say; of the rows of a type the first that fits counts.
+# Exceptions of torch, with text that they must contain; the first matching row of a type counts.
 _TYPES = (
     ("torch", "OutOfMemoryError", "", ExitCode.OUT_OF_MEMORY),
     ("torch.distributed", "DistStoreError", "", ExitCode.HUNG),  # nobody wrote the key in time
@@ -28,7 +28,7 @@ _TYPES = (
     ("torch.distributed", "DistBackendError", "Watchdog caught collective operation timeout", ExitCode.HUNG),
     ("torch.distributed", "DistBackendError", "", ExitCode.LOST_NODE),
 )
-# What gloo, NCCL and torch say in a RuntimeError when another rank is gone, or did not come.
+# What gloo, NCCL and torch say in a RuntimeError when another rank is gone or never arrived.
 _SAID = (
     (ExitCode.HUNG, ("Timed out waiting", "Watchdog caught collective operation timeout", "wait timeout after")),
     (
@@ -49,7 +49,7 @@ _LARGEST_RECORD = 16 << 20  # bytes
 
 
 def exit_code_of(error: BaseException) -> ExitCode:
-    """The exit code for an exception: by its type, and where that says nothing, by its text."""
+    """The exit code for an exception: by its type or, if that is not enough, by its text."""
     if isinstance(error, BrtError):
         return error.exit_code
     if isinstance(error, MemoryError):
@@ -72,9 +72,9 @@ class Failure:
     Args:
         code: what kind of failure it is; the supervisor decides from it what to do next.
         reason: in one line; the message of an exception.
-        rank: unset if it is no rank's own.
+        rank: unset if the failure is not one rank's.
         host: of the rank.
-        step: the one that failed; between two steps the next; unset before training.
+        step: the one that failed; between two steps, the next; unset before training.
         time: unix seconds.
         type: name of the exception; empty if there was none.
         traceback: of an unforeseen exception; of a rank that left no record, the last lines of its log.
@@ -91,7 +91,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException, rank: int, step: int | None) -> "Failure":
-        """That of an exception in this process, now."""
+        """The failure of this process, now, by an exception."""
         if isinstance(error, DivergedError) and error.step is not None:
             step = error.step
         return cls(
@@ -114,7 +114,7 @@ class Failure:
 
     @property
     def detail(self) -> str:
-        """All that is known about it."""
+        """All that is known about the failure."""
         return (self.traceback or (self.reason if self.type else "")).rstrip()
 
     def to_json(self) -> dict[str, Any]:
@@ -135,12 +135,12 @@ class Failure:
         )
 
     def write(self, path: Path) -> bool:
-        """Leave the record, if there is none; whether this one was the first."""
+        """Write the record if there is none; returns whether this one was the first."""
         return write_once(path, json.dumps(self.to_json(), indent=2) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "Failure | None":
-        """The record there; None if there is none, or it is damaged."""
+        """The record in `folder`; None if there is none, or it is damaged."""
         try:
             found = read_json(path, _LARGEST_RECORD)
             return cls.from_json(found) if isinstance(found, dict) else None
@@ -153,5 +153,5 @@ def _whole(value: Any) -> int | None:
 
 
 def exit_code(number: Any) -> ExitCode:
-    """The exit code of that number; INTERNAL for others, which no process of ours ends with."""
+    """The exit code with that number; INTERNAL for numbers that no process of ours ends with."""
     return ExitCode(number) if number in [*map(int, ExitCode)] else ExitCode.INTERNAL

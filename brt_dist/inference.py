@@ -1,4 +1,4 @@
-"""A trained model to use in one process: read text, generate, evaluate.
+"""A trained model in one process: read text, generate, evaluate.
 
 import brt_dist
 
@@ -177,13 +177,15 @@ class TrainedModel:
         """Tokens of a prompt.
 
         Raises:
-            DataError: there are none, or one that the model does not know.
+            DataError: there are none, or one is not in the model's vocabulary.
         """
         ids = [int(token) for token in self.tokenizer.encode(prompt)]
         if not ids:
             raise DataError("the prompt is empty: give at least one token to continue from")
         if max(ids) >= (self.config.vocab_size or 0):
-            raise DataError(f"the tokenizer gives token {max(ids)}, and {self.where} knows {self.config.vocab_size}")
+            raise DataError(
+                f"the tokenizer produced token {max(ids)}, but {self.where} has {self.config.vocab_size} tokens"
+            )
         return ids
 
 
@@ -218,10 +220,10 @@ def load(
 
 
 def tokenizer_of(weights: Weights, file: str | None) -> Tokenizer | None:
-    """The tokenizer in `file`, or else the one that is with the weights, if there is one.
+    """The tokenizer in `file`, or else the one with the weights, if there is one.
 
     Raises:
-        CheckpointError: the one in `file` has tokens that the model does not know.
+        CheckpointError: the one in `file` has tokens that the model does not have.
         DataError: it cannot be read.
     """
     found = weights.tokenizer if file is None else _file(file)
@@ -230,7 +232,7 @@ def tokenizer_of(weights: Weights, file: str | None) -> Tokenizer | None:
     parsed = parse_tokenizer(found, file or weights.where)
     if file is not None and parsed.vocab_size > (weights.model.vocab_size or 0):
         raise CheckpointError(
-            f"{file} has {parsed.vocab_size} tokens and {weights.where} knows {weights.model.vocab_size}"
+            f"{file} has {parsed.vocab_size} tokens, but {weights.where} has {weights.model.vocab_size}"
         )
     return parsed
 

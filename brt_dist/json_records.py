@@ -1,11 +1,11 @@
-"""Dataclasses as objects of JSON, and back.
+"""Dataclasses as JSON objects, and back.
 
 Reading is tolerant: a field that is missing, or whose value is of another type, gets its default, and fields that the
 dataclass does not have are ignored.  The metadata of a field may hold:
 
 * KEY: its name in JSON, if that is not its own;
-* REST: it is a mapping that takes all numbers whose keys are no other field's, and stands in the object itself;
-* LATER: older versions did not write it, so it is left out where it is empty;
+* REST: it is a mapping that takes all numbers whose keys are not other fields, and is inlined in the object;
+* LATER: older versions did not write it, so it is left out if it is empty;
 * RANGE: (smallest, largest) value; another counts as missing.
 """
 
@@ -20,14 +20,14 @@ KEY, REST, LATER, RANGE = "key", "rest", "later", "range"
 
 
 def plain(value: Any) -> Any:
-    """A dataclass, or a tuple of them, as JSON values; anything else as it is."""
+    """A dataclass, or a tuple of them, as JSON values; anything else unchanged."""
     if dataclasses.is_dataclass(value):
         return plain_fields((one, getattr(value, one.name)) for one in dataclasses.fields(value))
     return [plain(one) for one in value] if isinstance(value, tuple) else value
 
 
 def plain_fields(fields: Iterable[tuple["dataclasses.Field[Any]", Any]]) -> dict[str, Any]:
-    """The object of JSON with these fields of a dataclass and their values."""
+    """The JSON object with these fields of a dataclass and their values."""
     found: dict[str, Any] = {}
     for one, value in fields:
         if value in (None, ()) and LATER in one.metadata:
@@ -48,7 +48,7 @@ def _fields(kind: type) -> tuple[tuple["dataclasses.Field[Any]", Any], ...]:
 
 
 def record(kind: Any, found: Any) -> Any:
-    """The dataclass `kind` from an object of JSON.
+    """The dataclass `kind` from a JSON object.
 
     Raises:
         TypeError: it is not an object, or lacks a field without a default.
@@ -90,5 +90,5 @@ def _value(kind: Any, value: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number that can be counted with and drawn: no boolean, and no integer beyond 64 bits."""
+    """Whether it is a number to compute with and plot: not a boolean, and not an integer beyond 64 bits."""
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63)

@@ -46,7 +46,7 @@ class Language(ABC):
         """Whether a word may end here."""
 
     def kind(self, at: Configuration) -> object:
-        """Configurations of one kind have equally many continuations of each length; used to count words."""
+        """Configurations with the same key have equally many continuations of each length; used to count words."""
         return at.state, len(at.stack), at.used
 
     def run(self, word: Sequence[int]) -> list[Configuration] | None:
@@ -169,7 +169,7 @@ LANGUAGES: dict[str, Callable[[int, int], Language]] = {
 class Words:
     """Words of a language of 1 to `longest` symbols, all equally likely.
 
-    The words of a length are counted from the end, and each symbol is drawn with the share of words that go on with it.
+    The words of a length are counted from the end, and a symbol is drawn by the share of words that continue with it.
     """
 
     def __init__(self, language: Language, longest: int) -> None:
@@ -178,7 +178,7 @@ class Words:
         self.by_length = [self.continuations(Configuration(), length) for length in range(1, longest + 1)]
 
     def continuations(self, at: Configuration, length: int) -> int:
-        """How many ways there are to go on for exactly `length` symbols and end."""
+        """How many ways there are to continue for exactly `length` symbols and end."""
         if length == 0:
             return int(self.language.accepts(at))
         key = self.language.kind(at), length
@@ -200,7 +200,7 @@ class Words:
         return word
 
     def _chosen(self, at: Configuration, left: int, place: int) -> tuple[int, Configuration, int]:
-        """The symbol at which word number `place` goes on, where that leads, and the word's number among those."""
+        """The next symbol of word number `place`, where it leads, and the word's number among those."""
         for symbol, after in self.language.moves(at):
             share = self.continuations(after, left)
             if place < share:
@@ -211,13 +211,13 @@ class Words:
 
 @dataclass(frozen=True)
 class Labels:
-    """What is to be known of a word at each position: the start, its symbols, and the end.
+    """The labels of a word at each position: the start, its symbols, and the end.
 
     Attributes:
         symbols: 0, the word, 1.
         states: of the machine after each; 0 behind the end.
         stacks: after each.
-        legal: what may stand at each position, given what stands before it; nothing at the start.
+        legal: which symbols may be at each position, given those before it; none at the start.
     """
 
     symbols: list[int]
@@ -227,7 +227,7 @@ class Labels:
 
 
 def labels(language: Language, word: Sequence[int]) -> Labels | None:
-    """Labels of a word; None if it is not of the language."""
+    """Labels of a word; None if it is not in the language."""
     found = language.run(word)
     if found is None or not language.accepts(found[-1]):
         return None

@@ -1,7 +1,7 @@
 """Reads files that anybody may have written: bounded in size and depth, strict in encoding.
 
 Whatever such a file holds, these functions return plain values or raise OSError (there is no such file, it may not be
-read) or ValueError (it is not what it should be).  The types of the values are for the caller to check.
+read) or ValueError (it is not what it should be).  The caller checks the types of the values.
 """
 
 import errno
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LATEST = 253_402_214_400.0  # unix seconds: the end of the year 9999, after which nothing was written
+LATEST = 253_402_214_400.0  # unix seconds: the end of the year 9999
 LARGEST_JSON = 1 << 30  # bytes; the indexes and tables of contents of large datasets are the longest of our own
 DEEPEST_JSON = 64  # nested lists and objects; ours have at most ten
 _LARGEST_HEADER = 4096  # bytes of the header of an array; numpy's own have 128
@@ -73,7 +73,7 @@ def parse_json(text: bytes | str) -> Any:
 
 
 def read_record(path: Path, kind: type[T], limit: int = LARGEST_JSON) -> T:
-    """The dataclass `kind` in a JSON file; keys that it does not have are passed over.
+    """The dataclass `kind` in a JSON file; unknown keys are ignored.
 
     Raises:
         OSError: there is no such file, or it cannot be read.

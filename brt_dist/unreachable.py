@@ -1,10 +1,10 @@
-"""Recognises a host that cannot be reached, in whatever way the library of a URL's protocol says so."""
+"""Recognises a host that cannot be reached, however the library of a URL's protocol reports it."""
 
 import os
 import re
 from collections.abc import Iterator
 
-# Classes of the libraries behind fsspec and of Hugging Face's hub, by name: none is imported for the sake of a message.
+# Classes of the libraries behind fsspec and of Hugging Face's hub, by name: none is imported just for a message.
 _SIGNS = frozenset(
     (
         "ClientConnectorError",  # aiohttp: https://
@@ -33,10 +33,10 @@ _ENDPOINTS = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), "hf": ("HF_ENDP
 
 
 def unreachable(place: str, error: BaseException) -> str | None:
-    """`HOST cannot be reached (why)`, if that is what an error comes from; None: it comes from something else.
+    """`HOST cannot be reached (why)`, if that is the cause of an error; otherwise None.
 
     Args:
-        place: the URL that was asked for; a name without a protocol is one of Hugging Face's hub.
+        place: the requested URL; a name without a protocol is on Hugging Face's hub.
         error: what the library of its protocol raised.
     """
     errors = list(_causes(error))
@@ -58,7 +58,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _host(place: str, texts: list[str]) -> str:
-    """The host that was asked: as the place names it, else as the environment or the error does."""
+    """The requested host, as named by the place, or else by the environment or the error."""
     protocol, has_protocol, _ = place.partition("://")
     if not has_protocol:
         protocol = "hf"

@@ -9,9 +9,9 @@ _LIBRARIES = ("torch", "deepspeed", "megatron-core", "numpy", "ray")
 
 
 def library_versions() -> dict[str, str]:
-    """Name to version, of Python, of this package and of what is installed of the libraries.  Imports none of them.
+    """Versions by name, of Python, this package and those libraries that are installed.  Imports none of them.
 
-    Of this package it is that of the code that runs, which need not be installed: a Ray job has it shipped.
+    For this package it is the version of the running code, which need not be installed: Ray ships it with a job.
     """
     found = {"python": platform.python_version(), "brt_dist": __version__}
     for name in _LIBRARIES:

@@ -66,7 +66,7 @@ class Worker:
 
     def run(self) -> ExitCode:
         """Train to the end, or until asked to stop."""
-        if not sys.warnoptions:  # what libraries warn about is no concern of who reads the log; PYTHONWARNINGS shows it
+        if not sys.warnoptions:  # readers of the log need not see libraries' warnings; PYTHONWARNINGS shows them
             warnings.simplefilter("ignore")
         from brt_dist.starting import Starting
 
@@ -89,7 +89,7 @@ class Worker:
         starting.begin("meeting the other ranks")
         layout = Layout.of(config, rank)
         store = meet(layout, config.launch.start_seconds)
-        starting.begin("importing DeepSpeed")  # which picks its accelerator at import: after the choice of the device
+        starting.begin("importing DeepSpeed")  # it picks its accelerator at import, so after the choice of the device
         device, choice = device_of_rank(config.run.device, layout, local_rank, store)
         import_deepspeed()
         return self._train(config, layout, device, str(choice), store, starting)
@@ -97,7 +97,7 @@ class Worker:
     def _train(
         self, config: "Config", layout: "Layout", device: "Device", choice: str, store: Any, starting: "Starting"
     ) -> ExitCode:
-        """Train on `device` (`choice`: why on this one) with the ranks that have met at `store`."""
+        """Train on `device` (`choice`: why this one) with the ranks that have joined at `store`."""
         from brt_dist.config.rules import check
         from brt_dist.data.facts import facts_of
         from brt_dist.data.open import open_training, open_validation
@@ -110,7 +110,7 @@ class Worker:
         stop.listen()
         heartbeat = Heartbeat(self._run.attempt(self._attempt) if rank == 0 else None)
         starting.begin("data")
-        looks = _number("LOCAL_RANK") == 0  # at every file; once per node is enough
+        looks = _number("LOCAL_RANK") == 0  # checks every file; once per node is enough
         train, validation = open_training(config.data, _tell, looks), open_validation(config.data, _tell, looks)
         check(config, facts_of(train), facts_of(validation) if validation else None)
         config = config.model_copy(update={"model": config.model.with_tokens(train.vocab_size)})
@@ -128,7 +128,7 @@ class Worker:
             code = trainer.run()
             events.write(EndEvent(status=code.name.lower(), exit_code=int(code)))
             trainer.close()
-            finalize()  # not after an error: the other ranks may wait in a collective that never comes
+            finalize()  # not after an error: the other ranks may wait in a collective that never completes
             return code
         except BaseException as error:
             code = exit_code_of(error)

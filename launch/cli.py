@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _take_any_text() -> None:
-    """Print whatever a path or a text holds: what the terminal cannot show is spelled out (`\\udcff`)."""
+    """Print any path or text; characters that the terminal cannot show are escaped (`\\udcff`)."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

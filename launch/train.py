@@ -85,11 +85,11 @@ def train(
     ray_address: str | None = None,
     began: float | None = None,
 ) -> Outcome:
-    """Run attempts until one ends well or for good.
+    """Run attempts until one succeeds or no other may follow.
 
     Args:
         sources: config files or texts.
-        overrides: `key=value` settings, which win over the sources.
+        overrides: `key=value` settings, which override the sources.
         console: standard error.
         worker: command of a rank; `RUN --attempt N` is appended.
         ray_address: replaces launch.ray_address, for this call only.
@@ -253,7 +253,7 @@ def _log_model(config: Config, tell: Callable[[str], None]) -> None:
 
 
 def _report(run: Path, tell: Callable[[str], None]) -> None:
-    """Write RUN/report.html, which also goes to MLflow.  A page that cannot be drawn fails no run."""
+    """Write RUN/report.html, which also goes to MLflow.  A run does not fail if the page cannot be drawn."""
     from launch.report.page import write_report
 
     try:
@@ -263,7 +263,7 @@ def _report(run: Path, tell: Callable[[str], None]) -> None:
 
 
 def _plot(config: Config, run: Path) -> Path | None:
-    """The loss curve; a picture that cannot be drawn or written is no reason for a run to fail."""
+    """The loss curve; a run does not fail if it cannot be drawn or written."""
     from launch.views.plots import plot_loss
 
     try:

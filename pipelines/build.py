@@ -1,13 +1,13 @@
 """Building a dataset: sources -> tokenizer -> shards (one Ray task each) -> dataset.json.
 
 What makes it exact:
-  * documents are assigned to shards without looking at workers, so any number of workers writes the same bytes;
-  * a shard is renamed into place whole and counts only with its index, so a killed task leaves nothing, its second
-    run leaves one shard, and two runs at once leave the same one;
+  * documents are assigned to shards regardless of workers, so any number of workers writes the same bytes;
+  * a shard is renamed into place whole and counts only with its index, so a killed task leaves nothing, its rerun
+    leaves one shard, and two concurrent runs leave the same one;
   * build.json names what is being built (settings and files); shards are kept when the same build is started again,
-    and finished shards of another build are not touched without being told to;
+    and finished shards of another build are only touched on request;
   * dataset.json comes last, made from the indexes alone.
-Memory does not grow with the corpus, but for one small record per shard.
+Memory does not grow with the corpus, except for one small record per shard.
 """
 
 import fcntl
@@ -52,14 +52,14 @@ from pipelines.shards import OnBad, ShardSettings, bad_document_error, finished_
 from pipelines.sources import BY_RULE, BadDocument, Source, open_sources
 from pipelines.tasks import Work, hash_documents, run_tasks, write
 
-TRAINING_CHARACTERS = 256 << 20  # a BPE is trained on about as much; merges hardly change beyond
-CHECKED_CHARACTERS = 1 << 20  # of the corpus that must survive the tokenizer
+TRAINING_CHARACTERS = 256 << 20  # about how much text a BPE is trained on; with more, merges hardly change
+CHECKED_CHARACTERS = 1 << 20  # characters of the corpus that must survive the tokenizer
 CHECKED_PER_DOCUMENT = 1 << 16
 LOCK_FILE = ".build.lock"
 _LOSSY_HINT = "; --lossy allow accepts this; bytes and bpe:SIZE lose nothing"
-# What may change when a build is taken on: a finished shard is the same for either value, or is written again.
+# What may change when a build is resumed: a finished shard is the same for either value, or is written again.
 _NOT_PART_OF_THE_BUILD = ("on_bad", "lossy")
-_SMALL = 32 << 20  # bytes of text that this process encodes in seconds
+_SMALL = 32 << 20  # bytes of text that this process encodes within seconds
 _LARGEST_READ = 32  # shards' worth of text for one shard of a split
 
 
@@ -97,7 +97,7 @@ class BuildReport:
 
     Attributes:
         written_tokens: of the shards that it wrote.
-        writing_seconds: that it took to write them, without the start of Ray and what comes before and after.
+        writing_seconds: time it took to write them, without the start of Ray and what comes before and after.
     """
 
     folder: Path
@@ -121,10 +121,10 @@ class BuildProgress:
         """A new stage of the build starts."""
 
     def note(self, text: str) -> None:
-        """Something that the user should know."""
+        """A message for the user."""
 
     def shards(self, done: int, total: int, tokens: int) -> None:
-        """Shards that are there, of all; tokens that this build wrote so far."""
+        """Finished shards, of all; tokens that this build wrote so far."""
 
 
 def build(
@@ -189,7 +189,7 @@ def build(
 
 
 class _Shards:
-    """The shards of a build: those that are there, and the writing of the others."""
+    """The shards of a build: those that exist, and the writing of the others."""
 
     def __init__(
         self,
@@ -212,11 +212,11 @@ class _Shards:
 
     @property
     def kept(self) -> int:
-        """Shards that were there before."""
+        """Shards that already existed."""
         return len(self.kept_numbers)
 
     def write_missing(self, tokenizer: Tokenizer, workers: int | None, ray_address: str | None) -> None:
-        """Write all shards that are not there, on Ray or, with no workers, here."""
+        """Write all missing shards, on Ray or, without workers, here."""
         if self.kept == self.total:
             return
         settings = ShardSettings(self.settings.text_field, self.settings.on_bad, self.settings.split)
@@ -235,12 +235,12 @@ class _Shards:
         else:
             with running_ray(workers, ray_address) as at_once:
                 self.progress.stage("building shards")
-                began = time.perf_counter()  # the start of Ray is no measure of the pipeline
+                began = time.perf_counter()  # the start of Ray does not count as pipeline speed
                 self._do(partial(run_tasks, self.folder, settings, at_once), write)
         self.seconds = time.perf_counter() - began
 
     def _do(self, run: Callable[..., None], write_one: Work) -> None:
-        """Write the shards that are not there; before that, where they are to be left out, find the duplicates.
+        """Write the missing shards; before that, find the duplicates if they should be left out.
 
         run: does some work for each shard and reports each result, here or in tasks.
         """
@@ -267,12 +267,12 @@ class _Shards:
 def _claim(folder: Path, settings: BuildSettings, listing: Listing, overwrite: bool) -> dict[str, Any]:
     """Make the folder this build's; returns the content of build.json.
 
-    A build with the same settings is taken on.  DataError: the folder holds finished shards of another one.
+    A build with the same settings is resumed.  DataError: the folder holds finished shards of another one.
     """
     from tokenizers import __version__ as tokenizers_version
 
     told = {key: value for key, value in asdict(settings).items() if key not in _NOT_PART_OF_THE_BUILD}
-    for key in ("deduplicate", "split"):  # unless they are asked for, builds are the same as before there were any
+    for key in ("deduplicate", "split"):  # unless they are set, builds are the same as before these settings existed
         if not told[key]:
             del told[key]
     told["sources"] = [os.path.basename(source.rstrip("/")) for source in settings.sources]
@@ -299,7 +299,7 @@ def _claim(folder: Path, settings: BuildSettings, listing: Listing, overwrite: b
             f"{folder} holds a different build; it differs in: {', '.join(differs)}. "
             "Give another --out, or --overwrite to replace it"
         )
-    (folder / DATASET_FILE).unlink(missing_ok=True)  # first: without it the folder is no dataset
+    (folder / DATASET_FILE).unlink(missing_ok=True)  # first: without it the folder is not a dataset
     path.unlink(missing_ok=True)
     for pattern in ("shard-*.index.json", "shard-*.tar", "shard-*.bin", "hashes-*.npy", DOCUMENTS_FILE, TOKENIZER_FILE):
         for file in folder.glob(pattern):
@@ -317,7 +317,7 @@ def _tokenizer(
     state: dict[str, Any],
     progress: BuildProgress,
 ) -> Tokenizer:
-    """Make, check and store the tokenizer, or take the one that this build already has."""
+    """Make, check and store the tokenizer, or use the one that this build already has."""
     path = folder / TOKENIZER_FILE
     if "tokenizer_sha256" in state and path.is_file():
         tokenizer = load_tokenizer(path)
@@ -371,7 +371,7 @@ def _sweep(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Own the folder for a while, and leave no temporary files.  DataError: another build owns it."""
+    """Own the folder for the block, and leave no temporary files.  DataError: another build owns it."""
     with open(folder / LOCK_FILE, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Ray, for as long as a build or a run needs it: one of its own on the loopback interface, or a cluster to join."""
+"""Ray, for as long as a build or a run needs it: a private one on the loopback interface, or a cluster to join."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ from typing import Any
 from brt_dist.errors import PlatformError
 
 _OBJECT_STORE_BYTES = 100 << 20  # results are small records; the default would take 30% of the machine's memory
-_LONGEST_FOLDER = 40  # letters of the folder that Ray makes its own in
+_LONGEST_FOLDER = 40  # allowed letters of the folder in which Ray makes its own
 _ANSWER_SECONDS = 20.0  # for a head that is about to start
 _TOKEN_NAMES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -40,7 +40,7 @@ def _connected(address: str | None, resources: dict[str, Any]) -> Iterator[None]
         _await(address)
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
-        # Ray puts the working folder on its workers' path of modules, where a user's `random.py` would stand in the way
+        # Ray puts the working folder on its workers' module path, where a user's `random.py` would get in the way
         with chdir("/"):
             if address is None:
                 common |= {"object_store_memory": _OBJECT_STORE_BYTES, **resources}
@@ -82,7 +82,7 @@ def _await(address: str) -> None:
 
 
 def _start_ray(attempts: int = 3, **settings: Any) -> None:
-    """`ray.init`, again when the machine was too busy for the 30 seconds that Ray gives a node to come up."""
+    """`ray.init`, retried if the machine was too busy for the 30 seconds that Ray allows a node to start."""
     import ray
 
     for left in reversed(range(attempts)):
@@ -97,7 +97,7 @@ def _start_ray(attempts: int = 3, **settings: Any) -> None:
 
 @contextmanager
 def set_for_a_while(values: dict[str, str]) -> Iterator[None]:
-    """Set variables for a while: the next Ray that this process starts or joins may want others."""
+    """Set variables temporarily: the next Ray that this process starts or joins may need others."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -120,14 +120,14 @@ def local_environment() -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN", _own_token()),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that makes Ray take 127.0.0.1 as its address
-        "RAY_ADDRESS": "",  # a cluster of somebody else
+        "RAY_ADDRESS": "",  # somebody else's cluster
         **_short_folder(),
         **quiet(),
     }
 
 
 def _short_folder() -> dict[str, str]:
-    """A folder for Ray's sockets, where that of the user is too long for them or has other letters.
+    """A folder for Ray's sockets, if the user's own is too long for them or has other letters.
 
     A socket's path has at most 107 bytes, of which Ray takes 66 below its folder.
     """
@@ -138,7 +138,7 @@ def _short_folder() -> dict[str, str]:
 
 @cache
 def _own_token() -> str:
-    """One for all Rays that this process starts: Ray reads its token once in the life of a process."""
+    """One token for all Rays that this process starts: Ray reads its token once in the life of a process."""
     return secrets.token_hex(32)
 
 
@@ -154,13 +154,13 @@ def joining_environment() -> dict[str, str]:
 
 
 def quiet() -> dict[str, str]:
-    """Variables for every Ray of ours: nothing is reported to anybody, and ranks run at normal priority."""
+    """Variables for every Ray that we start: no usage reports, and ranks run at normal priority."""
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_ENABLE_METRICS_COLLECTION": "0",
         "RAY_DEDUP_LOGS": "0",
-        "RAY_worker_niceness": "0",  # ranks are below a worker, and are what this machine is for
+        "RAY_worker_niceness": "0",  # ranks are children of a worker, and are what this machine is for
     }
 
 
@@ -175,7 +175,7 @@ def running_ray(workers: int | None, address: str | None = None) -> Iterator[int
 
     Starts one on this machine (workers: by default all cores) and shuts it down at the end, or joins the cluster at
     `address` (workers: by default all that it has) and leaves it running.  If this process already has one, that is
-    used as it is.  PlatformError: Ray does not start or cannot be reached.
+    used unchanged.  PlatformError: Ray does not start or cannot be reached.
     """
     if is_connected():
         yield workers or _hand_out(_cluster_cores())
@@ -200,5 +200,5 @@ def _cluster_cores() -> int:
 
 
 def _hand_out(running: int) -> int:
-    """Tasks to hand out where `running` can run: as many again wait, so that nothing is idle in between."""
+    """Tasks to hand out if `running` can run at once: as many again wait, so that no worker is idle in between."""
     return 2 * max(1, running)

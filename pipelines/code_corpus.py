@@ -11,7 +11,7 @@ from typing import Literal
 from brt_dist.errors import DataError
 from pipelines.corpora import Corpus, Text, is_text, write_corpus
 
-HELD_OUT = 16  # one package of so many, told by a hash of its name
+HELD_OUT = 16  # one package in this many, chosen by a hash of its name
 SMALLEST = 20_000  # bytes of a document that is a folder
 
 
@@ -77,7 +77,7 @@ def _is_held_out(name: str) -> bool:
 
 
 def _licences(places: Sequence[Path]) -> dict[str, str]:
-    """What the distributions there say of the licence of each package."""
+    """The licence of each package, according to the distributions there."""
     found: dict[str, str] = {}
     for distribution in distributions(path=[str(place) for place in places]):
         told = _licence(distribution)

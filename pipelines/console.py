@@ -1,4 +1,4 @@
-"""The console for people: standard error, or standard output for what was asked for."""
+"""The console for people: standard error, or standard output for requested output."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def console(stderr: bool = True) -> "Console":
-    """A console that prints text as it is: `[/b]` in a path or a name is no markup, `:x:` no picture."""
+    """A console that prints text verbatim: `[/b]` in a path or a name is not markup, `:x:` is not an emoji."""
     from rich.console import Console
 
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)

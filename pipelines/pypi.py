@@ -1,7 +1,7 @@
 """Fetching one pinned file from the Python package index that this machine uses.
 
-pip has no command that fetches a source package without running its set-up code, so this reads the index itself, as
-pip is told to: its configuration says which indexes, link folders and certificates there are.
+pip has no command that fetches a source package without running its set-up code, so this reads the index itself, with
+pip's configuration of indexes, link folders and certificates.
 """
 
 import ast
@@ -27,7 +27,7 @@ _TIMEOUT_SECONDS = 60
 
 @dataclass
 class PipSettings:
-    """What matters here of pip's configuration: places to look at, in pip's order, and a file of certificates."""
+    """The relevant part of pip's configuration: places to search, in pip's order, and a file of certificates."""
 
     indexes: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ def pip_settings() -> PipSettings:
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL).stdout
     values: dict[str, str] = {}
-    sections = ("global.", "install.", "download.", ":env:.")  # later ones win
+    sections = ("global.", "install.", "download.", ":env:.")  # later ones override
     for section in sections:
         for line in listed.splitlines():
             key, _, value = line.partition("=")
@@ -57,7 +57,7 @@ def pip_settings() -> PipSettings:
 def fetch_from_index(package: str, file_name: str, sha256: str, settings: PipSettings | None = None) -> bytes:
     """The content of `file_name` of a package, from the first place that has exactly these bytes.
 
-    DataError: no place has them; says what was tried and what came of it.
+    DataError: no place has them; says what was tried and how it failed.
     """
     settings = settings or pip_settings()
     tried: list[str] = []

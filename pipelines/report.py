@@ -19,7 +19,7 @@ _SKIPPED_SHOWN = 10
 
 
 class BuildBar(BuildProgress):
-    """A progress bar of a build; on something that is no terminal, one line per stage."""
+    """A progress bar of a build; without a terminal, one line per stage."""
 
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
@@ -111,7 +111,7 @@ def print_build(report: BuildReport, console: Console) -> None:
 
 
 def print_left_out(folder: Path, dataset: DatasetRecord, console: Console) -> None:
-    """What is no document of the dataset: how many of which kind, and the first places."""
+    """What was left out of the dataset: how many of each kind, and the first places."""
     skipped = _skipped(dataset)
     if not skipped:
         return
@@ -157,7 +157,7 @@ def print_statistics(folder: str, found: dict[str, Any]) -> None:
 
 
 def print_description(description: dict[str, Any]) -> None:
-    """A description of `brt_dist.data.inspect`, one value a line; this is what was asked for, so on standard output."""
+    """A description from `brt_dist.data.inspect`, one value per line, on standard output because it was requested."""
     console = made_console(stderr=False)
     for line in _lines(description, ""):
         console.print(line, soft_wrap=True)

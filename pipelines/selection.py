@@ -1,7 +1,7 @@
-"""Which documents of a corpus a dataset takes: those of one side of a split, and of equal ones only the first.
+"""Which documents of a corpus go into a dataset: one side of a split, and only the first of equal documents.
 
-Both go by the sha256 of the text alone.  So a document is on the same side wherever it stands and whatever else is in
-the corpus, and equal documents are always on the same side.
+Both depend only on the sha256 of the text.  So a document is on the same side wherever it is and whatever else the
+corpus has, and equal documents are always on the same side.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from brt_dist.files import atomic_file
 from pipelines.shard_contents import ShardContents
 from pipelines.sources import Document, read_units
 
-_HASH_BYTES = 16  # of the digest: two different texts that share them are not to be expected in any corpus
+_HASH_BYTES = 16  # bytes of the digest: no corpus is large enough for two different texts to share them
 _NAME = "hashes-{:06d}.npy"
 
 Side = Literal["train", "validation"]
@@ -41,7 +41,7 @@ class Split:
 
 
 def hash_shard(folder: Path, contents: ShardContents, text_field: str) -> int:
-    """Leave the hashes of the documents of a shard in the folder, in order; their number.  DataError as for reading."""
+    """Write the hashes of a shard's documents to the folder, in order; returns how many.  DataError as for reading."""
     found = [
         hashlib.sha256(item.text.encode()).digest()[:_HASH_BYTES]
         for item in read_units(contents.units, text_field)
@@ -62,7 +62,7 @@ def remove_hashes(folder: Path) -> None:
 
 
 class Duplicates:
-    """Positions of the documents that came before, by shard.
+    """Positions of documents that repeat an earlier one, by shard.
 
     Memory: for each document of the corpus its hash (16 bytes), and as much again while they are compared.
     """
@@ -72,7 +72,7 @@ class Duplicates:
         hashes = np.concatenate(parts) if parts else np.empty(0, dtype=f"V{_HASH_BYTES}")
         self._bounds = np.cumsum([0, *(part.size for part in parts)])
         self._is_first: npt.NDArray[Any] = np.zeros(hashes.size, dtype=bool)
-        # of equal ones, np.unique gives the place of the first
+        # np.unique returns the place of the first of equal values
         self._is_first[np.unique(hashes, return_index=True)[1]] = True
 
     def of(self, shard: int) -> tuple[int, ...]:
@@ -81,7 +81,7 @@ class Duplicates:
 
 
 def selected(documents: Iterator[Any], duplicates: Sequence[int], split: Split | None) -> Iterator[tuple[Any, bool]]:
-    """Of what a shard's units hold, what is on this side; each with whether it is a duplicate."""
+    """The part of a shard's units that is on this side; each with whether it is a duplicate."""
     again, position = frozenset(duplicates), 0
     for item in documents:
         if not isinstance(item, Document):

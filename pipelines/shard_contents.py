@@ -1,8 +1,8 @@
-"""Which documents go into which shard: decided from the listing of the sources alone.
+"""Which documents go into which shard: decided only from the listing of the sources.
 
-Units are taken in order until a shard holds its share of text, and no shard holds two sources.  The division does not
+Units are taken in order until a shard holds its share of text, and no shard mixes sources.  The division does not
 depend on workers, on what was built before, or on the text itself, so it can be repeated at any time.  The list of all
-shards is never in memory whole.
+shards is never entirely in memory.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def divide_into_shards(
     Args:
         sources: what to divide.
         shard_size: bytes of text per shard; a document that is larger is not cut.
-        left_out: by source, counts what is passed over, by reason.
+        left_out: by source, counts what is left out, by reason.
     """
     number = 0
     for source in sources:
@@ -77,7 +77,7 @@ def list_sources(sources: Sequence[Source], shard_size: int) -> Listing:
     """Go through all shards once and count.
 
     Raises:
-        DataError: a source has nothing in it.
+        DataError: a source is empty.
     """
     shards, size, digest = 0, 0, hashlib.sha256()
     left_out = {source.name: Counter[str]() for source in sources}
@@ -85,7 +85,7 @@ def list_sources(sources: Sequence[Source], shard_size: int) -> Listing:
         shards += 1
         for unit in contents.units:
             size += unit.end - unit.start
-            # Not the URL: a corpus that was moved, times and all, is the same corpus.
+            # Not the URL: a corpus that was moved with its times is the same corpus.
             facts = {**asdict(unit), "url": None, "shard": contents.number}
             digest.update(json.dumps(facts, sort_keys=True).encode() + b"\n")
     counted = {name: most_common(reasons) for name, reasons in left_out.items() if reasons}
@@ -100,7 +100,7 @@ def sample(
     text_field: str,
     takes: Callable[[str], bool] = lambda text: True,
 ) -> Iterator[Document | BadDocument]:
-    """About `budget` characters of the documents that are taken, spread evenly; all of it where it is smaller."""
+    """About `budget` characters of the selected documents, spread evenly; all of them if there are fewer."""
     seen = taken = 0
     for contents in divide_into_shards(sources, shard_size):
         for unit in contents.units:

@@ -1,4 +1,4 @@
-"""One shard: written once, in full, or not at all; and checked.
+"""One shard: written once, completely or not at all; and checked.
 
 A shard is a webdataset tar.  Per document it holds KEY.json (length, source, digest of the text) and KEY.tokens (raw
 little-endian ids).  The tar is renamed into place first and its index last: a shard counts only when its index exists.
@@ -50,7 +50,7 @@ class ShardSettings:
 
 
 class _HashedFile:
-    """A file that is only written forward; knows the sha256 and the number of its bytes."""
+    """A file that is only written forward; knows its sha256 and size."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -95,7 +95,7 @@ def _write_shard(folder: Path, contents: ShardContents, tokenizer: Tokenizer, se
                     "digest": f"sha256:{hashlib.sha256(text).hexdigest()}",
                 }
                 writer.write({"__key__": key, "json": json.dumps(meta, ensure_ascii=False).encode(), "tokens": data})
-                # Members are written in the order of their names, so the tokens are what was written last.
+                # Members are written in the order of their names, so the tokens were written last.
                 offset = writer.tarstream.offset - -(-len(data) // _TAR_BLOCK) * _TAR_BLOCK
                 sha256 = hashlib.sha256(data).hexdigest()
                 entries.append(IndexEntry(key=key, offset=offset, tokens=ids.size, sha256=sha256))
@@ -117,7 +117,7 @@ def _write_shard(folder: Path, contents: ShardContents, tokenizer: Tokenizer, se
 
 
 def finished_shard(folder: Path, number: int) -> ShardRecord | None:
-    """The shard if it counts: its index exists and its tar has the size that the index says; else none."""
+    """The shard if it counts: its index exists and its tar has the size in the index; else None."""
     path = folder / index_name(shard_name(number))
     try:
         data = path.read_bytes()
@@ -157,7 +157,7 @@ def verify_shard(folder: Path, record: ShardRecord, dtype: str, vocab_size: int)
 def _tokenized(
     contents: ShardContents, tokenizer: Tokenizer, settings: ShardSettings
 ) -> Iterator[tuple[Document, Ids] | BadDocument]:
-    """The documents of a shard with their ids, and those that cannot be used; or an error, by the policy."""
+    """The documents of a shard with their ids, and unusable ones; or an error, depending on the policy."""
     found = read_units(contents.units, settings.text_field)
     for item, is_duplicate in selected(found, contents.duplicates, settings.split):
         if is_duplicate:
@@ -165,7 +165,7 @@ def _tokenized(
             continue
         if isinstance(item, Document):
             ids = tokenizer.encode(item.text)
-            # A tokenizer that loses text may leave nothing of it.
+            # A tokenizer that loses text may lose all of it.
             result = (item, ids) if ids.size else BadDocument(item.place, "no tokens")
         else:
             result = item
@@ -175,7 +175,7 @@ def _tokenized(
 
 
 def bad_document_error(item: BadDocument) -> DataError:
-    """The error for a document that cannot be used, under the policy `error`."""
+    """The error for an unusable document under the policy `error`."""
     return DataError(f"{item.place}: {item.reason}; --on-bad skip skips and counts such documents")
 
 
@@ -186,7 +186,7 @@ def _tar_writer(file: _HashedFile) -> Any:
 
 
 def record_of(index: ShardIndex, data: bytes) -> ShardRecord:
-    """How dataset.json lists the shard of an index whose file holds `data`."""
+    """The entry in dataset.json for the shard of an index whose file holds `data`."""
     reasons: dict[str, int] = {}
     for item in index.skipped:
         reasons[item.reason] = reasons.get(item.reason, 0) + 1

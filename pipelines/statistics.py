@@ -1,4 +1,4 @@
-"""Numbers and pictures of a finished dataset, from its index alone: no shard is read."""
+"""Numbers and plots of a finished dataset, only from its index: no shard is read."""
 
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def _bars(names: list[str], heights: list[int], across: str, up: str, path: Path
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.bar(range(len(names)), heights, color=_COLOUR, width=0.9)
-    # a name is plain text: `$x$` in it is no formula
+    # a name is plain text: `$x$` in it is not a formula
     axes.set_xticks(range(len(names)), names, rotation=45 if len(names) > 6 else 0, parse_math=False)
     axes.set_xlabel(across)
     axes.set_ylabel(up)

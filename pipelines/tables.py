@@ -1,4 +1,4 @@
-"""Tables for people.  A terminal folds long values; anywhere else (a file, a pipe) every row is one whole line."""
+"""Tables for people.  A terminal wraps long values; anywhere else (a file, a pipe) every row is one whole line."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ def table(
     Args:
         head: names of the columns; all empty for a table without a head.
         rows: one text for each column.
-        right: columns whose values stand at the right, as numbers do.
+        right: columns that are right-aligned, as numbers are.
         dim: rows that end in this are dim on a terminal.
     """
     from rich.table import Table
@@ -43,7 +43,7 @@ def text_of(made: "Table") -> str:
 
 
 def show(made: "Table", file: IO[str] | None = None) -> None:
-    """Print the table, by default on standard output: as wide as a terminal, or whole where there is none."""
+    """Print the table, by default on standard output: as wide as the terminal, or whole if there is none."""
     file = file or sys.stdout
     if not file.isatty():
         print(text_of(made), file=file)

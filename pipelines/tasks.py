@@ -28,14 +28,14 @@ def run_tasks(
 ) -> None:
     """Do `work` (`write` or `hash_documents`) for each shard.
 
-    At most `at_once` are under way at a time, so the list of shards is never in memory whole.  A task whose worker is
-    killed runs again.
+    At most `at_once` are in progress at a time, so the list of shards is never entirely in memory.  A task whose
+    worker is killed runs again.
 
     Args:
         finished: called with the number of a shard and its result, in any order.
 
     Raises:
-        DataError: what a task says is wrong.
+        DataError: a task reports a problem.
         LaunchError: a task loses every worker that it gets.
     """
     import ray
@@ -53,7 +53,7 @@ def run_tasks(
             try:
                 result = ray.get(done[0])
             except ray.exceptions.RayTaskError:
-                raise  # a defect of ours, with the traceback of the worker
+                raise  # a bug of ours, with the worker's traceback
             except ray.exceptions.RayError as error:
                 raise LaunchError(
                     f"{shard_name(number)}: its worker was lost {TASK_RETRIES + 1} times ({type(error).__name__}). "
@@ -79,7 +79,7 @@ def hash_documents(folder: Path, contents: ShardContents, settings: ShardSetting
 
 
 def _answered(work: Work, folder: Path, contents: ShardContents, settings: ShardSettings) -> Any:
-    """What a Ray worker runs.  Foreseen errors come back as their message: they are not to be retried."""
+    """What a Ray worker runs.  Expected errors come back as their message: they must not be retried."""
     try:
         return work(folder, contents, settings)
     except DataError as error:

@@ -30,13 +30,13 @@ def verify(
 ) -> tuple[DatasetRecord, list[str]]:
     """Check every digest of the dataset; returns dataset.json and what is wrong, empty if nothing is.
 
-    Shards are read in parallel by threads: hashing leaves Python's lock.  progress: told (shards done, of all).
+    Shards are read in parallel by threads: hashing releases Python's lock.  progress: called with (shards done, all).
     DataError: there is no dataset to check.
     """
     record = load_dataset(folder)
     problems = _tokenizer_problems(folder, record)
     if dataset_digest(record.tokenizer.sha256, record.shards) != record.digest:
-        problems.append("dataset.json: altered (its digest is not that of its shards)")
+        problems.append("dataset.json: altered (its digest does not match its shards)")
     found: dict[int, list[str]] = {}
     with ThreadPoolExecutor(workers or available_cores()) as pool:
         tasks = {
@@ -74,7 +74,7 @@ def _hashes(folder: Path, record: DatasetRecord) -> tuple[npt.NDArray[np.uint8] 
 
 
 def _documents_problems(folder: Path, record: DatasetRecord, indexes_are_good: bool) -> list[str]:
-    """documents.npy and hashes.npy against their digests, and, where the indexes can be trusted, against them."""
+    """Check documents.npy and hashes.npy against their digests and, if the indexes can be trusted, against those."""
     path = folder / DOCUMENTS_FILE
     try:
         with open(path, "rb") as file:

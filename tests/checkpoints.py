@@ -26,7 +26,7 @@ CONFIG = Config.model_validate(
 
 
 def make_checkpoint(storage: Storage, step: int, **facts: Any) -> Manifest:
-    """A whole checkpoint of TENSORS, each filled with `step`; `facts` in place of the manifest's usual ones."""
+    """A whole checkpoint of TENSORS, each filled with `step`; `facts` replace the manifest's usual ones."""
     name, files, tensors = folder_name(step), [], {}
     storage.prepare(name)
     for tensor, shape in TENSORS.items():

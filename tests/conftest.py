@@ -16,7 +16,7 @@ settings.load_profile("untimed")
 # Two workers of pytest share the cores; with a thread per core each, torch would have them wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell that starts something in the background has it ignore Ctrl-C, and so would all that tests start and interrupt.
+# A shell makes background processes ignore Ctrl-C, and so would all that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -9,7 +9,7 @@ from pipelines.build import BuildReport, BuildSettings, build
 def make_dataset(
     folder: Path, texts: Sequence[str], *, tokenizer: str = "bytes", shard_size: int = 1 << 20
 ) -> BuildReport:
-    """Write `texts` as documents under `folder`/corpus, in order, and build `folder`/dataset of them."""
+    """Write `texts` as documents under `folder`/corpus, in order, and build `folder`/dataset from them."""
     corpus = folder / "corpus"
     corpus.mkdir(parents=True)
     for number, text in enumerate(texts):

@@ -33,7 +33,7 @@ def mlflow_server(folder: Path, port: int, *, store: str | None = None, password
     folder.mkdir(exist_ok=True)
     places = [f"--backend-store-uri={store or f'sqlite:///{folder}/server.db'}"]
     places += [f"--artifacts-destination={folder}/artifacts"]
-    # without the processes for jobs, which nothing here asks for
+    # without the processes for jobs, which nothing here needs
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     if passwords:
         (folder / "auth.ini").write_text(_AUTH.format(folder=folder, user=ADMIN[0], password=ADMIN[1]))

@@ -1,4 +1,4 @@
-"""A real S3 server on the loopback interface, and a proxy in front of it that does what networks do."""
+"""A real S3 server on the loopback interface, and a proxy in front of it that misbehaves like a network."""
 
 import os
 import socket

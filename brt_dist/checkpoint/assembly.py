@@ -1,8 +1,8 @@
 """Assembles the pieces of all ranks into whole tensors in files.
 
-Who writes which file, and who sends what for it, is a pure function of what the ranks of a pipeline stage hold, so each
-of them computes the same assignment.  If several ranks hold a piece, one of them sends it; a file is written by one of
-the ranks whose pieces are in it.  Both are chosen to spread the bytes evenly.
+Which rank writes which file, and which ranks send what for it, is a pure function of what the ranks of a pipeline stage
+hold, so each of them computes the same assignment.  If several ranks hold a piece, one of them sends it; a file is
+written by one of the ranks whose pieces are in it.  Both are chosen to spread the bytes evenly.
 """
 
 import threading
@@ -17,7 +17,7 @@ from brt_dist.parallel.pieces import LogicalTensor, Region
 
 Holding = tuple[LogicalTensor, Region]
 
-FILE_BYTES = 1 << 30  # of tensors in a file; a larger tensor has a file for itself
+FILE_BYTES = 1 << 30  # bytes of tensors in a file; a larger tensor gets its own file
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SentPiece:
 
 @dataclass(frozen=True)
 class FileAssignment:
-    """A file of a checkpoint and who contributes to it.
+    """A file of a checkpoint and the ranks that contribute to it.
 
     Attributes:
         name: of the file, in the checkpoint's folder.
@@ -104,7 +104,7 @@ def assign_files(holdings: Sequence[Sequence[Holding]], first: int = 0) -> list[
 def file_of(name: str) -> str:
     """The file that a logical tensor belongs to: one per kind and layer (`weights/layers.3.safetensors`).
 
-    What does not fit in it goes to `weights/layers.3-2.safetensors` and so on.
+    What does not fit goes to `weights/layers.3-2.safetensors` and so on.
     """
     kind, _, path = name.partition("/")
     parts = path.replace("/", ".").split(".")
@@ -116,7 +116,7 @@ _Tensors = list[tuple[LogicalTensor, tuple[SentPiece, ...]]]
 
 
 def _divided(files: Mapping[str, _Tensors]) -> Iterator[tuple[str, _Tensors]]:
-    """Large files as several, which several ranks write at once; where they are divided depends on sizes alone."""
+    """Split large files into several, which several ranks write at once; only sizes decide where they are split."""
     for name, tensors in files.items():
         parts: list[_Tensors] = []
         room = -1
@@ -139,14 +139,14 @@ def sent_by(assignments: Sequence[FileAssignment], rank: int) -> set[int]:
 class Exchange:
     """Sends this rank's pieces and receives the tensors of the files that it writes.
 
-    Pieces are sent by a thread of their own, in the order of the files, and received in that order.  So of all pieces
-    that are not yet delivered, the first one always can be: no order of files can deadlock.
+    A separate thread sends pieces in the order of the files, and they are received in that order.  So the first piece
+    that is not yet delivered can always be delivered: no order of files can deadlock.
 
     Args:
         assignments: the files, as assigned.
         values: this rank's pieces by index, on the host; at least those of :func:`sent_by`.
         rank: this rank.
-        links: to the other ranks; nothing else uses them meanwhile.
+        links: to the other ranks; nothing else may use them meanwhile.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Keeps two runs from saving to the same folder.
 
-A lock of the kernel (flock) is let go of when its holder dies, whatever the cause.  Some file systems have none; there
-a file with the holder's host and process takes its place, and the holder touches it for as long as it lives.
+The kernel releases a lock (flock) when its holder dies, whatever the cause.  Some file systems have no locks; there a
+file with the holder's host and process takes its place, and the holder touches it as long as it lives.
 """
 
 import errno
@@ -23,7 +23,7 @@ from brt_dist.reading import parse_json
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _HELD = (errno.EAGAIN, errno.EACCES)
 BEAT_SECONDS = 10.0  # between two touches of the file
-PATIENCE = 6  # beats without a touch after which a holder on another host is taken for dead
+PATIENCE = 6  # a holder on another host that misses this many touches is taken for dead
 
 
 @contextmanager
@@ -88,11 +88,11 @@ def _owned(folder: Path, beat_seconds: float) -> Iterator[None]:
 
 
 def _create(path: Path, text: str) -> bool:
-    """Create the file, whole, if there is none; whether this call did."""
+    """Create the file atomically if there is none; returns whether this call did."""
     draft = temporary_name(path)
     try:
         draft.write_text(text)
-        os.link(draft, path)  # fails if there is one; a file that is opened exclusively would be empty for a moment
+        os.link(draft, path)  # fails if the file exists; a file opened exclusively would be empty for a moment
     except FileExistsError:
         return False
     except OSError as error:
@@ -118,12 +118,12 @@ def _remove_if_dead(folder: Path, path: Path, beat_seconds: float) -> None:
     try:
         before, text = path.stat().st_mtime_ns, path.read_text(errors="replace")
     except FileNotFoundError:
-        return  # just let go of
+        return  # just released
     try:
         owner = parse_json(text)
         host, pid, started = str(owner["host"]), int(owner["pid"]), owner["started"]
     except (ValueError, KeyError, TypeError):
-        host, pid, started = "", 0, None  # half written by somebody who died, or is about to write the rest
+        host, pid, started = "", 0, None  # half written, by a process that died or is about to write the rest
     if host == socket.gethostname():
         if _process(pid)["started"] == started:
             raise _is_held(folder, f" (process {pid} on {host})")
@@ -139,7 +139,7 @@ def _remove_if_dead(folder: Path, path: Path, beat_seconds: float) -> None:
 
 
 def _take_away(path: Path, text: str) -> None:
-    """Remove the file of a dead holder, but not that of one who did the same a moment ago."""
+    """Remove the file of a dead holder, but not the new file of a process that did the same a moment ago."""
     aside = temporary_name(path)
     with suppress(FileNotFoundError):
         path.rename(aside)
@@ -150,7 +150,7 @@ def _take_away(path: Path, text: str) -> None:
 
 
 def _process(pid: int) -> dict[str, Any]:
-    """A process and when it started, because numbers are used again; `started` is None if there is no such process."""
+    """A process and when it started, because ids are reused; `started` is None if there is no such process."""
     import psutil
 
     try:

@@ -1,8 +1,8 @@
-"""The ranks that save checkpoints together: what a rank needs to know of the others, and how they agree.
+"""The ranks that save checkpoints together: what a rank needs to know about the others, and how they agree.
 
 A file holds tensors of one pipeline stage, so only the ranks of a stage tell each other what they hold and send each
 other pieces.  What the whole run must agree on (whether all files are written, then whether the checkpoint is
-published) goes up a tree to rank 0 and down again.  So a rank has a few connections, however many ranks there are.
+published) goes up a tree to rank 0 and down again.  So a rank has only a few connections, however many ranks there are.
 """
 
 import json
@@ -16,7 +16,7 @@ from brt_dist.parallel.addresses import address_of_node
 from brt_dist.parallel.layout import Layout
 from brt_dist.parallel.links import Links
 
-_CHILDREN = 16  # of a rank in the tree of its stage
+_CHILDREN = 16  # children of a rank in the tree of its stage
 
 
 def parent_of(layout: Layout) -> int | None:
@@ -73,7 +73,7 @@ class Crew:
         """Bring values of all ranks to rank 0.  Collective.
 
         Args:
-            values: of this rank; as JSON knows them.
+            values: this rank's, as JSON values.
 
         Returns:
             On rank 0 the values of all ranks; on the others None.

@@ -60,8 +60,8 @@ class Checkpoint:
     def read(self, tensor: LogicalTensor, region: Region) -> Tensor:
         """Read a region of a logical tensor.
 
-        The memory of streams that the checkpoint does not have is zeros, and so is all memory of one that has none:
-        these streams start with cleared memory, so it is not used.
+        Memory of streams that the checkpoint does not have reads as zeros, as does all memory of a checkpoint without
+        any: these streams start with cleared memory, so the values are not used.
 
         Returns:
             The values, (region.size,), in the saved type.

@@ -82,10 +82,10 @@ class Manifest:
         tensors: the logical tensors by name.
         time: when it was saved, in unix seconds; for display only.  0: unknown.
         tokenizer: sha256 of the tokenizer of model and data; empty: unknown.
-        mask_version: how the run draws the masks of attention dropout (`model/dropout.py`); checkpoints of 0.1.0 lack
-            it, and mean 1.
-        left_out: whether an evaluation or samples were due after this step and were left out, because the run was asked
-            to stop; the run makes up for them when it resumes, and then writes its manifest anew.
+        mask_version: how the run draws attention dropout masks (`model/dropout.py`); checkpoints of 0.1.0 lack it,
+            which means 1.
+        left_out: whether an evaluation or samples were due after this step but skipped, because the run was asked to
+            stop; the run catches up when it resumes, and then rewrites the manifest.
         format: version of the checkpoint format.
     """
 
@@ -112,7 +112,7 @@ class Manifest:
         return any(_is_memory(name) for name in self.tensors)
 
     def without_memory(self) -> "Manifest":
-        """The same, but for the memory of the streams."""
+        """The same manifest without the memory of the streams."""
         files = tuple(entry for entry in self.files if not _is_memory(entry.name))
         tensors = {name: entry for name, entry in self.tensors.items() if not _is_memory(name)}
         return replace(self, files=files, tensors=tensors)
@@ -129,7 +129,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, text: str | bytes, where: str) -> "Manifest":
-        """Parse what :meth:`dump` wrote.  Safe on untrusted text: allocates nothing that it asks for, opens no file.
+        """Parse what :meth:`dump` wrote.  Safe on untrusted text: no allocation depends on it, and no file is opened.
 
         Args:
             text: the JSON.
@@ -208,7 +208,7 @@ def step_of(name: str) -> int | None:
 
 
 def sorted_names(names: Iterable[str]) -> list[str]:
-    """The names of checkpoints among `names`, by step; of a copy (`step_3`) none."""
+    """The names of checkpoints among `names`, by step, without copies (`step_3`)."""
     steps = {name: step_of(name) for name in names}
     return sorted((name for name in steps if steps[name] is not None), key=lambda name: steps[name] or 0)
 

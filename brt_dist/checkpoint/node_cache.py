@@ -19,7 +19,7 @@ from brt_dist.checkpoint.ranges import LocalFile, RangeReader
 from brt_dist.errors import PlatformError
 from brt_dist.files import temporary_name
 
-_BLOCK = 16 << 20  # bytes that are fetched at once
+_BLOCK = 16 << 20  # bytes fetched at once
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -63,7 +63,7 @@ class NodeCache:
         if self._folder.stat().st_uid != os.getuid():
             raise PlatformError(f"{self._folder} belongs to another user; set TMPDIR to a folder of your own")
         self._users = os.open(self._folder / "users", os.O_RDWR | os.O_CREAT, 0o600)
-        self._sweep(self._users)  # what processes left that were killed
+        self._sweep(self._users)  # leftovers of killed processes
         fcntl.flock(self._users, fcntl.LOCK_SH)
 
     def _sweep(self, users: int) -> None:

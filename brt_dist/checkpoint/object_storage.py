@@ -1,6 +1,6 @@
 """Checkpoints in an object store, through fsspec.  Objects appear whole or not at all, so nothing is renamed.
 
-Files are read by ranges; ranks of one node share what they read.  Nothing locks a prefix, so use each for one run only.
+Files are read in ranges; ranks of one node share what they read.  Nothing locks a prefix, so use each for one run only.
 """
 
 import tempfile
@@ -122,14 +122,14 @@ class ObjectStorage(Storage):
             found: bytes = self._files.cat_file(path)
             self._files.rm_file(path)
         if found != content:
-            raise UnreachableError(f"{self._url}: an object is not what was written")
+            raise UnreachableError(f"{self._url}: a stored object differs from what was written")
 
     def forget(self) -> None:
         self._cache.close()
 
     @contextmanager
     def _asking(self, *unexpected: type[Exception]) -> Iterator[None]:
-        """Map the errors of every protocol's library to two: no such file, unless that is unexpected, and no valid
+        """Map the errors of every protocol's library to two: no such file (unless that is unexpected), and no valid
         response.
         """
         try:

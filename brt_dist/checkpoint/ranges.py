@@ -5,16 +5,16 @@ import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-_CHUNK = 8 << 20  # bytes that are hashed at once
+_CHUNK = 8 << 20  # bytes hashed at once
 
 
 class RangeReader(ABC):
-    """A file of which parts are read; threads may share it.  Its methods raise OSError."""
+    """A file that is read in parts; threads may share it.  Its methods raise OSError."""
 
     @property
     @abstractmethod
     def size(self) -> int:
-        """Of the file, in bytes."""
+        """Size of the file in bytes."""
 
     @abstractmethod
     def read_into(self, begin: int, buffer: memoryview) -> None:
@@ -41,11 +41,11 @@ class RangeReader(ABC):
         return digest.hexdigest()
 
     def close(self) -> None:  # noqa: B027 - nothing to do where nothing is held open
-        """Let go of the file."""
+        """Close the file."""
 
 
 class LocalFile(RangeReader):
-    """A file on a file system.  It is read without mapping it: a mapping reads ahead, and dies where a read fails."""
+    """A file on a file system.  Not memory-mapped: a mapping reads ahead, and a failed read kills the process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -122,7 +122,7 @@ def plan_pruning(place: Place, given: Mapping[str, int]) -> Pruning:
 
     Args:
         place: where they are.
-        given: retention settings (`keep_checkpoints`, ...) that replace those of the run.
+        given: retention settings (`keep_checkpoints`, ...) that replace the run's.
 
     Raises:
         CheckpointError: there is no checkpoint, or none is complete.

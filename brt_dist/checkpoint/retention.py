@@ -35,9 +35,9 @@ def without_memory(steps: Collection[int], keep: RunConfig, protected: Collectio
     """Steps whose checkpoints need not keep the memory of the streams, oldest first: all but the `keep_memory` newest.
 
     Args:
-        steps: of all checkpoints that are left.
+        steps: of all remaining checkpoints.
         keep: the retention settings.
-        protected: steps that keep it in any case.
+        protected: steps whose memory is kept in any case.
     """
     if keep.keep_memory is None:
         return []

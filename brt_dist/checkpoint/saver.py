@@ -116,7 +116,7 @@ class Saver:
         name = folder_name(manifest.step)
         try:
             problem, written = self._write(name, manifest, copies)
-        except Exception as error:  # most likely another rank is gone, so nothing can be agreed on
+        except Exception as error:  # another rank is probably gone, so the ranks cannot agree on anything
             self._problem = f"could not save checkpoint {name}: {type(error).__name__}: {error}"
             return
         if problem:
@@ -139,7 +139,7 @@ class Saver:
                     continue
                 except OSError as error:
                     mine = f"rank {self._rank}: {self._storage}/{name}/{assignment.name}: {error}"
-            for _ in tensors:  # receive what the others send, or they would wait for ever
+            for _ in tensors:  # receive what the others send, or they would wait forever
                 pass
         exchange.finish()
         told = self._crew.up([(mine, [asdict(file) for file in written])])

@@ -23,7 +23,7 @@ _LONGEST_NAME = 256  # bytes of `latest`
 
 
 class UnreachableError(OSError):
-    """The storage does not respond properly, which says nothing about what it holds."""
+    """The storage does not respond properly, which says nothing about its content."""
 
 
 class Storage(ABC):
@@ -34,7 +34,7 @@ class Storage(ABC):
         """Checkpoints that have a manifest, in ascending order of steps."""
 
     def others(self) -> list[str]:
-        """Folders that look like checkpoints but for their name, and so are none: copies, and renamed ones."""
+        """Folders with the content of a checkpoint but another name (copies, renamed ones), which do not count."""
         return []
 
     @abstractmethod
@@ -68,8 +68,8 @@ class Storage(ABC):
         Args:
             name: of the checkpoint.
             file: of the checkpoint.
-            shared_as: digest of its content, if other processes of this node will read parts of it too: what comes
-                over a network is then fetched once for all of them, and kept until they call :meth:`forget`.
+            shared_as: digest of its content, if other processes of this node will read parts of it too: data from a
+                network is then fetched once for all of them, and kept until they call :meth:`forget`.
         """
 
     @abstractmethod
@@ -81,14 +81,14 @@ class Storage(ABC):
         """Remove a checkpoint.  If this is interrupted, what remains does not look complete."""
 
     def forget(self) -> None:  # noqa: B027 - nothing to do where nothing was copied
-        """This process needs no more of what is kept for several; the last one of the node removes it."""
+        """Release what is kept for several processes; the last process of the node removes it."""
 
     @contextmanager
     def claimed(self, report: Callable[[str], None]) -> Iterator[None]:
         """Context manager: keep other runs from saving here.
 
         Args:
-            report: called with a message if that can only be done in a second-best way.
+            report: called with a message if only a weaker method works here.
 
         Raises:
             PlatformError: another run is saving here.
@@ -187,6 +187,6 @@ class FolderStorage(Storage):
         try:
             write_atomic(path, name + "\n")
         except OSError:
-            # some network file systems cannot rename over a file; without `latest` readers go by the newest step
+            # some network file systems cannot rename over a file; without `latest`, readers use the newest step
             path.unlink(missing_ok=True)
             write_atomic(path, name + "\n")

@@ -72,7 +72,7 @@ class CheckpointStore:
             cursor: of the next step, as JSON values.
             evaluations: bits/token after this step by `DATASET/MEMORY`.
             engine: whose state to save.
-            left_out: whether an evaluation was due and left out (see `Manifest`).
+            left_out: whether a due evaluation was skipped (see `Manifest`).
 
         Returns:
             Seconds that training waited.
@@ -85,7 +85,7 @@ class CheckpointStore:
             updates=engine.updates,
             tokens=tokens,
             cursor=dict(cursor),
-            evaluations={} if left_out else dict(evaluations),  # of a part of them there is no score
+            evaluations={} if left_out else dict(evaluations),  # no score is computed from only some of them
             # without the tracking URI, which may contain a password: others may read checkpoints
             config=self._config.model_dump(mode="json", exclude={"run": {"tracking"}}),
             dataset=self._dataset,
@@ -114,7 +114,7 @@ class CheckpointStore:
             whole = replace(read_manifest(self._storage, name), evaluations=dict(evaluations), left_out=False)
             self._storage.shrink(name, whole.dump(), ())
         except (OSError, CheckpointError) as error:
-            self._report(f"{name} stays without its evaluation: {error}")
+            self._report(f"could not add the evaluation to {name}: {error}")
 
     def finished(self) -> list[Saved]:
         """Saves that have finished since the last call.
@@ -161,7 +161,7 @@ class CheckpointStore:
 
     def _check_belongs(self, manifest: Manifest) -> None:
         saved = recorded(manifest.config, f"{self._storage}/{folder_name(manifest.step)}")
-        allowed = (*self._config.run.allow, "data.dataset", "data.mixture")  # a folder may move: the digest tells
+        allowed = (*self._config.run.allow, "data.dataset", "data.mixture")  # a folder may move: the digest decides
         found = [str(change) for change in changes(flatten(saved), flatten(self._config), allowed)]
         if self.is_new_dataset(manifest) and not {"data.dataset", "data.mixture"} & set(self._config.run.allow):
             found.append(

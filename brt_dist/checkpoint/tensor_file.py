@@ -1,8 +1,8 @@
 """Tensor files in the safetensors format, which other tools can open and which contains no code.
 
-We read and write them ourselves.  To write a file, the library needs all of its tensors in memory at once; here they
-are written one by one as they arrive, and hashed on the way.  To read one, it maps the file into memory; here a rank
-reads the bytes that it keeps, from a disk or from an object store.
+We read and write them ourselves.  To write a file, the safetensors library needs all tensors in memory at once; we
+write and hash them one by one as they arrive.  To read a file, it maps the file into memory; here a rank reads only the
+bytes that it keeps, from a disk or an object store.
 """
 
 import hashlib

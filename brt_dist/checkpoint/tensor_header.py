@@ -1,7 +1,7 @@
 """Reads the header of a tensor file (safetensors): a length, and JSON that says where each tensor lies.
 
-Nothing is allocated that the header asks for, and a header that does not describe the file exactly is refused.  Does
-not need torch.
+No allocation depends on the header, and a header that does not describe the file exactly is refused.  Does not need
+torch.
 """
 
 import math
@@ -13,7 +13,7 @@ from brt_dist.checkpoint.ranges import RangeReader
 from brt_dist.errors import CheckpointError
 from brt_dist.reading import parse_json
 
-# ours are the first four; files of others have tables of other types beside their weights
+# we use the first four; other programs' files have tables of other types beside their weights
 ELEMENT_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _LENGTH = 8  # bytes of the length
 _LIMIT = 100 << 20  # bytes of a header, as in the safetensors library
@@ -78,7 +78,7 @@ def _parse(file: RangeReader) -> dict[str, PlacedTensor]:
         if entry.dtype not in ELEMENT_BYTES or any(side < 0 for side in entry.shape):
             raise ValueError(f"{name} cannot be {entry.dtype} {list(entry.shape)}")
         if begin != expected or end - begin != math.prod(entry.shape) * ELEMENT_BYTES[entry.dtype]:
-            raise ValueError(f"{name} of {entry.dtype} {list(entry.shape)} cannot be at {begin} to {end}")
+            raise ValueError(f"{name}, {entry.dtype} {list(entry.shape)}, does not fit bytes {begin} to {end}")
         expected = end
     if start + expected != size:
         raise ValueError(f"its tensors end at {start + expected}, the file at {size} bytes")

@@ -1,4 +1,4 @@
-"""Compares checkpoints with their manifests.  Does not need torch, and allocates nothing that a file asks for."""
+"""Compares checkpoints with their manifests.  Does not need torch; no allocation depends on a file's content."""
 
 import os
 from collections.abc import Callable, Sequence

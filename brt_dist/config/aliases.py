@@ -1,4 +1,4 @@
-"""What other trainers call our keys: an unknown key is answered by its meaning before its spelling is compared."""
+"""Other trainers' names for our keys: an unknown key is looked up by meaning before it is compared by spelling."""
 
 _NAMES = {
     "model.width": "dim d_model hidden hidden_size hidden_dim n_embd embed_dim model_dim",
@@ -28,7 +28,7 @@ _NAMES = {
     "launch.nodes": "num_nodes nnodes n_nodes",
 }
 ALIASES = {alias: key for key, aliases in _NAMES.items() for alias in aliases.split()}
-"""our key by what others call it"""
+"""our key for each name that others use"""
 
 
 def key_meant(name: str) -> str | None:

@@ -7,10 +7,10 @@ from typing import Any
 from brt_dist.config.older import respelled_key
 from brt_dist.kinds import FFNS, MIXERS
 
-# No result depends on these: every layout gives the same losses, and the rest is about how the run is executed and
+# No result depends on these: every layout gives the same losses, and the rest only affects how the run is executed and
 # monitored.  Guards only stop a run or skip updates, and report it.
 # model.attention_kernel: only rounding depends on it.
-# run.steps: to train for longer (a cosine schedule then ends later).
+# run.steps: to train longer (a cosine schedule then ends later).
 FREE = (
     "run.name",
     "run.directory",
@@ -68,7 +68,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], allowed: Sequence
     Args:
         before: the run's config so far, `section.key` to value.
         now: the new config, in the same form.
-        allowed: keys that may change, or prefixes of keys up to a dot; those of `NEVER` are refused all the same.
+        allowed: keys that may change, or prefixes of keys up to a dot; those in `NEVER` are still refused.
     """
     found = []
     allowed = [respelled_key(given) for given in allowed]

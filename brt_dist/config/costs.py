@@ -1,4 +1,4 @@
-"""Settings that work, and cost more than they must."""
+"""Settings that work but cost more than necessary."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ _MICRO_BATCHES_PER_STAGE = 4
 
 
 def warnings(config: Config) -> Iterator[str]:
-    """A message for each setting of a config that works, but costs more than it must."""
+    """A message for each setting that works but costs more than necessary."""
     stages, micro_batches = config.parallel.pipeline, config.micro_batches
     if stages > 1 and micro_batches < _MICRO_BATCHES_PER_STAGE * stages:
         wanted = _MICRO_BATCHES_PER_STAGE * stages * config.parallel.data * config.parallel.micro_batch

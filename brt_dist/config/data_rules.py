@@ -82,13 +82,13 @@ def broken_dataset_rules(config: Config, dataset: DatasetFacts, validation: Data
     if validation is not None and validation.tokenizer_digest != dataset.tokenizer_digest:
         yield (
             f"data.validation {config.data.validation} was built with a different tokenizer "
-            f"({validation.tokenizer_digest[:12]}) from that of {_training(config)} "
+            f"({validation.tokenizer_digest[:12]}) than {_training(config)} "
             f"({dataset.tokenizer_digest[:12]}); rebuild it with the tokenizer of the training data"
         )
 
 
 def _fitting_streams(config: Config, dataset: DatasetFacts) -> str:
-    """As many streams as there are documents for, with what else must change for that, as settings."""
+    """The largest number of streams that the documents allow, and what else must change with it, as settings."""
     layout, most = config.parallel, dataset.documents
     if most >= layout.data * layout.micro_batch:
         portion = layout.data * layout.micro_batch

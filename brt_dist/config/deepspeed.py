@@ -17,10 +17,10 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
         "gradient_accumulation_steps": config.micro_batches,
         "zero_optimization": {"stage": config.parallel.zero_stage, **_zero(zero)},
         "zero_allow_untested_optimizer": True,  # ours is
-        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's needs a compiler; torch's updates on the host as well
-        # sums each gradient as soon as it is made, and drops it
+        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own needs a compiler; torch's also updates on the host
+        # sums each gradient as soon as it is computed, and drops it
         "bf16": {"enabled": bf16, "immediate_grad_update": scatters_sums(config)},
-        "communication_data_type": zero.reduce_dtype,  # DeepSpeed's default is that of the weights
+        "communication_data_type": zero.reduce_dtype,  # DeepSpeed's default is the type of the weights
         # 0: no clipping.  Without ZeRO the engine clips, because DeepSpeed would not report the norm.
         "gradient_clipping": (config.optimizer.clip_norm or 0.0) if config.parallel.zero_stage else 0.0,
         "steps_per_print": _NEVER,  # we print our own progress

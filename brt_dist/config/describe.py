@@ -20,9 +20,9 @@ class Key:
 
     Attributes:
         name: dotted.
-        default: as a JSON value; None also where it is unset.
+        default: as a JSON value; also None if it is unset.
         required: it has no default.
-        choices: the values that it may have, if they are few.
+        choices: the values that it may have, if there are only a few.
         meaning: its description.
     """
 
@@ -63,7 +63,7 @@ def _kinds(root: type[BaseModel], key: str) -> tuple[str, ...]:
 
 
 def plain(value: Any) -> str:
-    """A value as one types it."""
+    """A value as a user types it."""
     if value is None:
         return "unset"
     return value if isinstance(value, str) and value else json.dumps(value)

@@ -1,7 +1,7 @@
 """A layout for fewer nodes: fewer data parallel ranks, each with more streams.  Losses stay the same.
 
-Every stream goes on, on some rank: the global batch, and with it the training, is the one that was configured.  So the
-streams need not divide evenly (`parallel.uneven_streams`); otherwise losing one of 64 nodes could halve the run.
+Every stream continues on some rank, so the global batch, and with it training, stays as configured.  Streams then need
+not divide evenly (`parallel.uneven_streams`); otherwise losing one of 64 nodes could halve the run.
 """
 
 from brt_dist.config.launch_rules import gpus_per_node

@@ -18,27 +18,27 @@ _EXACT = 1e-9  # 0.1 * 30 is more than 3
 
 
 def share_of(tokens: int, share: float) -> int:
-    """How many of so many tokens a share of them is, rounded up."""
+    """A share of some tokens as a number of tokens, rounded up."""
     return math.ceil(share * tokens - _EXACT)
 
 
 class EncoderConfig(Section):
     """The first layers of the model as an encoder, for `model.objective: denoise`; the others are the decoder.
 
-    At a layer in `shortened` the encoder goes on with fewer tokens: the lowest frequencies of a cosine transform along
-    the segment, transformed back.
+    Before each layer in `shortened` the encoder reduces its number of tokens: it keeps the lowest frequencies of a
+    cosine transform along the segment, and transforms them back.
     """
 
     layers: NonNegativeInt = Field(
-        0, description="how many of the first layers are the encoder; the others attend to it; 0: there is no encoder"
+        0, description="how many of the first layers form the encoder, to which the others attend; 0: no encoder"
     )
     shortened: tuple[NonNegativeInt, ...] = Field(
-        (), description="layers of the encoder before which its tokens become fewer"
+        (), description="layers of the encoder before which it reduces its number of tokens"
     )
-    keep: PositiveFloat = Field(0.5, le=1.0, description="share of the tokens that is left each time [p]")
+    keep: PositiveFloat = Field(0.5, le=1.0, description="share of the tokens that each reduction keeps [p]")
 
     def length(self, window: int, layer: int) -> int:
-        """Tokens that layer `layer` reads of a block of `window` tokens; of a layer of the decoder, all."""
+        """How many of the `window` tokens of a block layer `layer` reads; a layer of the decoder reads all."""
         if layer >= self.layers:
             return window
         for index in self.shortened:
@@ -51,7 +51,7 @@ class EncoderConfig(Section):
         return 0 < self.layers <= layer
 
     def cross_parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
-        """Of the cross-attention of a layer."""
+        """The weights of a layer's cross-attention."""
         attended = model.heads * model.head_dim
         yield Matrix(model.width)
         yield Matrix(model.width)
@@ -61,25 +61,25 @@ class EncoderConfig(Section):
         yield Matrix(model.width, attended, True)
 
     def cross_flops(self, model: "ModelConfig") -> float:
-        """Of the cross-attention of a layer, for each token of the decoder."""
+        """FLOPs of a layer's cross-attention for each token of the decoder."""
         attended, left = model.heads * model.head_dim, self.length(model.window, self.layers - 1)
         projected = 2.0 * model.width * attended * (2 + 2 * left / model.window)  # queries and output; keys and values
         return projected + 4 * left * attended
 
     def left(self, model: "ModelConfig", local: LocalSegment) -> LocalSegment:
-        """The tokens of a micro-batch that the encoder leaves, as `local` is those of the decoder."""
+        """A micro-batch's tokens at the end of the encoder; `local` is those of the decoder."""
         return replace(local, segment=self.length(model.window, self.layers - 1))
 
     def shortening_activations(self, model: "ModelConfig", local: LocalSegment, layer: int) -> int:
-        """Bytes that the shortening before a layer keeps for its backward; `local` is what the layer reads.
+        """Bytes that the shortening before a layer keeps for its backward pass; `local` is what the layer reads.
 
-        They are the float32 coefficients of all tokens, and complex ones of those that are left.
+        They are the float32 coefficients of all tokens, and the complex coefficients of those that remain.
         """
         before = self.length(model.window, layer - 1) if layer else model.window
         return local.streams * model.width * (4 * before + 8 * local.segment)
 
     def cross_activations(self, model: "ModelConfig", local: LocalSegment) -> int:
-        """Bytes that the cross-attention of a layer keeps for its backward; its source is counted in each layer."""
+        """Bytes that a layer's cross-attention keeps for its backward pass; each layer counts its source."""
         heads, width = model.heads // local.tensor, model.width
         source = self.left(model, local)
         # queries, scaled queries and what was read; keys, values and unit keys

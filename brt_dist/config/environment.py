@@ -1,4 +1,4 @@
-"""Environment variables of the ranks: which are set by the config, and which are passed on from the launcher."""
+"""Environment variables of the ranks: which ones the config sets, and which ones the launcher passes on."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,22 +33,22 @@ PASSED_ON = (
     "FSSPEC_*",
     "BRT_*",
 )
-# What NCCL needs on clusters and does not do by itself.  It says why it failed; and a link that is down for seconds, as
-# links of InfiniBand and RoCE sometimes are, does not end the run: a packet is tried again for 4.096 us * 2^22 = 17 s,
-# up to NCCL_IB_RETRY_CNT times.
+# What NCCL needs on clusters but does not set by itself: it then says why it failed, and a link that is down for
+# seconds, as InfiniBand and RoCE links sometimes are, does not end the run: a packet is retried after
+# 4.096 us * 2^22 = 17 s, up to NCCL_IB_RETRY_CNT times.
 NETWORK_DEFAULTS = {"NCCL_DEBUG": "WARN", "NCCL_IB_TIMEOUT": "22"}
-# What the C library of ranks on CPUs is to do.  A tensor begins at a multiple of 64 bytes, and the few bytes before and
-# after it are left over.  By default they are kept for small requests, so that the hole of a tensor that is freed is
-# too small for the next one of its size, and the process grows.  Large pages take less time to clear and to find.
+# Settings of the C library for ranks on CPUs.  A tensor begins at a multiple of 64 bytes, which leaves a few bytes
+# before and after it.  By default they are kept for small requests, so the hole that a freed tensor leaves is too small
+# for the next tensor of its size, and the process grows.  Large pages take less time to clear and to find.
 CPU_DEFAULTS = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0:glibc.malloc.hugetlb=1"}
-# What says which rank a process is: only the launcher knows.
+# What tells a process which rank it is: only the launcher knows.
 _OF_THE_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
 _SECRET_WORDS = {"SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIALS", "KEY"}
 
 
 def _texts(given: Any) -> Any:
-    """Numbers as text, since NCCL_IB_DISABLE: 1 is what people write; YAML reads an empty mapping as nothing."""
+    """Turns numbers into text, since people write NCCL_IB_DISABLE: 1; YAML reads an empty mapping as null."""
     if not isinstance(given, Mapping):
         return {} if given is None else given
     numbers = {name: str(value) for name, value in given.items() if type(value) in (int, float)}
@@ -59,7 +59,7 @@ Variables = Annotated[dict[str, str], BeforeValidator(_texts)]
 
 
 def for_ranks(defaults: Mapping[str, str], own: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:
-    """What the config adds to the environment `own` of a rank: all that it chooses, and defaults that `own` lacks."""
+    """What the config adds to a rank's environment `own`: all that it sets, and the defaults that `own` lacks."""
     return {**{name: value for name, value in defaults.items() if name not in own}, **chosen}
 
 
@@ -74,11 +74,11 @@ def broken_variables(variables: Mapping[str, str], key: str = "launch.environmen
     """A message for each variable that the key of the config cannot hold."""
     for name in variables:
         if not _NAME.match(name):
-            yield f"{key}: {name!r} is not a name of a variable; example: NCCL_DEBUG"
+            yield f"{key}: {name!r} is not a variable name; example: NCCL_DEBUG"
         elif name in _OF_THE_LAUNCHER:
             yield f"{key}: {name} is different for every rank, and the launcher sets it; remove it"
         elif _SECRET_WORDS & set(name.upper().split("_")):
             yield (
-                f"{key}: {name} looks like a secret, and config.yaml is no place for one; nearest: export "
+                f"{key}: {name} looks like a secret, which config.yaml must not hold; nearest: export "
                 "it where `brt train` runs, and list its name in launch.pass_environment"
             )

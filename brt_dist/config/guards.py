@@ -16,7 +16,7 @@ class GuardsConfig(Section):
     )
     most_skips: PositiveInt = Field(10, description="more skips in a row than this end the run as diverged")
     spike_window: NonNegativeInt = Field(
-        100, description="number of recent steps that give the median for spikes; 0: no spike detection"
+        100, description="number of recent steps whose median spikes are measured against; 0: no spike detection"
     )
     spike_deviations: PositiveFloat = Field(
         20.0, description="a spike is more than this many median absolute deviations above the median"
@@ -28,13 +28,13 @@ class GuardsConfig(Section):
         0, description="steps between comparisons of weights that several ranks hold (reads all weights once); 0: never"
     )
     on_drift: Literal["report", "stop"] = Field(
-        "stop", description="if the copies of a weight differ by a bit: report it, or end the attempt"
+        "stop", description="if the copies of a weight differ in any bit: report it, or end the attempt"
     )
     straggler_every: NonNegativeInt = Field(50, description="steps between checks for slow ranks; 0: never")
     straggler_ratio: PositiveFloat = Field(
         1.5,
         gt=1.0,
-        description="a rank is a straggler if a step takes it more than this many times the median rank's time",
+        description="a rank is a straggler if its step takes more than this many times the median rank's",
     )
     state_bits: NonNegativeFloat = Field(
         0.001,
@@ -63,7 +63,7 @@ class RecoveryConfig(Section):
         "stop",
         description="after a divergence: stop, or roll back to a checkpoint and skip steps or lower the learning rate",
     )
-    rollbacks: NonNegativeInt = Field(3, description="most times that a run may roll back after a divergence")
+    rollbacks: NonNegativeInt = Field(3, description="how many times a run may roll back after a divergence")
     skip_steps: PositiveInt = Field(
         1, description="diverged=skip: steps to skip, up to and including the one that diverged"
     )

@@ -59,7 +59,7 @@ class Half(Section):
     beside_weights: ClassVar[tuple[str, ...]] = ()
     """keys that may differ from those that initial weights were trained with"""
     backward_share: ClassVar[float] = 0.6
-    """gradients and temporaries of its backward, as a share of what it keeps; of a kind without a formula of its own"""
+    """gradients and temporaries of its backward pass, as a share of what it keeps, unless the kind has a formula"""
 
     @abstractmethod
     def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
@@ -75,28 +75,28 @@ class Half(Section):
         """
 
     def attention_flops(self, model: "ModelConfig", executed: bool) -> float:
-        """Those of `flops` that an attention kernel computes, which is slower than products of large matrices."""
+        """The part of `flops` that an attention kernel computes, which is slower than products of large matrices."""
         return 0.0
 
     @abstractmethod
     def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
-        """Bytes that a forward in training keeps for its backward on one rank, its input included.
+        """Bytes that a forward pass in training keeps for its backward pass on one rank, its input included.
 
-        Formulas agree with what is counted on tensors without data (tests/scale/test_activations.py); small terms that
-        do not grow with the tokens are left out.
+        Formulas agree with counts on tensors without data (tests/scale/test_activations.py); small terms that do not
+        grow with the number of tokens are left out.
         """
 
     def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
-        """Bytes in use at most while its backward runs, besides what it keeps: gradients and temporaries.
+        """Most bytes in use during its backward pass, besides what it keeps: gradients and temporaries.
 
-        The gradient of its output is one of them.  Gradients of weights are planned apart, except where they are added
-        up step by step.
+        The gradient of its output is one of them.  Gradients of weights are planned separately, except where they are
+        accumulated step by step.
         """
         temporary = max(round(self.backward_share * self.activations(model, local)), 2 * local.gathered(model.width))
         return local.hidden(model.width) + temporary
 
     def operations(self, model: "ModelConfig", segment: int) -> int:
-        """About how many operations a device is given for a forward and its backward, each of which has a least time.
+        """About how many operations a device runs in a forward and its backward pass; each takes some minimum time.
 
         Args:
             model: the model that the layer belongs to.
@@ -118,7 +118,7 @@ class Half(Section):
         return {}
 
     def sequence_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
-        """More such sizes under sequence parallel, apart from the segment, by config key."""
+        """More such sizes under sequence parallel, besides the segment, by config key."""
         return {}
 
     def broken_rules(self, config: "Config", key: str) -> Iterable[str]:

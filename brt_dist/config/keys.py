@@ -71,7 +71,7 @@ def field_of(root: type[BaseModel], key: str) -> FieldInfo | None:
 
 
 def is_key(root: type[BaseModel], key: str) -> bool:
-    """Whether a dotted name is that of a setting, or of a section; those of a mapping may have any name."""
+    """Whether a dotted name belongs to a setting or a section; sections of a mapping may have any name."""
     name, _, rest = key.partition(".")
     if name not in root.model_fields:
         return False
@@ -86,7 +86,7 @@ def is_key(root: type[BaseModel], key: str) -> bool:
 
 
 def _kinds_with(root: type[BaseModel], key: str) -> list[str]:
-    """The kinds that have the field that a dotted key names, if its section comes in kinds."""
+    """The kinds that have the field named by a dotted key, if its section comes in kinds."""
     name, _, rest = key.partition(".")
     choice = choice_of(root, name)
     if choice is None:
@@ -120,11 +120,11 @@ def dotted(root: type[BaseModel], location: Sequence[Any]) -> str:
 
 
 def nearest_key(root: type[BaseModel], section: type[BaseModel], prefix: str, name: str) -> str:
-    """The end of a message about an unknown key: the most similar key in its section, or else anywhere."""
+    """The end of a message about an unknown key: the most similar key in its section, or else in any section."""
     meant = key_meant(name)
     if meant is not None:
         return f"; it is called {meant} here"
-    if len(name) > _LONGEST_NAME:  # no misspelling, and slow to compare
+    if len(name) > _LONGEST_NAME:  # not a misspelling, and slow to compare
         return f"; valid here: {', '.join(section.model_fields)}"
     near = difflib.get_close_matches(name, section.model_fields, n=1)
     if near:

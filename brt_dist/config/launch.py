@@ -28,8 +28,8 @@ class LaunchSettings(Section):
     )
     gpu_kind: str | None = Field(
         None,
-        description="device to plan for: h100, h200, a100, b200, mi300x, or a file as for `brt plan --device`, also "
-        "of CPUs; unset: this machine's, if the run is local",
+        description="device to plan for: h100, h200, a100, b200, mi300x, or a file as for `brt plan --device`, which "
+        "may describe CPUs; unset: this machine's device, if the run is local",
     )
     time_limit: str | None = Field(
         None,
@@ -46,7 +46,7 @@ class LaunchSettings(Section):
     )
     environment: Variables = Field(
         {},
-        description="environment variables of every rank, on every backend, as NAME: VALUE; they win over all others",
+        description="environment variables of every rank, on every backend, as NAME: VALUE; they override all others",
     )
     default_environment: Variables = Field(
         NETWORK_DEFAULTS,
@@ -55,11 +55,11 @@ class LaunchSettings(Section):
     )
     pass_environment: tuple[str, ...] = Field(
         PASSED_ON,
-        description="names of the variables that every rank gets from the environment of `brt train`; * for any text",
+        description="names of variables that every rank gets from the environment of `brt train`; * matches any text",
     )
     start_timeout_seconds: PositiveFloat | None = Field(
         None,
-        description="longest wait for the nodes and for the rendezvous of all ranks; unset: 300, and 1 more per node",
+        description="longest wait for the nodes and for the rendezvous of all ranks; unset: 300, plus 1 per node",
     )
     preflight: bool = Field(True, description="check the nodes before the ranks start")
     recovery: RecoveryConfig = Field(default_factory=RecoveryConfig, description="what happens when an attempt fails")

@@ -27,7 +27,7 @@ def broken_launch_rules(config: "Config") -> Iterator[str]:
 
 
 def _device(config: "Config") -> Iterator[str]:
-    """A backend that asks for nodes must know whether to ask for GPUs; `auto` would get none, and train on CPUs."""
+    """A backend that requests nodes must know whether to request GPUs; `auto` would get none, and train on CPUs."""
     backend, ranks = config.launch.backend, config.parallel.world_size // config.launch.nodes
     if BACKENDS[backend].requests_gpus and config.run.device == "auto" and config.launch.gpus_per_node is None:
         yield (

@@ -230,14 +230,14 @@ def _distance(given: ParallelConfig, layout: ParallelConfig) -> tuple[int, float
     """Sort key: idle processes first, then how many sizes change and by how much."""
     pairs = [(getattr(given, name), getattr(layout, name)) for name in ("tensor", "pipeline", "data", "micro_batch")]
     change = sum(max(pair) / min(pair) - 1 for pair in pairs)
-    # of the ZeRO stages that work, prefer 1: it costs nothing and saves memory
+    # among the ZeRO stages that work, prefer 1: it costs nothing and saves memory
     stage = {given.zero_stage: 0.0, 1: 0.5}.get(layout.zero_stage, 0.6)
     split = 0.1 * (given.sequence_parallel != layout.sequence_parallel)  # the numbers do not depend on it
     return given.world_size - layout.world_size, change + stage + split
 
 
 def layout_text(config: Config) -> str:
-    """The layout as settings, to be typed."""
+    """The layout as settings that a user can type."""
     names = ("tensor", "pipeline", "data", "zero_stage", "micro_batch")
     text = " ".join(f"parallel.{name}={getattr(config.parallel, name)}" for name in names)
     for name in ("sequence_parallel", "uneven_streams"):

@@ -25,7 +25,7 @@ from brt_dist.reading import read_text
 
 DEFAULT = "default"
 COMMAND_LINE = "command line"
-MOST_PROBLEMS = 50  # that one message tells
+MOST_PROBLEMS = 50  # problems reported in one message
 _LARGEST = 2**63 - 1  # also keeps out .inf and .nan
 
 
@@ -159,7 +159,7 @@ def _respelled(tree: Tree, problems: list[str]) -> Tree:
 
 
 def _respelled_parallel(tree: Tree) -> Tree:
-    """`parallel: auto` in full; the rest without keys that are gone."""
+    """`parallel: auto` in full; otherwise the section without keys that no longer exist."""
     node = tree.get("parallel")
     if isinstance(node, dict) and isinstance(zero := node.get("zero"), dict):
         return {"parallel": {**node, "zero": drop_zero_keys(zero, _plain)}}
@@ -245,7 +245,7 @@ def _of_kind(node: Node, choice: Choice, default: str, key: str, problems: list[
     """A section of the kind that it names, or else of the default kind."""
     told = node.get(choice.key) if isinstance(node, dict) else None
     kind = default if told is None else _plain(told)
-    if not isinstance(kind, str) or kind not in choice.kinds:  # a list is no kind, and has no hash
+    if not isinstance(kind, str) or kind not in choice.kinds:  # a list is not a kind, and cannot be hashed
         near = difflib.get_close_matches(str(kind)[:200], choice.kinds, n=1)
         nearest = f"; nearest: {near[0]}" if near else ""
         place = first_place(node if told is None else told)
@@ -270,7 +270,7 @@ def _validate(tree: Tree, problems: list[str]) -> Config | None:
 
 
 def _unusable(config: Config) -> Iterator[tuple[str, str]]:
-    """Values of the right type that nothing can use: the key, and what is wrong."""
+    """Values of the right type that are unusable: the key, and what is wrong."""
     for key, value in flatten(config).items():
         numbers = value if isinstance(value, list) else [value]
         if (bad := next((text for text in _texts(value) if _unwritable(text)), None)) is not None:
@@ -280,7 +280,7 @@ def _unusable(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _broken_rules(tree: Tree, config: Config | None) -> list[str]:
-    """The rules that what is right of a config breaks, so that all of its problems are told at once."""
+    """The rules that the valid part of a config breaks, so that all problems are reported at once."""
     left_out: list[str] = []
     if config is None:
         try:
@@ -290,9 +290,9 @@ def _broken_rules(tree: Tree, config: Config | None) -> list[str]:
         rest = _without(tree, left_out)
         try:
             config = Config.model_validate_json(json.dumps(_plain(rest)), strict=True)
-        except ValidationError:  # a value that is missing, for example
+        except ValidationError:  # a missing value, for example
             return []
-    if any(_unusable(config)):  # rules look at folders and count
+    if any(_unusable(config)):  # rules look into folders and count
         return []
     return [problem for problem in broken_rules(config) if not any(key in problem for key in left_out)]
 
@@ -330,7 +330,7 @@ def _at(place: str, text: str) -> str:
 
 
 def _origin(tree: Tree, key: str) -> str:
-    """The place of a value; for an item of a list, that of the list."""
+    """The place of a value; for an item of a list, the place of the list."""
     node: Node = tree
     for part in key.split("."):
         if isinstance(node, Leaf):

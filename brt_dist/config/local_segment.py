@@ -1,4 +1,4 @@
-"""What a tensor parallel rank has of a micro-batch: the sizes that formulas of activations are made of."""
+"""A tensor parallel rank's part of a micro-batch: the sizes that activation formulas use."""
 
 from dataclasses import dataclass
 
@@ -45,33 +45,33 @@ class LocalSegment:
         return self.own_tokens * width * self.itemsize
 
     def normed(self, width: int) -> int:
-        """Bytes that a norm of hidden states and the linear map after it keep: input, one number a token, output."""
+        """Bytes that a norm of hidden states and the linear map after it keep: input, one number per token, output."""
         return 2 * self.hidden(width) + 4 * self.own_tokens
 
     def entered(self, width: int) -> int:
-        """The same where the rank enters a region first, so that the maps keep all tokens."""
+        """The same if the rank enters a region first, so that the maps keep all tokens."""
         return self.hidden(width) + 4 * self.own_tokens + self.tokens * width * self.itemsize
 
     def gathered(self, width: int) -> int:
-        """Bytes of the hidden states of all tokens, where a rank has a part of them between regions; else 0."""
+        """Bytes of the hidden states of all tokens, if a rank has only a part of them between regions; else 0."""
         return self.tokens * width * self.itemsize if self.sequence_parallel else 0
 
     def of_norm(self, width: int) -> int:
-        """Bytes of the backward of a norm of hidden states, without a kernel.
+        """Bytes of the backward pass of a norm of hidden states, without a kernel.
 
-        Two products of its input and the gradient, in float32, and these themselves where they are not.
+        Two products of its input and the gradient, in float32, and float32 copies of both if they are not.
         """
         return 0 if self.kernel == "triton" else 4 * self.own_tokens * width * (2 if self.itemsize == 4 else 4)
 
     def softmax(self, logits: int) -> int:
-        """Bytes of the backward of an attention that keeps no logits: these, probabilities and both gradients.
+        """Bytes of the backward pass of attention that keeps no logits: logits, probabilities and both gradients.
 
-        They are in float32, the gradients of logits in the model's type as well.  A kernel has them in registers.
+        They are in float32, the gradients of logits also in the model's type.  A kernel has them in registers.
         """
         return 0 if self.kernel == "triton" else logits * (4 * 4 + (self.itemsize if self.itemsize < 4 else 0))
 
     def widened(self, width: int) -> int:
-        """Bytes of a copy of hidden states in float32; none is made of what is float32 already."""
+        """Bytes of a float32 copy of hidden states; 0 if they already are float32."""
         return 4 * self.own_tokens * width if self.itemsize < 4 else 0
 
     def mask(self, width: int, rate: float) -> int:

@@ -68,7 +68,7 @@ def move_model_keys(
     if not older:
         return model
     moved = {key: value for key, value in model.items() if key not in MODEL_KEYS}
-    if len(older) == len(MODEL_KEYS):  # 0.1.0 wrote it, for a run that is to go on to the bit
+    if len(older) == len(MODEL_KEYS):  # 0.1.0 wrote it, for a run that must continue bit for bit
         moved.setdefault("attention_kernel", leaf("plain"))
     for root, implied in (("mixers", DEFAULT_MIXERS), ("ffns", DEFAULT_FFNS)):
         places = [(key, place.split(".")[1:]) for key in older for place in MODEL_KEYS[key] if place.startswith(root)]
@@ -108,12 +108,12 @@ def respelled_model(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def drop_zero_keys(zero: dict[str, Any], value: Callable[[Any], Any] = lambda node: node) -> dict[str, Any]:
-    """`parallel.zero` without the folder for an offload to disks, which runs wrote, unset, while it was a key."""
+    """`parallel.zero` without the folder for offloading to disk, which runs wrote (unset) while it was a key."""
     return {key: node for key, node in zero.items() if key != "nvme_folder" or value(node) is not None}
 
 
 def respelled_recompute(given: Any) -> Any:
-    """`parallel.recompute`, which was true or false at first."""
+    """`parallel.recompute`, which originally was true or false."""
     return {True: "layer", False: "none"}[given] if isinstance(given, bool) else given
 
 

@@ -21,7 +21,7 @@ else:
 class OracleConfig(Section):
     """Heads that predict the state and the stack of a language's machine, for `model.objective: oracle`.
 
-    The language must be that of the dataset, as `brt data corpus cfg` was given it.
+    The language must be the dataset's, as given to `brt data corpus cfg`.
     """
 
     language: Name = Field("dyck", description="language of the dataset's documents")
@@ -30,13 +30,13 @@ class OracleConfig(Section):
     slots: PositiveInt = Field(4, description="slots of the stack that are predicted, from the bottom")
     decomposition: Literal["forced", "latent"] = Field(
         "forced",
-        description="forced: each slot and the state have a slice of the hidden state of their own; latent: a network "
-        "for each of them reads all of it",
+        description="forced: the state and each slot have their own slice of the hidden state; latent: a network for "
+        "each of them reads the whole hidden state",
     )
     hidden: PositiveInt = Field(64, description="hidden units of each network")
     weight: NonNegativeFloat = Field(
         1.0,
-        description="weight of the losses of state and stack; 0: the heads are probes, which learn without changing "
+        description="weight of the losses of state and stack; 0: the heads are probes, which learn without affecting "
         "the rest of the model",
     )
 
@@ -64,6 +64,6 @@ class OracleConfig(Section):
             yield Matrix(outputs)
 
     def flops(self, model: "ModelConfig") -> float:
-        """Of the heads, for each token."""
+        """FLOPs of the heads for each token."""
         (_, size), (states, symbols) = self.networks(model.width), self.classes
         return 2.0 * self.hidden * (size + states + self.slots * (size + symbols))

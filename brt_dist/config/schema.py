@@ -212,8 +212,8 @@ class DataConfig(Section):
     validation: Place | None = Field(None, description="folder or URL of the held-out dataset")
     shuffle_shards: NonNegativeInt = Field(
         0,
-        description="how many shards are shuffled together: shards follow in random order, and documents are shuffled "
-        "within groups of this many; 0: all documents together",
+        description="how many shards are shuffled together: shards come in random order, and documents are shuffled "
+        "within groups of this many shards; 0: across the whole dataset",
     )
     cache: CacheConfig = Field(
         default_factory=CacheConfig, description="local cache of datasets that are read from URLs"
@@ -258,11 +258,11 @@ class ParallelConfig(Section):
     )
     recompute: Literal["none", "attention", "layer"] = Field(
         "none",
-        description="what the backward pass computes again instead of storing it: none, mixers (attention), or layers",
+        description="what the backward pass recomputes instead of storing: none, mixers (attention), or layers",
     )
     stream_memory: Literal["device", "host"] = Field(
         "device",
-        description="where streams' memory is kept; host: in host memory, and on the device for a few micro-batches",
+        description="where streams' memory is kept; host: in host memory, with a few micro-batches' on the device",
     )
 
     @field_validator("recompute", mode="before")
@@ -293,7 +293,7 @@ class TrackingConfig(Section):
         False, description="at the end of the run, log its weights as a model that `mlflow models serve` runs"
     )
     register_model: str | None = Field(
-        None, min_length=1, description="name to register that model under; it is then logged in any case"
+        None, min_length=1, description="name to register that model under; implies run.tracking.log_model"
     )
     parent: str | None = Field(None, description="the sweep that the run belongs to; set by `brt sweep`")
 
@@ -321,41 +321,40 @@ class RunConfig(Section):
     )
     checkpoint_seconds: PositiveFloat = Field(
         7200.0,
-        description="longest time that a rank waits for another one while a checkpoint is written, in seconds; "
-        "training's collectives have a limit of their own",
+        description="longest time, in seconds, that a rank waits for another while a checkpoint is written; the "
+        "collectives of training have their own limit (run.guards.collective_seconds)",
     )
     keep_checkpoints: PositiveInt = Field(3, description="how many of the newest checkpoints to keep")
     keep_every: NonNegativeInt = Field(
-        0, description="keep the checkpoints at multiples of this step for good; 0: none"
+        0, description="never remove the checkpoints at multiples of this step; 0: no such checkpoints"
     )
     keep_best: NonNegativeInt = Field(
-        1, description="how many of the best checkpoints to keep, by held-out loss, or else by training loss"
+        1, description="how many of the best checkpoints to keep, by held-out loss if there is one, else training loss"
     )
     keep_memory: PositiveInt | None = Field(
         None,
         description="how many of the newest checkpoints keep the memory of the streams, which may be most of their "
-        "size; older ones keep the rest; unset: all",
+        "size; older ones keep everything else; unset: all",
     )
     init_from: str | None = Field(
         None,
         description="initial weights: output of `brt import` or `brt export`, a run directory or a checkpoint, or a "
-        "plain GPT of Hugging Face (GPT-2, LLaMA; a folder or hf://OWNER/NAME), from which the weights "
-        "that fit are taken",
+        "plain Hugging Face GPT (GPT-2, LLaMA; a folder or hf://OWNER/NAME), from which all weights that fit are used",
     )
     allow_oversize: bool = Field(
-        False, description="start although the plan says that ranks need more memory than their devices have"
+        False, description="start even if the plan says that ranks need more memory than their devices have"
     )
     allow: tuple[str, ...] = Field((), description="settings that may differ from those of the checkpoint on resume")
     evaluate_every: NonNegativeInt = Field(0, description="steps between evaluations; 0: only after the last step")
-    evaluation_steps: PositiveInt = Field(50, description="most segments that an evaluation reads per stream")
+    evaluation_steps: PositiveInt = Field(50, description="largest number of segments an evaluation reads per stream")
     evaluate_parts: bool = Field(
         True,
-        description="evaluate held-out text also with only the carried state, and only the carried cache, cleared: "
-        "what each of them is worth",
+        description="also evaluate held-out text with only the state cleared, and with only the cache cleared, to show "
+        "what each is worth",
     )
     evaluate_training: bool = Field(True, description="also evaluate on the training data, if data.validation is set")
     sample_tokens: NonNegativeInt = Field(
-        0, description="tokens to generate at each evaluation, after the beginnings of 4 documents; 0: none"
+        0, description="tokens to generate at each evaluation, continuing the beginnings of 4 documents; 0: none"
     )
     memory_every: NonNegativeInt = Field(50, description="steps between statistics of the memory; 0: none")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if available, else cpu")

@@ -35,7 +35,7 @@ class Choice:
         return self.default is None
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Require the key of the kind for all but the default, so that editors match a section to one kind."""
+        """Require the key of the kind for all but the default, so that editors match a section to a single kind."""
         schema = handler(core_schema)
         if "oneOf" in schema:
             kinds = zip(self.kinds, schema["oneOf"], strict=True)

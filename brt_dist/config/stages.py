@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 
 from brt_dist.config.schema import Config
 
-_TRAINED, _RECOMPUTED = 3, 4  # forwards that a training step costs: a backward is two
+_TRAINED, _RECOMPUTED = 3, 4  # forward passes that a training step costs: a backward pass counts as two
 
 
 def stage_layers(config: Config) -> list[range]:
@@ -26,7 +26,7 @@ def stage_layers(config: Config) -> list[range]:
 
 
 def work(config: Config) -> list[int]:
-    """FLOPs of a training step per token, of each layer and at the end of the logits; products of matrices only."""
+    """FLOPs of a training step per token: of each layer, and last of the logits; matrix products only."""
     model = config.model
     recompute = config.parallel.recompute
     mixer_passes = _TRAINED if recompute == "none" else _RECOMPUTED
@@ -44,8 +44,8 @@ def work(config: Config) -> list[int]:
 def balanced(work: Sequence[int], stages: int) -> list[int]:
     """Cut a list into `stages` parts: where each begins, and the length of the list.
 
-    The largest part is as small as possible; of those cuts, the one whose parts are most alike (least sum of squares),
-    and of those the one with most in the first parts.
+    The largest part is as small as possible; among such cuts, the one with the most equal parts (least sum of squares),
+    and among those the one with most in the first parts.
     """
     if not 0 < stages <= len(work):
         raise ValueError(f"{len(work)} layers cannot be cut into {stages} stages")
@@ -63,7 +63,7 @@ def balanced(work: Sequence[int], stages: int) -> list[int]:
                 if part > most:
                     break
                 squares = best[end][0] + part * part
-                # a later end is better if it is as good
+                # of equally good ends, the later one wins
                 if best[end] != none and (longer[begin] == none or squares <= longer[begin][0]):
                     longer[begin] = (squares, end)
         found.append(longer)
@@ -74,7 +74,7 @@ def balanced(work: Sequence[int], stages: int) -> list[int]:
     return bounds
 
 
-@lru_cache(maxsize=64)  # a plan asks for the same cut again and again
+@lru_cache(maxsize=64)  # a plan needs the same cut many times
 def _balanced(work: tuple[int, ...], stages: int) -> tuple[int, ...]:
     return tuple(balanced(work, stages))
 

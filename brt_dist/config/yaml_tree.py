@@ -1,4 +1,4 @@
-"""YAML with line numbers.  Safe (no objects); duplicate keys are errors, plain values are those of YAML 1.2."""
+"""YAML with line numbers.  Safe (no objects); duplicate keys are errors, plain values follow YAML 1.2."""
 
 import json
 import re
@@ -22,14 +22,14 @@ Tree: TypeAlias = dict[str, "Node"]
 Node: TypeAlias = Tree | Leaf
 
 
-LONGEST = 1 << 17  # characters of a config; ours have some thousands
+LONGEST = 1 << 17  # characters of a config; ours have a few thousand
 
-# what PyYAML raises where a value is not what its explicit tag (!!int) says
+# what PyYAML raises if a value does not match its explicit tag (!!int)
 _UNREADABLE = (ValueError, KeyError, AttributeError, TypeError, OverflowError)
 
 _TAG = "tag:yaml.org,2002:"
-# Plain values as YAML 1.2 reads them, which is how people do.  YAML 1.1, PyYAML's version, would take 0100 as 64, 1:30
-# as 90, `on` as true, 2026-01-01 as a date, and 1e-3 as text.
+# Plain values as YAML 1.2, and people, read them.  YAML 1.1, PyYAML's version, would read 0100 as 64, 1:30 as 90, `on`
+# as true, 2026-01-01 as a date, and 1e-3 as text.
 _PLAIN = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -48,7 +48,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes in quotes what our loader, or one of YAML 1.1, would not read back as text."""
+    """Quotes text that our loader, or one for YAML 1.1, would not read back as text."""
 
 
 def _use(kind: Any, but: frozenset[str] = frozenset()) -> None:
@@ -123,7 +123,7 @@ def _mapping(loader: _Loader, root: yaml.MappingNode, name: str, shown: str | No
         else:
             try:
                 value = _plain(loader.construct_object(value_node, deep=True))
-                json.dumps(value)  # no integer of thousands of digits, no list within itself
+                json.dumps(value)  # no integers with thousands of digits, no list within itself
             except _UNREADABLE:
                 given = str(getattr(value_node, "value", ""))[:40]
                 problems.append(f"{place}: {key}: {given!r} cannot be read as {value_node.tag.removeprefix(_TAG)}")
@@ -133,7 +133,7 @@ def _mapping(loader: _Loader, root: yaml.MappingNode, name: str, shown: str | No
 
 
 def _plain(value: Any) -> Any:
-    """JSON values as they are; others (sets, bytes) as text, which the schema then refuses."""
+    """JSON values unchanged; others (sets, bytes) as text, which the schema then refuses."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
@@ -153,7 +153,7 @@ def _syntax(error: yaml.YAMLError, name: str, shown: str | None) -> str:
     if isinstance(error, yaml.reader.ReaderError):
         problem = f"character U+{ord(error.character) if isinstance(error.character, str) else error.character:04X}"
         if shown is not None:
-            return f"{name}: {shown[:80]!a}: {problem} is not text; use letters that are UTF-8"
+            return f"{name}: {shown[:80]!a}: {problem} is not text; use valid UTF-8"
         return f"{name}: {problem} at position {error.position} is not allowed in YAML; is it a text file in UTF-8?"
     if shown is not None:
         return f"{name}: {shown!r}: the text after '=' is not a YAML value ({problem}); put quotes around it"

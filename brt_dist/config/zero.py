@@ -1,4 +1,4 @@
-"""How ZeRO reduces, splits and keeps what a run trains (`parallel.zero`); its stage is `parallel.zero_stage`."""
+"""How ZeRO reduces, splits and stores what a run trains (`parallel.zero`); its stage is `parallel.zero_stage`."""
 
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ from brt_dist.config.older import drop_zero_keys
 from brt_dist.config.section import Section
 
 BUCKET = 500_000_000  # DeepSpeed's default
-SCATTERED_BUCKET = 50_000_000  # small, so that little is left to reduce when backward ends
+SCATTERED_BUCKET = 50_000_000  # small, so that little is left to reduce when the backward pass ends
 
 
 class ZeroConfig(Section):
@@ -17,26 +17,26 @@ class ZeroConfig(Section):
     reduce_dtype: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="type in which gradients are summed over data parallel ranks; bf16: half the traffic, and an error "
-        "that grows with the ranks (simulated: 0.4 % at 8, 0.9 % at 64, 2 to 8 % at 512)",
+        "that grows with the number of ranks (simulated: 0.4 % at 8, 0.9 % at 64, 2 to 8 % at 512)",
     )
     reduce_bucket: PositiveInt | None = Field(
         None,
-        description="most elements of gradients that are reduced together; unset: 50 million for ZeRO-1 in bf16, else "
+        description="largest number of gradient elements reduced together; unset: 50 million for ZeRO-1 in bf16, else "
         "500 million",
     )
     gather_bucket: PositiveInt = Field(
-        BUCKET, multiple_of=2, description="ZeRO 1 and 2: most elements of weights that are gathered together"
+        BUCKET, multiple_of=2, description="ZeRO-1 and ZeRO-2: largest number of weight elements gathered together"
     )
     reduce_scatter: bool = Field(
-        True, description="reduce to each rank only what it updates; false: reduce everything to all ranks"
+        True, description="give each rank only the sums that it updates with (reduce-scatter); false: all of them"
     )
     overlap: bool | None = Field(
         None,
-        description="reduce gradients while backward makes others; unset: for ZeRO-1 in bf16 and for ZeRO-3. ZeRO 2 in "
-        "DeepSpeed then waits for the device at each reduction",
+        description="reduce gradients while the backward pass computes more; unset: on for ZeRO-1 in bf16 and for "
+        "ZeRO-3. With ZeRO-2, DeepSpeed then waits for the device at each reduction",
     )
     contiguous_gradients: bool = Field(
-        True, description="copy gradients into one buffer while backward makes them, against fragmented memory"
+        True, description="copy gradients into one buffer as they are computed, which keeps memory from fragmenting"
     )
     offload_optimizer: Literal["none", "cpu"] = Field(
         "none", description="where the optimizer's state and master weights are kept and updated; none: on the device"
@@ -44,20 +44,20 @@ class ZeroConfig(Section):
     offload_parameters: Literal["none", "cpu"] = Field(
         "none", description="ZeRO-3: where weights are kept while no layer uses them; none: on the device"
     )
-    pin_memory: bool = Field(True, description="keep what is offloaded in page-locked host memory")
+    pin_memory: bool = Field(True, description="offload to page-locked host memory")
     weights_within: PositiveInt = Field(
         1,
-        description="ZeRO-3: split a second copy of the weights over groups of this many ranks (hpZ): backward then "
-        "gathers within a node; usual: the ranks of a node; 1: no copy",
+        description="ZeRO-3: split a second copy of the weights over groups of this many ranks (hpZ), so that the "
+        "backward pass gathers within a node; usual: the ranks of a node; 1: no copy",
     )
     prefetch_bucket: NonNegativeInt = Field(
-        50_000_000, description="ZeRO-3: most elements of weights that are gathered ahead of their use"
+        50_000_000, description="ZeRO-3: largest number of weight elements gathered ahead of their use"
     )
     persistent_below: NonNegativeInt = Field(
         100_000, description="ZeRO-3: parameters with fewer elements stay whole on every rank"
     )
     most_live: NonNegativeInt = Field(
-        1_000_000_000, description="ZeRO-3: gather no weights ahead while so many elements are whole"
+        1_000_000_000, description="ZeRO-3: gather no weights ahead while this many elements are held whole"
     )
     reuse_distance: NonNegativeInt = Field(
         1_000_000_000,
@@ -73,7 +73,5 @@ class ZeroConfig(Section):
     @classmethod
     def _not_to_disk(cls, place: Any) -> Any:
         if place == "nvme":
-            raise ValueError(
-                "what DeepSpeed has swapped to a disk can neither be given first weights nor be saved; nearest: cpu"
-            )
+            raise ValueError("what DeepSpeed has swapped to disk can be neither initialized nor saved; nearest: cpu")
         return place

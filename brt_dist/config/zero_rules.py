@@ -8,7 +8,7 @@ from brt_dist.config.zero import ZeroConfig
 if TYPE_CHECKING:
     from brt_dist.config.schema import Config
 
-# the stages at which a key has an effect, where it is not all but 0
+# the stages at which a key has an effect; all but 0 if not listed
 _STAGES: dict[str, tuple[int, ...]] = {
     "reduce_dtype": (0, 1, 2, 3),
     "gather_bucket": (1, 2),
@@ -22,7 +22,7 @@ _STAGES: dict[str, tuple[int, ...]] = {
 
 
 def scatters_sums(config: "Config") -> bool:
-    """Whether gradients are fp32 sums of bf16 that we reduce to the rank that updates them: ZeRO-1 in bf16."""
+    """Whether gradients are fp32 sums of bf16 values that we reduce to the rank that updates them: ZeRO-1 in bf16."""
     parallel = config.parallel
     return parallel.zero_stage == 1 and config.run.precision == "bf16" and parallel.zero.offload_optimizer == "none"
 
@@ -67,8 +67,8 @@ def _offload(config: "Config") -> Iterator[str]:
         )
     if not config.optimizer.is_elementwise:
         yield (
-            f"parallel.zero.offload_optimizer={zero.offload_optimizer} with optimizer.name={config.optimizer.name}: it "
-            "reduces sums over ranks while it updates, which only the device can; "
+            f"parallel.zero.offload_optimizer={zero.offload_optimizer} with optimizer.name={config.optimizer.name}: "
+            "its update sums over ranks, which only the device can do; "
             "nearest: parallel.zero.offload_optimizer=none, or optimizer.name=adamw"
         )
 

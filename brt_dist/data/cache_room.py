@@ -1,4 +1,4 @@
-"""The room of a node's cache: what takes it, and which files are evicted for others."""
+"""The room in a node's cache: what takes it up, and which files are evicted for others."""
 
 import fcntl
 import os
@@ -8,14 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 
 _NAME = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\.part")
-_MANY = 4096  # files, from which on a little more than needed is evicted, because looking at them all takes time
+_MANY = 4096  # with this many files, a little more than needed is evicted, because looking at them all takes time
 
 
 class CacheRoom:
     """The room of a cache folder.  Call its methods with the lock DIR/locks/budget.
 
-    The file of that lock holds an upper bound of the bytes in use, so that a cache of many small files is not looked
-    through for each of them.
+    The lock file holds an upper bound of the bytes in use, so that a cache of many small files is not scanned for each
+    of them.
 
     Args:
         directory: of the cache.
@@ -67,7 +67,7 @@ class CacheRoom:
 
 
 def _removed(path: Path) -> bool:
-    """Remove a file unless somebody is reading it; whether it is gone."""
+    """Remove a file unless somebody is reading it; returns whether it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

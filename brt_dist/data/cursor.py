@@ -68,7 +68,7 @@ class Cursor:
         )
 
     def interrupted(self) -> "Cursor":
-        """The same position in the corpus, but every stream takes up its document with cleared memory.
+        """The same position in the corpus, but every stream continues its document with cleared memory.
 
         The rest of their documents goes to `returned`, and the streams take it from there in their order.
         """

@@ -64,7 +64,7 @@ class Dataset:
         self.is_remote = not isinstance(files, LocalFiles)
         documents = files.documents()
         self.lengths = documents[1]
-        self.parts, self.weights = [self.lengths], (1.0,)  # it is a mixture of one
+        self.parts, self.weights = [self.lengths], (1.0,)  # a mixture of one
         self._offsets = documents[0]
         self.shards = [np.array([shard.documents for shard in record.shards], dtype=np.int64)]
         self._ends = np.cumsum(self.shards[0])  # documents before the end of each shard
@@ -87,7 +87,7 @@ class Dataset:
             place: a folder, or a URL that fsspec supports (`s3://...`).
             cache: local cache, required for a URL.
             report: called with a message about each problem of the network or the cache that was recovered from.
-            check: look at every file of a folder; false where another process of the node does.
+            check: check every file of a folder; false if another process of the node does.
             verify: compare each document of a folder with its digest when it is first read.
 
         Raises:
@@ -228,7 +228,7 @@ class LocalFiles:
 
 
 def _source_of(shard: Path, key: str) -> str:
-    """Where the document `key` of a shard came from; its key, if the tar does not say (those of others may not)."""
+    """Where the document `key` of a shard came from; its key if the tar does not say (other programs' tars may not)."""
     name = f"{key}.json"
     try:
         with tarfile.open(shard) as tar:

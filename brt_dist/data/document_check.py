@@ -9,14 +9,14 @@ import numpy.typing as npt
 from brt_dist.data.format import DocumentPlace
 from brt_dist.errors import DataError
 
-_REMEMBERED = 1 << 16  # documents that were found good; a rank has far fewer streams
+_REMEMBERED = 1 << 16  # documents known to be good; a rank has far fewer streams
 
 
 class DocumentCheck:
     """Checks each document once while streams read it.
 
     Args:
-        hashes: (K, 32) uint8, sha256 of each document's tokens; None: only look whether ids are in the vocabulary.
+        hashes: (K, 32) uint8, sha256 of each document's tokens; None: only check that ids are in the vocabulary.
         dtype: of the ids on disk.
         vocab_size: ids are in [0, vocab_size).
     """
@@ -26,7 +26,7 @@ class DocumentCheck:
         self._good: dict[int, None] = {}
 
     def look(self, place: DocumentPlace, content: npt.NDArray[np.uint8], where: str) -> None:
-        """Check a document that was not checked lately.
+        """Check a document unless it was checked recently.
 
         Args:
             place: of the document.

@@ -1,4 +1,4 @@
-"""The order of documents: a seeded permutation per epoch, computed a number at a time.
+"""The order of documents: a seeded permutation per epoch, computed one number at a time.
 
 A keyed Feistel network permutes [0, 2**bits), the smallest such range that holds all K documents; a value that
 falls outside [0, K) goes through the network again until it falls inside ("cycle walking", Black and Rogaway,

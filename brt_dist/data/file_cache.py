@@ -30,7 +30,7 @@ from brt_dist.unreachable import unreachable
 
 _CHUNK = 8 << 20  # bytes of one request
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 15.0  # seconds between retries, doubled each time
-_LOOK = 0.05  # seconds between looks at a lock
+_LOOK = 0.05  # seconds between attempts to take a lock
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ class FileCache:
         return found if found is not None else self._fetch(file, None)
 
     def fetch_ahead(self, file: RemoteFile, keep: Collection[str]) -> bool:
-        """Fetch the file if it is not there, without evicting files whose sha256 is in `keep`.
+        """Fetch the file if it is missing, without evicting files whose sha256 is in `keep`.
 
         Returns:
             Whether it was fetched.
@@ -178,7 +178,7 @@ class FileCache:
                 if attempt == 1:
                     self._report(f"{file.url}: wrong content (sha256 differs); fetching it again")
         raise DataError(
-            f"{file.url}: altered: its sha256 is not {file.sha256[:12]}... as in dataset.json; nothing of it was "
+            f"{file.url}: altered: its sha256 is not {file.sha256[:12]}... as in dataset.json; none of it was "
             "used. Restore the file, or rebuild the dataset"
         )
 
@@ -271,7 +271,7 @@ class FileCache:
                 while room:
                     try:
                         return self._allocate(part, size), part
-                    except FileNotFoundError:  # the folder was removed under way
+                    except FileNotFoundError:  # the folder was removed in the meantime
                         continue
                     except OSError as error:
                         if error.errno not in _NO_ROOM:

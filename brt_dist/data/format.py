@@ -32,11 +32,11 @@ BUILD_FILE = "build.json"
 FORMAT = 1
 
 TokenType = Literal["uint16", "uint32"]
-# numbers that fit 64 bits, as everything that counts with them needs
+# numbers that fit 64 bits, as all code that uses them needs
 NonNegativeInt = Annotated[int, Field(ge=0, lt=1 << 63)]
 PositiveInt = Annotated[int, Field(ge=1, lt=1 << 63)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# .bin: the raw ids of documents, as Megatron has them; the name leads to no other folder
+# .bin: the raw ids of documents, as Megatron stores them; the name cannot lead to another folder
 ShardName = Annotated[str, Field(pattern=r"^shard-[0-9]{6,12}\.(tar|bin)$")]
 
 
@@ -118,7 +118,7 @@ class DatasetRecord(Record):
         for name in ("documents", "tokens"):
             total, found = getattr(self, name), sum(getattr(shard, name) for shard in self.shards)
             if total != found:
-                raise ValueError(f"it says {total} {name}, and its shards have {found}")
+                raise ValueError(f"it says {total} {name}, but its shards have {found}")
         return self
 
 
@@ -198,7 +198,7 @@ def load_dataset(folder: Path) -> DatasetRecord:
 
 
 def parse_record(kind: type[R], content: bytes) -> R:
-    """A record from the bytes of its file.  Raises ValueError, soon: not one error for each of a million keys."""
+    """A record from the bytes of its file.  Raises ValueError at the first problem, not for each of a million keys."""
     value = parse_json(content)
     if not isinstance(value, dict) or (unknown := value.keys() - kind.model_fields.keys()):
         raise ValueError(f"unknown key {min(unknown)[:80]!r}" if isinstance(value, dict) else "not a JSON object")
@@ -241,7 +241,7 @@ def open_documents(path: Path, documents: int, content: bytes | None = None) -> 
     except FileNotFoundError:
         raise DataError(f"{path}: missing") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not the documents of dataset.json: {error}") from None
+        raise DataError(f"{path}: not the documents that dataset.json describes: {error}") from None
 
 
 def open_hashes(path: Path, documents: int) -> npt.NDArray[np.uint8]:
@@ -253,11 +253,11 @@ def open_hashes(path: Path, documents: int) -> npt.NDArray[np.uint8]:
     try:
         return map_array(path, "|u1", (documents, 32))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not the hashes of dataset.json: {error}") from None
+        raise DataError(f"{path}: not the hashes that dataset.json describes: {error}") from None
 
 
 def check_lengths(lengths: npt.NDArray[np.int64], path: Path | str) -> None:
-    """Refuse lengths of documents that no document has.
+    """Refuse lengths that no document can have.
 
     Raises:
         DataError: one is not positive.

@@ -1,4 +1,4 @@
-"""A dataset in memory: for a corpus so small that building shards of it would be the larger part of the work."""
+"""A dataset in memory, for a corpus so small that building shards would take longer than reading it."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -12,7 +12,7 @@ from brt_dist.data.stream_schedule import StreamSchedule
 from brt_dist.data.tokenizers import load_tokenizer
 from brt_dist.errors import DataError
 
-_TOKENS_PER_CHARACTER = 4  # no tokenizer makes more than four tokens (bytes) of a character
+_TOKENS_PER_CHARACTER = 4  # no tokenizer makes more than four tokens (bytes) from a character
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def describe_stream(
         stream: its number.
         step: its number, from 1.
         characters: how much text to show of each document.
-        cursor: before the step; None: that of a run whose number of streams never changed.
+        cursor: before the step; None: the cursor of a run whose number of streams never changed.
 
     Raises:
         DataError: there is no such stream.

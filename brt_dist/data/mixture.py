@@ -36,7 +36,7 @@ class Mixture:
             if other.tokenizer_sha256 != first.tokenizer_sha256:
                 raise DataError(
                     f"data.mixture: {other.place} was built with a different tokenizer ({other.tokenizer_sha256[:12]}) "
-                    f"from that of {first.place} ({first.tokenizer_sha256[:12]}); rebuild it with "
+                    f"than {first.place} ({first.tokenizer_sha256[:12]}); rebuild it with "
                     f"--tokenizer {first.place}/tokenizer.json"
                 )
         self.datasets = list(datasets)

@@ -1,7 +1,7 @@
 """The one global sequence of documents that streams take from: a dataset in its order, or a weighted mixture.
 
-A mixture of M parts is dealt by one rule: the next document is of the part that has the fewest tokens handed out
-for its weight; the first of several such.  Let H_i be the tokens handed out of part i, H their sum, L the longest
+A mixture of M parts is dealt by one rule: the next document comes from the part with the fewest tokens handed out
+for its weight; among equals, from the first.  Let H_i be the tokens handed out of part i, H their sum, L the longest
 document and w_i the weights (summing to 1).  A part is only chosen when H_i <= w_i H, so H_i <= w_i H + L; and as
 the last document of every other part was chosen when that part was not ahead of i, w_i H <= H_i + w_i (M-1) L.
 What was read lags behind what was handed out by less than a document per stream, so of R tokens read
@@ -18,7 +18,9 @@ from brt_dist.data.epoch_order import EpochOrder, Int64Array, Order
 from brt_dist.data.shard_order import ShardOrder
 from brt_dist.errors import DataError
 
-_SEED_STEP = 0x632BE59BD9B4E019  # parts of equal size have different orders, the first has that of the dataset alone
+_SEED_STEP = (
+    0x632BE59BD9B4E019  # parts of equal size have different orders; the first part has the order of the dataset alone
+)
 _AT_ONCE = 1 << 12
 
 

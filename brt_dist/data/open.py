@@ -33,13 +33,13 @@ def open_validation(
     """Open the held-out dataset; None if the config does not name one."""
     if not data.validation:
         return None
-    # it is read in its order, shard after shard
+    # it is read in order, shard after shard
     settings = replace(cache_settings(data.cache), fetch="shards")
     return Dataset.open(data.validation, settings, report, check, data.verify)
 
 
 def training_schedule(config: Config, dataset: Dataset | Mixture, streams: int | None = None) -> StreamSchedule:
-    """The stream schedule of a run; `streams` other than data.streams for a part of the run that had as many."""
+    """The stream schedule of a run; `streams` replaces data.streams for a part of the run that had another number."""
     return StreamSchedule(
         dataset.parts,
         weights=dataset.weights,

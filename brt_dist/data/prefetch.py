@@ -20,7 +20,7 @@ from brt_dist.errors import BrtError, PlatformError
 from brt_dist.files import temporary_name
 
 _LOOK_SECONDS = 0.2  # between checks of the requests
-_AT_ONCE = 8  # ranges that are fetched at once
+_AT_ONCE = 8  # ranges fetched at once
 _TRIES = 10  # attempts to become the node's cache process
 _PAUSE_SECONDS = 1.0  # after a failure; a reader that needs the file gets the error itself
 
@@ -70,7 +70,7 @@ class Fetcher:
                 self._wake.clear()
 
     def _fetch_first(self, only_ranges: bool) -> bool:
-        """Fetch the first wanted file that is neither in the cache nor being fetched; whether there was one."""
+        """Fetch the first wanted file that is neither in the cache nor being fetched; returns whether there was one."""
         wanted = self._wanted()
         keep = {file.sha256 for file in wanted}
         for file in wanted:

@@ -1,4 +1,4 @@
-"""Reads what the stream schedule says into arrays of tokens, padded to whole blocks."""
+"""Reads what the stream schedule lists into arrays of tokens, padded to whole blocks."""
 
 import itertools
 import queue
@@ -18,7 +18,7 @@ _POLL_SECONDS = 0.1  # how soon a blocked thread notices that it was closed
 
 
 class Schedule(Protocol):
-    """What a reader needs of a stream schedule (see `StreamSchedule`)."""
+    """What a reader needs from a stream schedule (see `StreamSchedule`)."""
 
     segment: int
     window: int
@@ -28,7 +28,7 @@ class Schedule(Protocol):
 
 
 class Documents(Protocol):
-    """What a reader needs of a dataset or mixture (see `Dataset`)."""
+    """What a reader needs from a dataset or mixture (see `Dataset`)."""
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]: ...
@@ -65,12 +65,12 @@ def runs(starts: npt.NDArray[np.bool_]) -> list[range]:
 
 
 class SegmentReader:
-    """Reads what a schedule says.  Stateless: any step may be read at any time, at the same cost.
+    """Reads what a schedule lists.  Stateless: any step may be read at any time, at the same cost.
 
     Args:
         dataset: to read.
-        schedule: says what.
-        beginnings: also read what stands before a segment in its documents; the cost grows with their length.
+        schedule: lists what to read.
+        beginnings: also read what precedes a segment in its documents; the cost grows with their length.
     """
 
     def __init__(self, dataset: Documents, schedule: Schedule, beginnings: bool = False) -> None:

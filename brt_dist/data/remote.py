@@ -52,7 +52,7 @@ class RemoteFiles:
         self._hashes = self._open_hashes(settings)
 
     def documents(self) -> npt.NDArray[np.int64]:
-        """Loaded and verified in memory (16 bytes per document), because a map would see changes of the file."""
+        """Loaded and verified in memory (16 bytes per document), because a memory map would see changes to the file."""
         url = self._url(DOCUMENTS_FILE)
         file = RemoteFile(url, self.record.documents_sha256)
         content = Path(self._hold(file)).read_bytes()

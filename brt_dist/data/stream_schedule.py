@@ -155,7 +155,7 @@ class StreamSchedule:
         return self.skip(self.start(), step)
 
     def skip(self, cursor: Cursor, steps: int) -> Cursor:
-        """The cursor `steps` steps after `cursor`, in time documents handed out * log(B), not steps * B.
+        """The cursor `steps` steps after `cursor`, in time (documents handed out) * log(B), not steps * B.
 
         A run takes its cursor from a checkpoint; this is for `brt data inspect`.
         """

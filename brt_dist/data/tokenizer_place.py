@@ -7,11 +7,11 @@ from pathlib import Path
 from brt_dist.errors import DataError, PlatformError
 from brt_dist.unreachable import unreachable
 
-_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")  # as folders of models call it, the best first
+_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")  # names of the file in model folders, the best first
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+$")
-_HUB, _URL = re.compile("^hf:/+"), re.compile(r"(\w+:)/+(.*)")  # as a Path, which has one slash
+_HUB, _URL = re.compile("^hf:/+"), re.compile(r"(\w+:)/+(.*)")  # a Path keeps only one slash
 _NEAREST = "nearest: the path of a tokenizer.json, or of a folder that holds one"
-_SECONDS = 10  # to wait for an answer of the hub
+_SECONDS = 10  # how long to wait for the hub
 
 
 def tokenizer_file(place: Path) -> Path:
@@ -34,7 +34,7 @@ def tokenizer_file(place: Path) -> Path:
     if not place.exists() and _HUB_NAME.match(name):
         return _from_hub(name)
     if not place.exists() and (url := _URL.match(name)):
-        raise DataError(f"{url[1]}//{url[2]}: a tokenizer is not read from this kind of URL; {_NEAREST}")
+        raise DataError(f"{url[1]}//{url[2]}: tokenizers cannot be read from this kind of URL; {_NEAREST}")
     return place
 
 
@@ -42,7 +42,7 @@ def _from_hub(name: str) -> Path:
     """Download a tokenizer, or find it where it was downloaded before.
 
     Raises:
-        DataError: the hub has no such model, or the model no tokenizer.
+        DataError: the hub has no such model, or the model has no tokenizer.
         PlatformError: the hub cannot be reached.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
@@ -63,4 +63,4 @@ def _from_hub(name: str) -> Path:
         raise DataError(
             f"{name}: no such file, and no tokenizer of that name on Hugging Face's hub ({why}); {_NEAREST}"
         ) from None
-    raise DataError(f"{name}: no tokenizer in this model of the hub ({', '.join(_FILES)})")
+    raise DataError(f"{name}: this model on the hub has no tokenizer ({', '.join(_FILES)})")

@@ -2,8 +2,7 @@
 
 kind "bytes": the 256 values of a byte of UTF-8.  kind "huggingface": any file of Hugging Face `tokenizers`, among
 them the byte-level BPE that `train_bpe` makes from the corpus.  kind "sentencepiece": a model file of SentencePiece.
-Special tokens are neither added nor recognised: where documents begin is known to the stream schedule, and text is
-text.
+Special tokens are neither added nor recognised: the stream schedule knows where documents begin, and text is only text.
 """
 
 import hashlib
@@ -20,14 +19,14 @@ from brt_dist.errors import DataError
 from brt_dist.reading import parse_json, read_bytes
 
 BYTES_FILE = b'{"kind": "bytes", "vocab_size": 256}\n'
-PIECE = 1 << 17  # characters that are encoded at once: bounds the memory that `tokenizers` takes per document
+PIECE = 1 << 17  # characters encoded at once, which bounds the memory that `tokenizers` takes per document
 _CUT = re.compile(r"(?<=\S)\n")  # a line end after a visible character: no byte-level BPE token crosses its beginning
 
 Ids = npt.NDArray[np.uint32]
 
 
 class Tokenizer(Protocol):
-    """What the pipeline needs of a tokenizer.
+    """What the pipeline needs from a tokenizer.
 
     Attributes:
         kind: "bytes", "huggingface" or "sentencepiece".
@@ -65,9 +64,9 @@ class ByteTokenizer:
 class HuggingFaceTokenizer:
     """A file of Hugging Face `tokenizers`.
 
-    Long texts are encoded piece by piece where that gives the same ids; `cuts` says whether it does, and is found out
-    on the byte-level alphabet itself when the file is loaded (a tokenizer that marks the beginning of a text, or
-    joins line ends to what precedes them, is given whole documents).
+    Long texts are encoded piece by piece if that gives the same ids; `cuts` says whether it does.  It is determined
+    with the byte-level alphabet when the file is loaded (a tokenizer that marks the beginning of a text, or joins line
+    ends to what precedes them, gets whole documents).
     """
 
     kind = "huggingface"
@@ -78,7 +77,7 @@ class HuggingFaceTokenizer:
         try:
             self._backend = Backend.from_buffer(file)
         except Exception as error:  # the library raises plain Exception
-            raise DataError(f"{origin}: not a file of Hugging Face tokenizers: {error}") from None
+            raise DataError(f"{origin}: not a Hugging Face tokenizer file: {error}") from None
         self.file = file
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -95,7 +94,7 @@ class HuggingFaceTokenizer:
         return str(self._backend.decode(np.asarray(ids).tolist(), skip_special_tokens=False))
 
     def _encode(self, texts: Iterable[str]) -> list[int]:
-        # The "fast" batch call is the one that leaves out character offsets.
+        # The "fast" batch call leaves out character offsets.
         encode = self._backend.encode_batch_fast
         return [id for text in texts for id in encode([text], add_special_tokens=False)[0].ids]
 
@@ -132,7 +131,7 @@ def parse_tokenizer(file: bytes, origin: str) -> Tokenizer:
         if origin.endswith(".model"):
             return SentencePieceTokenizer(file, origin)
         raise DataError(
-            f"{origin}: no tokenizer.json (it is not JSON: {error}); a SentencePiece model is called NAME.model"
+            f"{origin}: no tokenizer.json (it is not JSON: {error}); a SentencePiece model must be named NAME.model"
         ) from None
     if isinstance(content, dict) and content.get("kind") == "bytes":
         return ByteTokenizer()

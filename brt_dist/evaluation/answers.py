@@ -1,4 +1,4 @@
-"""How many targets a model answers right, for objectives other than the next token."""
+"""How many targets a model predicts correctly, for objectives other than the next token."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar

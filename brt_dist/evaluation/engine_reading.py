@@ -1,4 +1,4 @@
-"""Whole documents through a model that is spread over ranks, as training spreads it; see `score`."""
+"""Reads whole documents through a model that is spread over ranks as in training; see `score`."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -33,7 +33,7 @@ class EngineReading:
         reader: of the documents.
         memory: blank.
         how: what happens to it at the start of every segment.
-        tally: of the memory that a segment leaves; None: do not look at it.
+        tally: statistics of the memory after each segment; None: none.
         legality: counts what is legal; None: do not.
     """
 
@@ -66,7 +66,7 @@ class EngineReading:
         if self._tally is not None:
             look_at_memory(engine, self._memory, self._tally)
         nats = torch.zeros(plan.document.shape, dtype=torch.float64, device=device.torch)
-        if watched.found:  # on last stages, alike on their tensor parallel ranks
+        if watched.found:  # on last stages, the same on their tensor parallel ranks
             mine = list(layout.local_streams)
             nats[mine] = torch.cat(watched.found)[: len(mine)]
         dist.all_reduce(nats)
@@ -88,12 +88,12 @@ def score_on_ranks(
         engine: the model.
         documents: to read.
         how: what happens to memory at the start of every segment.
-        watch: also look at layers with a state.
-        oracle: of a model that has one, to also count what is legal; all documents are words of its language.
+        watch: also watch layers with a state.
+        oracle: the model's, to also count legal predictions; all documents are words of its language.
         on_tokens: called after each step with the number of tokens predicted in it.
 
     Returns:
-        What `score` finds in one process, on all ranks.
+        The result of `score` in one process, on all ranks.
 
     Raises:
         DataError: no document has two tokens, so nothing can be predicted.
@@ -149,7 +149,7 @@ class _BlockNats:
 
 
 class _BlockNatsOfLogits(_BlockNats):
-    """The same where legality needs the logits."""
+    """The same for a pass whose legality needs the logits."""
 
     wants_logits: ClassVar[bool] = True
 

@@ -33,10 +33,10 @@ class EvaluationResult:
         tokens: tokens with a target that it was measured on.
         positions: the same by position in the document.
         carried_tokens: those of them whose document began in an earlier segment, so that memory was carried to them.
-        layers: what was seen of the layers that tell something, if asked for.
-        accuracy: share of the targets whose likeliest token is right; of models that do not continue text, which have
-            no positions and carried tokens.
-        oracle: of models of a formal language, which have neither.
+        layers: statistics of the layers that report some, if asked for.
+        accuracy: share of the targets whose likeliest token is right; only for models that do not continue text, which
+            have no positions or carried tokens.
+        oracle: result for models of a formal language, which have no positions or carried tokens either.
     """
 
     loss: float
@@ -53,14 +53,14 @@ class EvaluationResult:
 
 
 class Tally(Protocol):
-    """What an evaluation counts besides the loss; which one, the objective decides."""
+    """What an evaluation counts besides the loss; the objective decides which one."""
 
     def observer(self, plan: StepReads, step: StepInput) -> Observer:
         """Sees the scores of a step."""
         ...
 
     def results(self, tokens: int) -> dict[str, Any]:
-        """Fields of the `EvaluationResult` of so many tokens with a target.  Collective."""
+        """Fields of the `EvaluationResult` of `tokens` tokens with a target.  Collective."""
         ...
 
 
@@ -72,15 +72,15 @@ def evaluate(
     watch: bool = False,
     between: Callable[[int], None] = lambda number: None,
 ) -> EvaluationResult:
-    """Evaluate the model on a dataset, from its beginning; what the objective draws is the same each time.  Collective.
+    """Evaluate the model on a dataset, from its beginning, with the same random draws each time.  Collective.
 
     Args:
         engine: the model.
         dataset: to read.
-        max_steps: most segments to read per stream.
+        max_steps: largest number of segments to read per stream.
         memory_use: carry memory, or clear all or a part of it at the start of every segment; the difference in loss is
             what it is worth.
-        watch: also see what layers tell of their forwards (`Mixer.watched`).
+        watch: also collect what layers report about their forward passes (`Mixer.watched`).
         between: called on all ranks before each segment with its number, from 1; what it raises ends the evaluation.
     """
     config, layout = engine.config, engine.layout

@@ -38,9 +38,9 @@ class MemoryPass:
     """Reading all text once.
 
     Attributes:
-        name: for people.
+        name: shown to people.
         use: of memory.
-        layers: of which a part is cleared; None: of all.
+        layers: those of which a part is cleared; None: all.
     """
 
     name: str
@@ -49,12 +49,12 @@ class MemoryPass:
 
 
 def passes(config: ModelConfig, *, cleared: bool, parts: bool) -> list[MemoryPass]:
-    """How to read text to learn what memory is worth.
+    """The passes over text that show what memory is worth.
 
     Args:
         config: the network.
-        cleared: with all memory cleared too.
-        parts: with each part of it cleared too; and, if several layers have a state, the state of each.
+        cleared: add a pass with all memory cleared.
+        parts: add passes with each part of it cleared, and, if several layers have a state, with the state of each.
     """
     uses: list[MemoryUse] = ["carried", "cleared"] if cleared else ["carried"]
     if not parts:
@@ -70,19 +70,19 @@ def passes(config: ModelConfig, *, cleared: bool, parts: bool) -> list[MemoryPas
 
 
 def parts_to_clear(config: ModelConfig) -> list[MemoryUse]:
-    """The evaluations that tell the parts of memory apart; none if there is one part, as that is all of memory."""
+    """The evaluations that distinguish the parts of memory; none if there is only one part."""
     parts = parts_of(config)
     return [use for use, part in _PARTS.items() if part in parts] if len(parts) > 1 else []
 
 
 def clear(network: nn.Module, memory: Sequence[Memory], part: MemoryPart, layers: Sequence[int] | None = None) -> None:
-    """Put into one part of the memory of all streams what a document starts with, in place.
+    """Reset one part of the memory of all streams to what a document starts with, in place.
 
     Args:
         network: a `BlockRecurrentModel`.
         memory: of each layer.
         part: the state, or the cache of the last tokens.
-        layers: of which; None: of all.
+        layers: which layers; None: all.
     """
     for module, carried in zip(cast(nn.ModuleList, network.layers), memory, strict=True):
         layer = cast(Layer, module)
@@ -104,7 +104,7 @@ def starts_of(layer: Layer, part: MemoryPart) -> Iterator[tuple[str, torch.Tenso
 
 
 def start_parameters(layer: Layer, part: MemoryPart) -> list[nn.Parameter]:
-    """Parameters that `starts_of` reads, to be gathered first where they are sharded."""
+    """Parameters that `starts_of` reads; gather them first if they are sharded."""
     return [attrgetter(field.start)(layer.mixer) for field in _fields(layer, part) if field.start != "zeros"]
 
 

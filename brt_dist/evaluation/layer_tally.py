@@ -1,4 +1,4 @@
-"""Puts together the statistics that mixers give of a layer, over streams and ranks; the same in every layout."""
+"""Combines the statistics that mixers report for a layer, over streams and ranks; the same in every layout."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,13 +39,13 @@ class LayerTally:
 
     @contextmanager
     def watching(self, layers: Iterable[Layer], counts: Callable[[], bool] = lambda: True) -> Iterator[None]:
-        """Add what the mixers of these layers give of each forward (`Mixer.watched`), if the forward `counts`."""
+        """Add what these layers' mixers report about each forward pass (`Mixer.watched`), if the pass `counts`."""
 
         def teller(layer: int) -> Callable[[str, Tensor], None]:
             return lambda name, values: self.add(layer, name, values) if counts() else None
 
         handles = []
-        for layer in {layer.index: layer for layer in layers}.values():  # once each, however often it runs
+        for layer in {layer.index: layer for layer in layers}.values():  # once each, however often a layer runs
             if layer.model.mixer_of(layer.index).watched:
                 mixer: Any = layer.mixer
                 handles += mixer.watch(teller(layer.index))
@@ -69,12 +69,12 @@ class LayerTally:
 
 
 def statistics_by_layer(model: ModelConfig) -> dict[int, Mapping[str, Statistic]]:
-    """All that mixers give of the memory of each run of a layer, and of the forwards of a layer."""
+    """All that mixers report about the memory of each run of a layer, and about the layer's forward passes."""
     watched = watched_by(model)
     found = {run: {**model.mixer_of(run).statistics, **watched.get(run, {})} for run in range(model.depth)}
     return {run: named for run, named in found.items() if named}
 
 
 def watched_by(model: ModelConfig) -> dict[int, Mapping[str, Statistic]]:
-    """What mixers give of a forward, by layer; a layer that runs several times counts once."""
+    """What mixers report about a forward pass, by layer; a layer that runs several times counts once."""
     return {layer: mixer.watched for layer in range(model.layers) if (mixer := model.mixer_of(layer)).watched}

@@ -22,7 +22,7 @@ class Legality:
 
     Args:
         objective: knows the language.
-        engine: the model, whose heads are looked at.
+        engine: the model, whose heads are observed.
         dataset: words.
         until: the end of the evaluation.
 
@@ -37,7 +37,7 @@ class Legality:
         self.objective, self._dataset = objective, dataset
         self._layout, self._device = engine.layout, engine.device.torch
         self.tally = OracleTally(objective, len(self._layout.rows), self._device)
-        self._read: list[tuple[Tensor, Tensor]] = []  # by the heads, of the micro-batch under way
+        self._read: list[tuple[Tensor, Tensor]] = []  # by the heads, for the current micro-batch
         for name, module in engine.stage.logical_modules():
             if name == FINAL_NORM:
                 heads = cast(torch.nn.Module, module.oracle)

@@ -17,7 +17,7 @@ from brt_dist.model.oracle_heads import OracleHeads
 
 
 class OracleReading:
-    """A network in place of itself, which is judged at the same time.
+    """Stands in for a network, and judges it at the same time.
 
     Args:
         oracle: knows the language.

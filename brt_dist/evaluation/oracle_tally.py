@@ -1,4 +1,4 @@
-"""How well a model knows a bounded context-free language: legal predictions, and what its heads read (2112.09174)."""
+"""How well a model knows a bounded context-free language: legal predictions, and its heads' output (2112.09174)."""
 
 from dataclasses import dataclass
 
@@ -22,8 +22,8 @@ class OracleScores:
 
     Attributes:
         legal: of predicted tokens, those that could come next.
-        legal_words: of documents read to their end, those predicted legally throughout.
-        state_accuracy: of tokens, those after which the heads tell the machine's state.
+        legal_words: of documents read to their end, those in which all predictions were legal.
+        state_accuracy: of tokens, those after which the heads predict the machine's state correctly.
         stack_accuracy: the same for all slots of its stack.
     """
 
@@ -44,7 +44,7 @@ class OracleTally:
 
     def __init__(self, objective: Oracle, rows: int, device: torch.device) -> None:
         self._letters = torch.from_numpy(objective.letters()).to(device)
-        # of each row, whether a prediction in its present word was not legal
+        # for each row, whether a prediction in its current word was illegal
         self._spoiled = torch.zeros(rows, dtype=torch.bool, device=device)
         self._shares = torch.zeros(len(OracleScores.__dataclass_fields__), 2, dtype=torch.float64, device=device)
 
@@ -83,7 +83,7 @@ class OracleTally:
         self._shares[:, 1] += torch.tensor([one.numel() for one in found], device=self._shares.device)
 
     def _words(self, rows: slice, is_illegal: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-        """Whether each word that ends in the segments (b, N) was predicted legally."""
+        """Whether all predictions were legal in each word that ends in the segments (b, N)."""
         found, spoiled, blocks = [], self._spoiled[rows], is_illegal.unflatten(1, (starts.shape[1], -1)).any(-1)
         for block in range(starts.shape[1]):
             spoiled = (spoiled & ~starts[:, block]) | blocks[:, block]
@@ -92,26 +92,26 @@ class OracleTally:
         return torch.cat(found)
 
     def result(self) -> OracleScores:
-        """The shares over all ranks, of which some may have counted nothing and others the same.  Collective."""
+        """The shares over all ranks; some may have counted nothing, others the same tokens.  Collective."""
         dist.all_reduce(self._shares)
         return OracleScores(*((right / max(among, 1.0)) for right, among in self._shares.tolist()))
 
 
 def word_ends(plan: StepReads, documents: Documents) -> npt.NDArray[np.bool_]:
-    """(B, N/W): blocks with which a document of two tokens or more ends; one token predicts nothing."""
+    """(B, N/W): last blocks of documents with two tokens or more; a single token predicts nothing."""
     length = np.asarray(documents.lengths)[plan.document]
     found: npt.NDArray[np.bool_] = (plan.length > 0) & (plan.offset + plan.length >= length) & (length > 1)
     return found
 
 
 def oracle_of(model: ModelConfig) -> Oracle | None:
-    """What knows the language of a model, if it was trained with an oracle."""
+    """The objective that knows a model's language, if it was trained with an oracle."""
     objective = objective_of(model, EVALUATION)
     return objective if isinstance(objective, Oracle) else None
 
 
 def first_other_text(objective: Oracle, documents: Documents) -> str | None:
-    """Why legality means nothing on these documents: the first that no word of the language begins with."""
+    """Why legality is meaningless on these documents: the first one that does not begin a word of the language."""
     nothing = np.zeros(0, np.int64)
     for number in range(len(documents.lengths)):
         try:

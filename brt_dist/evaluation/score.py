@@ -2,7 +2,7 @@
 
 Every document is read from its first token to its last with memory carried, and each of its tokens but the first is
 predicted; so the result does not depend on the segment, on how many streams are read at a time, or on the layout.
-(Training evaluates with `evaluate`, on a number of segments.)
+(Training evaluates with `evaluate`, on a limited number of segments.)
 """
 
 import math
@@ -42,8 +42,8 @@ class Score:
         document_nats: (K,) sum of the nats of each document.
         document_tokens: (K,) predicted tokens of each: all but the first.
         positions: mean loss by position in the document.
-        layers: what was seen of layers with a state (`Mixer.statistics`, `Mixer.watched`), if asked for.
-        oracle: what a model with an oracle knows of its language, if asked for.
+        layers: statistics of layers with a state (`Mixer.statistics`, `Mixer.watched`), if asked for.
+        oracle: how well an oracle model knows its language, if asked for.
     """
 
     document_nats: Float64Array
@@ -66,7 +66,7 @@ class Score:
 
     @property
     def standard_error(self) -> float | None:
-        """Of bits per token, over documents (ratio estimator); None for a single one."""
+        """Standard error of bits per token, over documents (ratio estimator); None for a single document."""
         count = len(self.document_nats)
         if count < 2:
             return None
@@ -114,7 +114,7 @@ class Score:
 
 
 class Reading(Protocol):
-    """Reads documents through a model, one step after the other, with memory of its own."""
+    """Reads documents through a model, one step after the other, with its own memory."""
 
     def read(self, plan: StepReads) -> Float64Array:
         """Nats of each block of a step, (B, N/W)."""
@@ -143,9 +143,9 @@ def score(
         streams: documents read at a time.
         memory_use: carry memory, or clear all or a part of it at the start of every segment; how much worse that is
             shows what it is worth.
-        layers: of which a part is cleared; None: of all.
-        watch: also look at layers with a state.
-        oracle: of a network that has one, to also count what is legal; all documents are words of its language.
+        layers: those of which a part is cleared; None: all.
+        watch: also watch layers with a state.
+        oracle: the network's, to also count legal predictions; all documents are words of its language.
         on_tokens: called after each step with the number of tokens predicted in it.
 
     Raises:
@@ -225,7 +225,7 @@ class NetworkReading:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Also look at layers with a state."""
+        """Also watch layers with a state."""
         self._watches = True
         with self.tally.watching(cast(Iterable[Layer], self._network.layers)):
             yield
@@ -250,7 +250,7 @@ class NetworkReading:
         return block_nats(losses, mask, plan.document.shape[1]).cpu().numpy()
 
     def _look(self) -> None:
-        """At the memory that the segment leaves."""
+        """Watch the memory after a segment."""
         for run, (layer, memory) in enumerate(zip(self._network.layers, self._memory or (), strict=True)):
             mixer: Any = layer.mixer
             if self._network.config.mixer_of(run).statistics:

@@ -12,7 +12,7 @@ from brt_dist.parallel.stream_memory import StreamMemory
 
 
 def clear_streams(engine: Engine, memory: StreamMemory, part: MemoryPart, layers: Sequence[int] | None = None) -> None:
-    """Put into one part of the memory, of some layers or all, what a document starts with.  Collective under ZeRO-3."""
+    """Reset one part of the memory, in some layers or all, to what a document starts with.  Collective under ZeRO-3."""
     starts: dict[tuple[int, str], torch.Tensor] = {}
     for index, layer in runs_of(engine.stage):
         if layers is not None and layer.index not in layers:

@@ -1,4 +1,4 @@
-"""Counts of the text that a dataset's documents are, for measures that do not depend on the tokenizer."""
+"""Counts of the text of a dataset's documents, for measures that do not depend on the tokenizer."""
 
 from dataclasses import dataclass
 

@@ -33,7 +33,7 @@ def _layers(model: ModelConfig, key: str) -> str:
 
 
 def model_card(weights: Weights) -> str:
-    """Markdown with the network, what it was trained on, how good it was, and how it is loaded."""
+    """Markdown with the network, its training data, its quality, and how to load it."""
     model, facts = weights.model, weights.facts
     parameters = sum(math.prod(shape) for shape in weights.shapes.values())
     halves = [

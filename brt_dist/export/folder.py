@@ -1,8 +1,8 @@
 """A model as a folder: safetensors under logical names, a config.json as Hugging Face users expect it, the tokenizer.
 
 OUT/config.json                    the network, where it comes from, sizes and digests of the files
-OUT/model.safetensors              the weights, float32; above a size in several files with an index
-OUT/tokenizer.json                 as the dataset has it
+OUT/model.safetensors              the weights, float32; above some size, several files with an index
+OUT/tokenizer.json                 the dataset's
 
 and the texts that the format adds (formats/safetensors.py, formats/hf.py).
 """
@@ -46,14 +46,14 @@ _SECTION = "brt_dist"
 def write_folder(
     weights: Weights, out: Path, texts: Mapping[str, str], shard_bytes: int, facts: Mapping[str, Any]
 ) -> list[str]:
-    """Write `weights` as the folder `out`, which appears whole or not at all.
+    """Write `weights` as the folder `out`, atomically.
 
     Args:
         weights: what to write.
         out: where; must not exist, or be an empty folder.
         texts: further files, by name.
         shard_bytes: the largest size of a file of weights.
-        facts: what config.json has for other programs.
+        facts: what config.json tells other programs.
 
     Returns:
         The names of the files.
@@ -88,7 +88,7 @@ def open_folder(folder: Path, *, verify: bool = True) -> Iterator[Weights]:
 
     Args:
         folder: where they are.
-        verify: read the files and compare them with their digests; else only look that they are there.
+        verify: read the files and compare them with their digests; otherwise only check that they exist.
 
     Raises:
         CheckpointError: damaged, or made by something else.
@@ -98,7 +98,7 @@ def open_folder(folder: Path, *, verify: bool = True) -> Iterator[Weights]:
         files = TypeAdapter(tuple[FileEntry, ...]).validate_json(json.dumps(about["files"]))
         tensors = TypeAdapter(dict[str, TensorEntry]).validate_json(json.dumps(about["tensors"]))
     except (ValidationError, KeyError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: section {_SECTION} is not one of brt_dist ({error})") from None
+        raise CheckpointError(f"{folder / CONFIG}: section {_SECTION} is not a model of brt_dist ({error})") from None
     problem = contradiction(files, tensors, _FILE_NAME)
     if problem:
         raise CheckpointError(f"{folder / CONFIG} contradicts itself: {problem}")
@@ -211,7 +211,7 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
 
 
 def _check_file(path: Path, entry: FileEntry, tensors: dict[str, TensorEntry]) -> None:
-    """Compare a file with what is said of it, without reading its values."""
+    """Compare a file with its entry in config.json, without reading its values."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     if path.stat().st_size != entry.bytes:

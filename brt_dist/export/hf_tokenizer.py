@@ -4,7 +4,7 @@ import json
 
 from brt_dist.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, parse_tokenizer
 
-OURS = "brt_tokenizer.json"  # the file of the dataset, where it is not one of Hugging Face
+OURS = "brt_tokenizer.json"  # the dataset's file, if it is not a Hugging Face tokenizer
 _THEIRS = "tokenizer.json"
 
 

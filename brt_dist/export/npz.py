@@ -24,7 +24,7 @@ from brt_dist.files import atomic_file, write_atomic
 from brt_dist.reading import read_json
 
 _PREFIX = "param/"
-# what zipfile and numpy raise for a damaged or encrypted archive; the last two: a compression that is not known here
+# what zipfile and numpy raise for a damaged or encrypted archive; the last two: an unknown compression
 _ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
 
@@ -59,7 +59,7 @@ def write_npz(weights: Weights, out: Path) -> list[str]:
 
     Raises:
         UnsupportedKind: the reference has no such network.
-        PlatformError: there is such a file, or it cannot be written.
+        PlatformError: such a file exists, or it cannot be written.
     """
     path = out if out.suffix == ".npz" else out / "model.npz"
     if path.exists():
@@ -97,7 +97,7 @@ def _model(settings: dict[str, Any]) -> ModelConfig:
 
 
 def _read(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """All arrays that are expected; shapes are looked at before any of them is read."""
+    """All expected arrays; their shapes are checked before any of them is read."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = {name.removesuffix(".npy"): name for name in archive.namelist()}

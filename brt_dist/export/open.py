@@ -36,12 +36,12 @@ def open_weights(
 
     Args:
         source: a run directory, a checkpoint, a folder or URL of checkpoints, a file or folder in a weight format, or a
-            plain GPT of Hugging Face (a folder, or hf://OWNER/NAME).
+            plain Hugging Face GPT (a folder, or hf://OWNER/NAME).
         step: of the checkpoint; None: the newest.
         model: the model of an .npz file without a .json file.
         verify: compare the files with their digests, which reads all of them; not needed for metadata alone.
-        into: the model that weights of another architecture are made to fit; None: the one that fits them.
-        seed: of what such weights do not have.
+        into: the model that weights of another architecture are converted for; None: the one that fits them.
+        seed: for parameters that such weights lack.
 
     Raises:
         CheckpointError: there are no weights, or they are damaged.

@@ -1,7 +1,7 @@
 """Weights of the reference implementation (google-research/meliad, Flax) <-> our logical parameters.
 
-Both ways are permutations, so they serve weights, gradients and optimizer moments alike.  The reference has one
-kernel (inputs, outputs) per map; each kind of mixer and FFN says how its parameters are made of them.
+Both directions are permutations, so they serve weights, gradients and optimizer moments alike.  The reference has one
+kernel (inputs, outputs) per map; each kind of mixer and FFN says how to assemble its parameters from them.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,6 @@
-"""Weights to read from: of a run, of a checkpoint, of a folder that was exported, or of the reference.
+"""Weights to read: from a run, a checkpoint, an exported folder, or the reference.
 
-Whatever it is, it is verified before anything is given out, nothing in it is run, and a tensor is read when it is
-asked for.
+All sources are verified before use, nothing in them is executed, and a tensor is read when it is requested.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,15 +29,15 @@ class Weights:
         where: what they were read from, for messages.
         model: the network; vocab_size is set.
         shapes: of each logical tensor.
-        read: gives one of them, whole.
+        read: returns one of them, whole.
         facts: where they come from: step, tokens, evaluations, dataset, versions; as far as it is known.
         config: of the run that trained them, if one did.
         tokenizer: its file, if it is known.
-        read_region: gives a region of one of them, and reads no more; None: it is cut out of the whole.
+        read_region: returns a region of one of them, and reads no more; None: it is cut from the whole.
         verify: compares a rank's share of the files with their digests, given the rank and the number of ranks; raises
             CheckpointError.  None: there is nothing to compare.
-        curve: gives how the loss fell until then, as far as it is known.
-        origin: of weights of another architecture: what was taken, what is new and what differs, as a table.
+        curve: returns the loss curve up to this checkpoint, as far as it is known.
+        origin: for weights of another architecture: what was taken, what is new and what differs, as a table.
     """
 
     where: str
@@ -74,7 +73,7 @@ class Weights:
 
 
 def logical_tensors(model: ModelConfig) -> "dict[str, LogicalParameter]":
-    """What the network needs, by logical name.  Allocates nothing, however large it is."""
+    """The network's parameters, by logical name.  Allocates nothing, however large it is."""
     from megatron.core import parallel_state
 
     from brt_dist.model.model import BlockRecurrentModel

@@ -1,6 +1,6 @@
-"""Reads documents of any length token by token and gives the logits of what comes next.
+"""Reads documents of any length token by token and returns the logits of the next token.
 
-Time and memory of a token do not depend on how many were read before it: a stream has the memory after its last
+Time and memory per token do not depend on how many were read before it: a stream keeps the memory after its last
 complete block, and the block that it is in.
 """
 
@@ -76,7 +76,7 @@ class Decoder:
         return torch.stack([found[stream] for stream in tokens])
 
     def carried_bytes(self) -> int:
-        """Bytes of all that is kept of what was read; with every kind of mixer, no more for longer documents."""
+        """Bytes of all that is kept of what was read; no kind of mixer keeps more for longer documents."""
         kept = [value for fields in (*self._memory, *self._blocks) for value in fields.values()]
         return sum(value.numel() * value.element_size() for value in kept)
 
@@ -118,12 +118,12 @@ class Decoder:
 
         Args:
             stream: to overwrite.
-            memory: as `state` gave it.
+            memory: as returned by `state`.
             tokens: of the open block.
             read: tokens that were read in all.
 
         Raises:
-            CheckpointError: the memory is not that of this model.
+            CheckpointError: the memory is not this model's.
         """
         expected = {
             f"layers.{index}.{name}": tuple(value.shape[1:])
@@ -132,7 +132,9 @@ class Decoder:
         }
         given = {name: tuple(value.shape[1:]) for name, value in memory.items()}
         if given != expected:
-            raise CheckpointError(f"the memory is of another model: it has {given}, and the model carries {expected}")
+            raise CheckpointError(
+                f"the memory belongs to another model: it has {given}, but this model carries {expected}"
+            )
         if not len(tokens) <= min(read, self._window) or (read - len(tokens)) % self._window:
             raise CheckpointError(f"the memory contradicts itself: {len(tokens)} of {read} tokens in an open block")
         for index, fields in enumerate(self._memory):
@@ -164,7 +166,7 @@ class Decoder:
             self._tokens[stream], self._is_open[stream] = [], True
 
     def _fed_back(self, memories: Sequence[Memory], starts: Tensor) -> list[Any]:
-        """What each layer attends to with `model.feedback`: its own state, or that of the last layer with one."""
+        """What each layer attends to with `model.feedback`: its own state, or that of the last layer that has one."""
         config = self._model.config
         if not config.feedback:
             return [None] * len(memories)
@@ -175,7 +177,7 @@ class Decoder:
         return [own.get(index, last) for index in range(len(memories))]
 
     def _read_block(self, streams: Sequence[int], left: dict[int, list[int]]) -> Tensor:
-        """Read as much of the open block as there are tokens for, from its beginning: the fastest for two or more."""
+        """Read the open block from its beginning, as far as there are tokens: the fastest way for two or more."""
         rows = self._rows(streams)
         ids = torch.zeros(len(streams), self._window, dtype=torch.int64)
         for place, stream in enumerate(streams):
@@ -217,7 +219,7 @@ class Decoder:
         return self._layers[index].mixer
 
     def _rows(self, streams: Sequence[int]) -> Sequence[int] | None:
-        """For `picked` and `put`: None for all streams, in order, which spares copies."""
+        """For `picked` and `put`: None for all streams in order, which avoids copies."""
         return None if list(streams) == list(range(self.streams)) else streams
 
 

@@ -91,7 +91,7 @@ def sample(
 
 
 def reads_token_by_token(config: Config) -> bool:
-    """Whether a rank has what it takes to read a token: all layers, whole weights, and no split sequence."""
+    """Whether a rank can read a token alone: it has all layers, whole weights, and no split sequence."""
     parallel = config.parallel
     is_split = parallel.sequence_parallel and parallel.tensor > 1
     return parallel.pipeline == 1 and parallel.zero_stage < 3 and not is_split
@@ -101,7 +101,7 @@ class _Reader(Protocol):
     """Reads the streams of this rank."""
 
     def next(self, tokens: Int64Array, end: int) -> Tensor | None:
-        """Logits of the token after the first `end` of tokens (b, N), (b, V) float64; None on ranks without."""
+        """Logits of the token after the first `end` of tokens (b, N), (b, V) float64; None on ranks without logits."""
         ...
 
 

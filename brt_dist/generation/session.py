@@ -21,7 +21,7 @@ from brt_dist.reading import parse_json, read_bytes
 
 _KIND, _VERSION = "brt_dist memory", 1
 _HEADER_LIMIT = 1 << 20
-_PROBED = 64  # values of each tensor that the fingerprint looks at, from both ends
+_PROBED = 64  # values of each tensor that the fingerprint uses, from both ends
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Owner:
 def fingerprint(network: nn.Module) -> str:
     """Tells trained models apart: a hash of the names, shapes and some values of all weights, in float32.
 
-    A checkpoint and its export have the same.
+    A checkpoint and its export have the same fingerprint.
     """
     found = sha256()
     for name, value in sorted(network.named_parameters()):
@@ -92,7 +92,7 @@ def load_memory(path: Path, decoder: Decoder, stream: int, owner: Owner) -> list
         path: of the file.
         decoder: whose stream is overwritten.
         stream: of the decoder.
-        owner: the model that wants it.
+        owner: the model that will use it.
 
     Returns:
         Tokens that come before the next prompt, and that were not read yet.
@@ -113,7 +113,7 @@ def load_memory(path: Path, decoder: Decoder, stream: int, owner: Owner) -> list
     if about.get("model") != owner.model:
         raise CheckpointError(f"{path} is the memory of another model, {about.get('name')}; this one is {owner.name}")
     if about.get("tokenizer") and owner.tokenizer and about["tokenizer"] != owner.tokenizer:
-        raise CheckpointError(f"{path} was made with another tokenizer than that of {owner.name}")
+        raise CheckpointError(f"{path} was made with a different tokenizer than that of {owner.name}")
     decoder.restore(stream, memory, tokens, read)
     return list(unread)
 

@@ -6,19 +6,19 @@ from brt_dist.data.tokenizers import Tokenizer
 
 _CONTEXT = 8  # tokens before the new ones: some tokenizers drop a space at the beginning of what they decode
 _CUT = "\N{REPLACEMENT CHARACTER}"  # how an incomplete character decodes
-_LONGEST = 4  # tokens that a character may take; more of them is not UTF-8
+_LONGEST = 4  # most tokens that a character may take; more is not UTF-8
 
 
 class TextStream:
-    """Gives out text as soon as it is certain: not half a character, and not what may become a stop string.
+    """Returns text as soon as it is final: no half characters, and nothing that may become part of a stop string.
 
     Args:
         tokenizer: of the tokens.
-        before: tokens before the first; their text is not given out.
+        before: tokens before the first; their text is not returned.
         stops: strings that end the text; they are not part of it.
 
     Attributes:
-        text: given out so far.
+        text: returned so far.
         is_stopped: whether a stop string came.
     """
 
@@ -29,7 +29,7 @@ class TextStream:
         self.text, self.is_stopped = "", False
 
     def push(self, token: int) -> str:
-        """The text that became certain with one more token; may be empty."""
+        """The text that became final with one more token; may be empty."""
         if self.is_stopped:
             return ""
         self._new.append(token)
@@ -38,7 +38,7 @@ class TextStream:
         return self._give(self._flush(), final=False)
 
     def end(self) -> str:
-        """What was held back, when no more tokens come."""
+        """The text that was held back, when no more tokens come."""
         return "" if self.is_stopped else self._give(self._flush(), final=True)
 
     def _decoded(self) -> str:
@@ -64,5 +64,5 @@ class TextStream:
 
     @staticmethod
     def _beginning_of(stop: str, text: str) -> int:
-        """Length of the longest end of `text` with which `stop` begins."""
+        """Length of the longest end of `text` that is a beginning of `stop`."""
         return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -24,7 +24,7 @@ class Window(NamedTuple):
 def attend(
     queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None, mask: Mask | None = None
 ) -> Tensor:
-    """softmax(q·k + bias) v, with the softmax in float32.  Backward makes the probabilities again.
+    """softmax(q·k + bias) v, with the softmax in float32.  The backward pass recomputes the probabilities.
 
     There is no 1/sqrt(E): keys have unit length and queries the length of their head's learned scale.
 
@@ -106,7 +106,7 @@ def with_previous_block(blocks: Tensor, cache: Tensor, starts: Tensor) -> Tensor
 
 
 class _WithPreviousBlock(torch.autograd.Function):
-    """Each way one tensor is made and filled in place."""
+    """Each direction allocates one tensor and fills it in place."""
 
     @staticmethod
     def forward(ctx: Any, blocks: Tensor, cache: Tensor, starts: Tensor) -> Tensor:
@@ -166,6 +166,6 @@ class _SplitHeads(torch.autograd.Function):
 def merge_heads(attended: Sequence[Tensor]) -> Tensor:
     """Attention results (b, ..., h, n, E) of several kinds -> (..., n, b, h*kinds*E), head slowest."""
     blocks = range(1, attended[0].dim() - 3)
-    # in the order of the result before they are put together, so that they are copied once
+    # in the order of the result before they are joined, so that they are copied once
     ordered = [kind.permute(*blocks, -2, 0, -3, -1) for kind in attended]
     return torch.stack(ordered, -2).flatten(-3)

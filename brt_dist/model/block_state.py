@@ -76,7 +76,7 @@ class BlockStateAttention(WindowAttention):
         return self.tokens.output(attended), kept
 
     def contexts(self, x: Tensor, memory: Memory, starts: Tensor) -> tuple[Tensor, Memory]:
-        """What the tokens of each block can attend to, from all normalised tokens x (N, b, D), and what is remembered.
+        """What the tokens of each block can attend to, from all normalised tokens x (N, b, D), and the new memory.
 
         Returns:
             (b, t, F, W, D), all outputs of the filters in the block; multi_filter: (b, t, F, D), the last outputs in
@@ -118,7 +118,7 @@ class BlockStateAttention(WindowAttention):
         return keys, values
 
     def statistics(self, memories: Sequence[Memory]) -> Iterator[tuple[str, Tensor]]:
-        """Name and values of what is told of the layer, see `BlockStateMixer.statistics`."""
+        """Names and values of the layer's statistics, see `BlockStateMixer.statistics`."""
         for memory in memories:
             yield "state_rms", memory["filters"].double()
             yield "state_max", memory["filters"].double()
@@ -127,7 +127,7 @@ class BlockStateAttention(WindowAttention):
         return []
 
     def _shared(self, weight: Tensor) -> Tensor:
-        """A parameter that every rank has whole and uses for its own heads; with multi_head the ranks have parts."""
+        """A parameter that every rank holds whole and uses for its own heads; with multi_head ranks hold parts."""
         return weight if self.settings.contexts == "multi_head" else shared(weight, self.parallel)
 
     def _bias(self, like: Tensor) -> Tensor | None:

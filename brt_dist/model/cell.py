@@ -61,7 +61,7 @@ class RecurrentCell(nn.Module):
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """Type of the state on its way over blocks and segments; the gates compute in float32 in any case."""
+        """Type of the state as it is carried over blocks and segments; gates always compute in float32."""
         dtype = self.initial_state.dtype
         return torch.promote_types(dtype, torch.float32) if self.carries_float32 else dtype
 
@@ -70,19 +70,19 @@ class RecurrentCell(nn.Module):
     ) -> ScanResult | ProjectedState:
         """Run over the blocks in order; without a window, only enter the first.
 
-        Both go through the module's call, so that whoever gathers weights before a forward (ZeRO-3) sees it.
+        Both go through the module's call, so that ZeRO-3 can gather weights before a forward pass.
 
         Args:
             memory: (b, S, D) state before the first block; under sequence parallel this rank's part of S.
             starts: (b, t) bool; where true the state that enters the block is the learned initial one.
             window: keys and values of the tokens that each block's states see (b, t, h, 2W, E).
-            projected: what the same call without a window gave, if there was one.
+            projected: result of the same call without a window, if there was one.
         """
         state = memory.to(self.state_dtype).transpose(0, 1)  # sequence first, as Megatron's layers have it
         if window is None:
             return self._enter(state, starts[:, 0])
         seen = []
-        # unbound at once: the gradient of a block picked out by itself would be as large as that of all of them
+        # unbound at once: the gradient of a single indexed block would be as large as that of all blocks
         for begins, keys, values in zip(*(x.unbind(1) for x in (starts, *window)), strict=True):
             if projected is None:
                 projected = self._enter(state, begins)

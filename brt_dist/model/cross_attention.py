@@ -18,7 +18,7 @@ class CrossAttention(nn.Module):
     """Every token attends to all of the source.
 
     As in the other attention of this model keys have unit length, and queries a learned length for each head; it starts
-    at sqrt(E), where attention is as sharp as a Transformer's.
+    at sqrt(E), which makes attention as sharp as a Transformer's.
     """
 
     def __init__(self, model: ModelConfig, index: int, parallel: ModelParallelConfig) -> None:

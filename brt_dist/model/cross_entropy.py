@@ -1,11 +1,12 @@
 """Cross entropy of hidden states and the token embedding, without the logits of all tokens and the whole vocabulary.
 
-Logits are made a tile at a time: some tokens, some rows of the embedding.  Forward keeps two numbers for each token,
-from which backward makes the probabilities of a tile again: a third more products than with logits of (N, b, V) kept,
-whose memory would exceed that of a layer many times over.
+Logits are computed a tile at a time: some tokens, some rows of the embedding.  The forward pass keeps two numbers per
+token, from which the backward pass recomputes a tile's probabilities.  That is a third more matrix products than with
+stored logits (N, b, V), which would take many times the memory of a layer.
 
-The sum over the tokens that count needs no such thing where a tile has the whole vocabulary: one number multiplies its
-gradients, so forward makes them while it has the logits, and keeps them instead of its inputs.
+Where one tile holds the whole vocabulary, the sum over the tokens that count needs no second pass: its gradient is one
+number, which scales the gradients of the inputs.  So the forward pass computes those while it has the logits, and keeps
+them in place of the inputs.
 """
 
 from collections.abc import Iterator
@@ -134,7 +135,7 @@ class _CrossEntropy(torch.autograd.Function):
         in_one = len(weight) <= COLUMNS  # else gradients of rows are sums over tiles
         of_rows = torch.zeros_like(rows, dtype=rows.dtype if in_one else largest.dtype)
         kernels, scales = row_kernels.fused(rows), total.log().add_(largest)
-        # a factor of a token is applied to its D numbers and not to its logits, of which there are more
+        # a token's factor is applied to its D numbers rather than to its logits, which are more
         factored = rows if kernels is not None else (rows * of_loss[:, None]).to(rows.dtype)
         for columns in _slices(len(weight), COLUMNS):
             tile, of_columns = weight[columns], None
@@ -202,7 +203,7 @@ def _slope(product: Tensor, valid: int, scale: Tensor, place: Tensor, is_in: Ten
 
 
 def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
-    """total += one @ other, without a pass of its own where the types agree."""
+    """total += one @ other, without an extra pass if the types agree."""
     if total.dtype == one.dtype:
         total.addmm_(one, other)
     else:
@@ -223,7 +224,7 @@ def _places(local: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
 
 
 def _tokens(rows: Tensor) -> int:
-    """Tokens of a tile; on a CPU few enough for its logits to stay in the cache from one pass to the next."""
+    """Tokens of a tile; on a CPU few enough for its logits to stay in the cache between passes."""
     return min(TOKENS, CACHED) if rows.device.type == "cpu" else TOKENS
 
 

@@ -3,7 +3,7 @@
 A mixer reads a segment as whole blocks.  Generation has the tokens of a block one at a time, so it opens a block,
 reads tokens into it, and closes it when all W are there; only then is memory updated, as in training.  A kind of mixer
 may offer a faster way in `Mixer.decoder`; without one, the block is read again for each token (:class:`Rereading`),
-which is right for any causal mixer and costs W times as much, but no more with the length of the document.
+which is right for any causal mixer and costs W times as much, but does not grow with the length of the document.
 
 Every tensor of a block has the streams first, so rows can be picked and put back without knowing the kind.
 """
@@ -48,7 +48,7 @@ class BlockDecoder(Protocol):
 
 
 class Rereading:
-    """Keeps what the mixer was given, and runs it on the whole block each time.
+    """Keeps the mixer's input, and runs it on the whole block each time.
 
     Args:
         mixer: any causal mixer.
@@ -84,7 +84,7 @@ class Rereading:
 
 
 def picked(values: dict[str, Tensor], streams: Sequence[int] | None) -> dict[str, Tensor]:
-    """Those of some streams, copied; None: all, not copied."""
+    """The values of some streams, copied; None: all, not copied."""
     if streams is None:
         return values
     return {name: value[list(streams)] for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Dropout whose masks depend on the run, the step, the layer and the stream, and on nothing else.
+"""Dropout whose masks depend only on the run, the step, the layer and the stream.
 
 The same masks come out in every layout, after a resume, and when a forward runs twice (recompute); torch's global
 generator is not touched.  As in the paper's code the mask of the residual stream is one tile of 128 tokens, repeated
@@ -23,7 +23,7 @@ TILE = 128
 MaskVersion: TypeAlias = Literal[1, 2]
 """How attention masks are drawn; a run keeps the version that it began with.
 
-2: each head by itself, so that a rank draws only its own; 1: all heads of a stream together, as version 0.1.0 did.
+2: each head separately, so that a rank draws only its own; 1: all heads of a stream together, as version 0.1.0 did.
 """
 MASK_VERSION: MaskVersion = 2  # of new runs
 
@@ -54,7 +54,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Dropout:
-    """Masks of one micro-batch in one training step, and the other draws that layers make.  A rate of 0 drops nothing.
+    """Masks of one micro-batch in one training step, and other random draws of layers.  A rate of 0 drops nothing.
 
     Args:
         rate: probability that an element is dropped, in [0, 1).

@@ -16,7 +16,7 @@ def chosen_experts(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def mixed(x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """Each input times the matrices of the experts that it chose.  The sizes of the groups are read by the host.
+    """Each input times the matrices of the experts that it chose.  The host reads the sizes of the groups.
 
     Args:
         x: (n, inputs).

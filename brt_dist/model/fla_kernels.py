@@ -1,9 +1,9 @@
-"""The delta rule by the Triton kernels of flash-linear-attention, where they are installed and there is a GPU.
+"""The delta rule with the Triton kernels of flash-linear-attention, if they are installed and there is a GPU.
 
-This file is all that knows that library (`fla`).  Its kernels take no mask of starts, but sequences of any length, one
+Only this file knows that library (`fla`).  Its kernels take no mask of starts, but sequences of any length, one
 after the other: a stream is cut where a document starts.  Finding the cuts waits for the device once per call.
 
-Not run on a GPU by the tests, which put a loop in the place of the kernels.
+The tests do not run it on a GPU; they replace the kernels with a loop.
 """
 
 from functools import cache

@@ -48,7 +48,7 @@ class FourierMemoryAttention(WindowAttention):
 
 
 def compressed(blocks: Tensor, rows: int) -> Tensor:
-    """Blocks (b, t, h, W, E) with `rows` rows [M] of their lowest frequencies; a constant stays what it is."""
+    """Blocks (b, t, h, W, E) with `rows` rows [M] of their lowest frequencies; a constant stays unchanged."""
     short = shortened(blocks.flatten(0, 2), rows).unflatten(0, blocks.shape[:3])
     return short * math.sqrt(rows / blocks.shape[3])
 

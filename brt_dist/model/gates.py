@@ -11,7 +11,7 @@ from brt_dist.model.linear import RowLinear
 from brt_dist.model.norms import widened
 from brt_dist.model.parameters import declare, fan_in, normal
 
-_STD = 0.1  # small, but not so small that Adafactor's steps, relative to the parameter's size, vanish
+_STD = 0.1  # small, but large enough for Adafactor's steps, which are relative to the parameter's size
 _KERNEL_VARIANCE = 0.1
 
 
@@ -29,7 +29,7 @@ class FixedGate(nn.Module):
         return torch.lerp(widened(z), widened(state), gate).to(state.dtype)
 
     def watch(self, tell: Callable[[Tensor], None]) -> RemovableHandle:
-        """Tell the share of the state that is kept, by channel, whenever the gate is used."""
+        """Report the share of the state that is kept, by channel, whenever the gate is used."""
         return self.register_forward_pre_hook(lambda *_: tell(torch.sigmoid(widened(self.bias.detach()))))
 
 
@@ -56,7 +56,7 @@ class LSTMGate(nn.Module):
         return (state * keep + z * into).to(state.dtype)
 
     def watch(self, tell: Callable[[Tensor], None]) -> RemovableHandle:
-        """Tell the share of the state that is kept, (S, b, D), whenever the gate is used."""
+        """Report the share of the state that is kept, (S, b, D), whenever the gate is used."""
 
         def told(kernels: nn.Module, given: object, output: Tensor) -> None:
             keep = widened(output.detach()).chunk(2, -1)[1]

@@ -1,8 +1,8 @@
-"""First weights: any part of a logical tensor can be drawn by itself, and is the same whoever draws it.
+"""Initial weights: any part of a logical tensor can be drawn separately, with the same result on any rank.
 
-Element i of a tensor depends on the seed, the name of the tensor and i alone.  The bits come from Philox
+Element i of a tensor depends only on the seed, the name of the tensor and i.  The bits come from Philox
 (10.1145/2063384.2063405), a generator that computes the i-th number from a counter instead of from the number before.
-The inverse of the distribution function turns one number into one value, so no value is ever drawn again.  NumPy's
+The inverse of the distribution function turns one number into one value, so no value is ever redrawn.  NumPy's
 Philox is used because it is compiled; the same integer arithmetic in torch operations would read and write each tensor
 dozens of times.
 """
@@ -24,7 +24,7 @@ Numbers = np.ndarray[Any, np.dtype[np.float64]]
 _CUT = 2.0  # standard deviations at which a truncated normal ends
 _BELOW = 0.022750131948179209  # probability that a standard normal is below -_CUT
 _TRUNCATED_STD = 0.87962566103423978  # of a standard normal cut off at _CUT
-_PER_BLOCK = 4  # numbers that Philox makes of one counter
+_PER_BLOCK = 4  # numbers that Philox makes from one counter
 _CHUNK = 1 << 20  # values that are drawn at once: 8 MB in float64
 
 
@@ -112,7 +112,7 @@ def shares(key: int, first: int, count: int) -> Numbers:
 
 
 def _chunks(wanted: Iterable[tuple[int, int]], key: int) -> Iterator[Numbers]:
-    """The numbers of all runs, many at once: the inverse of a few has more overhead than work."""
+    """The numbers of all runs, many at once: inverting only a few is mostly overhead."""
     found: list[Numbers] = []
     size = 0
     for first, count in wanted:

@@ -130,7 +130,7 @@ class KernelAttention(nn.Module):
         return self.output(merge_heads([y]).flatten(0, 1)), kept
 
     def _scaled(self, x: Tensor) -> Tensor:
-        """Of unit length, or as in softmax attention: q·k / sqrt(E)."""
+        """Scale to unit length, or as in softmax attention: q·k / sqrt(E)."""
         return unit_length(x) if self.settings.normalized else widened(x) * x.shape[-1] ** -0.25
 
     def statistics(self, memories: Sequence[Memory]) -> Iterator[tuple[str, Tensor]]:

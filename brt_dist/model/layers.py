@@ -1,4 +1,4 @@
-"""One layer: a mixer, in a decoder cross-attention, then an FFN, all with plain residuals.
+"""One layer: a mixer, cross-attention in a decoder, then an FFN, all with plain residuals.
 
 A layer is pure: `layer(x, memory, starts, dropout) -> (x, memory)`.  It keeps nothing between calls, so it may run
 twice (recompute) or for other streams (evaluation).  Hidden states are sequence first, (N, b, D), as Megatron's.
@@ -32,7 +32,7 @@ class Layer(nn.Module):
         ConfigError: no mixer or FFN takes this layer, or a size cannot be split over the tensor parallel ranks.
     """
 
-    # In the names of parameters the mixer's own stand directly below the layer, as they did before there were kinds.
+    # The mixer's parameters are named directly below the layer, as they were before there were kinds.
     logical_names: ClassVar[dict[str, str]] = {"mixer": "", "ffn": "mlp"}
 
     def __init__(self, model: ModelConfig, index: int, parallel: ModelParallelConfig | None = None) -> None:
@@ -74,7 +74,7 @@ class Layer(nn.Module):
             starts: (b, N/W) bool, whether a document starts with the block.
             dropout: None outside training.
             fed_back: with feedback, what `enter` of the mixer that feeds back made: this layer's own, or another's.
-            call: how the mixer is called, and cross-attention.
+            call: how to call the mixer and cross-attention.
             source: (M, b, D), what an encoder made of its source; only a layer of a decoder reads it.
 
         Returns:

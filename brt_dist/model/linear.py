@@ -1,8 +1,8 @@
 """Linear maps split over the tensor parallel ranks: Megatron's, without biases.
 
 Weights are (outputs, inputs).  Several maps of one input are one layer here, with the head as the slowest index of
-the split dimension, so that a rank's contiguous part is whole heads, one product serves all of them, and backward
-reduces the gradient of their common input once.
+the split dimension, so that a rank's contiguous part is whole heads, one product serves all of them, and the
+backward pass reduces the gradient of their common input once.
 """
 
 from typing import Any
@@ -25,14 +25,14 @@ def megatron_config(sequence_parallel: bool = False) -> ModelParallelConfig:
     return ModelParallelConfig(
         tensor_model_parallel_size=ranks,
         sequence_parallel=sequence_parallel and ranks > 1,
-        perform_initialization=False,  # we do it, by name: `parameters.initialize`
-        use_cpu_initialization=True,  # that is: on torch's default device; the other branch insists on CUDA
+        perform_initialization=False,  # we initialise by name: `parameters.initialize`
+        use_cpu_initialization=True,  # this means torch's default device; the other branch insists on CUDA
         gradient_accumulation_fusion=False,
     )
 
 
 def no_initialization(weight: Tensor) -> None:
-    """Given to Megatron where it asks for an initialiser that it will not call."""
+    """Passed to Megatron where it wants an initialiser that it will not call."""
 
 
 class ColumnLinear(megatron.ColumnParallelLinear):

@@ -12,7 +12,7 @@ It says nothing about documents: where one starts, the layer does not look at it
 
 
 def carried(memory: Memory) -> Memory:
-    """What a layer remembers at the end of a segment, to hand to the next one: cut off from the graph of this one.
+    """What a layer remembers at the end of a segment, for the next one: detached from the graph of this one.
 
     The only place where gradients end: back-propagation through time is truncated to a segment.  Copies, because a
     view would keep the keys of the whole segment alive.

@@ -1,4 +1,4 @@
-"""Both ends of the network, and the whole of it in one module (one stage; a pipeline is made of the same pieces)."""
+"""Both ends of the network, and all of it in one module (one stage; a pipeline is built from the same pieces)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -66,7 +66,7 @@ class TokenEmbedding(megatron.VocabParallelEmbedding):
         With a target (N, b) as well, nats per token (N, b) instead, and no logits are kept; with a mask `counted`
         (N, b), the sum of the nats of these tokens.
         Under sequence parallel hidden states are this rank's tokens (N/tp, b, D); the result is of all N.
-        All go through the module's call, so that whoever gathers weights before a forward (ZeRO-3) sees it.
+        All go through the module's call, so that ZeRO-3 can gather weights before a forward pass.
         """
         if not score:
             tokens = x.transpose(0, 1)
@@ -158,10 +158,10 @@ class BlockRecurrentModel(nn.Module):
     Args:
         config: the network; `vocab_size` must be known.
         seed: of the initial values; None leaves them unset (to be loaded, or on the meta device).
-        sequence_parallel: split hidden states and recurrent states over the tensor parallel ranks.  Whoever trains it
-            adds up the gradients of parameters that every rank holds whole (`sequence.sum_over_ranks`).
-        recompute: what backward computes again instead of keeping it; see `recompute.calls`.
-        built: called with each module as soon as it is built, before the next; ZeRO-3 takes it apart there.
+        sequence_parallel: split hidden states and recurrent states over the tensor parallel ranks.  The trainer must
+            add up the gradients of parameters that every rank holds whole (`sequence.sum_over_ranks`).
+        recompute: what the backward pass recomputes instead of keeping; see `recompute.calls`.
+        built: called with each module as soon as it is built, before the next; ZeRO-3 partitions it there.
     """
 
     def __init__(
@@ -214,9 +214,9 @@ class BlockRecurrentModel(nn.Module):
             counted: (b, N) bool, the tokens whose nats are added up.
 
         Returns:
-            With a target the nats of each token, float32 (b, N), or with `counted` their sum, a scalar; no logits are
-            kept for either.  Without a target, this rank's logits (N, b, V/tp), for `loss_sum`, `token_losses` or
-            `full_logits`.  And the new memory.
+            With a target, the nats of each token, float32 (b, N), or with `counted` their sum, a scalar; neither keeps
+            logits.  Without one, this rank's logits (N, b, V/tp), for `loss_sum`, `token_losses` or `full_logits`.
+            Always also the new memory.
         """
         network = Network(self.config, self.embedding, list(self.layers), self.final_norm, self._calls)
         return read_segment(network, tokens, memory, starts, dropout, target, source, labels, counted)

@@ -1,4 +1,4 @@
-"""The multiplicative layer of Scaling Transformers (arXiv 2111.12763): a matrix from two small ones.
+"""The multiplicative layer of Scaling Transformers (arXiv 2111.12763): one matrix made from two small ones.
 
 Output m of module s is sum_i x_i D[s, i] E[m, i].  The modules are the heads here, and each kind of projection has its
 own D and E, so the weights are kinds*(H + E) vectors instead of kinds*H*E.  It can represent any permutation of its
@@ -16,9 +16,9 @@ MODULE_STD = 0.5  # as in trax
 
 
 class MultiplicativeLinear(nn.Module):
-    """Several projections to heads of one input, in place of a `ColumnLinear` with rows (head, kind, E).
+    """Several projections of one input to heads, instead of a `ColumnLinear` with rows (head, kind, E).
 
-    The whole matrix is made of D and E at each call, so it costs as much as a dense one beyond a few tokens.
+    Each call makes the whole matrix from D and E, so beyond a few tokens it costs as much as a dense one.
 
     Args:
         inputs: width of the input.

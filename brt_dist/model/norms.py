@@ -14,7 +14,7 @@ EPSILON = 1e-6
 def widened(x: Tensor) -> Tensor:
     """`x` in a type of at least 32 bits."""
     if x.dtype in (torch.float32, torch.float64):
-        return x  # asked for thousands of times in a step
+        return x  # called thousands of times in a step
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -65,8 +65,8 @@ def unit_length(x: Tensor, scale: Tensor | None = None, dtype: torch.dtype | Non
 class _Normalised(torch.autograd.Function):
     """x / sqrt(sum(x²)/count + 1e-6) * weight; keeps `x` and one number for each vector.
 
-    Each operation is a pass over memory, which is what norms cost, so there are few; what has one number for a vector
-    is put together first.  The result is laid out in the order of its dimensions, whatever `x` is a view of.
+    Norms cost passes over memory, one per operation, so there are only a few operations; factors with one number per
+    vector are combined first.  The result is contiguous, even if `x` is a strided view.
     """
 
     @staticmethod
@@ -119,5 +119,5 @@ def _is_of_columns(weight: Tensor | None) -> TypeGuard[Tensor]:
 
 
 def _of_vectors(inverse: Tensor, weight: Tensor | None) -> Tensor:
-    """What all elements of a vector are multiplied with: the inverse of its length, times a weight of its head."""
+    """The factor of all elements of a vector: the inverse of its length, times a weight of its head."""
     return inverse if weight is None or _is_of_columns(weight) else inverse * widened(weight)

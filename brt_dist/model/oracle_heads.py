@@ -1,10 +1,10 @@
 """Oracle heads (arXiv 2112.09174): from a hidden state, the state and the stack of the machine of a language.
 
-They show whether any mixer's hidden state holds what a pushdown machine would hold, and training with them makes it so.
+They show whether a mixer's hidden state holds what a pushdown machine would hold, and training with them makes it so.
 
 * Forced: slices of the hidden state are assigned, one to the machine's state and one to each slot of its stack; all
   slots are read by one network.
-* Latent: a network of its own for each of them reads the whole hidden state.
+* Latent: a separate network for each of them reads the whole hidden state.
 """
 
 from typing import Literal, NamedTuple
@@ -21,7 +21,7 @@ from brt_dist.model.routing import with_loss
 
 
 class OracleLabels(NamedTuple):
-    """What the heads are to predict in a micro-batch."""
+    """What the heads should predict in a micro-batch."""
 
     classes: Tensor
     """(b, N, 1 + slots) int64: the state, and the stack from the bottom; UNKNOWN where there is nothing to predict"""
@@ -46,7 +46,7 @@ class OracleHeads(nn.Module):
         symbols: number of classes of a slot, the empty one included.
         decomposition: see the module.
         hidden: width of the networks' hidden layer.
-        weight: of their losses for the network that they read (see `supervised`).
+        weight: of their losses in the gradient of the network that they read (see `supervised`).
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class OracleHeads(nn.Module):
 
     @classmethod
     def of(cls, model: ModelConfig) -> "OracleHeads":
-        """Those of a model that is trained with an oracle."""
+        """The heads of a model that is trained with an oracle."""
         oracle, (states, symbols) = model.oracle, model.oracle.classes
         return cls(model.width, states, oracle.slots, symbols, oracle.decomposition, oracle.hidden, oracle.weight)
 
@@ -100,7 +100,7 @@ class OracleHeads(nn.Module):
     def supervised(self, x: Tensor, labels: OracleLabels) -> Tensor:
         """`x` (N, b, D), whose backward also begins those of the heads' losses.
 
-        With a weight of 0 the heads learn, and `x` gets no gradient of theirs.
+        With a weight of 0 the heads learn, but `x` gets no gradient from them.
         """
         of_state, of_stack = self(x if self.weight else x.detach())
         if not torch.is_grad_enabled():

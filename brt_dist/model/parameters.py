@@ -47,14 +47,14 @@ def declare(
     multiple: int = 1,
     stacked: tuple[int, int] = (1, 1),
 ) -> None:
-    """Say what `parameter` is a part of.
+    """Declare what `parameter` is a part of.
 
     Args:
         partition_dim: dimension that is split over the tensor parallel ranks; none: every rank holds all of it.
         logical_size: size of that dimension without padding; none: the sum of the parts.
         multiple: the padded parts are multiples of this.
         stacked: (P, R): P matrices in one, alternating along the rows in runs of R rows.  The optimizer treats them
-            as P parameters wherever it looks at more than one element.
+            as P parameters wherever it uses more than one element.
     """
     split = partition_dim is not None
     set_tensor_model_parallel_attributes(parameter, split, partition_dim if split else -1, 1)
@@ -76,7 +76,7 @@ class _Logical:
 
 @dataclass(frozen=True)
 class LogicalParameter(_Logical):
-    """A parameter as the model knows it, and where this rank's part of it lies."""
+    """A parameter as the model knows it, and where this rank's part of it is."""
 
     name: str
     local: nn.Parameter
@@ -136,8 +136,8 @@ def _named(module: nn.Module, prefix: str) -> list[tuple[str, nn.Parameter]]:
     """Names and parameters in the order in which optimizers lay them out.
 
     A module may give its children other names (`logical_names`, "" for none of its own), and name children whose
-    parameters come after everything else of the module around it (`laid_out_last`): both keep names and order, and so
-    the bits of sums over parameters, as runs of earlier versions have them.
+    parameters come after everything else of the parent module (`laid_out_last`): both keep names and order, and so the
+    bits of sums over parameters, as in runs of earlier versions.
     """
     found = [(_join(prefix, name), parameter) for name, parameter in module.named_parameters(recurse=False)]
     names: Mapping[str, str] = getattr(module, "logical_names", {})

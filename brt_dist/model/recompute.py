@@ -1,4 +1,4 @@
-"""What backward computes again instead of keeping it from the forward."""
+"""What the backward pass recomputes instead of keeping from the forward pass."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -12,15 +12,15 @@ Call: TypeAlias = Callable[..., Any]
 
 
 def called(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function and keep its activations for backward."""
+    """Call a function and keep its activations for the backward pass."""
     return function(*arguments)
 
 
 def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a pure function and keep its arguments only; backward runs it again."""
+    """Call a pure function and keep only its arguments; the backward pass runs it again."""
     if not torch.is_grad_enabled():
         return function(*arguments)
-    # masks are keyed, no global generator is drawn from: nothing to restore
+    # masks are keyed and no global generator is used: nothing to restore
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
@@ -35,7 +35,7 @@ class Calls(NamedTuple):
 
 
 def calls(recompute: Recompute) -> Calls:
-    """none: keep all; attention: run mixers again, keep the rest; layer: keep the inputs of layers only."""
+    """none: keep all; attention: rerun mixers, keep the rest; layer: keep only the inputs of layers."""
     return {
         "none": Calls(called, called, called),
         "attention": Calls(called, recomputed, recomputed),

@@ -1,4 +1,4 @@
-"""ReLU between two matrix products, without memory of its own."""
+"""ReLU between two matrix products, without extra memory."""
 
 from typing import Any, cast
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def rectified(x: Tensor) -> Tensor:
-    """max(x, 0), written over `x`; backward writes its gradient over the one that it is given.
+    """max(x, 0), written over `x`; the backward pass writes its gradient over the one that it gets.
 
-    Nobody else may need either: `x` is the result of a matrix product, and the only reader of what is returned is
-    another one, whose gradient is made for nobody but this function.
+    Nothing else may need either: `x` is the result of a matrix product, and the only reader of what is returned is
+    another matrix product, whose gradient is only for this function.
     """
     return cast(Tensor, _Rectified.apply(x))
 

@@ -64,17 +64,17 @@ class RecurrentAttention(WindowAttention):
         return projected
 
     def statistics(self, memories: Sequence[Memory]) -> Iterator[tuple[str, Tensor]]:
-        """Name and values of what is told of the layer, see `RecurrentMixer.statistics`."""
+        """Names and values of the layer's statistics, see `RecurrentMixer.statistics`."""
         for memory in memories:
             yield "state_rms", memory["state"].double()
             yield "state_max", memory["state"].double()
             yield "state_rank", effective_rank(self._whole(memory["state"]))
         for gate, offset in self._gates():
-            # what an LSTM gate keeps of the state depends on its input; this is its share without any
+            # how much an LSTM gate keeps of the state depends on its input; this is its share without any
             yield "kept", torch.sigmoid(gate.detach().double() + offset)
 
     def statistics_parameters(self) -> list[nn.Parameter]:
-        """Parameters that `statistics` reads, to be gathered first where they are sharded."""
+        """Parameters that `statistics` reads; gather them first if they are sharded."""
         return [gate for gate, _ in self._gates()]
 
     def _gates(self) -> Iterator[tuple[nn.Parameter, float]]:
@@ -86,10 +86,10 @@ class RecurrentAttention(WindowAttention):
                 yield parameter, 1.0
 
     def watch(self, tell: Callable[[str, Tensor], None]) -> list[RemovableHandle]:
-        """Tell of every forward, without a gradient, what `RecurrentMixer.watched` declares, until the handles go.
+        """Report what `RecurrentMixer.watched` declares for every forward pass until the handles are removed.
 
         Attention to tokens and attention to states are two softmaxes, so there is no mass that they share; what they
-        share is the output of the layer, so each token tells which part of its length comes from the states.
+        share is the layer's output, so the statistic is the part of each token's length that comes from the states.
         """
 
         def parts(merge: RowLinear, given: tuple[Tensor]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Same:
-    """One tensor, as it is."""
+    """One tensor, unchanged."""
 
     sources: tuple[str, ...]
 

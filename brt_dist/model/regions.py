@@ -1,6 +1,6 @@
 """Entering a tensor parallel region whose ranks do different work on the same input.
 
-Megatron's layers enter a region each by themselves.  A mixer with several maps of one input enters once, and its maps
+Megatron's layers each enter a region separately.  A mixer with several maps of one input enters once, and its maps
 are plain (:class:`RegionLinear`): one collective each way however many maps there are.  With sequence parallel a rank
 enters with its tokens and gets all of them.
 
@@ -33,8 +33,8 @@ def enter(x: Tensor, parallel: ModelParallelConfig) -> Tensor:
 def shared(weight: Tensor, parallel: ModelParallelConfig) -> Tensor:
     """A parameter that every rank of a region holds whole, and applies to its own heads or channels.
 
-    Its gradients are added up, in float32.  Under sequence parallel that is done once for a step, with those of all
-    parameters that are held whole (`sequence.sum_over_ranks`).
+    Its gradients are added up in float32.  Under sequence parallel this happens once per step, for all parameters that
+    are held whole (`sequence.sum_over_ranks`).
     """
     alone = parallel.tensor_model_parallel_size == 1 or parallel.sequence_parallel
     return weight if alone else _CopiedWeight.apply(weight)
@@ -48,7 +48,7 @@ def leave(x: Tensor, parallel: ModelParallelConfig) -> Tensor:
 
 
 def total(x: Tensor, parallel: ModelParallelConfig) -> Tensor:
-    """The sum over all ranks, each of which goes on with it in its own channels."""
+    """The sum over all ranks, each of which uses it in its own channels."""
     return x if parallel.tensor_model_parallel_size == 1 else _Total.apply(x)
 
 
@@ -122,7 +122,7 @@ class _ToTokens(torch.autograd.Function):
 
 
 def _exchanged(x: Tensor) -> Tensor:
-    """Part i of `x` (tp, ...) goes to rank i; the parts that came, by rank."""
+    """Sends part i of `x` (tp, ...) to rank i; returns the received parts, by rank."""
     sent = x.contiguous()
     came = torch.empty_like(sent)
     dist.all_to_all_single(came, sent, group=parallel_state.get_tensor_model_parallel_group())

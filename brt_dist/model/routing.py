@@ -1,9 +1,9 @@
-"""The regulariser of routers: experts that are used equally have the largest entropy (MoEUT, arXiv 2405.16039).
+"""The regulariser of routers: equal use of experts has the largest entropy (MoEUT, arXiv 2405.16039).
 
-Of each stream, the probabilities of the experts are averaged over the tokens of the segment and over all repeats of the
+For each stream, the experts' probabilities are averaged over the tokens of the segment and over all repeats of the
 layer; their negative entropy, times a coefficient, is added to the loss.  It reaches the weights without crossing the
-network: a hidden state of the layer takes its gradient along (:func:`with_loss`), on any pipeline stage.  The loss that
-is reported is that of the tokens alone.
+network: a hidden state of the layer carries its gradient (:func:`with_loss`), on any pipeline stage.  The reported loss
+is that of the tokens alone.
 """
 
 import math
@@ -21,7 +21,7 @@ class Routing:
     """What routers chose in a forward of a micro-batch; the repeats of a layer share it.
 
     Attributes:
-        repeats: how often each layer runs.
+        repeats: how many times each layer runs.
         repeat: which of these runs, from 0.
         share: weight of the mean over the streams of the micro-batch, so that the average over micro-batches and data
             parallel ranks is the mean over all streams.
@@ -34,7 +34,7 @@ class Routing:
     sums: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def regularised(self, y: Tensor, router: str, logits: Tensor, weight: float) -> Tensor:
-        """`y`, which in the last repeat takes the gradient of the regulariser along.
+        """`y`, which in the last repeat also carries the gradient of the regulariser.
 
         Args:
             y: a hidden state that depends on the layer.

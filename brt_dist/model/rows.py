@@ -1,4 +1,4 @@
-"""Where operations on rows (norms, softmax) run as one kernel each, instead of one for each operation of torch."""
+"""Decides where row operations (norms, softmax) run as one kernel each, instead of one kernel per torch operation."""
 
 from functools import cache
 from importlib import import_module
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def fused(x: Tensor) -> Any | None:
-    """`triton_rows`, for tensors on a GPU; None where rows are worked on by torch."""
+    """`triton_rows`, for tensors on a GPU; None if torch handles the rows."""
     return _kernels() if x.is_cuda and x.dtype != torch.float64 else None
 
 

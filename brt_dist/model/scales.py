@@ -1,4 +1,4 @@
-"""The learned length of the queries, one number per head; it stands where others have 1/sqrt(E)."""
+"""The learned length of the queries, one number per head; it replaces the usual 1/sqrt(E)."""
 
 from typing import Literal
 

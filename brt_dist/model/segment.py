@@ -1,6 +1,6 @@
 """Reading a segment: the way through all layers, at once or, with feedback, block by block.
 
-In an encoder-decoder the first layers read a source, and the others, which read the tokens, attend to what they left.
+In an encoder-decoder, the first layers read a source; the others read the tokens and attend to the encoded source.
 """
 
 from collections.abc import Sequence
@@ -104,7 +104,7 @@ def _pass(
 
 
 def _encoded(network: Network, source: Tensor, dropout: Dropout | None) -> Tensor:
-    """The source (b, W) as the encoder leaves it, (M, b, D); shortened between layers as in arXiv 2305.15099."""
+    """The encoded source (b, W) -> (M, b, D); shortened between layers as in arXiv 2305.15099."""
     encoder, window = network.config.encoder, network.config.window
     x, starts = positioned(network.embedding(source)), torch.ones_like(source[:, :1], dtype=torch.bool)
     for index, layer in enumerate(network.layers[: encoder.layers]):

@@ -37,14 +37,14 @@ def linear_of_parts(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def gathered(x: Tensor) -> Tensor:
-    """Positions x (n/tp, ...) of all ranks -> (n, ...).  Without a gradient, as the next."""
+    """Positions x (n/tp, ...) of all ranks -> (n, ...).  Without a gradient, like the next function."""
     whole, sent = _gather(x)
     sent.wait()
     return whole
 
 
 def summed_part(x: Tensor) -> Tensor:
-    """What `sum_to_parts` gives."""
+    """The result of `sum_to_parts`, without a gradient."""
     part, sent = _sum(x)
     sent.wait()
     return part
@@ -104,7 +104,7 @@ class _LinearOfParts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        whole, sent = _gather(x)  # each transfer runs beside the product that does not need it
+        whole, sent = _gather(x)  # each transfer overlaps the product that does not need it
         of_whole = gradient @ weight
         sent.wait()
         of_x, sent = _sum(of_whole)

@@ -90,7 +90,7 @@ class SparseUnits(nn.Module):
         return self._left(read.view(*choice.shape[:-1], -1))
 
     def _left(self, part: Tensor) -> Tensor:
-        """The sum of what all ranks' units give, of this rank's tokens."""
+        """The sum of all ranks' outputs, for this rank's tokens."""
         splits = self._parallel.sequence_parallel
         return (sum_to_parts(part) if splits else reduce_from_tensor_model_parallel_region(part)) + self.bias
 

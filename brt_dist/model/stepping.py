@@ -29,7 +29,7 @@ class Stepping:
 
     def read_block(self, x: Tensor, block: OpenBlock) -> Tensor:
         block["inputs"] = x.transpose(0, 1).contiguous()
-        block["read"] = torch.zeros_like(block["read"])  # how much of x is known shows with the next token
+        block["read"] = torch.zeros_like(block["read"])  # only the next token shows how much of x is known
         block.update({f"now.{name}": value for name, value in _memory(block, "opened.").items()})
         return self._whole(block)[0]
 
@@ -44,7 +44,7 @@ class Stepping:
 
     def close(self, block: OpenBlock) -> Memory:
         now = _memory(block, "now.")
-        behind = block["read"] == 0  # read by `read_block` alone
+        behind = block["read"] == 0  # read only by `read_block`
         if not bool(behind.any()):
             return now
         after = self._whole(block)[1]

@@ -1,4 +1,4 @@
-"""Sums whose weights depend on the distance between two positions alone: by a matrix, or by FFT."""
+"""Sums whose weights depend only on the distance between two positions: with a matrix, or with an FFT."""
 
 import torch
 from torch import Tensor

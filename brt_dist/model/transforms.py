@@ -1,6 +1,6 @@
 """Mixing and shortening sequences by Fourier transforms: FNet (arXiv 2105.03824), Fourier Transformer (2305.15099).
 
-None of this is causal: what comes out at a token depends on all tokens.  Everything is computed in float32 at least.
+None of this is causal: the output at a token depends on all tokens.  Everything is computed in float32 at least.
 """
 
 import math
@@ -17,12 +17,12 @@ def fourier_mixed(x: Tensor) -> Tensor:
 
 
 def fourier_mixed_by_products(x: Tensor, causal: bool = False) -> Tensor:
-    """The same as products of matrices, C_T x C_D - S_T x S_D.
+    """The same with matrix products, C_T x C_D - S_T x S_D.
 
     Args:
         x: (..., T, D).
-        causal: leave out what later tokens give (ours, not in the paper).  That costs T² and depends on where the
-            segment begins, so it has no state to carry.
+        causal: leave out the contributions of later tokens (ours, not in the paper).  That costs T² and depends on
+            where the segment begins, so it has no state to carry.
     """
     wide = widened(x)
     (cos_t, sin_t), (cos_d, sin_d) = (_waves(size, wide) for size in wide.shape[-2:])

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ELEMENTS = 4096  # that a program works on at a time
+ELEMENTS = 4096  # elements that a program works on at a time
 PROGRAMS = 1024  # that share the rows whose gradients are summed
 SOFTMAX = 4096  # columns of a softmax at a time
 

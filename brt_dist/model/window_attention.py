@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ProjectedState(NamedTuple):
-    """A state that enters a block, and what attention makes of it."""
+    """A state that enters a block, and its projections for attention."""
 
     state: Tensor
     """(S, b, D); under sequence parallel this rank's states (S/tp, b, D)"""
@@ -67,7 +67,7 @@ class WindowAttention(nn.Module):
         dropout: Dropout | None,
         fed_back: ProjectedState | None,
     ) -> tuple[list[Tensor], Memory]:
-        """What tokens gather, (b, t, h, W, E) per kind of attention, and what is remembered besides the window."""
+        """What tokens gather, (b, t, h, W, E) per kind of attention, and the memory besides the window."""
         attended = [self.tokens.to_tokens(heads, window, dropout)]
         if fed_back is not None:
             attended.append(self.tokens.to_states(heads, fed_back.keys.unsqueeze(1), fed_back.values.unsqueeze(1)))
@@ -130,7 +130,7 @@ class TokenAttention(nn.Module):
             mask = dropout.attention(heads.values.device, self.model.heads, self.model.window, self.index)
         queries, keys, visible = heads.queries, window.keys, widened(heads.queries.new_zeros(1, 1, self.model.window))
         if self.settings.positions == "rotary":
-            # here and not before, so that the cache and what the states see know nothing of positions
+            # here and not earlier, so that the cache and what the states see contain no positions
             queries, keys = rotated(queries, self.model.window), rotated(keys)
         if self.positions is not None:
             visible = self.scale(self.positions())

@@ -61,7 +61,7 @@ class WindowDecoder:
         visible = position[:, None] + torch.arange(window, device=x.device)
         seen = {name: block[name][streams[:, None], :, visible].transpose(1, 2) for name in ("keys", "values")}
         queries, bias = tokens.scale.queries(queries, is_wide=True), None
-        if tokens.settings.positions == "rotary":  # a product depends on the distance alone
+        if tokens.settings.positions == "rotary":  # a product depends only on the distance
             queries, seen["keys"] = rotated(queries, window), rotated(seen["keys"])
         if tokens.positions is not None:
             bias = tokens.scale(tokens.positions())
@@ -76,9 +76,9 @@ class WindowDecoder:
 
 
 class RecurrentDecoder(WindowDecoder):
-    """Keeps besides what the state that entered the block shows; the state is updated when the block is complete.
+    """Also keeps the projections of the state that entered the block; the state is updated when the block is complete.
 
-    Segments are a matter of training: with `clear_state`, the state is cleared where a document starts, and only there.
+    Segments exist only in training: with `clear_state`, the state is cleared only where a document starts.
     """
 
     def __init__(self, mixer: "RecurrentAttention") -> None:

@@ -50,7 +50,7 @@ class Adafactor(OptimizerKind):
         return 4 * min(at_once, largest)
 
     def build(self, parameters: "Sequence[LogicalParameter]", sharding: Sharding) -> "torch.optim.Optimizer":
-        """It sums over rows, columns and whole matrices, so it is told who holds the other parts."""
+        """It sums over rows, columns and whole matrices, so it must know which ranks hold the other parts."""
         from brt_dist.optim.adafactor_update import AdafactorUpdate
 
         return AdafactorUpdate(

@@ -5,7 +5,7 @@ of 1, rate multiplied by the parameter's RMS, first moment (0.9) of the scaled u
 
 Row and column statistics and the RMS values belong to the whole matrix, but a rank holds only a part of it: a slice by
 tensor parallelism, and of that a contiguous flat range by ZeRO.  So each rank adds up what it has, and the sums of all
-parameters are reduced together: two all-reduces for an update, one of the statistics of gradients and weights, one of
+parameters are reduced together: two all-reduces per update, one for the statistics of gradients and weights, one for
 the RMS of the updates, which depend on the former.
 
 All parameters are one group, laid end to end by ZeRO and cut into equal ranges.  (Not one group each: DeepSpeed reduces
@@ -123,7 +123,7 @@ class AdafactorUpdate(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every parameter.  Collective: all ranks that share parameters step together.
 
-        The directions are computed twice, because keeping them would take the memory of all gradients again.
+        The directions are computed twice, because keeping them would take as much memory as all gradients.
         """
         (group,) = self.param_groups
         pieces = self._pieces(group["params"])
@@ -166,10 +166,10 @@ class AdafactorUpdate(torch.optim.Optimizer):
         return pieces
 
     def _blank_sums(self, device: torch.device) -> tuple[Tensor, list[_Sums]]:
-        """One buffer with room for the sums of all parameters, and this rank's part of each as views of it.
+        """One buffer with room for the sums of all parameters, and views of it for this rank's part of each.
 
-        What tensor parallelism splits has a place for every rank's part, so that adding up the buffers of all ranks
-        puts the parts side by side and sums the rest.
+        Split sums have a place for every tensor parallel rank's part, so that adding up the buffers of all ranks puts
+        the parts side by side and sums the rest.
         """
         ranks, rank = self._sharding.tensor, self._sharding.tensor_rank
         sizes: list[int] = []
@@ -241,7 +241,7 @@ class AdafactorUpdate(torch.optim.Optimizer):
         return part.smallest_side >= self._factor_from
 
     def _contributes(self, piece: _Piece) -> bool:
-        """Of what every tensor parallel rank holds whole, only the first adds its sums."""
+        """Only the first tensor parallel rank adds sums of parameters that every rank holds whole."""
         return piece.range.part.split is not None or self._sharding.tensor_rank == 0
 
     def _reduce(self, sums: Tensor) -> None:

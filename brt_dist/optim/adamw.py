@@ -34,7 +34,7 @@ class AdamW(Elementwise):
         return 0 if is_fused else at_once
 
     def build(self, parameters: "Sequence[LogicalParameter]", sharding: Sharding) -> "torch.optim.Optimizer":
-        """Torch's: on a CPU it reads and writes each element once, elsewhere one kernel steps many tensors."""
+        """Torch's AdamW: on a CPU it reads and writes each element once, elsewhere one kernel steps many tensors."""
         import torch
 
         is_on_cpu = all(parameter.local.device.type == "cpu" for parameter in parameters)

@@ -1,6 +1,6 @@
 """What an optimizer declares: its config keys, its state for a parameter, and the ZeRO stages that it supports.
 
-An optimizer is a section of the config with these declarations.  Rules, plan, checkpoints and the engine read them
+An optimizer is a section of the config with these declarations.  Rules, plan, checkpoints and the engine use them
 instead of knowing optimizers by name, so one file and one line in `kinds.py` add an optimizer.  The file does not
 import torch, because the launcher and the plan read it without torch.
 """
@@ -142,7 +142,7 @@ class OptimizerKind(Section, ABC):
     clip_norm: PositiveFloat | None = Field(1.0, description="clip gradients to this global norm; unset: no clipping")
 
     is_elementwise: ClassVar[bool] = False
-    """whether each element is updated by that element alone, on the host as well, and in whatever groups"""
+    """whether each element's update depends only on that element, on the host as well, and in any grouping"""
     refused_zero_stages: ClassVar[Mapping[int, str]] = {}
     """ZeRO stages that it does not support, each with the reason, as the end of a sentence"""
 
@@ -171,7 +171,7 @@ class OptimizerKind(Section, ABC):
         Args:
             at_once: elements that it may step at once: a group of parameters, or ZeRO's flat range of one.
             largest: elements of the largest parameter.
-            is_fused: whether torch's own optimizers make none.
+            is_fused: whether torch's own optimizers need none.
         """
         return at_once
 

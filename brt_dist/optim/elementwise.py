@@ -1,6 +1,6 @@
-"""Optimizers that step each element of a parameter by that element alone, so that any cut of it works.
+"""Optimizers whose step of an element depends only on that element, so that parameters can be cut anywhere.
 
-Such a kind names what it remembers and says in `update` how an element moves; that is all.
+Such a kind only names its state and says in `update` how an element moves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class Elementwise(OptimizerKind):
     """what it remembers of each element, zero at first"""
 
     def state_fields(self, part: LocalMatrix) -> tuple[StateField, ...]:
-        """Those of `state_names`, all laid out as the parameter."""
+        """The state in `state_names`, all laid out like the parameter."""
         return tuple(StateField(name) for name in self.state_names)
 
     def update(

@@ -1,7 +1,7 @@
 """Learning rate as a function of the number of the step.
 
-Of the step, not of the update: a step that is left out (its gradient was not finite, or adjustments.json skips it)
-moves the schedule on like any other, so the rate of step N is known before the run and is the same after a resume.
+Of the step, not of the update: a step without an update (its gradient was not finite, or adjustments.json skips it)
+advances the schedule like any other, so the rate of step N is known before the run and is the same after a resume.
 """
 
 import math
@@ -22,7 +22,7 @@ def learning_rate(step: int, total: int, config: OptimizerKind) -> float:
         config: peak, warm-up and schedule.
 
     Returns:
-        The rate, before what adjustments.json multiplies it with.
+        The rate, before the factor in adjustments.json.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     if step < warmup:

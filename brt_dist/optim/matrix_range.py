@@ -10,7 +10,7 @@ from brt_dist.optim.base import LocalMatrix
 
 
 class MatrixRange:
-    """A contiguous range of a rank's matrix: the rows that it touches, of which the first and the last may be cut.
+    """A contiguous range of a rank's matrix: the rows that it touches; the first and the last may be partial.
 
     Values of the range are flat tensors (count,).  Sums are those of the range alone, with zeros where it does not
     reach.  No result depends on the order in which a device runs its threads.
@@ -74,7 +74,7 @@ class MatrixRange:
         return slice(self._first, self._first + self._number)
 
     def _whole(self, flat: Tensor, before: int = 0, after: int = 0) -> Tensor:
-        """The touched rows, with so many rows of zeros before and after them: (number of rows, columns)."""
+        """The touched rows, with rows of zeros before and after them: (number of rows, columns)."""
         columns = self.part.columns
         head = self._head + before * columns
         tail = (self._number + after) * columns - self._head - self._count

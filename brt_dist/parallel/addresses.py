@@ -1,4 +1,4 @@
-"""At which address the ranks on other nodes reach this node, and over which interface."""
+"""The address at which ranks on other nodes reach this node, and the interface."""
 
 import os
 import socket
@@ -7,8 +7,8 @@ import socket
 def address_of_node() -> str:
     """This node's address, at which the ranks on other nodes reach it.
 
-    That of the interface in GLOO_SOCKET_IFNAME if it is set; else the one from which packets to rank 0 (MASTER_ADDR)
-    leave; without either this is a world of one node, and it is the loopback.
+    The address of the interface in GLOO_SOCKET_IFNAME if it is set; else the one from which packets to rank 0
+    (MASTER_ADDR) leave; without either, the world has one node and it is the loopback.
     """
     interface, first = os.environ.get("GLOO_SOCKET_IFNAME"), os.environ.get("MASTER_ADDR")
     for name, host in _addresses() if interface else ():
@@ -23,9 +23,9 @@ def address_of_node() -> str:
 
 
 def let_gloo_follow() -> None:
-    """Have gloo use the interface of that address, unless GLOO_SOCKET_IFNAME says which.
+    """Make gloo use the interface of that address, unless GLOO_SOCKET_IFNAME names one.
 
-    By itself it takes the one that the host name resolves to, which other nodes may not reach.
+    By default it takes the one that the host name resolves to, which other nodes may not reach.
     """
     if "GLOO_SOCKET_IFNAME" in os.environ or "MASTER_ADDR" not in os.environ:
         return
@@ -37,7 +37,7 @@ def let_gloo_follow() -> None:
 
 
 def _addresses() -> list[tuple[str, str]]:
-    """Interface and address of everything that this node can be reached at; IPv4 first."""
+    """All interfaces and addresses of this node; IPv4 first."""
     import psutil
 
     found = [

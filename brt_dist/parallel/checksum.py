@@ -1,4 +1,4 @@
-"""Checksums of tensors by their bits, of which those of adjoining parts add up to that of the whole."""
+"""Checksums of tensors by their bits; the checksums of adjoining parts add up to that of the whole."""
 
 import hashlib
 

@@ -1,12 +1,12 @@
 """What all ranks agree on between backward and update: one small tensor, which the host reads once.
 
-Each rank sums loss and norm by itself, and nobody promises that the sums are equal to the bit on all of them.  Where
-something is decided by them (to leave an update out, to end a diverged run), all ranks must see one number, so they
-take the largest.
+Each rank sums loss and norm by itself, and nothing guarantees that the sums are equal bit for bit on all of them.  For
+decisions that depend on them (to skip an update, to end a diverged run), all ranks must see one number, so they take
+the largest.
 
-DeepSpeed judges gradients by their norm.  That is blind on one side: of a weight that every tensor parallel rank has (a
-norm's scale, say), only the first rank's gradient goes into the norm, and a rank with a faulty one would update its
-copy, which from then on is another.  So every rank also looks at its own gradients as they are made.
+DeepSpeed judges gradients by their norm, which misses something: for a weight that every tensor parallel rank holds (a
+norm's scale, say), only the first rank's gradient counts in the norm, so a rank with a faulty gradient would update its
+copy, which then differs from the others.  So every rank also checks its own gradients as they are computed.
 """
 
 import math
@@ -36,12 +36,12 @@ class StepResult:
 
     @property
     def is_finite(self) -> bool:
-        """Whether loss and norm are.  If not, the update was left out and the memory is unchanged."""
+        """Whether loss and norm are finite.  If not, the update was skipped and the memory is unchanged."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 class Control:
-    """Looks at the gradients of this rank while backward makes them, and agrees with the other ranks.
+    """Checks the gradients of this rank as the backward pass computes them, and agrees with the other ranks.
 
     Args:
         parameters: of this rank.
@@ -54,7 +54,7 @@ class Control:
         self._hooks = [p.register_hook(self._look) for p in parameters if p.requires_grad]
 
     def close(self) -> None:
-        """Let go of the parameters."""
+        """Release the parameters."""
         for hook in self._hooks:
             hook.remove()
 
@@ -88,5 +88,5 @@ class Control:
         )
 
     def _look(self, gradient: Tensor) -> None:
-        # summed in fp32: a large sum of a low precision would not be finite by itself
+        # summed in fp32: a large sum in low precision could overflow
         self._mark += gradient.sum(dtype=torch.float32) * 0

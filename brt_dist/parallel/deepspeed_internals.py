@@ -1,4 +1,4 @@
-"""Everything that we use of DeepSpeed and that it does not document.  No other file may.
+"""All undocumented parts of DeepSpeed that we use.  No other file may use any.
 
 An upgrade of DeepSpeed may rename any of it.  tests/unit/parallel/test_internals.py builds real engines and names each
 attribute, so it is the test to run first after an upgrade, and this is the file to change.
@@ -49,8 +49,8 @@ def import_deepspeed() -> None:
 def quiet() -> None:
     """Keep DeepSpeed from printing hundreds of lines on every rank when it starts.
 
-    Some report memory (`MA 0.1 GB Max_MA ...`), whatever the level of its logger, and collect garbage for that, which
-    takes a second of each start; its modules have the function that does so under their own names.
+    Some lines report memory (`MA 0.1 GB Max_MA ...`), whatever its logger's level, after a garbage collection that
+    takes a second of each start; its modules hold the function that does so under their own names.
     """
     import deepspeed
     import deepspeed.runtime.bf16_optimizer
@@ -62,14 +62,14 @@ def quiet() -> None:
 
 
 def _say_nothing(message: str, force: bool = False) -> None:
-    """In place of `see_memory_usage`: events say what a rank holds."""
+    """Replaces `see_memory_usage`: events say what a rank holds."""
 
 
 def skip_compiled_kernels() -> None:
     """Tell DeepSpeed that no compiled kernel is wanted (on a CPU).
 
     It would compile a shared-memory all-reduce that only inference uses.  That takes a minute and needs a compiler on
-    every node, and a build that is killed leaves a lock on which all later starts wait for ever.
+    every node, and a killed build leaves a lock on which all later starts wait forever.
     """
     import_deepspeed()
     import deepspeed.ops
@@ -114,17 +114,17 @@ def groups_on_axis(topology: Any, axis: str) -> list[list[int]]:
 
 
 def collectives() -> Iterator[tuple[Any, str]]:
-    """Owner and name of the copies that DeepSpeed keeps of torch's collectives."""
+    """Owner and name of DeepSpeed's own references to torch's collectives."""
     from deepspeed.comm import comm
 
     return ((comm.cdb, name) for name in ("all_gather_function", "reduce_scatter_function"))
 
 
 def before_update(engine: Any, action: Callable[[], None]) -> Callable[[], None]:
-    """Have `action` called before each optimizer update of an engine, when gradients are reduced.
+    """Call `action` before each optimizer update of an engine, once gradients are reduced.
 
     Returns:
-        What undoes it.
+        A function that undoes it.
     """
     update = engine._take_model_step
 
@@ -140,7 +140,7 @@ def before_update(engine: Any, action: Callable[[], None]) -> Callable[[], None]
 
 
 def silence_timers(engine: Any) -> None:
-    """Keep an engine from timing itself: its pipeline would keep two events of each step for ever."""
+    """Keep an engine from timing itself: its pipeline would keep two events of each step forever."""
     from deepspeed.utils.timer import NoopTimer
 
     engine.timers = NoopTimer()
@@ -158,7 +158,7 @@ def skip_loss(engine: Any) -> None:
 
 
 def takes_apart(settings: Any, dtype: Any, groups: Any) -> Callable[[Module], None]:
-    """A function for ZeRO-3 that takes a module apart as soon as it is built: no rank ever holds the whole model.
+    """A function for ZeRO-3 that partitions a module as soon as it is built: no rank ever holds the whole model.
 
     Args:
         settings: DeepSpeed's config.
@@ -167,7 +167,7 @@ def takes_apart(settings: Any, dtype: Any, groups: Any) -> Callable[[Module], No
     """
     from deepspeed import zero
 
-    first: list[Any] = []  # the first weight: all others go the same way
+    first: list[Any] = []  # the first weight: all others are handled the same way
 
     def take_apart(module: Module) -> None:
         weights = list(module.to(dtype).parameters())
@@ -182,13 +182,13 @@ def takes_apart(settings: Any, dtype: Any, groups: Any) -> Callable[[Module], No
 
 
 def shard(parameter: Tensor) -> Tensor:
-    """What forward reads of a parameter on this rank: all of it, or under ZeRO-3 a flat shard."""
+    """The values of a parameter on this rank that the forward pass uses: all, or under ZeRO-3 a flat shard."""
     held: Tensor = getattr(parameter, "ds_tensor", parameter)
     return held
 
 
 def whole_size(parameter: Tensor) -> int:
-    """Number of elements, also of a parameter that ZeRO-3 has taken apart."""
+    """Number of elements, also of a parameter that ZeRO-3 has partitioned."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
@@ -211,7 +211,7 @@ def master_values(zero: Any, stage: int, parameter: Tensor, flats: Sequence[Tens
 
 
 def renew_working_weights(zero: Any, stage: int, parameters: Iterable[Tensor], data_rank: int) -> None:
-    """Set what forward reads from the master values, which were set by hand.  Collective.
+    """Set the forward pass's values from the master values, which were set by hand.  Collective.
 
     Args:
         zero: DeepSpeed's optimizer.
@@ -229,7 +229,7 @@ def renew_working_weights(zero: Any, stage: int, parameters: Iterable[Tensor], d
 
 
 def gather_persistent_parameters(zero: Any) -> None:
-    """Renew the small parameters that ZeRO-3 keeps whole on every rank, from their shards.  Collective.
+    """Refresh the small parameters that ZeRO-3 keeps whole on every rank, from their shards.  Collective.
 
     Before the first forward there are none to renew; if they were gathered then, DeepSpeed would lose track of them.
     """
@@ -248,7 +248,7 @@ def release_graph(engine: Any) -> None:
 
 
 def restore_linear() -> None:
-    """Undo what ZeRO-3 does to `torch.nn.functional.linear` of the whole process, for good."""
+    """Undo ZeRO-3's change to the process's `torch.nn.functional.linear`, for good."""
     from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Patched
     from torch.nn import functional
 

@@ -43,11 +43,11 @@ class Device:
 
     @property
     def name(self) -> str:
-        """As the driver gives it; "cpu" for a CPU."""
+        """Name reported by the driver; "cpu" for a CPU."""
         return torch.cuda.get_device_name(self.index) if self.kind == "cuda" else "cpu"
 
     def synchronize(self) -> None:
-        """Wait for queued work, so that a clock read afterwards means something."""
+        """Wait for queued work, so that a clock read afterwards is meaningful."""
         if self.kind == "cuda":
             torch.cuda.synchronize(self.index)
 
@@ -60,7 +60,7 @@ class Device:
         return time.perf_counter()
 
     def queue(self) -> int:
-        """The queue that work is given to at present: a number; 0 on a CPU, which has none."""
+        """The number of the current work queue; 0 on a CPU, which has none."""
         return torch.cuda.current_stream(self.index).cuda_stream if self.kind == "cuda" else 0
 
     def seconds_between(self, begin: Any, end: Any) -> float:
@@ -68,7 +68,7 @@ class Device:
         return begin.elapsed_time(end) / 1000 if self.kind == "cuda" else end - begin
 
     def memory_bytes(self) -> int:
-        """Memory that the device has; of a CPU all of the machine."""
+        """Memory of the device; for a CPU, all of the machine's."""
         if self.kind == "cuda":
             return int(torch.cuda.get_device_properties(self.index).total_memory)
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -82,12 +82,12 @@ class Device:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def transfers(self) -> "Transfers":
-        """Copies to and from host memory, in a queue of their own."""
+        """Copies to and from host memory, in a separate queue."""
         return Transfers(self)
 
 
 class Transfers:
-    """Copies between device and host, in order, beside the work of the device.  On a CPU they are made at once.
+    """Copies between device and host, in order, overlapping the work of the device.  On a CPU they happen at once.
 
     A copy begins when the work that was queued before it is done.
     """
@@ -110,7 +110,7 @@ class Transfers:
                 self._keep(source)
 
     def to_device(self, sources: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
-        """Copies on the device, and what to give to :meth:`await_arrival` before they are used."""
+        """Copies on the device, and what to pass to :meth:`await_arrival` before using them."""
         if self._stream is None:
             return {name: source.clone() for name, source in sources.items()}, None
         copies = {name: torch.empty_like(source, device=self._device.torch) for name, source in sources.items()}
@@ -121,7 +121,7 @@ class Transfers:
             return copies, self._stream.record_event()
 
     def await_arrival(self, arrival: Any) -> None:
-        """Let the work that the device is given from now on wait for a copy."""
+        """Make work that is queued on the device from now on wait for a copy."""
         if arrival is not None:
             torch.cuda.current_stream(self._device.torch).wait_event(arrival)
 
@@ -131,7 +131,7 @@ class Transfers:
             self._stream.synchronize()
 
     def _keep(self, tensor: Tensor) -> None:
-        """Do not let the memory of a tensor be used again before the copies queued so far are done."""
+        """Keep the memory of a tensor from being reused before the copies queued so far are done."""
         if self._stream is not None and tensor.is_cuda:
             tensor.record_stream(self._stream)
 
@@ -168,7 +168,7 @@ def choose(kind: str, local_rank: int) -> Device:
                 "Start at most one rank per GPU, or set run.device=cpu."
             )
         torch.cuda.set_device(local_rank)
-        torch.backends.cudnn.allow_tf32 = False  # float32 means float32; for matrix products it is torch's default
+        torch.backends.cudnn.allow_tf32 = False  # no TF32; for matrix products that is torch's default
     os.environ["DS_ACCELERATOR"] = kind
     os.environ.setdefault("LOCAL_RANK", str(local_rank))  # DeepSpeed requires it
     if kind == "cpu":
@@ -180,8 +180,8 @@ def choose(kind: str, local_rank: int) -> Device:
 def keep_freed_memory() -> None:
     """Have the C library reuse freed memory, however large the pieces, instead of returning it to the system.
 
-    Every step makes the same large tensors again.  By default glibc asks the system for each and gives it back, and the
-    system clears every page of it: a tenth of a step's time.  Other C libraries are left as they are.
+    Every step allocates the same large tensors again.  By default glibc requests each from the system and returns it,
+    and the system clears every page: a tenth of a step's time.  Other C libraries are left unchanged.
     """
     allocator = getattr(ctypes.CDLL(None), "mallopt", None)
     if allocator is not None:

@@ -1,4 +1,4 @@
-"""Which kind of device a run uses: decided once for all ranks.  Imports torch only where a rank asks it."""
+"""Decides, once for all ranks, which kind of device a run uses.  Imports torch only where a rank needs it."""
 
 import json
 import socket
@@ -71,7 +71,7 @@ def device_for_all(wanted: str, nodes: Sequence[NodeDevices], needed: int | None
 
 
 def without_cuda(wanted: str) -> DeviceChoice | None:
-    """CPUs, if a run stays on this machine and torch here cannot use GPUs; None if it can, or none is wanted.
+    """CPUs, if a run stays on this machine and torch here cannot use GPUs; None if it can, or if no GPU is wanted.
 
     Raises:
         PlatformError: `wanted` is cuda.
@@ -115,7 +115,7 @@ def agree_on_device(wanted: str, rank: int, world_size: int, local_rank: int, st
 
 
 def _decided(wanted: str, seen: Sequence[tuple[str, bool]]) -> str:
-    """The decision as JSON, from host and whether there is a GPU of each rank."""
+    """The decision as JSON, from each rank's host and whether it has a GPU."""
     hosts: dict[str, list[bool]] = {}
     for host, has_gpu in seen:
         hosts.setdefault(host, []).append(has_gpu)

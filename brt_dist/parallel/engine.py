@@ -64,7 +64,7 @@ class StepInput:
         mask: (b, N) bool, positions with a target; None on stages that read no data.
         loss_tokens: tokens with a target in the whole global batch.
         source: (b, N) int64, what the encoder of an encoder-decoder reads; None for other models.
-        labels: (b, N, 2 + slots) int64, what an oracle tells of each token (see `Examples`); None for other models.
+        labels: (b, N, 2 + slots) int64, what an oracle says about each token (see `Examples`); None for other models.
         labelled: tokens with labels in the whole global batch.
     """
 
@@ -80,10 +80,10 @@ class StepInput:
 
 
 class Observer(Protocol):
-    """Looks at an evaluation step on the last stage, in the order of the micro-batches."""
+    """Observes an evaluation step on the last stage, in the order of the micro-batches."""
 
     wants_logits: ClassVar[bool]
-    """whether it is given logits, or else nats"""
+    """whether it gets logits; otherwise it gets nats"""
 
     def __call__(self, micro_batch: int, scores: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """Sum of nats of a micro-batch.
@@ -100,7 +100,7 @@ Asked: TypeAlias = Callable[[], bool]
 
 
 def never() -> bool:
-    """Nobody asks to stop."""
+    """No rank asks to stop."""
     return False
 
 
@@ -110,7 +110,7 @@ class Engine(ABC):
     The weights are whatever was in memory until :meth:`draw` or :meth:`load`.
 
     Args:
-        groups: given to DeepSpeed; None where it makes its own.
+        groups: passed to DeepSpeed; None if it makes its own.
     """
 
     stage: WholeModel | PipelineStage
@@ -130,7 +130,7 @@ class Engine(ABC):
         self.stage = stage
         self.mask_version: MaskVersion = MASK_VERSION
         self._context = context
-        self._observer: Observer | None = None  # of the evaluation step under way
+        self._observer: Observer | None = None  # of the current evaluation step
         self._observed = 0  # micro-batches of it
         self.parameters = [p for name, module in stage.logical_modules() for p in logical_parameters(module, name)]
         self.optimizer = config.optimizer.build(self.parameters, sharding(config, layout))
@@ -144,7 +144,7 @@ class Engine(ABC):
         self._whole = [p for p in self.parameters if p.partition_dim is None] if splits_sequence else []
         self._unguard = before_update(self._deepspeed, self._agree)
         self._asked: Asked = never
-        self._result = StepResult(0.0, 0.0)  # of the step under way, once all ranks have agreed
+        self._result = StepResult(0.0, 0.0)  # of the current step, once all ranks have agreed
         self._state = RankState(config, layout, self.parameters, self.optimizer, self._deepspeed)
         # DeepSpeed has cast the module: memory takes its types from it
         on_host = config.parallel.stream_memory == "host"
@@ -163,11 +163,11 @@ class Engine(ABC):
     def train_step(self, step: StepInput, learning_rate: float, asked: Asked = never) -> StepResult:
         """Forward and backward of all micro-batches, one update, and the commit of the memory.  Collective.
 
-        Before the update all ranks agree on the result.  If loss or gradient are not finite on any of them, all leave
-        the update out and discard the memory.
+        Before the update all ranks agree on the result.  If loss or gradient are not finite on any of them, all skip
+        the update and discard the memory.
 
         Args:
-            asked: whether this rank was asked to stop; looked at when the ranks agree.
+            asked: whether this rank was asked to stop; read when the ranks agree.
         """
         set_learning_rate(self.optimizer, learning_rate)
         self._observer, self._asked = None, asked
@@ -206,7 +206,7 @@ class Engine(ABC):
 
     @property
     def carries_memory(self) -> bool:
-        """Whether any layer of the model, on whatever rank, carries memory from step to step."""
+        """Whether any layer of the model, on any rank, carries memory from step to step."""
         model = self.config.model
         return any(model.mixer_of(layer).memory(model) for layer in range(model.layers))
 
@@ -225,7 +225,7 @@ class Engine(ABC):
         return self._state.pieces(self.memory)
 
     def draw(self) -> None:
-        """Give the weights their initial values, which depend on `run.seed` and their names alone.  Collective."""
+        """Give the weights their initial values, which depend only on `run.seed` and their names.  Collective."""
         self._state.draw(self.config.run.seed)
 
     def load(self, read: Read, updates: int) -> None:
@@ -246,7 +246,7 @@ class Engine(ABC):
             return {p.name: p.local.detach().clone() for p in self.parameters}
 
     def held_weights(self) -> Iterator[HeldWeight]:
-        """What this rank holds of the weights, as copies are compared."""
+        """What this rank holds of the weights, for comparing copies."""
         return self._state.held_weights()
 
     def close(self) -> None:
@@ -265,7 +265,7 @@ class Engine(ABC):
 
         def dropout(i: int) -> Dropout | None:
             if not training:
-                return None  # at rate 0 it drops nothing, but tells layers that they train, and keys what they draw
+                return None  # at rate 0 it drops nothing, but tells layers that they train, and keys their random draws
             # the keys of the masks count steps from 0
             mine = streams[i * size : (i + 1) * size]
             # DeepSpeed averages over micro-batches and data parallel ranks; idle ones belong to no stream
@@ -320,7 +320,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _batch_loss(self) -> Tensor | None:
-        """Mean loss of the global batch after its backward, on the device; None on ranks that do not know it."""
+        """Mean loss of the global batch after its backward pass, on the device; None on ranks that do not know it."""
 
     @abstractmethod
     def _evaluate(self, step: StepInput) -> float: ...
@@ -411,7 +411,7 @@ def build_engine(config: Config, layout: Layout, device: Device, *, blank: bool 
 def _initialize(stage: Any, optimizer: torch.optim.Optimizer, config: Config, groups: MegatronGroups | None) -> Any:
     settings, zero = deepspeed_config(config), "zero_optimization"
     if config.parallel.zero_stage < 3:
-        # DeepSpeed allocates whole buckets, and a bucket larger than all weights is never full
+        # DeepSpeed allocates whole buckets, and a bucket larger than all weights never fills
         elements = sum(weight.numel() for weight in stage.parameters())
         settings[zero]["reduce_bucket_size"] = min(settings[zero]["reduce_bucket_size"], elements)
     engine, *_ = deepspeed.initialize(

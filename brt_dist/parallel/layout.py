@@ -100,7 +100,7 @@ class Layout:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """The stream of each row of this rank's micro-batches; rows of an idle one have numbers that no stream has."""
+        """The stream of each row of this rank's micro-batches; rows of an idle one have numbers of no stream."""
         idle = self.micro_batches * self.micro_batch - len(self.local_streams)
         return (*self.local_streams, *range(self.streams, self.streams + idle))
 
@@ -120,7 +120,7 @@ class MegatronGroups:
 
 
 def meet(layout: Layout, timeout_seconds: float) -> Any:
-    """Meet the other ranks at MASTER_ADDR and MASTER_PORT; returns the store that all share.
+    """Join the other ranks at MASTER_ADDR and MASTER_PORT; returns the store that all share.
 
     Raises:
         ConfigError: the number of started ranks differs from the layout's.
@@ -141,7 +141,7 @@ def initialize(layout: Layout, device: Device, timeout_seconds: float = 600.0, s
         layout: of this rank.
         device: of this rank.
         timeout_seconds: of the rendezvous, and of collectives until `limit_waiting`.
-        store: from `meet`, for the rendezvous; None: meet here.
+        store: from `meet`, for the rendezvous; None: call `meet` here.
 
     Raises:
         ConfigError: the number of started ranks differs from the layout's.
@@ -167,7 +167,7 @@ def initialize(layout: Layout, device: Device, timeout_seconds: float = 600.0, s
 
 
 def sharding(config: Config, layout: Layout) -> Sharding:
-    """How tensor parallelism and ZeRO cut the parameters of this rank."""
+    """How tensor parallelism and ZeRO split the parameters of this rank."""
     is_flat = config.parallel.zero_stage > 0
     if is_flat:
         group = parallel_state.get_tensor_and_data_parallel_group()

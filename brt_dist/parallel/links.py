@@ -1,8 +1,8 @@
-"""Links between ranks for data in host memory, made when first used, beside the process groups of training.
+"""Links between ranks for data in host memory, made on first use, separate from the process groups of training.
 
-A process group of all ranks has a connection between every two of them, and its limit on waiting is that of training's
-collectives.  Here a rank connects to those that it sends to and to no other, and the limit is its own.  Each connection
-goes one way and begins with a secret, which its receiver chose and told the other ranks.
+A process group of all ranks has a connection between every two of them, and its timeout is that of training's
+collectives.  Here a rank connects only to the ranks that it sends to, and the timeout is separate.  Each connection
+goes one way and begins with a secret, which its receiver chose and sent to the other ranks.
 """
 
 import secrets
@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 _BACKLOG = 1024  # connections that may wait to be accepted
-_GREETING_SECONDS = 10.0  # to say who one is
+_GREETING_SECONDS = 10.0  # to identify oneself
 _SECRET = 16  # bytes
 _RANK = 4  # bytes
 _LENGTH = 8  # bytes
@@ -64,11 +64,11 @@ class Links:
 
     @property
     def connections(self) -> int:
-        """Connections of this rank that exist, both ways."""
+        """Number of this rank's open connections, both ways."""
         return len(self._outgoing) + len(self._incoming)
 
     def send(self, data: memoryview | bytes, receiver: int) -> None:
-        """Send `data`; returns when it is on its way.  The receiver must ask for as many bytes."""
+        """Send `data`; returns when it is on its way.  The receiver must ask for the same number of bytes."""
         try:
             if receiver not in self._outgoing:
                 self._outgoing[receiver] = self._connect(self._others[receiver])
@@ -100,7 +100,7 @@ class Links:
         return data.decode()
 
     def close(self) -> None:
-        """Close all connections, and listen no more."""
+        """Close all connections, and stop listening."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._listener.close()
@@ -129,7 +129,7 @@ class Links:
                 self._arrived.notify_all()
 
     def _greeted(self, connection: socket.socket) -> int | None:
-        """The rank that a new connection is from; None if it does not know the secret."""
+        """The rank at the other end of a new connection; None if it does not know the secret."""
         greeting = bytearray(_SECRET + _RANK)
         try:
             connection.settimeout(_GREETING_SECONDS)

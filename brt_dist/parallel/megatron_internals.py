@@ -1,11 +1,11 @@
-"""Everything that we use of Megatron and that it does not document.  No other file may; see deepspeed_internals."""
+"""All undocumented parts of Megatron that we use.  No other file may use any; see deepspeed_internals."""
 
 from collections.abc import Iterator
 from typing import Any
 
 
 def collectives() -> Iterator[tuple[Any, str]]:
-    """Owner and name of the copies that Megatron keeps of torch's collectives."""
+    """Owner and name of Megatron's own references to torch's collectives."""
     from megatron.core.tensor_parallel import layers, mappings
 
     return iter(

@@ -1,8 +1,8 @@
 """Where the memory of streams is kept while its micro-batch is not in flight: on the device, or in host memory.
 
-In host memory it costs no device memory but that of a few micro-batches: the next one's is brought while the one
-before computes, and what a forward wrote goes back while the next one computes.  Values are copied, so they are the
-same to the bit.
+In host memory it takes device memory for only a few micro-batches: the next one's is fetched while the one before
+computes, and what a forward pass wrote goes back while the next one computes.  Values are copied, so they stay the same
+bit for bit.
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +29,7 @@ class MemoryPlace(ABC):
 
     @abstractmethod
     def prefetch(self, key: Key, kept: Memory) -> None:
-        """Start to bring kept memory to the device."""
+        """Start to fetch kept memory to the device."""
 
     @abstractmethod
     def fetch(self, key: Key, kept: Memory) -> Memory:
@@ -37,7 +37,7 @@ class MemoryPlace(ABC):
 
     @abstractmethod
     def free(self, kept: Mapping[Key, Memory]) -> None:
-        """These are not needed any more."""
+        """Release memory that is no longer needed."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -64,7 +64,7 @@ class OnDevice(MemoryPlace):
 
 
 class OnHost(MemoryPlace):
-    """Keeps copies in host memory, in buffers that are used again: two for each key, once both slots were written.
+    """Keeps copies in host memory, in buffers that are reused: two for each key, once both slots were written.
 
     Args:
         transfers: of the device.
@@ -73,7 +73,7 @@ class OnHost(MemoryPlace):
     def __init__(self, transfers: Transfers) -> None:
         self._transfers = transfers
         self._free: dict[Key, Memory] = {}
-        self._coming: dict[Key, tuple[Memory, Memory, Any]] = {}  # what is brought, on the device, when it is there
+        self._coming: dict[Key, tuple[Memory, Memory, Any]] = {}  # what was fetched, on the device, once it is there
 
     def keep(self, key: Key, memory: Memory, before: Memory | None) -> Memory:
         buffers = before or self._free.pop(key, None)

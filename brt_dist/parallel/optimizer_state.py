@@ -1,7 +1,7 @@
-"""The optimizer's state as pieces of logical tensors: what it knows of each parameter, wherever ZeRO has put it.
+"""The optimizer's state as pieces of logical tensors: its state for each parameter, wherever ZeRO has put it.
 
-Names: `optimizer/PARAMETER/FIELD`, with the fields that the kind of optimizer declares.  The number of updates is one
-number for all.
+Names: `optimizer/PARAMETER/FIELD`, with the fields that the kind of optimizer declares.  All parameters share one
+number of updates.
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,7 +57,7 @@ class OptimizerState:
         return max((int(state["step"]) for state in self._optimizer.state.values() if "step" in state), default=0)
 
     def prepare(self, fragments: Sequence[Fragment], updates: int) -> None:
-        """Make the state as it is after `updates` updates, with blank tensors: :meth:`pieces` then has all of them.
+        """Create the state as after `updates` updates, with blank tensors: :meth:`pieces` then has all of them.
 
         Args:
             fragments: one for each parameter, in the order in which the optimizer has them.
@@ -97,7 +97,7 @@ class OptimizerState:
         return self._kind.state_fields(LocalMatrix.of(fragment.parameter, self._layout.tensor))
 
     def _region(self, field: StateField) -> Region:
-        """What this tensor parallel rank holds of a field with a shape of its own."""
+        """What this tensor parallel rank holds of a field with its own shape."""
         shape = field.shape or ()
         box = [(0, size) for size in shape]
         if field.split is not None:
@@ -108,5 +108,5 @@ class OptimizerState:
 
 
 def _key(field: StateField, number: int) -> str:
-    """Where the state of a master has it; `number` is that of the parameter."""
+    """The tensor in the state of a master; `number` is that of the parameter."""
     return f"{field.name}.{number}" if field.is_apart or field.shape is not None else field.name

@@ -77,7 +77,7 @@ class WholeModel(nn.Module):
 class PipelineStage(PipelineModule):
     """The layers of this rank's stage.  First stage: tokens (b, N) in; last stage: scores out.
 
-    The first and the last stage hold a copy each of the token embedding, which is tied to the output; DeepSpeed adds up
+    The first and the last stage each hold a copy of the token embedding, which is tied to the output; DeepSpeed adds up
     their gradients.
 
     Args:
@@ -135,7 +135,7 @@ class PipelineStage(PipelineModule):
 
 
 def runs_of(stage: "WholeModel | PipelineStage") -> Iterator[tuple[int, Layer]]:
-    """The layers of this rank as often as they run (`model.repeat`), in order, by the number of their memory."""
+    """The layers of this rank, once per run (`model.repeat`), in order, by the number of their memory."""
     if isinstance(stage, WholeModel):
         yield from enumerate(cast(list[Layer], list(stage.model.layers)))
     else:

@@ -1,8 +1,8 @@
-"""Reduces gradients over data parallel ranks to the rank that updates them, while backward makes others.
+"""Reduces gradients over data parallel ranks to the rank that updates them, during the backward pass.
 
-DeepSpeed's ZeRO-1 with bf16 weights keeps a fp32 sum of each gradient, and would reduce all of them to all ranks when
-backward is done: twice the traffic, with nothing to hide it.  Here a bucket of sums is scattered as soon as its last
-gradient of the step is made.  The host only starts this; the device waits, before the norm.
+DeepSpeed's ZeRO-1 with bf16 weights keeps an fp32 sum of each gradient, and would reduce all of them to all ranks after
+the backward pass: twice the traffic, with nothing to hide it.  Here a bucket of sums is scattered as soon as its last
+gradient of the step is computed.  The host only starts this; the device waits, before the norm.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Bucket:
         parameters: whose gradients they are.
         whole: sums of all of them, flat and padded, fp32.
         own: the range of `whole` that this rank updates, a view; equally long on all ranks, in their order.
-        is_late: whether to wait for the end of backward, when something is still to be added to the sums.
+        is_late: whether to wait for the end of the backward pass, because something must still be added to the sums.
     """
 
     parameters: Sequence[Tensor]
@@ -34,13 +34,13 @@ class Bucket:
 class Reduction:
     """Reduces buckets one after the other, in the same order on all ranks.
 
-    A bucket whose gradients are complete waits for those before it.  A rank may find a bucket incomplete until backward
-    ends, where a weight got no gradient, and another rank not; the order is the same all the same.
+    A complete bucket waits for those before it.  If a weight gets no gradient on one rank but does on another, its
+    bucket stays incomplete there until the backward pass ends; the order is still the same.
 
     Args:
         buckets: of this rank, in the order in which backward completes them.  Make them after whatever sums the
             gradients, whose hooks must run first.
-        micro_batches: of a step; a gradient is complete after so many backwards.
+        micro_batches: of a step; a gradient is complete after this many backward passes.
         group: the data parallel ranks.
         dtype: in which to sum.
         scatter: reduce to the rank that updates; otherwise to all.
@@ -66,7 +66,7 @@ class Reduction:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Reduce what is left; then each `own` has the mean over all ranks.  Collective."""
+        """Reduce the remaining buckets; then each `own` has the mean over all ranks.  Collective."""
         while self._next < len(self._buckets):
             self._start()
         for bucket, handle, reduced in self._started:
@@ -83,7 +83,7 @@ class Reduction:
         self._next = 0  # bucket to start
 
     def _made(self, place: int) -> None:
-        """A gradient of a bucket was made and added to its sum."""
+        """A gradient of a bucket was computed and added to its sum."""
         self._left[place] -= 1
         while self._next < len(self._buckets) and self._may_start(self._next):
             self._start()

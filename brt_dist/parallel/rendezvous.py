@@ -12,7 +12,7 @@ _BACKLOG = 1024
 
 
 def rendezvous_store(rank: int, world_size: int, timeout_seconds: float) -> Any:
-    """The store at MASTER_ADDR and MASTER_PORT, where all ranks meet.
+    """The store at MASTER_ADDR and MASTER_PORT, which all ranks join.
 
     Torch's store listens on all interfaces.  Here rank 0 opens the port on MASTER_ADDR and passes it on.  That
     needs an IP address: a host name may resolve to a different one on its own machine than elsewhere.  Otherwise, and

@@ -1,8 +1,8 @@
-"""Compares the copies of a weight that several ranks hold; they must be equal to the bit.
+"""Compares the copies of a weight that several ranks hold; they must be equal bit for bit.
 
 Data parallel ranks hold the same weights, tensor parallel ranks the same norms and biases, and the first and last stage
-of a pipeline the same token embedding.  Each rank updates its own copies.  If one ever differs, by a fault of a device
-or a sum in another order, it stays different, and the run is no longer the one that its checkpoints say.
+of a pipeline the same token embedding.  Each rank updates its own copies.  If one ever differs, because of a faulty
+device or a sum in another order, it stays different, and the run is no longer what its checkpoints say.
 """
 
 from collections import Counter, defaultdict
@@ -25,7 +25,7 @@ class Drift:
 
     Attributes:
         weight: its logical name, and which of its values.
-        ranks: that hold other values than the most.
+        ranks: those whose values differ from the majority's.
         others: the ranks with which they were compared.
     """
 
@@ -36,7 +36,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class _Sum:
-    """The checksum of a piece: of which copy, by which rank, and of which elements."""
+    """The checksum of a piece: its copy, rank and elements."""
 
     weight: str
     copy: tuple[int, int | None]
@@ -79,7 +79,7 @@ class Replicas:
         return differing([one for sums in everyone for one in sums])
 
     def _copied(self) -> Iterator[tuple[HeldWeight, int, bool]]:
-        """What other ranks hold too; how many copies there are, and whether this is the first of them."""
+        """The pieces that other ranks hold too; how many copies there are, and whether this is the first of them."""
         layout = self._layout
         for one in self._held():
             is_whole = one.parameter.partition_dim is None
@@ -107,7 +107,7 @@ class Replicas:
 
 
 def differing(sums: Sequence[_Sum]) -> list[Drift]:
-    """The weights whose checksums show different copies, and the ranks that hold those of the minority."""
+    """The weights whose copies have different checksums, and the ranks that hold the minority's copies."""
     found = []
     by_weight: dict[tuple[str, int | None], list[_Sum]] = defaultdict(list)
     for one in sums:

@@ -1,8 +1,8 @@
 """The part of the model that one rank holds: a range of layers, and what they need besides hidden states.
 
-Only hidden states pass from layer to layer and from stage to stage.  What else a layer needs in a forward (its memory,
-where documents start, the keys of its dropout) it takes from the :class:`StageContext` of its rank, which every stage
-fills by itself from the schedule.
+Only hidden states pass from layer to layer and from stage to stage.  Whatever else a layer needs in a forward pass (its
+memory, where documents start, the keys of its dropout) it takes from its rank's :class:`StageContext`, which every
+stage fills by itself from the schedule.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,9 +27,9 @@ class MicroBatch:
     Attributes:
         starts: (b, N/W) bool, blocks that begin a document.
         dropout: rate and keys of the masks, or None in evaluation.
-        target: (b, N) int64, where the last stage is to give nats per token (b, N), and not this rank's logits
+        target: (b, N) int64, if the last stage should return nats per token (b, N) instead of this rank's logits
             (N, b, V/tp).
-        counted: (b, N) bool, where it is to give the sum of the nats of these tokens.
+        counted: (b, N) bool, if it should return the sum of the nats of these tokens.
         source: (b, N) int64, what the encoder reads, in a model that has one.
         labels: of the heads of an oracle, in a model that has them.
     """
@@ -43,7 +43,7 @@ class MicroBatch:
 
 
 class StageContext:
-    """The step under way, as the layers of this rank see it.
+    """The current step, as the layers of this rank see it.
 
     Forwards run in the order of the micro-batches, in every schedule that we use; `advance` is called before each.
     """
@@ -61,7 +61,7 @@ class StageContext:
         memory.prefetch(0)
 
     def advance(self) -> None:
-        """The forward of the next micro-batch begins."""
+        """The forward pass of the next micro-batch begins."""
         self._position += 1
         self.memory.prefetch(self._position + 1)
 

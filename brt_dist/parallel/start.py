@@ -1,4 +1,4 @@
-"""Join the other ranks of a run, in a script of one's own."""
+"""Joins the other ranks of a run, from a user's script."""
 
 import os
 import socket
@@ -48,11 +48,11 @@ def joined(config: Config) -> Iterator[tuple[Layout, Device]]:
         device, _ = device_of_rank(config.run.device, layout, int(os.environ.get("LOCAL_RANK", "0")), store)
         initialize(layout, device, seconds, store)
         yield layout, device
-        finalize()  # not after an error: the other ranks may wait in a collective that never comes
+        finalize()  # not after an error: the other ranks may wait in a collective that never completes
 
 
 def device_of_rank(wanted: str, layout: Layout, local_rank: int, store: Any) -> tuple[Device, DeviceChoice]:
-    """This rank's device, of the kind that all ranks use, and why it is that kind.  Collective if `wanted` is "auto".
+    """This rank's device, of the kind that all ranks use, and why that kind.  Collective if `wanted` is "auto".
 
     Args:
         wanted: run.device.

@@ -22,14 +22,14 @@ from brt_dist.parallel.stream_memory import StreamMemory
 
 @dataclass(frozen=True)
 class HeldWeight:
-    """What a rank holds of a weight: the values that forward reads, or with ZeRO the float32 master values.
+    """What a rank holds of a weight: the values that the forward pass uses, or with ZeRO the float32 master values.
 
     Attributes:
-        name: of the weight, and which of both.
+        name: of the weight, and which of the two it is.
         parameter: the weight.
         region: of it, without the padding of the vocabulary.
         values: (region.size,), a view.
-        on_every_data_rank: whether all data parallel ranks hold this region, and not each a part of it.
+        on_every_data_rank: whether all data parallel ranks hold this region, rather than each a part of it.
     """
 
     name: str
@@ -90,7 +90,7 @@ class RankState:
 
     @torch.no_grad()
     def load(self, memory: StreamMemory, read: Read, updates: int) -> None:
-        """Take over a saved state, whatever layout it was saved on.
+        """Load a saved state, whatever layout saved it.
 
         Raises:
             CheckpointError: from `read`: a tensor is missing or has another shape.
@@ -108,7 +108,7 @@ class RankState:
         )
 
     def held_weights(self) -> Iterator[HeldWeight]:
-        """All weights of this rank, as copies are compared."""
+        """All weights of this rank, for comparing copies."""
         for parameter in self._parameters:
             forward = shard(parameter.local)
             region, held, is_part = self._region(parameter), forward.data.view(-1), forward is not parameter.local
@@ -124,7 +124,7 @@ class RankState:
         return Region.of_box(parameter.box(self._layout.tensor_rank, self._layout.tensor))
 
     def _set_weights(self, fragments: Sequence[Fragment], values: Callable[[LogicalParameter, Region], Tensor]) -> None:
-        """Set the master values of this rank, and from those of all ranks what forward reads.  Padding is zero."""
+        """Set the master values of this rank, and from all ranks' master values the weights.  Padding is zero."""
         for fragment in fragments:
             held = fragment.master.data.view(-1)[fragment.offset : fragment.offset + fragment.count]
             held[fragment.region.size :].zero_()
@@ -134,9 +134,9 @@ class RankState:
             renew_working_weights(self._zero, self._config.parallel.zero_stage, locals_, self._layout.data_rank)
 
     def _fill(self, values: Tensor, region: Region, read: Callable[[Region], Tensor]) -> None:
-        """Set `values` to what `read` gives.  Without ZeRO data parallel ranks hold the same: each reads a share."""
+        """Set `values` to what `read` returns.  Without ZeRO, data parallel ranks hold the same: each reads a share."""
         if self._zero is not None or self._layout.data == 1 or values.is_meta:
-            if region.size and not values.is_meta:  # that device holds no values
+            if region.size and not values.is_meta:  # the meta device holds no values
                 values.copy_(read(region))
             return
         share = -(-region.size // self._layout.data)
@@ -149,7 +149,7 @@ class RankState:
         values.copy_(whole[: region.size])
 
     def _fragments(self) -> Iterator[Fragment]:
-        """For each parameter, in order, what of its master values is here; asked of DeepSpeed."""
+        """For each parameter, in order, the part of its master values on this rank, according to DeepSpeed."""
         flats = [flat for group in self._optimizer.param_groups for flat in group["params"]]
         for parameter in self._parameters:
             region, local = self._region(parameter), parameter.local

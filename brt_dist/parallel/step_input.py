@@ -43,7 +43,7 @@ def step_input(
 
     Args:
         clear_memory: treat the first block of the segment as the beginning of a document, in every stream.
-        objective: says what is asked.
+        objective: decides what must be predicted.
     """
     asked = objective.examples(number, plan, segments)
     starts = torch.from_numpy(in_rows(plan.starts[list(layout.local_streams)], layout, True))

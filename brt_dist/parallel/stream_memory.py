@@ -1,7 +1,7 @@
 """Memory of the streams, between steps, for the layers of one stage.
 
 Two slots: forward reads *committed* and writes *pending*; pending becomes committed when the optimizer step is done.
-So running a forward twice (recompute), skipping a step or dying in the middle of one leaves the memory as it was.
+So running a forward pass twice (recompute), skipping a step or dying in the middle of one leaves the memory unchanged.
 Memory belongs to the stage that owns the layer and to the data parallel row that owns the streams; it never travels.
 
 Where the slots are kept is a :class:`~brt_dist.parallel.memory_place.MemoryPlace`: on the device, or in host memory.
@@ -33,7 +33,7 @@ class StreamMemory:
         self._committed = {(layer, i): memory for layer, memory in blank.items() for i in range(micro_batches)}
 
     def prefetch(self, micro_batch: int) -> None:
-        """Start to bring the committed memory of a micro-batch, if there is one, to the device: it is read next."""
+        """Start to fetch the committed memory of a micro-batch, if any, to the device: it is read next."""
         for layer in self._layers if micro_batch < self._micro_batches else ():
             self._place.prefetch((layer, micro_batch), self._committed[layer, micro_batch])
 
@@ -69,7 +69,7 @@ class StreamMemory:
                 yield layer, micro_batch, field, value
 
     def replace(self, tensors: Iterable[tuple[int, int, str, torch.Tensor]]) -> None:
-        """Replace the committed memory; what :meth:`tensors` gave, with other values in the same shapes.
+        """Replace the committed memory: what :meth:`tensors` returned, with other values in the same shapes.
 
         The types and devices stay those of the model.  Nothing is written in place: blank memory may be one tensor
         for all micro-batches.
@@ -86,15 +86,15 @@ class StreamMemory:
         self._place.free(before)
 
     def _written(self, slot: Mapping[Key, Memory]) -> dict[Key, Memory]:
-        """What of a slot is not the blank memory that all micro-batches share."""
+        """The part of a slot that is not the blank memory shared by all micro-batches."""
         return {key: memory for key, memory in slot.items() if memory is not self._blank.get(key[0])}
 
 
 class ForwardMemory(StreamMemory):
-    """One slot, for evaluation: without a backward, every forward runs once and its memory is never taken back.
+    """One slot, for evaluation: without a backward pass, forward passes run once and no memory is discarded.
 
-    A write replaces what was read.  Training meanwhile keeps its committed memory and no pending one, so both together
-    need two slots, as a training step does.
+    A write replaces what was read.  Meanwhile training has committed but no pending memory, so both together need two
+    slots, as a training step does.
     """
 
     def write(self, layer: int, micro_batch: int, memory: Memory) -> None:
@@ -106,6 +106,6 @@ class ForwardMemory(StreamMemory):
         """Nothing is pending."""
 
     def close(self) -> None:
-        """Leave what it was kept in to the other memories of the place."""
+        """Release its buffers to the other memories of the place."""
         before, self._committed = self._written(self._committed), {}
         self._place.free(before)

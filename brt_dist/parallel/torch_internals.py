@@ -1,4 +1,4 @@
-"""Everything that we use of torch and that it does not document.  No other file may; see deepspeed_internals."""
+"""All undocumented parts of torch that we use.  No other file may use any; see deepspeed_internals."""
 
 from datetime import timedelta
 from typing import Any
@@ -13,7 +13,7 @@ def set_timeout_of_all_groups(seconds: float) -> None:
 
 
 def store_of_nobody() -> Any:
-    """A store for process groups of backend "fake", which one process makes alone and which move nothing."""
+    """A store for process groups of backend "fake", which a single process can create and which move no data."""
     from torch.testing._internal.distributed.fake_pg import FakeStore  # importing it registers the backend
 
     return FakeStore()

@@ -1,8 +1,8 @@
 """DeepSpeed's optimizer update, taken apart: first the norm of the gradient, then the update or none.
 
-DeepSpeed measures, decides and updates in one call, each rank by itself and with several reads by the host.  Here the
-norm stays on the device until all ranks have agreed (`control`), and what they agreed on is given back to DeepSpeed.
-What is used is not documented by DeepSpeed; see deepspeed_internals.
+DeepSpeed measures, decides and updates in one call, each rank separately and with several host reads.  Here the norm
+stays on the device until all ranks have agreed (`control`), and the agreed value is passed back to DeepSpeed.  This
+uses undocumented parts of DeepSpeed; see deepspeed_internals.
 """
 
 import math
@@ -21,7 +21,7 @@ from brt_dist.model.parameters import LogicalParameter
 from brt_dist.model.sequence import sum_over_ranks
 from brt_dist.parallel.reduction import Bucket, Reduction
 
-_EPSILON = 1e-6  # DeepSpeed's, in the denominator of the factor that clips
+_EPSILON = 1e-6  # DeepSpeed's, in the denominator of the clipping factor
 
 
 class Update(ABC):
@@ -39,7 +39,7 @@ class Update(ABC):
         self.agreed = 0.0  # the norm, of this step
 
     def finish(self) -> None:  # noqa: B027 - DeepSpeed has, where nothing else is said
-        """Have all gradients reduced over data parallel ranks; called before anything else.  Collective."""
+        """Finish reducing all gradients over data parallel ranks; called before anything else.  Collective."""
 
     @abstractmethod
     def gradient(self, parameter: LogicalParameter) -> Tensor | None:
@@ -66,16 +66,16 @@ class Update(ABC):
         here = {p.local: gradient for p in whole if (gradient := self.gradient(p)) is not None}
         sum_over_ranks(list(here.values()), self.engine.device)
         if self.is_offloaded:
-            # DeepSpeed took these norms while backward ran
+            # DeepSpeed took these norms during the backward pass
             norms = {self.optimizer.get_param_id(weight): gradient.norm(2) for weight, gradient in here.items()}
             self.optimizer.norm_for_param_grads.update(norms)
 
     def decide(self, norm: float) -> None:
-        """Clip by this norm in the update that follows; if it is not finite, leave the update out."""
+        """Clip by this norm in the following update; if it is not finite, skip the update."""
         self.agreed = norm
 
     def close(self) -> None:
-        """Let go of the engine and its parameters."""
+        """Release the engine and its parameters."""
         self.engine = self.optimizer = None
         self.parameters = ()
 
@@ -114,7 +114,7 @@ def _reduction(engine: Any, parameters: Sequence[LogicalParameter], config: Conf
         Bucket(weights, whole, own, is_late=setting.overlap is False or any(id(weight) in tied for weight in weights))
         for weights, whole, own in zip(*buffers, strict=True)
     ]
-    # backward ends with what is first in forward
+    # the backward pass ends with what comes first in the forward pass
     place = {id(parameter.local): number for number, parameter in enumerate(parameters)}
     buckets.sort(key=lambda bucket: (bucket.is_late, -min(place[id(weight)] for weight in bucket.parameters)))
     dtype = torch.bfloat16 if setting.reduce_dtype == "bf16" else torch.float32
@@ -123,7 +123,7 @@ def _reduction(engine: Any, parameters: Sequence[LogicalParameter], config: Conf
 
 
 class _WithoutZero(Update):
-    """Whole gradients, and our optimizer called by DeepSpeed as it is."""
+    """Whole gradients; DeepSpeed calls our optimizer unchanged."""
 
     def __init__(self, engine: Any, parameters: Sequence[LogicalParameter], limit: float | None, groups: Any) -> None:
         super().__init__(engine, parameters, limit)
@@ -159,7 +159,7 @@ class _WithoutZero(Update):
 
 
 class _GradientsSplit(Update):
-    """ZeRO 1 and 2: what DeepSpeed asks for in its step is answered with what was agreed."""
+    """ZeRO 1 and 2: DeepSpeed's step gets the agreed values where it would compute its own."""
 
     def __init__(self, engine: Any, parameters: Sequence[LogicalParameter], limit: float | None) -> None:
         super().__init__(engine, parameters, limit)
@@ -223,7 +223,7 @@ class _WeightsSplit(Update):
 
 
 class _SumsOfBf16(Update):
-    """ZeRO 1 with bf16 weights and fp32 sums of gradients: of DeepSpeed's step only the last lines are left."""
+    """ZeRO 1 with bf16 weights and fp32 sums of gradients: only the last lines of DeepSpeed's step remain."""
 
     def __init__(
         self,
@@ -264,7 +264,7 @@ class _SumsOfBf16(Update):
         return total.sqrt()
 
     def _counted(self) -> Any:
-        """What this rank updates of the gradients, without the copies of what another rank counts."""
+        """The gradients that this rank updates with, without copies that another rank counts."""
         zero, is_first = self.optimizer, self._groups.get_tensor_model_parallel_rank() == 0
         is_split = {id(parameter.local): parameter.partition_dim is not None for parameter in self.parameters}
         for weights, gradients in zip(zero.bf16_groups, zero.fp32_groups_gradient_flat_partition, strict=True):
@@ -290,7 +290,7 @@ class _SumsOfBf16(Update):
 
 
 def _factor(norm: float, limit: float, device: torch.device) -> Tensor:
-    """What clips a gradient of norm `norm` to `limit`, (1,)."""
+    """The factor that clips a gradient of norm `norm` to `limit`, (1,)."""
     # tensors, as in DeepSpeed: a number divided by a tensor is rounded twice
     norms, limits = (torch.tensor([value], dtype=torch.float32) for value in (norm, limit))
     return torch.min(torch.ones(1), limits / (norms + _EPSILON)).to(device, non_blocking=True)

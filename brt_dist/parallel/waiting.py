@@ -28,13 +28,13 @@ _COLLECTIVES = (
     "send",
     "recv",
 )
-_SMALL = 64  # elements; what ranks agree on is not larger
+_SMALL = 64  # elements; agreements are not larger
 WAITING = ("tensor", "pipeline", "reduce", "gather", "agreement")
 """the parts of a step in which a rank waits for others"""
 
 
 class _Span(NamedTuple):
-    """Some time of the step, and the part of the step that it lies in."""
+    """An interval of the step, and the part of the step that it belongs to."""
 
     part: str
     within: str
@@ -43,7 +43,7 @@ class _Span(NamedTuple):
 
 
 class StepTimer:
-    """Times the parts of one step.  What lies within another part does not count there.
+    """Times the parts of one step.  Time within a nested part counts only there.
 
     Args:
         device: of this rank.
@@ -54,7 +54,7 @@ class StepTimer:
         self._device, self._tensor_ranks = device, list(tensor_ranks)
         self._queue = device.queue()
         self._spans: list[_Span] = []
-        self._part = "backward"  # that is under way: what belongs to no other part
+        self._part = "backward"  # the current one: what belongs to no other part
         self._begin = self._end = device.mark()
 
     def done(self) -> None:
@@ -92,7 +92,7 @@ class StepTimer:
 
         def call(*arguments: Any, **options: Any) -> Any:
             is_part = part or self._communication(name, [*arguments, *options.values()])
-            if is_part is None or self._device.queue() != self._queue:  # beside the step
+            if is_part is None or self._device.queue() != self._queue:  # in another queue, overlapping the step
                 return function(*arguments, **options)
             within, self._part = self._part, is_part
             begin = self._device.mark()
@@ -141,7 +141,7 @@ def time_step(
     Args:
         device: of this rank.
         tensor_ranks: those of its tensor parallel group.
-        places: further functions to time: whose, by which name, and which part of the step they are.
+        places: further functions to time: owner, name, and the part of the step that they are.
     """
     communication = [(owner, name, None) for owner, name in _communicating()]
     timer = StepTimer(device, tensor_ranks)

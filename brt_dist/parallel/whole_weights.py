@@ -19,7 +19,7 @@ def whole_weights(engine: Engine) -> dict[str, Tensor]:
         on other ranks nothing.
     """
     mine = [
-        (piece.tensor, piece.region, piece.values.detach().cpu().clone())  # a view would bring its whole storage along
+        (piece.tensor, piece.region, piece.values.detach().cpu().clone())  # a view would keep its whole storage alive
         for piece in engine.pieces()
         if piece.tensor.name.startswith(_KIND)
     ]

@@ -1,4 +1,4 @@
-"""Activations of a pipeline stage: what its forwards keep for their backward, and what a backward needs besides.
+"""Activations of a pipeline stage: what forward passes keep for the backward pass, and what that needs besides.
 
 The formulas of each kind are declared by the kinds (`Half.activations`).
 """
@@ -21,7 +21,7 @@ class LayerActivations:
     Attributes:
         kept: from forward to backward.
         full: what it keeps without recompute.
-        workspace: what its backward needs at most besides: what is computed again, gradients and temporaries.
+        workspace: the most that its backward pass needs besides: what is recomputed, gradients and temporaries.
     """
 
     kept: int
@@ -45,7 +45,7 @@ def local_segment(config: Config, execution: Execution = WITHOUT_KERNELS) -> Loc
 
 
 def layer_activations(model: ModelConfig, layer: int, local: LocalSegment, recompute: Recompute) -> LayerActivations:
-    """Of layer `layer` (from 0)."""
+    """Activations of layer `layer` (from 0)."""
     mixer, ffn, seen, encoder = model.mixer_of(layer), model.ffn_of(layer), model.at(layer), model.encoder
     local = replace(local, segment=local.segment * seen.window // model.window, window=seen.window)
     of_ffn = ffn.activations(seen, local)
@@ -54,17 +54,17 @@ def layer_activations(model: ModelConfig, layer: int, local: LocalSegment, recom
         before = encoder.shortening_activations(model, local, layer)
         full, again_given = full + before, again_given + before
     kept_again = again_given
-    if encoder.crosses(layer):  # run again, it keeps the tokens that enter it, and what it reads of the encoder
+    if encoder.crosses(layer):  # with recompute it keeps the tokens that enter it, and what it reads from the encoder
         source = encoder.left(model, local).hidden(model.width)
         full, again_given = full + encoder.cross_activations(model, local), again_given + source
         kept_again = again_given + local.hidden(model.width)
     of_mixer, full = full, full + of_ffn
     kept = {"none": full, "attention": kept_again + of_ffn, "layer": again_given}[recompute]
-    # the FFN's backward is first: then all is there but, with recompute of attention, what the mixer makes again
+    # the FFN's backward pass comes first; everything is there then, except what recompute of attention makes again
     least = local.hidden(model.width) + local.of_norm(model.width)
     in_ffn = (kept if recompute == "attention" else full) + max(ffn.in_backward(seen, local), least)
     in_mixer = of_mixer + max(mixer.in_backward(seen, local), least)
-    calls = local.segment // local.window if model.feedback else 1  # blocks run, and are run again, one by one
+    calls = local.segment // local.window if model.feedback else 1  # blocks run, and are recomputed, one by one
     return LayerActivations(kept, full, (max(in_ffn, in_mixer) - kept) // calls)
 
 
@@ -79,7 +79,7 @@ def table_gradient(model: ModelConfig, local: LocalSegment) -> int:
 
 
 def logits_workspace(model: ModelConfig, local: LocalSegment, execution: Execution = WITHOUT_KERNELS) -> int:
-    """Bytes at most while the loss of a micro-batch is computed backward.
+    """Most bytes in use during the backward pass of a micro-batch's loss.
 
     A tile of logits and its gradients, the gradients of hidden states and of the tile's rows of the embedding, and the
     gradient of the embedding.
@@ -90,7 +90,7 @@ def logits_workspace(model: ModelConfig, local: LocalSegment, execution: Executi
     # logits, their copy in float32, and gradients of this tile and the one before; in float32 all but the last are one
     each = (2 if is_narrow else 1) * local.itemsize + (4 if is_narrow else 0) + (0 if is_only else local.itemsize)
     tile = tokens * columns * each
-    # gradients are summed over tiles: of hidden states over rows of the embedding, of these over tokens
+    # gradients are summed over tiles: of hidden states over rows of the embedding, of those rows over tokens
     of_hidden = hidden * (4 if rows > columns else local.itemsize)
     if not is_only:
         of_rows = (

@@ -1,8 +1,7 @@
 """Builds the ranks of a layout without their memory, through the code that trains: on torch's meta device.
 
-One process is each rank in turn.  Its process groups exist, and move nothing; its weights have shapes and no values.
-So a model of a trillion parameters is built in seconds, and what it needs to be divisible by is checked by the layers
-themselves.
+One process plays each rank in turn.  Its process groups exist but move nothing; its weights have shapes but no values.
+So a model of a trillion parameters is built in seconds, and the layers themselves check that sizes are divisible.
 """
 
 import math
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuiltRank:
-    """A rank, and all others that hold the same.
+    """A rank, which stands for all that hold the same.
 
     Attributes:
         stage: of the pipeline.
@@ -66,7 +65,7 @@ def built_ranks(config: Config) -> list[BuiltRank]:
     from brt_dist.parallel.layout import is_joined
 
     if is_joined():
-        raise PlatformError("ranks are built in a process that belongs to no run; nearest: a process of its own")
+        raise PlatformError("ranks can only be built in a process that belongs to no run; nearest: a separate process")
     one = _with_one_data_rank(config)
     shares = _work(config)
     found = []
@@ -85,7 +84,7 @@ def built_ranks(config: Config) -> list[BuiltRank]:
 
 
 def total_parameters(ranks: list[BuiltRank], config: Config) -> int:
-    """Of all ranks of the first data parallel rank, copies counted as often as there are."""
+    """Parameters of all ranks with the first data parallel index, counting every copy."""
     tensor = config.parallel.tensor
     first = {rank.stages: rank.parameters for rank in ranks if rank.tensor_rank == 0}
     return sum(len(stages) * tensor * count for stages, count in first.items())
@@ -109,7 +108,7 @@ def _kinds(config: Config) -> list[tuple[int, ...]]:
 
 
 def _work(config: Config) -> list[float]:
-    """Of each stage, as a share of the mean."""
+    """Work of each stage, as a share of the mean."""
     *layers, head = work(config)
     layers[-1] += head
     sums = [sum(layers[layer] for layer in held) for held in stage_layers(config)]
@@ -140,7 +139,7 @@ def _stage(config: Config, layout: "Layout") -> "WholeModel | PipelineStage":
     from brt_dist.parallel.stream_memory import StreamMemory
 
     class Unmoved(PipelineStage):
-        """DeepSpeed would move it to a device with memory."""
+        """DeepSpeed would otherwise move it to a device with memory."""
 
         def to(self, *_: Any, **__: Any) -> "Unmoved":
             return self
@@ -158,7 +157,7 @@ def _stage(config: Config, layout: "Layout") -> "WholeModel | PipelineStage":
 
 @contextmanager
 def _alone_as(layout: "Layout") -> Iterator[None]:
-    """This process as one rank of a world."""
+    """Make this process one rank of a world."""
     from brt_dist.parallel.device import Device, choose
     from brt_dist.parallel.layout import finalize, initialize
     from brt_dist.parallel.torch_internals import store_of_nobody

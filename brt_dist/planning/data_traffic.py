@@ -1,4 +1,4 @@
-"""What data parallel ranks send each other in a step, and how long nothing hides it."""
+"""Traffic between data parallel ranks in a step, and how much of its time is exposed."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from brt_dist.planning.stage_time import StageTime, exposed, rate_in_group
 
 
 class Calls(NamedTuple):
-    """Collectives over data parallel ranks, of those that go through all parameters once."""
+    """Collectives over data parallel ranks that go through all parameters once."""
 
     reduce: int
     gather: int

@@ -1,11 +1,11 @@
-"""Memory of a rank at the peak of a step, by kind: the most of what is there at the same time.
+"""Memory of a rank at the peak of a step, by kind.
 
 Weights, their masters, optimizer state and streams are always there.  The rest comes and goes, and most of it is there
 
 * when the loss of a micro-batch is known: all activations, and what the loss is computed with;
-* while the backward of a layer runs: activations of this layer and of those before it, gradients of those behind it;
-* when backward ends, at the token embedding, of which two gradients are added up;
-* when gradients are reduced, or in the update.  Then there are no activations.
+* during the backward pass of a layer: activations of this layer and those before it, gradients of those after it;
+* when the backward pass ends, at the token embedding, whose two gradients are added up;
+* when gradients are reduced, or in the update, without any activations.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ class RankMemory:
         activations: of the micro-batches between forward and backward.
         streams: memory of streams on the device, both slots or those in flight.
         logits: what the loss is computed with, on the last stage; 0 if the peak is at another time.
-        workspace: what the backward of a layer needs: what it computes again, gradients and temporaries; or likewise 0.
+        workspace: what a layer's backward pass needs: what it recomputes, gradients and temporaries; or likewise 0.
         host_streams: memory of streams in host memory.
         host_offloaded: what ZeRO keeps in host memory.
     """
@@ -78,7 +78,7 @@ def rank_memory(sizes: ModelSizes, parallel: ParallelConfig, stage: int, executi
     micro_batch = held.carried * parallel.micro_batch
     slots = 2 * micro_batch * config.micro_batches
     on_host = parallel.stream_memory == "host"
-    # one more comes and one goes back meanwhile; see `planning.memory`
+    # one more arrives and one returns meanwhile; see `planning.memory`
     streams = (begun + 2 * execution.copies_beside) * micro_batch if on_host else slots
     shards = parallel.data if parallel.zero_stage else 1
     has_masters = parallel.zero_stage > 0 or local.itemsize == 2
@@ -105,7 +105,7 @@ def rank_memory(sizes: ModelSizes, parallel: ParallelConfig, stage: int, executi
 
 
 class _Moment(NamedTuple):
-    """Bytes of what comes and goes, see :class:`RankMemory`."""
+    """Bytes that are only there for a time, see :class:`RankMemory`."""
 
     gradients: int
     buckets: int
@@ -123,7 +123,7 @@ def _moments(
     begun = min(parallel.pipeline - stage, config.micro_batches)
     layers = [sizes.kinds[layer] for layer in sizes.stages(parallel)[stage]]
     costs = {kind: sizes.activations(kind, local, parallel.recompute) for kind in set(layers)}
-    # what came from the stage before is an input of a layer; what goes on is kept as well
+    # the input from the previous stage is a layer's input; the output is kept as well
     outside = local.hidden(model.width) if parallel.pipeline > 1 else 0
     below, head = model.repeat * sum(costs[kind].kept for kind in layers), 0
     if is_last:
@@ -139,7 +139,7 @@ def _moments(
     for kind, alike in groupby(layers[::-1] * model.repeat):
         kept, workspace = costs[kind].kept, costs[kind].workspace
         made = gradients.made * sum(sizes.layer_sizes(kind, parallel.tensor)) // model.repeat
-        if model.feedback:  # blocks, and not layers, go one by one
+        if model.feedback:  # blocks, not layers, run one by one
             kept = made = 0
         count = len(list(alike))
         for done in {0, count - 1}:  # between them both change by equal steps

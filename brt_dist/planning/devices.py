@@ -1,4 +1,4 @@
-"""The devices that a plan knows: a table of data sheets (devices.yaml), this machine's CPUs, or a file of the user."""
+"""The devices that a plan knows: a table of data sheets (devices.yaml), this machine's CPUs, or a user's file."""
 
 import os
 from functools import cache
@@ -98,17 +98,17 @@ class DeviceSpec(Section):
         """Bytes a second that a rank can send in a ring of `ranks` devices, each `stride` after the one before.
 
         All devices are in such rings at once.  Where a ring leaves a node, it has the network of all its devices there:
-        with 8 in a node and a stride of 8 that of one, and with a stride of 1 that of all.
+        with 8 devices per node, one device's for a stride of 8, and all devices' for a stride of 1.
         """
         if ranks * stride <= self.devices_per_node:
             return self.link_rate
         return min(self.link_rate, self.network_rate * max(self.devices_per_node // stride, 1))
 
     def least_seconds(self, ranks: int, stride: int = 1, how: Literal["sum", "gather"] = "sum") -> float:
-        """Seconds of a collective of `ranks` devices, each `stride` after the one before, however short it is.
+        """Least seconds of a collective of `ranks` devices, each `stride` after the one before.
 
-        As NCCL counts hops (src/graph/tuning.cc): a gather, or a reduction that leaves parts, passes its data from
-        device to device, once around; a sum does so twice, or goes up a tree of nodes and down again, whichever takes
+        As NCCL counts hops (src/graph/tuning.cc): an all-gather or a reduce-scatter passes its data from device to
+        device, once around; an all-reduce does so twice, or goes up a tree of nodes and down again, whichever takes
         less.
         """
         in_node = min(max(self.devices_per_node // stride, 1), ranks)
@@ -119,11 +119,11 @@ class DeviceSpec(Section):
 
     @property
     def execution(self) -> Execution:
-        """How torch computes on it; CPUs are the only devices that do not work beside the host."""
+        """How torch computes on it; only CPUs do not work in parallel with the host."""
         return ON_GPU if self.is_asynchronous else ON_CPU
 
     def share_of_products(self, side: float) -> float:
-        """Share of the peak that products reach whose smallest side is `side`, by its logarithm."""
+        """Share of the peak that products with smallest side `side` reach, interpolated by its logarithm."""
         known = sorted(self.narrow_products.items())
         if not known:
             return self.matmul_efficiency
@@ -134,7 +134,7 @@ class DeviceSpec(Section):
 
 
 class Calibration(Section):
-    """What was measured of a machine: the device as it is with some numbers of ranks at work at once."""
+    """Measurements of a machine: the device, for some numbers of ranks at work at once."""
 
     format: Literal[1] = Field(description="of this file")
     measured: str = Field(description="when, on what")
@@ -144,9 +144,9 @@ class Calibration(Section):
     ranks: dict[PositiveInt, DeviceSpec] = Field(min_length=1, description="the device, by ranks of the machine")
 
     def of(self, ranks: int) -> DeviceSpec:
-        """The device of each of so many ranks: as measured with as many, or else with the next fewer, or the fewest.
+        """The device of each of `ranks` ranks: as measured with that many, or else with the next fewer, or the fewest.
 
-        More ranks than were measured share the CPUs that there are.
+        Ranks beyond the measured number share the same CPUs.
         """
         nearest = max((count for count in self.ranks if count <= ranks), default=min(self.ranks))
         found = self.ranks[nearest]

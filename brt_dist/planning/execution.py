@@ -1,4 +1,4 @@
-"""How torch computes on a kind of device, as far as the memory of a step depends on it."""
+"""How torch computes on a kind of device, as far as it affects the memory of a step."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ class Execution:
         tile_tokens: tokens of a tile of logits.
         has_kernels: whether there are kernels for attention, norms and softmax, which need no temporaries.
         steps_in_place: whether torch's AdamW makes no temporaries.
-        copies_collectives: whether collectives between parts and a whole work on a copy of the whole, as gloo's do.
-        copies_beside: whether copies to and from host memory are made while the device computes, and not at once.
+        copies_collectives: whether all-gather and reduce-scatter work on a copy of the whole, as gloo's do.
+        copies_beside: whether copies to and from host memory overlap the device's work, rather than happen at once.
     """
 
     tile_tokens: int = TILE_TOKENS
@@ -31,5 +31,5 @@ class Execution:
 
 
 ON_GPU = Execution()
-WITHOUT_KERNELS = Execution(has_kernels=False)  # torch's own operations only, on a device that is no CPU
+WITHOUT_KERNELS = Execution(has_kernels=False)  # only torch's own operations, on a device other than a CPU
 ON_CPU = Execution(CACHED_TOKENS, has_kernels=False, steps_in_place=True, copies_collectives=True, copies_beside=False)

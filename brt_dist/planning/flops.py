@@ -1,16 +1,16 @@
-"""Floating point operations of a model: two for each multiplication in a product of matrices, the rest left out.
+"""Floating point operations of a model: two for each multiplication in a matrix product; the rest is left out.
 
-Counted is what the model asks for (arXiv 2204.02311, appendix B), not what is executed: a token attends to W tokens,
-although blocks compute products with all 2W that some token of the block sees; recompute is not counted.
+Counts what the model needs (arXiv 2204.02311, appendix B), not what is executed: a token attends to W tokens, although
+blocks compute products with all 2W that some token of the block sees; recompute is not counted.
 """
 
 from brt_dist.config.schema import ModelConfig
 
-TRAINING = 3  # a backward has twice the products of a forward
+TRAINING = 3  # a backward pass has twice the products of a forward pass
 
 
 def forward_flops(model: ModelConfig, executed: bool = False) -> float:
-    """Of one token through the whole model.  `vocab_size` must be set.
+    """FLOPs of one token through the whole model.  `vocab_size` must be set.
 
     executed: with the masked half of the window, which the products of blocks compute too.
     """
@@ -21,7 +21,7 @@ def forward_flops(model: ModelConfig, executed: bool = False) -> float:
 
 
 def layer_flops(model: ModelConfig, layer: int, executed: bool = False) -> tuple[float, float]:
-    """Of a layer for each token of a segment: of its mixer and cross-attention, and of its FFN.
+    """FLOPs of a layer for each token of a segment: of its mixer and cross-attention, and of its FFN.
 
     A layer of an encoder may read fewer tokens than the segment has.
     """

@@ -1,6 +1,6 @@
 """Gradients of a rank, and the buffers through which they are reduced, from moment to moment of a step.
 
-As in DeepSpeed.  What is there when the update begins is in `planning.memory`; here is what comes and goes around it.
+As in DeepSpeed.  `planning.memory` has what is there when the update begins; this file has the changes around it.
 """
 
 from collections.abc import Sequence
@@ -28,14 +28,14 @@ class Bytes(NamedTuple):
 
 @dataclass(frozen=True)
 class GradientMemory:
-    """Of the micro-batch whose forward and backward need most; where a step has one, its gradients are made then.
+    """For the micro-batch that needs most; if it is the only one, it also creates the gradients.
 
     Attributes:
         before: until its loss is known.
-        backward: while its backward runs, without `made`.
-        made: what each parameter adds once its gradient is made.
+        backward: during its backward pass, without `made`.
+        made: what each parameter adds once its gradient is computed.
         after: when backward is done: gradients are reduced, weights updated and gathered, with temporaries.
-        gathered: bytes of weights that ZeRO-3 gathers together, a second copy until forward has used the last of them.
+        gathered: bytes of weights that ZeRO-3 gathers together, a second copy until the forward pass used all of them.
     """
 
     before: Bytes
@@ -104,7 +104,7 @@ class _Step:
         return GradientMemory(kept, kept, 0, (kept, Bytes(0, kept.buckets + gather)))
 
     def without_zero(self) -> GradientMemory:
-        """Gradients are put together to be reduced."""
+        """Gradients are concatenated to be reduced."""
         copied = _MASTER * min(_WITHOUT_ZERO, self.count) if self.config.parallel.data > 1 else 0
         before = Bytes(self.whole if self.several else 0, 0)
         after = Bytes(self.whole, copied), Bytes(self.whole, self._update(self.group))
@@ -124,7 +124,7 @@ class _Step:
         return GradientMemory(before, before, 0 if self.zero.overlap is False else each, after)
 
     def of_whole(self) -> GradientMemory:
-        """Gradients are whole until backward is done, and then copied bucket by bucket."""
+        """Gradients are whole until the backward pass is done, and then copied bucket by bucket."""
         copies = _MASTER * most_copied(self.held, self.shards)
         before = Bytes(self.whole, self.buckets) if self.several else Bytes(0, 0)
         backward = Bytes(self.whole if self.several else 0, self.buckets)
@@ -132,7 +132,7 @@ class _Step:
         return GradientMemory(before, backward, self._made(), after)
 
     def in_buckets(self) -> GradientMemory:
-        """A full bucket is reduced: put together anew, and once more in the type of the sum."""
+        """A full bucket is reduced: concatenated again, and once more in the type of the sum."""
         is_narrow = self.itemsize < _MASTER
         copies = self.own if is_narrow else _MASTER * most_copied(self.held, self.shards)
         bucket = max(min(self.zero.reduce_bucket or BUCKET, self.count), self.held.largest)
@@ -145,10 +145,10 @@ class _Step:
         return GradientMemory(Bytes(copies if self.several else 0, 0), Bytes(copies, self.buckets), 0, after)
 
     def of_split_weights(self) -> GradientMemory:
-        """ZeRO-3: buckets and weights are gathered and let go all the time.
+        """ZeRO-3: buckets and weights are gathered and released all the time.
 
-        `buckets` has the weights that are whole, those included that are being gathered.  Beside these is what they are
-        gathered in: until each is copied from there, and before that once more where a collective copies.
+        `buckets` includes all weights that are whole or being gathered.  In addition there is the buffer that they are
+        gathered in, until each is copied out; and a second such buffer before, if collectives copy.
         """
         gathered = self.itemsize * min(self.zero.prefetch_bucket + self.held.largest, self.count)
         always = Bytes(self.own, self.buckets)
@@ -159,7 +159,7 @@ class _Step:
         return 0 if self.several else self.itemsize  # later ones are added to the first
 
     def _flat_update(self, copies: int, is_put_together: bool) -> tuple[Bytes, Bytes]:
-        """The update of a flat range, for which gradients may have to be put together; and the gathering of weights."""
+        """The update of a flat range, for which gradients may have to be concatenated; and the gathering of weights."""
         at_once = self.group // self.shards
         flat = _MASTER * at_once if is_put_together else 0
         return Bytes(copies, flat + self._update(at_once)), Bytes(0, self._gather())
@@ -175,15 +175,15 @@ class _Step:
 
 
 def most_copied(held: Parameters, shards: int) -> int:
-    """Elements of all parameters of which a rank updates a part, on the rank that has most of them.
+    """Elements of all parameters that a rank updates in whole or part, on the rank that has most of them.
 
-    What decays and what does not are cut apart.
+    Parameters with and without weight decay are split separately.
     """
     return held.table + _most_reached(held.layers, shards)
 
 
 def _most_reached(sizes: Sequence[int], shards: int) -> int:
-    """The most elements of parameters laid end to end that one of `shards` equal ranges has a part of."""
+    """The most elements of parameters, laid end to end, that overlap one of `shards` equal ranges."""
     ends = list(accumulate(sizes))
     if not ends:
         return 0

@@ -1,11 +1,11 @@
-"""What usual GPUs can do at most: dense floating point operations a second, from NVIDIA's data sheets.
+"""Peak rates of common GPUs: dense floating point operations a second, from NVIDIA's data sheets.
 
 bf16: tensor cores with fp32 sums, without sparsity.  fp32: without tensor cores (torch's default for matrix products).
 """
 
 from typing import Literal
 
-# by the beginning of the name that the driver gives; the longest that fits counts
+# by the beginning of the driver's name for it; the longest match counts
 _PEAK: dict[str, dict[str, float]] = {
     "Tesla V100": {"fp32": 15.7e12},
     "NVIDIA A100": {"bf16": 312e12, "fp32": 19.5e12},

@@ -13,7 +13,7 @@ from brt_dist.planning.memory import plan_of
 from brt_dist.planning.model_sizes import ModelSizes
 from brt_dist.planning.step_time import StepTime, step_time
 
-_TOKEN_BYTES = 4  # of a token on disk, at most
+_TOKEN_BYTES = 4  # bytes of a token on disk, at most
 _SHOWN = ("tensor", "pipeline", "data", "zero_stage", "micro_batch", "sequence_parallel", "recompute", "stream_memory")
 
 
@@ -27,7 +27,7 @@ class LayoutPlan:
         stages: memory of the ranks of each stage.
         time: of a step; None if it does not fit.
         tokens: of a step.
-        flops: of a step, without what is computed again.
+        flops: of a step, without recompute.
         peak: FLOP/s of all devices.
         steps: of the run.
         checkpoint_every: steps.
@@ -56,7 +56,7 @@ class LayoutPlan:
 
     @property
     def host(self) -> int:
-        """Bytes of host memory of the ranks of a node, at most."""
+        """Most bytes of host memory that the ranks of a node need."""
         return max(stage.host for stage in self.stages) * min(self.device.devices_per_node, self.parallel.world_size)
 
     @property
@@ -88,7 +88,7 @@ class LayoutPlan:
 
     @property
     def limit(self) -> str:
-        """What takes most of a step."""
+        """The part that takes most of a step."""
         return max(asdict(self.time).items(), key=lambda part: part[1])[0]
 
     def to_json(self) -> dict[str, Any]:

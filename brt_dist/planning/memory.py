@@ -1,7 +1,7 @@
 """Bytes that a rank of a layout needs for what it keeps, without activations, libraries and fragmentation.
 
 As in DeepSpeed: weights in the precision of the run; with ZeRO or bf16, float32 master weights, which ZeRO splits
-over the data parallel ranks like the optimizer state; under ZeRO-3 the weights are split too.  What is offloaded needs
+over the data parallel ranks like the optimizer state; under ZeRO-3 the weights are split too.  Offloading needs
 buffers on both sides, and DeepSpeed's buckets are allocated whole, however small the model is.
 """
 
@@ -43,7 +43,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Needed(Held):
-    """What one rank needs in a step: when backward is done and the update begins.
+    """What one rank needs in a step, when the backward pass is done and the update begins.
 
     Attributes:
         gradients: bytes of the gradients, and of their sums over micro-batches.
@@ -101,7 +101,7 @@ def needed_by(config: Config, stage: int) -> Needed:
     on_host = _on_host(config, held, largest)
     slots, in_flight = 2 * held.carried, 0
     if parallel.stream_memory == "host":
-        # 1F1B has at most so many micro-batches between forward and backward; one more comes, one goes back
+        # 1F1B has at most this many micro-batches between forward and backward; one more arrives, one returns
         begun = min(parallel.pipeline - stage, config.micro_batches)
         in_flight = (begun + 2) * _micro_batch_memory(config, stage)
     return Needed(
@@ -116,7 +116,7 @@ def needed_by(config: Config, stage: int) -> Needed:
 
 
 def _gradients(config: Config, count: int) -> int:
-    """Bytes of gradients on the device: as DeepSpeed keeps them at the end of a backward.
+    """Bytes of gradients on the device, as DeepSpeed keeps them at the end of a backward pass.
 
     ZeRO-1 in bf16 adds each gradient to a sum as soon as it is made: sums over micro-batches, whole and in float32.  In
     fp32 a backward adds to the gradients themselves, and what a rank updates is copied.  ZeRO 2 and 3 keep what a rank
@@ -156,14 +156,14 @@ def _buckets(config: Config, count: int, largest: int) -> int:
     if stage < 3 or not zero.contiguous_gradients:
         elements = min(elements, count)
     if not zero.contiguous_gradients:
-        buckets = reduced * elements  # put together to be reduced
+        buckets = reduced * elements  # concatenated to be reduced
     elif stage == 3:
         buckets = reduced * elements
-    else:  # one is filled while another is reduced; the pipeline makes a second one too
+    else:  # one is filled while another is reduced; the pipeline also makes a second one
         is_double = zero.overlap or config.parallel.pipeline > 1
         buckets = (_MASTER if stage == 1 else itemsize) * elements * (2 if is_double else 1)
     if stage == 3:
-        # weights that are whole when backward begins: those that it uses within that distance, once there and back
+        # weights that are whole when the backward pass begins: those used within that distance, there and back
         buckets += itemsize * min(zero.reuse_distance // 2 + zero.prefetch_bucket + largest, count)
         return buckets + (_second_copy(config, count) if zero.offload_parameters == "none" else 0)
     return buckets + (itemsize * largest if zero.offload_optimizer != "none" else 0)
@@ -176,7 +176,7 @@ def _second_copy(config: Config, count: int) -> int:
 
 @dataclass(frozen=True)
 class _OnHost:
-    """Bytes in host memory, by what would be on the device: what is kept, gradients, and buffers."""
+    """Bytes in host memory of what would otherwise be on the device: what is kept, gradients, and buffers."""
 
     kept: int = 0
     gradients: int = 0
@@ -202,7 +202,7 @@ def _on_host(config: Config, held: Held, largest: int) -> _OnHost:
 
 
 def shards_of(config: Config) -> int:
-    """Over how many ranks ZeRO splits what it splits."""
+    """The number of ranks over which ZeRO splits."""
     return config.parallel.data if config.parallel.zero_stage else 1
 
 

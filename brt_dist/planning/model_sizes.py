@@ -1,4 +1,4 @@
-"""What the parts of a model cost on a rank of any layout, each computed once: a search asks for them many times."""
+"""Costs of the parts of a model on a rank of any layout, each computed once because a search needs them many times."""
 
 from collections import Counter
 from collections.abc import Callable, Hashable
@@ -25,7 +25,7 @@ class LayerWork:
 
     Attributes:
         mixer, ffn: FLOPs of a forward without attention of the mixer; cross-attention counts with the mixer.
-        attention: FLOPs of attention in a forward, of what tokens see.
+        attention: FLOPs of attention in a forward pass, for what tokens see.
         states: state vectors that a forward updates for each token; they are reduced over tensor parallel ranks too.
         operations: of a forward and a backward of a stream's segment.
         weights: how many parameters it has, each a tensor.
@@ -48,7 +48,7 @@ class ModelSizes:
 
     @cached_property
     def kinds(self) -> list[int]:
-        """For each layer a number; layers with the same are alike."""
+        """A number for each layer; layers with the same number are alike."""
         model = self.config.model
         encoder, window = model.encoder, model.window
         made = [
@@ -81,7 +81,7 @@ class ModelSizes:
         )
 
     def held(self, parallel: ParallelConfig, stage: int) -> Needed:
-        """What a rank of a stage needs with a single stream; all but the memory of streams is as with many."""
+        """What a rank of a stage needs with a single stream; only the memory of streams depends on their number."""
         ends = stage == 0, stage == parallel.pipeline - 1
         counts = tuple(self.counts(parallel, stage).items())
         split = parallel.tensor, parallel.sequence_parallel, parallel.data, parallel.zero_stage
@@ -111,7 +111,7 @@ class ModelSizes:
         )
 
     def linear_sizes(self, kind: int, tensor: int) -> list[int]:
-        """The same of those that are no vectors."""
+        """The same for parameters that are not vectors."""
         model = self.config.model
         return self._once(
             ("linear", kind, tensor),

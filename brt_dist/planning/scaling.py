@@ -47,7 +47,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Kept:
-    """What failures leave of a run on some GPUs.
+    """What remains of a run on some GPUs after failures.
 
     Attributes:
         gpus: how many.
@@ -67,7 +67,7 @@ class Kept:
 
 
 def stages_of(config: Config, device: DeviceSpec) -> list[StageSeconds]:
-    """Seconds of each stage, as the plan has them."""
+    """Seconds of each stage, from the plan."""
     planner = Planner(config, device)
     return stage_seconds(planner.sizes, config.parallel, device, planner.memory(config.parallel))
 
@@ -85,10 +85,10 @@ def sizes_of(config: Config) -> list[int]:
 
 
 def scaled(config: Config, gpus: int, scaling: Scaling) -> Config | None:
-    """The config with as many data parallel ranks as make `gpus`; None if there is no such layout.
+    """The config with enough data parallel ranks to use `gpus` GPUs; None if there is no such layout.
 
     Args:
-        scaling: "strong": as many streams as before; "weak": as many for each data parallel rank.
+        scaling: "strong": the same number of streams; "weak": the same number per data parallel rank.
     """
     parallel, streams = config.parallel, config.data.streams
     data, rest = divmod(gpus, parallel.tensor * parallel.pipeline)
@@ -128,7 +128,7 @@ def saving_of(config: Config, device: DeviceSpec, to_storage: float, restart: fl
 
     Args:
         to_storage: bytes a second that a node writes.
-        restart: seconds from a failure until training goes on.
+        restart: seconds from a failure until training continues.
     """
     saved, ranks = Planner(config, device).saved, config.parallel.world_size
     nodes = max(ranks // device.devices_per_node, 1)

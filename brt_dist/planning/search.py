@@ -27,7 +27,7 @@ class Ranked:
         """Why a plan is not the first: the part of a step in which it loses most."""
         best = self.plans[0]
         if plan is best:
-            return f"fastest; most of a step is {plan.limit}"
+            return f"fastest; most of its step is {plan.limit}"
         first, other = best.time.to_json(), plan.time.to_json()
         lost = {name: other[name] - first[name] for name in first if name != "total"}
         part = max(lost, key=lambda name: lost[name])
@@ -39,8 +39,8 @@ class Ranked:
 def search(planner: Planner, devices: int) -> Ranked:
     """Plan all legal layouts of a number of devices.
 
-    What is only slower is not tried: memory of streams in host memory where it fits on the device, and an offloaded
-    optimizer where both fit.
+    Layouts that are only slower are not tried: memory of streams in host memory where it fits on the device, and an
+    offloaded optimizer where both fit.
     """
     found = Ranked()
     for layout in _layouts(planner.config, devices, planner.device):
@@ -56,9 +56,9 @@ def search(planner: Planner, devices: int) -> Ranked:
 
 
 def least_devices(planner: Planner, devices: int) -> LayoutPlan | None:
-    """A plan on the fewest devices that are enough, `devices` doubled again and again; None if none are.
+    """A plan on the fewest devices that suffice, doubling `devices` repeatedly; None if none do.
 
-    Of each number, only layouts are tried that save memory at every cost.
+    For each number, only layouts that save memory at any cost are tried.
     """
     largest = planner.device.devices_per_node * planner.config.model.layers * planner.config.data.streams
     while devices <= largest:
@@ -110,14 +110,14 @@ def _variants(config: Config, layout: ParallelConfig, device: DeviceSpec) -> Ite
 
 
 def _thrifty(planner: Planner, devices: int) -> Iterator[ParallelConfig]:
-    """Of all degrees, the layout that needs least memory."""
+    """The layout of any degrees that needs least memory."""
     for layout in _layouts(planner.config, devices, planner.device):
         if layout.recompute == "layer" and layout.micro_batch == 1 and layout.sequence_parallel == (layout.tensor > 1):
             yield list(_by_place(planner, layout))[-1]
 
 
 def _by_place(planner: Planner, layout: ParallelConfig) -> Iterator[ParallelConfig]:
-    """A layout with more and more in host memory."""
+    """A layout with ever more in host memory."""
     kept = layout.zero.model_copy(update={"offload_optimizer": "none", "offload_parameters": "none"})
     on_device = layout.model_copy(update={"stream_memory": "device", "zero": kept})
     on_host = on_device.model_copy(update={"stream_memory": "host"})

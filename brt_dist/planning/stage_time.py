@@ -21,7 +21,7 @@ _FORWARD_LOGITS = 1 / 3  # the same of those over logits
 TILE_OPERATIONS = 59  # of a tile of logits, forward and backward, counted in a step of the engine
 
 _DISTURBED = 0.2
-"""For how long compute is held up by communication beside it, which takes multiprocessors and memory: an assumption"""
+"""How much overlapping communication slows compute, by using multiprocessors and memory bandwidth: an assumption"""
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,11 @@ def _layer(sizes: ModelSizes, parallel: ParallelConfig, kind: int, device: Devic
         if work.states:  # one after the other, for each block
             of_states += 2 * local.segment / model.window * device.least_seconds(parallel.tensor)
         sent = 4 * half + of_states
-        last = half if parallel.sequence_parallel else 2 * half  # what ends a half of a layer is not done again
+        last = half if parallel.sequence_parallel else 2 * half  # the end of a half of a layer is not recomputed
         sent_again = {"none": 0.0, "attention": 2 * half + of_states - last, "layer": sent - last}
         sent_back = sent_again[parallel.recompute] + of_states
         if parallel.sequence_parallel:
-            sent_back += 2 * half + exposed(4 * half, 2 * (mixer + ffn), device)  # the rest runs beside the products
+            sent_back += 2 * half + exposed(4 * half, 2 * (mixer + ffn), device)  # the rest overlaps the products
         else:
             sent_back += exposed(4 * half, mixer + ffn, device)
     return _Work(
@@ -150,7 +150,7 @@ def _layer(sizes: ModelSizes, parallel: ParallelConfig, kind: int, device: Devic
 
 
 def _half(parallel: ParallelConfig, model: ModelConfig, local: LocalSegment, device: DeviceSpec) -> float:
-    """Seconds to gather hidden states over tensor parallel ranks, or to sum them and leave parts; a sum takes twice."""
+    """Seconds to all-gather or reduce-scatter hidden states over tensor parallel ranks; an all-reduce takes both."""
     sent = local.tokens * model.width * local.itemsize * (parallel.tensor - 1) / parallel.tensor
     if not parallel.sequence_parallel:
         alone = sent / rate_in_group(device, parallel.tensor) + device.least_seconds(parallel.tensor) / 2
@@ -208,7 +208,7 @@ def tiles(tokens: int, columns: int, is_cached: bool) -> int:
 
 
 def gradient_bytes(config: Config) -> float:
-    """Bytes that a micro-batch reads and writes of each gradient when it is made, as counted in the code that trains.
+    """Bytes that a micro-batch reads and writes for each gradient as it is computed, counted in the training code.
 
     All are looked at (`parallel.control`) and added to a float32 sum.  DeepSpeed's buckets copy gradients, join those
     that are reduced together, and divide them: for each micro-batch under ZeRO-2, otherwise once a step.
@@ -230,14 +230,14 @@ def _products(config: Config, local: LocalSegment, device: DeviceSpec) -> float:
 
 
 def exposed(seconds: float, beside: float, device: DeviceSpec) -> float:
-    """What communication costs that runs beside so many seconds of compute; a CPU has nothing to run it on."""
+    """Exposed seconds of communication that overlaps some seconds of compute; a CPU cannot overlap."""
     if not device.is_asynchronous:
         return seconds
     return max(0.0, seconds - beside) + _DISTURBED * min(seconds, beside)
 
 
 def waiting(operations: float, busy: float, device: DeviceSpec) -> float:
-    """Seconds that the host adds to what keeps the device busy."""
+    """Seconds that the host adds to the device's busy time."""
     seconds = operations * device.launch_seconds
     return max(0.0, seconds - busy) if device.is_asynchronous else seconds
 

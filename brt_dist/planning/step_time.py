@@ -1,8 +1,8 @@
-"""How long a step takes, by part: what the device computes, what the host adds, and communication that nothing hides.
+"""How long a step takes, by part: device compute, host overhead, and exposed communication.
 
-A model and not a measurement.  The device computes matrix products and attention, each at a share of the peak, and
-moves activations through memory; the host needs some time for each operation.  A GPU works while the host prepares what
-follows, so the longer of the two counts; on a CPU they are one, and add up.
+A model, not a measurement.  The device computes matrix products and attention, each at a share of the peak, and moves
+activations through memory; the host needs some time for each operation.  A GPU works while the host prepares the next
+operations, so the longer of the two counts; on a CPU they are one, and add up.
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ class StepTime:
 
     Attributes:
         compute: of the stage that takes longest.
-        launches: for which its device waits for the host to give it operations; on a CPU all of the host's time.
+        launches: time that its device waits for the host to launch operations; on a CPU all of the host's time.
         tensor: exposed collectives of tensor parallel ranks.
         pipeline: transfers between stages.
-        streams: memory of streams to and from host memory, where compute does not hide it.
+        streams: memory of streams to and from host memory, as far as compute does not hide it.
         bubble: waiting for micro-batches of other stages.
         reduce: exposed sums of gradients over data parallel ranks, and of both copies of the token embedding.
         gather: of weights over data parallel ranks.
@@ -97,7 +97,7 @@ def step_time(
 
 
 def of_stage(time: StepTime, stage: StageTime, micro_batches: int) -> StepTime:
-    """The same step as the ranks of one stage see it, who wait where another stage takes longer."""
+    """The same step as seen by the ranks of one stage, which wait where another stage takes longer."""
     parts = ("compute", "launches", "tensor", "pipeline", "streams")
     own = {name: micro_batches * getattr(stage, name) for name in parts}
     working = replace(time, bubble=0.0, **own)
@@ -142,7 +142,7 @@ def _once_a_step(
     update = device.update_passes * touched / device.memory_rate
     weights_of_layers = sum(times * sizes.work(kind).weights for kind, times in sizes.counts(parallel, stage).items())
     update += waiting(_STEP_OPERATIONS + _WEIGHT_OPERATIONS * weights_of_layers, update, device)
-    if parallel.zero.offload_optimizer != "none":  # updated in host memory; gradients come, weights go back
+    if parallel.zero.offload_optimizer != "none":  # updated in host memory; gradients arrive, weights return
         own = sizes.held(parallel, stage).optimizer
         update += (2 * own + count // max(parallel.data, 1) * (4 + itemsize)) / device.host_rate
     return reduce, gather, update

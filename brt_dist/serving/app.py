@@ -36,8 +36,8 @@ class Limits:
         prompt_tokens: of one prompt.
         new_tokens: to generate for one prompt.
         body_bytes: of one request.
-        sessions: memories that are kept.
-        session_seconds: how long, without being used.
+        sessions: how many memories to keep.
+        session_seconds: how long to keep an unused one.
     """
 
     streams: int = 8
@@ -148,7 +148,7 @@ class _Service:
 
         def tell(index: int) -> Callable[[str, Ended | None], None]:
             def put(text: str, ended: Ended | None) -> None:
-                with suppress(RuntimeError):  # the server is stopping, and nobody listens any more
+                with suppress(RuntimeError):  # the server is stopping, and nobody is listening any more
                     loop.call_soon_threadsafe(channel.put_nowait, (index, text, ended))
 
             return put
@@ -172,7 +172,9 @@ class _Service:
                     other.is_cancelled = True
                 self._give_back(body.session, None, saved)
                 headers = {"Retry-After": str(_RETRY_SECONDS)}
-                raise HTTPException(429, f"{self._limits.waiting} requests wait already; try again", headers)
+                raise HTTPException(
+                    429, f"{self._limits.waiting} requests are already waiting; try again later", headers
+                )
         pieces = self._pieces(body, requests, channel, saved)
         about = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time())}
         about["model"] = self._name
@@ -197,7 +199,7 @@ class _Service:
         channel: "asyncio.Queue[tuple[int, str, Ended | None]]",
         saved: Any,
     ) -> AsyncIterator[tuple[int, str, Ended | None]]:
-        """What the batcher tells, until all requests have ended; if the client goes away, they end too."""
+        """What the batcher reports, until all requests have ended; they also end if the client disconnects."""
         began, first = time.perf_counter(), True
         open_requests = len(requests)
         try:
@@ -249,14 +251,14 @@ class _Metrics:
         self._registry = CollectorRegistry()
         self.requests = Counter("brt_requests", "Requests, by how they ended.", ["ended"], registry=self._registry)
         self.generated = Counter("brt_generated_tokens", "Tokens generated.", registry=self._registry)
-        self.first = Histogram("brt_first_text_seconds", "Time to the first text.", registry=self._registry)
+        self.first = Histogram("brt_first_text_seconds", "Time from request to first text.", registry=self._registry)
         self._gauges = {
             name: Gauge(f"brt_{name}", text, registry=self._registry)
             for name, text in (
-                ("active", "Texts that are generated now."),
+                ("active", "Texts being generated."),
                 ("queued", "Requests that wait."),
-                ("sessions", "Sessions that are kept."),
-                ("tokens", "Tokens read and generated in all."),
+                ("sessions", "Sessions held."),
+                ("tokens", "Total tokens read and generated."),
             )
         }
 

@@ -31,11 +31,11 @@ class Request:
         count: tokens to generate, at most.
         sampling, stops: as for `generate`.
         tell: called in the batcher's thread with each piece of text, and at the end with how it ended.
-        saved: where the text stands, if it is the next part of one.
+        saved: the state of the text so far, if the request continues one.
         wants_state: whether `state` is set at the end.
         is_cancelled: set by anyone; the request then ends at the next turn.
         generated: tokens so far.
-        state: where the text stands at the end.
+        state: the state of the text at the end.
     """
 
     prompt: list[int]
@@ -68,7 +68,7 @@ class Batcher:
         decoder: its streams are the requests served at a time.
         tokenizer: of the model.
         window: tokens of a block [W].
-        waiting: most requests that wait for a stream.
+        waiting: largest number of requests that wait for a stream.
     """
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer, window: int, waiting: int) -> None:
@@ -94,7 +94,7 @@ class Batcher:
         return self._thread.is_alive()
 
     def submit(self, request: Request) -> bool:
-        """Queue a request; false if too many wait already."""
+        """Queue a request; false if too many are already waiting."""
         try:
             self._waiting.put_nowait(request)
         except queue.Full:
@@ -102,7 +102,7 @@ class Batcher:
         return True
 
     def close(self) -> None:
-        """End the requests under way and stop."""
+        """End the current requests and stop."""
         self._closing.set()
         self._thread.join()
 
@@ -117,7 +117,7 @@ class Batcher:
                 try:
                     self._turn()
                 except Exception:
-                    _LOG.exception("a turn failed; its requests end")
+                    _LOG.exception("a turn failed; its requests end with it")
                     for stream in list(self._running):
                         self._end(stream, "error")
         for stream in list(self._running):

@@ -12,7 +12,7 @@ from brt_dist.errors import BrtError, ExitCode
 
 
 class SessionBusyError(BrtError):
-    """Another request of the session is under way."""
+    """Another request of the session is in progress."""
 
     exit_code = ExitCode.USAGE
 
@@ -25,10 +25,10 @@ class SessionUnknownError(BrtError):
 
 @dataclass
 class Saved:
-    """Where a session's text stands.
+    """The state of a session's text.
 
     Attributes:
-        memory: as `Decoder.state` gives it.
+        memory: as `Decoder.state` returns it.
         tokens: of the open block.
         read: tokens read in all.
         unread: tokens of the text that were not read yet.
@@ -41,12 +41,12 @@ class Saved:
 
 
 class Sessions:
-    """At most `limit` sessions; the one unused for longest makes room.  Threads may share it.
+    """At most `limit` sessions; the least recently used one makes room.  Threads may share it.
 
     Args:
         limit: most sessions that are kept.
         expire_seconds: how long one is kept without being used.
-        clock: seconds that only grow.
+        clock: monotonic, in seconds.
     """
 
     def __init__(self, limit: int, expire_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -73,7 +73,7 @@ class Sessions:
         with self._lock:
             self._forget_old()
             if name in self._busy:
-                raise SessionBusyError(f"session {name!r} has another request under way; wait for its end")
+                raise SessionBusyError(f"session {name!r} already has a request in progress; wait until it ends")
             found = self._kept.pop(name, None)
             if found is None and must_exist:
                 raise SessionUnknownError(
@@ -84,7 +84,7 @@ class Sessions:
             return None if found is None else found[1]
 
     def end(self, name: str, saved: Saved | None) -> None:
-        """Give a session back, with what it is now; None: as if it had never been."""
+        """Give a session back with its new state; None: remove it."""
         with self._lock:
             self._busy.discard(name)
             if saved is None:

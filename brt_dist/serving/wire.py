@@ -1,4 +1,4 @@
-"""What clients send and get: OpenAI's form of completions, with a few fields more."""
+"""What clients send and get: OpenAI's completions, with a few more fields."""
 
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ MOST_STOPS = 16
 class Sampled(BaseModel):
     """Fields that completions and chat have in common."""
 
-    model_config = ConfigDict(extra="ignore")  # clients send many fields that mean nothing here
+    model_config = ConfigDict(extra="ignore")  # clients send many fields that have no meaning here
 
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -50,7 +50,7 @@ class CompletionBody(Sampled):
 
     Attributes:
         prompt: one text, or several.
-        session: name of a text that is continued from request to request: its memory is kept.
+        session: name of a text that continues from request to request: its memory is kept.
         session_new: begin that text anew; otherwise it must exist.
     """
 

@@ -59,7 +59,7 @@ def build_trainer(
         validation: the held-out data; None: evaluate on the training data only.
         stop: checked once per step.
         heartbeat: of rank 0; None on the other ranks.
-        starting: what this rank has done so far; None: its times are not told.
+        starting: the parts of this rank's start so far; None: do not report their times.
 
     Raises:
         ConfigError: the adjustments of the run cannot be read.

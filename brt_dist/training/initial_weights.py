@@ -59,7 +59,7 @@ def fill(engine: Engine, weights: Weights) -> None:
 
 
 def _verify(weights: Weights, layout: Layout) -> None:
-    """Compare the files with their digests: each rank a share, and all learn what one of them found.  Collective."""
+    """Compare the files with their digests: each rank checks a share, and all learn of any problem.  Collective."""
     problem = None
     try:
         if weights.verify is not None:

@@ -86,7 +86,7 @@ class Trainer:
             while self.state.step < end and not stop:
                 stop = self.train_step(segments)
                 for hook in self.hooks:
-                    # an evaluation may be left, because a rank is asked to stop; the checkpoint comes after it
+                    # an evaluation may be skipped because a rank is asked to stop; the checkpoint comes after it
                     hook.between_steps(self.state, is_last=stop or self.stop.agreed or self.state.step == end)
                 stop = stop or self.stop.agreed
             for hook in self.hooks:
@@ -100,7 +100,7 @@ class Trainer:
         plan, read, cursor, waited = segments.next()
         if self.adjustments.skips(number):
             self.state.advance(cursor)
-            self.events.write(SkipEvent(step=number, why="left out after a divergence"))
+            self.events.write(SkipEvent(step=number, why="skipped after a divergence"))
             return agree_to_stop(self.stop, self.device)
         rate = learning_rate(number, self.config.run.steps, self.config.optimizer)
         rate *= self.adjustments.rate_factor(number)

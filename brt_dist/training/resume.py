@@ -1,4 +1,4 @@
-"""Sets the state that an attempt starts from: the newest checkpoint, given weights, or weights that are drawn."""
+"""Sets the state that an attempt starts from: the newest checkpoint, given weights, or newly drawn weights."""
 
 from collections.abc import Callable
 

@@ -8,7 +8,7 @@ from brt_dist.parallel.layout import agree
 
 
 class Stopped(Exception):
-    """All ranks leave an evaluation or a sample in the middle, because one was asked to stop."""
+    """All ranks abandon an evaluation or a sample, because one was asked to stop."""
 
 
 class StopFlag:
@@ -32,13 +32,13 @@ class StopFlag:
 
 
 def agree_to_stop(stop: StopFlag, device: Device) -> bool:
-    """Whether any rank was asked to stop; all get the same answer.  For what trains no step.  Collective."""
+    """Whether any rank was asked to stop; all get the same answer.  For work outside of steps.  Collective."""
     stop.agreed = stop.agreed or agree((stop.asked,), device)[0] > 0
     return stop.agreed
 
 
 def leave_if_asked(stop: StopFlag, device: Device) -> None:
-    """Between two parts of something long that may be left out.  Collective.
+    """Called between parts of long work that may be skipped.  Collective.
 
     Raises:
         Stopped: on all ranks, if any of them was asked to stop.

@@ -24,8 +24,7 @@ class TrainerState:
         step: number of the last finished step; 0 before the first.
         tokens: tokens with a target so far, in steps whose loss and gradient were finite.
         evaluations: bits per token after this step, by dataset and memory ("validation/carried").
-        left_out: whether an evaluation or samples were due after this step, and were left out because the run was asked
-            to stop.
+        left_out: whether an evaluation or samples were due after this step but skipped, as the run was asked to stop.
     """
 
     cursor: Cursor

@@ -36,7 +36,7 @@ class Backend(ABC):
 
     @classmethod
     def broken_rules(cls, config: "Config") -> Iterator[str]:
-        """One message per rule that `config` breaks; depends on nothing but `config`."""
+        """One message per rule that `config` breaks; depends only on `config`."""
         yield from ()
 
     @classmethod

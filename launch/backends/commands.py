@@ -14,7 +14,7 @@ def call(command: Sequence[str], *, text: str | None = None, what: str) -> str:
     Args:
         command: the program and its arguments.
         text: its standard input.
-        what: what it does, for the message, such as "submit to Slurm".
+        what: what the command does, for error messages, such as "submit to Slurm".
 
     Raises:
         PlatformError: it is not installed, fails, or takes longer than a minute.

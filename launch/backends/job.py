@@ -21,7 +21,7 @@ class Job:
 
     Attributes:
         config: the resolved config of the run.
-        number: of the submission, from 1.
+        number: number of the submission, from 1.
         created: unix time.
     """
 

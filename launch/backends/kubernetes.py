@@ -32,7 +32,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
 
 
 def _texts(given: Any) -> Any:
-    """YAML reads an empty mapping like a section without keys, and `rdma/ib: 1` as a number."""
+    """Accepts what YAML makes of an empty mapping (a section without keys) and of `rdma/ib: 1` (a number)."""
     if not isinstance(given, dict):
         return {} if given is None else given
     return {key: str(value) if type(value) is int else value for key, value in given.items()}
@@ -66,8 +66,8 @@ class KubernetesConfig(Section):
     volumes: Texts = Field({}, description="persistent volumes, as MOUNT_PATH: CLAIM")
     secret_environment: Texts = Field({}, description="environment variables from secrets, as NAME: SECRET/KEY")
     token_secret: str | None = Field(None, description="secret with Ray's token; unset: the operator creates one")
-    ttl_seconds: NonNegativeInt = Field(3600, description="seconds for which a finished job is kept")
-    retries: NonNegativeInt = Field(2, description="how often the operator retries a failed job")
+    ttl_seconds: NonNegativeInt = Field(3600, description="seconds to keep a finished job")
+    retries: NonNegativeInt = Field(2, description="how many times the operator retries a failed job")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -300,7 +300,7 @@ def _pod(job: Job, name: str) -> dict[str, Any]:
 
 
 def _toleration(text: str) -> dict[str, str]:
-    """KEY, KEY=VALUE or KEY=VALUE:EFFECT as Kubernetes has it."""
+    """KEY, KEY=VALUE or KEY=VALUE:EFFECT in the form that Kubernetes expects."""
     found = _TOLERATION.match(text)
     parts = {name: value for name, value in found.groupdict().items() if value} if found else {"key": text}
     return {**parts, "operator": "Equal" if "value" in parts else "Exists"}

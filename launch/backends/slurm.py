@@ -59,9 +59,9 @@ class SlurmConfig(Section):
     memory: str | None = Field(None, description="memory requested per node, for example 200G; unset: Slurm's default")
     options: tuple[str, ...] = Field((), description="more options for sbatch, for example [--reservation=june]")
     gpus: Literal["gpus-per-node", "gres", "none"] = Field(
-        "gpus-per-node", description="option of sbatch that asks for GPUs; none: the partition gives them"
+        "gpus-per-node", description="sbatch option that requests GPUs; none: the partition provides them"
     )
-    gpu_type: str | None = Field(None, description="kind of GPU to ask for, for example h100, as the site calls it")
+    gpu_type: str | None = Field(None, description="type of GPU to request, as the site names it, for example h100")
     mail: str | None = Field(None, description="address that Slurm writes to when the job ends, fails or is requeued")
     setup: tuple[str, ...] = Field(
         (),
@@ -84,7 +84,7 @@ class SlurmConfig(Section):
     )
     at_once: PositiveInt | None = Field(
         None,
-        description="most runs of `brt sweep --submit` that Slurm runs at a time; unset: as many as it has nodes for",
+        description="how many runs of `brt sweep --submit` Slurm runs at a time; unset: as many as it has nodes for",
     )
     requeue: bool = Field(True, description="requeue the job after preemption or at its time limit")
 
@@ -128,7 +128,7 @@ class SlurmBackend(Backend):
         return job.submitted(self._submitted(self.render(job)))
 
     def submit_many(self, jobs: Sequence[Job]) -> Iterator[Submission]:
-        """One job array with a task for each run, which is requeued, stopped and asked for like a job of its own."""
+        """One job array with a task for each run; tasks are requeued, stopped and queried like separate jobs."""
         if len(jobs) < 2:
             yield from super().submit_many(jobs)
             return
@@ -149,7 +149,7 @@ class SlurmBackend(Backend):
         return "queued" if state in _QUEUED else "running" if state in _RUNNING else "ended"
 
     def _submitted(self, script: str) -> str:
-        """The job number that Slurm gives to what `script` submits."""
+        """The job number that Slurm assigns to what `script` submits."""
         number = call(["bash"], text=script, what="submit to Slurm").strip().partition(";")[0]
         if not number.isdigit():
             raise PlatformError(f"cannot submit to Slurm: sbatch answered {number!r} instead of a job number")
@@ -171,7 +171,7 @@ class SlurmBackend(Backend):
 
 
 def render_array(jobs: Sequence[Job]) -> str:
-    """What submits the array of `jobs`: it runs the script that is in the folder of the task's job."""
+    """The script that submits the array of `jobs`; each task runs the script in the folder of its job."""
     limit = jobs[0].config.launch.of(SlurmConfig).at_once
     tasks = f"0-{len(jobs) - 1}" + (f"%{limit}" if limit is not None else "")
     name = f"brt {jobs[0].run.parent.name}"
@@ -183,7 +183,7 @@ def render_array(jobs: Sequence[Job]) -> str:
 def _sbatch(job: Job, other: Mapping[str, str] | None = None) -> list[str]:
     """The sbatch command.  Options are words of a command line, so no value can end a line or start another.
 
-    `other`: options that take the place of the job's own.
+    `other`: options that replace the job's own.
     """
     launch, slurm = job.config.launch, job.config.launch.of(SlurmConfig)
     options = {
@@ -216,7 +216,7 @@ def _sbatch(job: Job, other: Mapping[str, str] | None = None) -> list[str]:
 
 
 def _gpus(job: Job) -> list[str]:
-    """The option that asks for GPUs, in the way of the site."""
+    """The option that requests GPUs, in the form that the site uses."""
     slurm, gpus = job.config.launch.of(SlurmConfig), gpus_per_node(job.config)
     if not gpus or slurm.gpus == "none":
         return []
@@ -225,7 +225,7 @@ def _gpus(job: Job) -> list[str]:
 
 
 def _slurm_time(seconds: int | None) -> str | None:
-    """A time limit that Slurm cannot take for another: it reads H:MM as minutes and seconds."""
+    """A time limit in a form that Slurm cannot misread: it would take H:MM for minutes and seconds."""
     if seconds is None:
         return None
     minutes, seconds = divmod(seconds, 60)
@@ -263,7 +263,7 @@ def _script(job: Job) -> str:
 
 _OF_INTERFACE = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
-_TASK = "job.sh"  # the script of a task of an array, in the folder of its submission
+_TASK = "job.sh"  # the script of an array task, in the folder of its submission
 _ARRAY = """\
 #!/bin/bash
 # A task for each run of a sweep.  Written by brt sweep.

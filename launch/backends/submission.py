@@ -36,7 +36,7 @@ class Submitted:
         text: what was applied, or would have been in a dry run.
         record: the submission; None in a dry run.
         checkpoint: from which a resumed run continues, judged by its manifest and the sizes of its files (the ranks
-            also compare digests); None: the run starts from scratch.
+            also compare digests); None if the run starts from scratch.
         passed_over: newer checkpoints, each with what is wrong with it.
         environment: variables that the config gives to every rank.
     """
@@ -82,9 +82,9 @@ def submit(sources: Sequence[Path | str], overrides: Sequence[str], *, dry_run: 
 
 
 def submit_many(runs: Sequence[tuple[Sequence[Path | str], Sequence[str]]]) -> Iterator[Submission]:
-    """Submit runs (sources and overrides of each) of one backend, together if it can; yields what became of each.
+    """Submit runs (sources and overrides of each) to one backend, together if it can; yields the result of each.
 
-    Raises the errors of :func:`submit`; those of a config before anything is submitted.
+    Raises the errors of :func:`submit`; config errors are raised before anything is submitted.
     """
     checked = [_checked(sources, overrides) for sources, overrides in runs]
     jobs = [_prepared(config, resolved) for config, resolved in checked]
@@ -110,7 +110,7 @@ def _checked(sources: Sequence[Path | str], overrides: Sequence[str]) -> tuple[C
 
 
 def _prepared(config: Config, resolved: Resolved) -> Job:
-    """The job of a run, whose directory is written and not submitted at the moment."""
+    """The job of a run whose directory is written and which is not submitted at the moment."""
     run = config.run.directory
     with claimed(run):
         _refuse_second(run)
@@ -124,7 +124,7 @@ def resume(run: Path, overrides: Sequence[str], *, allow: Sequence[str] = (), dr
 
     Args:
         run: the run directory.
-        overrides: `key=value` settings, which win over the run's config.
+        overrides: `key=value` settings, which override the run's config.
         allow: keys that may differ from the run's although that makes it a different run (see config.changes).
         dry_run: write nothing and contact nobody.
 
@@ -170,7 +170,7 @@ def stop(run: Path) -> str:
         return f"{record.backend} job {record.job} has already ended"
     there.stop(record, run)
     if before == "queued":
-        RunDirectory(run).stop_request.touch()  # on any backend: `brt status` knows by it that nothing failed
+        RunDirectory(run).stop_request.touch()  # on any backend: it tells `brt status` that nothing failed
         return f"{record.backend} job {record.job} was removed from the queue"
     return f"{record.backend} job {record.job} was asked to save and stop"
 
@@ -221,7 +221,7 @@ def _check_here(config: Config) -> None:
         )
     if problems:
         raise ConfigError("\n".join(problems))
-    # Folders of a cluster need not exist here.
+    # A cluster's folders need not exist here.
     if backend.shares_folders or _are_here(config):
         check_with_data(config)
     else:

@@ -71,12 +71,12 @@ def split(settings: tuple[str, ...]) -> tuple[list[Path], list[str]]:
 def _is_file(setting: str) -> bool:
     try:
         return Path(setting).is_file()
-    except (OSError, ValueError):  # too long for a path, or a character that none has
+    except (OSError, ValueError):  # too long for a path, or has a character that no path has
         return False
 
 
 def quiet_libraries() -> None:
-    """Before the model's libraries are imported: what they warn about is no concern of who uses a command of ours."""
+    """Call before importing the model's libraries: users of our commands need not see their warnings."""
     import logging
     import warnings
 

@@ -40,7 +40,7 @@ def list_(run: str, as_json: bool) -> None:
     else:
         show_table(checkpoint_table(rows))
     for name in others:
-        console().print(f"{name}: not used, since checkpoints are named like step_00000012", soft_wrap=True)
+        console().print(f"{name}: ignored; checkpoints are named like step_00000012", soft_wrap=True)
 
 
 @checkpoint.command()

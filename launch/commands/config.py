@@ -113,7 +113,7 @@ def schema(as_json: bool, output: Path | None) -> None:
 
 
 def _missing(config: Config) -> Iterator[str]:
-    """The datasets of a config that are not there; URLs are not looked at."""
+    """The datasets of a config that do not exist; URLs are not checked."""
     from brt_dist.data.format import load_dataset
     from brt_dist.errors import DataError
 

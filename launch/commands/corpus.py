@@ -29,14 +29,13 @@ _folder = LocalPath(file_okay=False)
 @click.option("--length", default=24, show_default=True, type=click.IntRange(1), help="cfg: longest word.")
 @click.option("--words", default=10_000, show_default=True, type=click.IntRange(1), help="cfg: words to train on.")
 @click.option("--held-out", default=1_000, show_default=True, type=click.IntRange(1), help="cfg: words held out.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="cfg, facts: seed of what is drawn.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="cfg, facts: random seed.")
 @click.option(
     "--from",
     "roots",
     multiple=True,
     type=_folder,
-    help="code: a folder that holds packages; unset: the environment's.  facts: a corpus that was made before; unset: "
-    "the books.",
+    help="code: a folder that holds packages; unset: the environment's.  facts: an existing corpus; unset: the books.",
 )
 @click.option(
     "--per",
@@ -45,7 +44,9 @@ _folder = LocalPath(file_okay=False)
     type=click.Choice(["package", "folder"]),
     help="code: what a document is; folder: each folder of a package with 20 kB of modules or more.",
 )
-@click.option("--window", default=512, show_default=True, type=click.IntRange(1), help="facts: bytes of a window.")
+@click.option(
+    "--window", default=512, show_default=True, type=click.IntRange(1), help="facts: size of a window, in bytes."
+)
 @click.option(
     "--every",
     default=500,
@@ -66,12 +67,12 @@ def corpus(name: str, out: Path, as_json: bool, **options: Any) -> None:
 
     books: 42 works of Shakespeare (5 MB), downloaded, with four whole plays held out in validation/.
 
-    code: the Python packages of this environment, one document a package, one package of 16 held out in validation/.
+    code: the Python packages of this environment, one document per package, one package in 16 held out in validation/.
 
     facts: sentences like "The code of the red tower is 4817." in the books, or in another corpus (--from), each stated
-    once and asked for once, 1 to 1,000 windows later; questions/ says what is asked where.
+    once and asked for once, 1 to 1,000 windows later; questions/ lists what is asked where.
 
-    cfg: words of a bounded context-free language, each equally likely, one document a word.
+    cfg: words of a bounded context-free language, each equally likely, one document per word.
     """
     from dataclasses import asdict
 
@@ -89,7 +90,7 @@ def corpus(name: str, out: Path, as_json: bool, **options: Any) -> None:
         made = write_code(out, roots, options["per"])
     elif name == "facts":
         if len(roots) > 1:
-            raise click.UsageError("facts are put into one corpus: give --from once")
+            raise click.UsageError("facts go into a single corpus: give --from only once")
         made = put_facts_into(roots[0] if roots else None, out, **given("window", "every", "copies", "seed"))
     else:
         longest, language = options["length"], options["language"]

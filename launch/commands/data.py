@@ -92,7 +92,7 @@ class _Build(click.Command):
     show_default=True,
     help="If the tokenizer loses text: stop, or report it and continue.",
 )
-@click.option("--deduplicate", is_flag=True, help="Keep only the first of documents with the same text.")
+@click.option("--deduplicate", is_flag=True, help="Of documents with the same text, keep only the first.")
 @click.option(
     "--validation-share",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),

@@ -9,7 +9,7 @@ import click
 from brt_dist.errors import ExitCode
 from launch.commands.arguments import config_argument, json_option, split
 
-# The least config that has a layout; only a temporary file is written beside its folder.
+# The smallest config that has a layout; only a temporary file is written beside its folder.
 _ALONE = "data: {dataset: brt-doctor-dataset}\nrun: {directory: brt-doctor, steps: 1}\noptimizer: {warmup_steps: 0}\n"
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from brt_dist.data.reader import Documents
     from brt_dist.data.tokenizers import Tokenizer
 
-_BLOCKS = 8  # of a segment, unless said otherwise; the result with memory carried does not depend on it
+_BLOCKS = 8  # default length of a segment; the result with memory carried does not depend on it
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def in_this_process(wanted: Wanted) -> Measured:
 
 
 def in_layout(wanted: Wanted, settings: Sequence[str]) -> Measured:
-    """Start the ranks of a layout, on this node or those of a Ray cluster, which load the model and read the text.
+    """Start the ranks of a layout, on this node or on a Ray cluster; they load the model and read the text.
 
     Raises:
         ConfigError: the layout does not suit the model.
@@ -98,7 +98,7 @@ def in_layout(wanted: Wanted, settings: Sequence[str]) -> Measured:
     from brt_dist.inference import tokenizer_of
     from launch.nodes.evaluation import score_on_ranks
 
-    # other nodes see the working folder, and not this node's folder for temporary files
+    # other nodes see the working folder, but not this node's temporary folder
     shared = None if wanted.ray_address is None else Path.cwd()
     with (
         open_weights(wanted.source, wanted.step, verify=False) as weights,
@@ -140,7 +140,7 @@ def in_layout(wanted: Wanted, settings: Sequence[str]) -> Measured:
 
 
 def _config(wanted: Wanted, model: ModelConfig, settings: Sequence[str]) -> Config:
-    """The run that an evaluation in this layout would be.  Micro-batches fill the pipeline, unless they are given."""
+    """The config of a run that evaluates in this layout.  Micro-batches fill the pipeline, unless they are given."""
     base = Config.model_validate(
         {
             "model": model.model_dump(),
@@ -166,17 +166,17 @@ def _config(wanted: Wanted, model: ModelConfig, settings: Sequence[str]) -> Conf
 def _open(
     place: str, model: ModelConfig, tokenizer: "Tokenizer | None", needed: Callable[[], "Tokenizer"]
 ) -> "Documents":
-    """A built dataset, or text to tokenize now, for which the tokenizer is `needed`."""
+    """A built dataset, or text to tokenize now, which needs the tokenizer."""
     if is_url(place) or (Path(place) / DATASET_FILE).is_file():
         dataset = Dataset.open(place, CacheSettings(default_directory(), 10**10, 60.0))
         expected = None if tokenizer is None else sha256(tokenizer.file).hexdigest()
         if expected is not None and dataset.tokenizer_sha256 != expected:
             raise DataError(
-                f"{place} was built with another tokenizer ({dataset.tokenizer_sha256[:12]}) than the model's "
+                f"{place} was built with a different tokenizer ({dataset.tokenizer_sha256[:12]}) than the model's "
                 f"({expected[:12]}); give its text instead, which is tokenized on the fly"
             )
         if dataset.vocab_size > (model.vocab_size or 0):
-            raise DataError(f"{place} has {dataset.vocab_size} tokens and the model knows {model.vocab_size}")
+            raise DataError(f"{place} has {dataset.vocab_size} tokens, but the model has {model.vocab_size}")
         return dataset
     units = [unit for source in open_sources([place]) for unit in source.units(1 << 30)]
     texts = (read.text for read in read_units(units, "text") if isinstance(read, Document))
@@ -213,7 +213,7 @@ def _evaluated(
 
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left, on a terminal only."""
+    """A progress bar with the time left, only on a terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     text = (TextColumn("{task.description}", markup=False), TextColumn("{task.percentage:.0f}%"))

@@ -49,15 +49,15 @@ def export(source: str, form: str, out: Path, step: int | None, shard_size: int,
 @click.command("import")
 @click.argument("source", metavar="SOURCE")
 @click.option("--out", type=LocalPath(), help="Folder to create.")
-@click.option("--print-config", is_flag=True, help="Print the model section that fits a GPT of Hugging Face.")
+@click.option("--print-config", is_flag=True, help="Print the model section that fits a Hugging Face GPT.")
 @_shard_size
 @json_option
 def import_(source: str, out: Path | None, print_config: bool, shard_size: int, as_json: bool) -> None:
     """Write a folder of weights that a run can start from (run.init_from=OUT).
 
     SOURCE is an .npz file with the names of the authors' code (`param/NAME`) and a .json file with their settings
-    beside it, a plain GPT of Hugging Face (GPT-2 or LLaMA, a folder or hf://OWNER/NAME), of which is taken what maps,
-    or anything that `brt export` reads or writes.
+    beside it; a plain Hugging Face GPT (GPT-2 or LLaMA, a folder or hf://OWNER/NAME), whose weights are used where they
+    fit; or anything that `brt export` reads or writes.
     """
     if print_config:
         _print_config(source, as_json)
@@ -77,7 +77,7 @@ def _print_config(source: str, as_json: bool) -> None:
 
     folder = find_gpt(source)
     if folder is None:
-        raise CheckpointError(f"{source}: no model of Hugging Face (a folder with its config.json, or hf://OWNER/NAME)")
+        raise CheckpointError(f"{source}: no Hugging Face model (a folder with its config.json, or hf://OWNER/NAME)")
     section = {"model": shape_in(folder).section()}
     if as_json:
         click.echo(json.dumps(section))

@@ -19,7 +19,7 @@ def exporter(runs: tuple[Path, ...], address: str, port: int, as_json: bool) -> 
     """Serve the latest metrics of RUNS to Prometheus until Ctrl-C.
 
     It only reads the runs' metrics.jsonl, so it does not touch the ranks.  By default only this machine can connect;
-    use --address to change that.  --json prints where it listens, as soon as it does.
+    use --address to change that.  --json prints the address as soon as it listens.
     """
     from brt_dist.run_directory import RunDirectory
     from launch.views.exporter import serving

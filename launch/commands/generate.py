@@ -127,7 +127,7 @@ def _generate(
     for stream, text in enumerate(texts):
         unread = [] if load_from is None else session.load_memory(load_from, decoder, stream, model.owner)
         prompts.append([*unread, *(model.encode(text) if text or not unread else [])])
-    if samples > 1:  # a prompt is read once for all of its samples, but for its last token
+    if samples > 1:  # a prompt is read once for all of its samples, except for its last token
         head = {stream: prompt[:-1] for stream, prompt in enumerate(prompts) if len(prompt) > 1}
         if head:
             decoder.feed(head)

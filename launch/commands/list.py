@@ -17,7 +17,7 @@ _PASSED_OVER = (
     "plots",
     "system",
     "submissions",
-)  # of a run, which holds no runs
+)  # of a run, which contains no other runs
 
 
 @click.command("list")
@@ -77,7 +77,7 @@ def _show(rows: list[dict[str, Any]], folder: Path | None) -> None:
 
 
 def runs_below(folder: Path) -> Iterator[Path]:
-    """The run directories in a folder and below it, by path; of a folder that cannot be read none."""
+    """The run directories in a folder and below it, by path; folders that cannot be read are skipped."""
     for place, names, files in os.walk(folder):
         is_run = "config.yaml" in files and ("attempts" in names or "submission.json" in files)
         names[:] = sorted(name for name in names if not name.startswith(".") and not (is_run and name in _PASSED_OVER))
@@ -97,7 +97,7 @@ def _row(run: Path) -> dict[str, Any]:
     history, last = History.read(run), read_last_attempt(run)
     try:
         steps = load(RunDirectory(run).config).config.run.steps
-    except ConfigError:  # of another version, or not ours
+    except ConfigError:  # written by another version, or not by us
         steps = None
     state = (last.verdict if last else None) or history.state or "not started"
     if last is not None and last.is_running:

@@ -11,7 +11,7 @@ from launch.commands.arguments import LocalPath, config_argument, json_option, q
 if TYPE_CHECKING:
     from brt_dist.planning.layout_plan import LayoutPlan, Planner
 
-_PER_STAGE = 4  # micro-batches that are drawn for each stage; more look alike
+_PER_STAGE = 4  # micro-batches drawn per stage; more would look the same
 
 
 @click.command()
@@ -21,8 +21,8 @@ _PER_STAGE = 4  # micro-batches that are drawn for each stage; more look alike
 )
 @click.option(
     "--device", "device_name", metavar="NAME|FILE",
-    help="h100, h200, a100, b200, mi300x, cpu (this machine), or a YAML file: with the keys of one of these, or of "
-    "--calibrate.  With --calibrate cpu or cuda.  [default: h100; with --calibrate what there is]",
+    help="h100, h200, a100, b200, mi300x, cpu (this machine), or a YAML file: with the keys of one of these, or from "
+    "--calibrate.  With --calibrate: cpu or cuda.  [default: h100; with --calibrate: what this machine has]",
 )  # fmt: skip
 @click.option(
     "--nodes", type=click.IntRange(min=1), help="Number of nodes.  [default: nodes of the usual size for the device]"
@@ -33,16 +33,16 @@ _PER_STAGE = 4  # micro-batches that are drawn for each stage; more look alike
 @click.option(
     "--most", type=click.IntRange(min=1), default=10, show_default=True, help="How many layouts --search shows."
 )
-@click.option("--calibrate", "calibrates", is_flag=True, help="Measure this machine; takes some minutes.")
+@click.option("--calibrate", "calibrates", is_flag=True, help="Measure this machine; takes a few minutes.")
 @click.option(
     "--from", "runs", multiple=True, metavar="RUN", type=LocalPath(file_okay=False),
-    help="With --calibrate: measure nothing, and correct the file with the times of this run; may be repeated.",
+    help="With --calibrate: instead of measuring, correct the file by the times of this run; may be repeated.",
 )  # fmt: skip
 @click.option(
     "--out", type=LocalPath(dir_okay=False), default=Path("device.yaml"), show_default=True,
-    help="File of --calibrate.",
+    help="File that --calibrate writes.",
 )  # fmt: skip
-@click.option("--timeline", type=LocalPath(dir_okay=False), help="Write the pipeline as HTML.")
+@click.option("--timeline", type=LocalPath(dir_okay=False), help="Draw the pipeline's timeline as HTML.")
 @json_option
 def plan(
     settings: tuple[str, ...],
@@ -68,9 +68,9 @@ def plan(
       brt plan my.yaml --device here.yaml --json
       brt plan --calibrate --from runs/my --out here.yaml
 
-    Memory is counted.  Time is a model of the device, with rates from data sheets or --calibrate, and of the host.
-    With --gpus, parallel.data changes so that the layout has as many ranks; --search
-    looks at all layouts.  The exit code is 13 (out of memory) if the plan does not fit.
+    Memory is counted.  Time is estimated from a model of the host and the device, with rates from data sheets or
+    --calibrate.  With --gpus, parallel.data changes so that the layout has that many ranks; --search tries all
+    layouts.  The exit code is 13 (out of memory) if the plan does not fit.
     """
     from brt_dist.errors import ConfigError, ExitCode
     from brt_dist.planning.layout_plan import Planner
@@ -125,7 +125,7 @@ def plan(
 def _calibrate(
     settings: tuple[str, ...], device_name: str | None, out: Path, runs: tuple[Path, ...], as_json: bool
 ) -> int:
-    """Measure this machine, or correct a calibration by runs, and write the file."""
+    """Measure this machine, or correct a calibration from runs, and write the file."""
     from brt_dist.errors import ConfigError
     from brt_dist.planning.calibration.machine import calibrate, write_calibration
     from launch.views.calibration import calibration_text, corrected, warnings
@@ -157,7 +157,7 @@ def _kind_here() -> str:
 
 
 def _write_timeline(planner: "Planner", chosen: "LayoutPlan", path: Path) -> None:
-    """Simulate the first micro-batches of a step and draw them; imports DeepSpeed, whose schedule it is."""
+    """Simulate the first micro-batches of a step and draw them; imports DeepSpeed for its schedule."""
     from brt_dist.files import write_atomic
     from brt_dist.parallel.device import choose
     from brt_dist.planning.simulator.step import simulate_step
@@ -166,7 +166,7 @@ def _write_timeline(planner: "Planner", chosen: "LayoutPlan", path: Path) -> Non
     from launch.views.timeline import timeline_html
 
     quiet_libraries()
-    choose("cpu", 0)  # before DeepSpeed is imported
+    choose("cpu", 0)  # before importing DeepSpeed
     stages = stage_seconds(planner.sizes, chosen.parallel, chosen.device, chosen.stages)
     count = planner.sizes.on(chosen.parallel).micro_batches
     drawn = min(count, _PER_STAGE * len(stages))

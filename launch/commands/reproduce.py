@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Number of seeds to train each row with."
 )
 @click.option("--only", multiple=True, metavar="ROW", help="Only these rows, as Slide:13L or 'Rec:*'; may be repeated.")
-@click.option("--equal", is_flag=True, help="Give all rows the parameters of Rec:fixed:skip, by the width of the MLPs.")
+@click.option(
+    "--equal",
+    is_flag=True,
+    help="Give all rows as many parameters as Rec:fixed:skip, by changing the width of the MLPs.",
+)
 @click.option(
     "--documents", type=click.IntRange(1), help="Measure on this many held-out documents, from the beginning."
 )

@@ -16,18 +16,20 @@ TOKEN = "BRT_SERVE_TOKEN"
 @click.command()
 @click.argument("source", metavar="SOURCE")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on; 0: any free one."
+)
 @click.option("--name", help="Name of the model for clients.  [default: last part of SOURCE]")
 @click.option(
-    "--streams", type=click.IntRange(1), default=8, show_default=True, help="How many texts are generated at a time."
+    "--streams", type=click.IntRange(1), default=8, show_default=True, help="How many texts to generate at a time."
 )
-@click.option("--waiting", type=click.IntRange(0), default=64, show_default=True, help="Requests that may wait.")
+@click.option("--waiting", type=click.IntRange(0), default=64, show_default=True, help="How many requests may wait.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(1),
     default=4096,
     show_default=True,
-    help="Largest number of tokens in an answer.",
+    help="Largest number of tokens to generate.",
 )
 @click.option(
     "--max-prompt",
@@ -41,9 +43,11 @@ TOKEN = "BRT_SERVE_TOKEN"
     type=click.IntRange(0),
     default=1000,
     show_default=True,
-    help="How many memories of sessions are kept.",
+    help="How many sessions to keep the memory of.",
 )
-@click.option("--session-seconds", type=float, default=3600.0, show_default=True, help="How long, unused.")
+@click.option(
+    "--session-seconds", type=float, default=3600.0, show_default=True, help="How long to keep an unused session."
+)
 @click.option("--token-file", type=LocalPath(), help=f"File with the token for clients (or ${TOKEN}).")
 @click.option("--step", type=click.IntRange(0), help="Step of the checkpoint.  [default: the newest]")
 @tokenizer_option
@@ -66,18 +70,18 @@ def serve(
     device: str,
     as_json: bool,
 ) -> None:
-    """Serve the model of SOURCE over HTTP, in the form of OpenAI's completions.
+    """Serve the model of SOURCE over HTTP, with OpenAI's completions API.
 
     \b
       brt serve runs/books
       curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\
         -d '{"prompt": "It was a dark", "max_tokens": 50, "stream": true}'
 
-    Requests are generated together, each at its own place in its text.  A request with "session": NAME keeps the memory
-    of its text, and the next one with that name continues it.  Also: GET /health, /metrics (Prometheus), /v1/models.
+    Requests are batched, each at its own position in its text.  A request with "session": NAME keeps the memory of its
+    text, and the next one with that name continues it.  Also: GET /health, /metrics (Prometheus), /v1/models.
 
-    Other machines can reach it only with --host, and then a token is needed (Authorization: Bearer TOKEN).
-    --json prints where it listens, as soon as it does.
+    Only this machine can reach it, unless you give --host and a token for clients (Authorization: Bearer TOKEN).
+    --json prints the address as soon as it listens.
     """
     quiet_libraries()
     token = _token(token_file)
@@ -105,7 +109,7 @@ def serve(
             listening = config.bind_socket()
         except SystemExit:
             raise PlatformError(f"cannot listen on {host}:{port}: is it in use?  --port 0 takes a free one") from None
-        listening.listen()  # who reads the address may connect at once
+        listening.listen()  # whoever reads the address may connect at once
         address = listening.getsockname()
         url = f"http://{address[0]}:{address[1]}"
         told = {"url": url, "port": address[1], "model": called, "source": model.where}

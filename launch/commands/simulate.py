@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _GB = 1e9
 _MINUTES = 24 * 60
-_MOST_PASSES = 64 * 1024  # micro-batches times stages that are simulated; other data parallel ranks are like these
+_MOST_PASSES = 64 * 1024  # simulated micro-batches times stages; other data parallel ranks behave the same
 
 
 @click.command()
@@ -28,16 +28,16 @@ _MOST_PASSES = 64 * 1024  # micro-batches times stages that are simulated; other
 @click.option(
     "--device", "device_name", default="h100", show_default=True, metavar="NAME|FILE", help="As for `brt plan`."
 )
-@click.option("--efficiency", type=click.FloatRange(0, 1, min_open=True), help="Share of the peak that products of "
-              "matrices reach.  [default: that of the device]")  # fmt: skip
+@click.option("--efficiency", type=click.FloatRange(0, 1, min_open=True), help="Share of the peak that matrix "
+              "products reach.  [default: the device's]")  # fmt: skip
 @click.option(
-    "--jitter", type=click.FloatRange(0), default=0.0, help="Relative deviation of each forward and backward."
+    "--jitter", type=click.FloatRange(0), default=0.0, help="Relative deviation of each forward and backward pass."
 )
 @click.option("--straggler", "stragglers", metavar="STAGE:FACTOR", multiple=True, help="Slow a stage of one data "
               "parallel rank by FACTOR; may be repeated.")  # fmt: skip
 @click.option("--slow-link", "slow_links", metavar="STAGE:FACTOR", multiple=True, help="Slow the link from STAGE to "
               "the next, on one data parallel rank, by FACTOR; may be repeated.")  # fmt: skip
-@click.option("--seed", default=0, help="Of the jitter.")
+@click.option("--seed", default=0, help="Seed of the jitter.")
 @click.option("--failures", default="llama3", show_default=True, metavar="llama3|opt|rsc1|rsc2|RATE", help="Failures "
               "per GPU and hour: a number, or the name of a published run.")  # fmt: skip
 @click.option("--restart", type=click.FloatRange(0), default=300.0, show_default=True, help="Seconds from a failure "
@@ -48,7 +48,7 @@ _MOST_PASSES = 64 * 1024  # micro-batches times stages that are simulated; other
     type=click.FloatRange(0, min_open=True),
     default=2.0,
     show_default=True,
-    help="GB/s that a node writes to storage.",
+    help="GB/s at which a node writes to storage.",
 )
 @click.option("--timeline", type=LocalPath(dir_okay=False), help="Draw the step: FILE.html, or its "
               "intervals: FILE.json.")  # fmt: skip
@@ -70,16 +70,16 @@ def simulate(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Simulate a config on GPUs that you need not have: a step, its scaling, and the cost of failures.
+    """Simulate a config on GPUs that you do not need to have: a step, its scaling, and the cost of failures.
 
     \b
       brt simulate examples/scale_70b.yaml model.vocab_size=131072 --timeline step.html --plot scaling.png
       brt simulate my.yaml --straggler 3:1.5 --jitter 0.05
       brt simulate my.yaml --failures 2e-5 --restart 600 --json
 
-    The step executes what DeepSpeed's engine would, instruction by instruction, each as long as `brt plan` says.
-    Scaling: the layout of the config with more data parallel ranks, on up to 16,384 GPUs, with the same
-    streams (strong) or with streams in proportion (weak).  docs/scaling.md compares it with published runs.
+    The step executes what DeepSpeed's engine would, instruction by instruction; each takes as long as `brt plan` says.
+    Scaling adds data parallel ranks to the layout of the config, up to 16,384 GPUs, with the same number of streams
+    (strong) or with proportionally more (weak).  docs/scaling.md compares the simulator with published runs.
     """
     from brt_dist.parallel.device import choose
     from brt_dist.planning.scaling import curve, goodputs, saving_of, scaled, sizes_of, step_of
@@ -87,7 +87,7 @@ def simulate(
     from launch.run.sizes import device_in, for_plan, on_devices
 
     quiet_libraries()
-    choose("cpu", 0)  # before DeepSpeed is imported, whose schedule is read
+    choose("cpu", 0)  # before importing DeepSpeed, whose schedule we read
     if not settings:
         raise ConfigError("no config given; example: brt simulate examples/scale_7b.yaml model.vocab_size=32000")
     config = for_plan(*split(settings))
@@ -121,10 +121,10 @@ def simulate(
 
 
 def _places(given: Sequence[str], config: "Config", option: str, links: int = 0) -> dict[tuple[int, int], float]:
-    """`STAGE:FACTOR` as places of data parallel rank 0.
+    """Parse `STAGE:FACTOR` into places on data parallel rank 0.
 
     Args:
-        links: 1 if it is about links, of which there is one less than stages.
+        links: 1 if the option names links, which are one fewer than the stages.
     """
     stages = config.parallel.pipeline - links
     found = {}
@@ -185,7 +185,7 @@ def _found(
         "scaling": {name: [asdict(point) for point in points] for name, points in curves.items()},
         "failures": {"per_gpu_hour": rate.per_gpu_hour, "source": rate.source},
         "goodput": [
-            # infinite is no number in JSON
+            # JSON has no infinity
             asdict(one) | {"hours_between": one.hours_between if rate.per_gpu_hour else None}
             | {"young": one.young if rate.per_gpu_hour else None}
             for one in kept

@@ -43,7 +43,7 @@ def status(run: Path, watch: bool, as_json: bool) -> int:
 
 
 def describe(run: Path) -> dict[str, Any]:
-    """Return facts about a run, read from its files alone.
+    """Return facts about a run, read only from its files.
 
     Raises:
         ConfigError: the folder holds no run.
@@ -69,12 +69,12 @@ def describe(run: Path) -> dict[str, Any]:
     submission = _submission(run)
     verdict, advice = last.verdict or history.state or "not started", ""
     if last.start is None and verdict == "running":
-        advice = "; started without a launcher, which would have noticed if it was killed"
+        advice = "; started without a launcher, so nothing would notice if it was killed"
     if last.is_running and launcher_of(run, last.host) == "gone":
         verdict, advice = "launcher_gone", "; run the same command again, or brt resume"
     elif last.is_running:
         verdict = "running"
-    elif submission is not None and submission["submitted"] > (last.end or 0.0):  # this job has made no attempt
+    elif submission is not None and submission["submitted"] > (last.end or 0.0):  # this job has not started an attempt
         ended = submission["state"] == "ended" or (submission["backend"] == "local" and not is_claimed(run))
         verdict = "launcher_failed" if ended and submission["state"] != "running" else "starting"
         if verdict == "launcher_failed" and _was_taken_out(run, submission):
@@ -107,7 +107,7 @@ def describe(run: Path) -> dict[str, Any]:
 
 
 def _phase(directory: Any, attempt: int) -> str | None:
-    """What the ranks of an attempt do, such as `evaluating (validation, memory carried, segment 3 of at most 60)`."""
+    """What the ranks of an attempt do now: `evaluating (validation, memory carried, segment 3 of at most 60)`."""
     from brt_dist.reading import read_json
 
     try:

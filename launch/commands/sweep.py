@@ -21,8 +21,10 @@ from pipelines.console import console
     metavar="KEY=LOW..HIGH",
     help="A key, and the range or the values to draw from.",
 )
-@click.option("--count", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Runs of --random.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of --random.")
+@click.option(
+    "--count", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Runs that --random draws."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of --random.")
 @click.option(
     "--list",
     "listed",
@@ -55,8 +57,8 @@ def sweep(
       brt sweep my.yaml --random optimizer.learning_rate=0.0001..0.01 --random model.dropout=0,0.1 --count 20
       brt sweep my.yaml --list runs.txt
 
-    --random draws --count runs, by logarithm where a range spans a factor of 10 or more; the same seed draws the same
-    runs, and a larger count adds to them.  A line of --list holds the settings of a run: KEY=VALUE KEY=VALUE.
+    --random draws --count runs, on a logarithmic scale where a range spans a factor of 10 or more; the same seed draws
+    the same runs, and a larger count adds to them.  A line of --list holds the settings of a run: KEY=VALUE KEY=VALUE.
 
     All combinations are checked before the first one starts.  run.directory is the folder of the sweep: it holds one
     folder per run, named after its values, plus sweep.json and report.html, which compares all runs.  In MLflow the
@@ -66,7 +68,7 @@ def sweep(
     last checkpoint, and you may add values.  If a run fails, the sweep continues with the next one; Ctrl-C saves the
     current run and stops the sweep.
 
-    The exit code is 0 if all runs finished, else that of the first run that did not.
+    The exit code is 0 if all runs finished, else the exit code of the first run that did not.
     """
     from launch.sweep.grid import EXAMPLES, axes
     from launch.sweep.grid import points as points_of

@@ -1,4 +1,4 @@
-"""Refuses before anything starts what would stop a run later: places, devices and limits of this machine."""
+"""Refuses, before anything starts, what would stop a run later: its folders, this machine's devices and limits."""
 
 import os
 from pathlib import Path
@@ -10,14 +10,19 @@ from launch.doctor.node import gpus
 from launch.doctor.object_store import problem_of
 from launch.run.open_files import check_open_files
 
-_DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # of NVIDIA, AMD, and Windows' subsystem
+_DRIVERS = (
+    "/dev/nvidiactl",
+    "/dev/nvidia0",
+    "/dev/kfd",
+    "/dev/dxg",
+)  # of NVIDIA, of AMD, and of Windows' subsystem for Linux
 
 
 def check_before_start(config: Config) -> None:
-    """Check what does not need the data.
+    """Run the checks that do not need the data.
 
     Raises:
-        PlatformError: the run could not go on; says what to change.
+        PlatformError: the run would fail; says what to change.
     """
     check_open_files()
     check_device(config)
@@ -40,11 +45,10 @@ def check_device(config: Config) -> None:
 
 
 def check_place(config: Config) -> None:
-    """Check that checkpoints can be written, before anything starts: a folder by its rights, a URL by trying it.
+    """Check, before anything starts, that checkpoints can be written: a folder by its permissions, a URL by trying it.
 
     Raises:
-        PlatformError: run.checkpoints is a folder that this user may not write, or no folder; or an object store that
-            takes no object.
+        PlatformError: run.checkpoints is not a folder that this user may write, or an object store that refuses.
     """
     place = config.run.checkpoints
     if place is None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _ALL_REDUCE_SECONDS = 60.0
 _ALL_REDUCE_SECONDS_PER_NODE = 0.25  # rank 0 answers each of them in turn
 _REPORT_SECONDS = 60.0  # nvidia-smi and git, on a busy node
-_WATCHED = 8  # nodes whose file in the shared folder each node looks for
+_WATCHED = 8  # each node looks for the files of this many nodes in the shared folder
 
 
 def preflight(gang: "Gang", config: Config, folder: Path) -> list[Finding]:
@@ -77,13 +77,13 @@ def quick(gang: "Gang", config: Config, place: Path) -> list[Finding]:
 
 
 def _watched(index: int, names: list[str]) -> list[str]:
-    """The marks that a node looks for: those of the launcher and of the nodes after it, so that N nodes read 9 N."""
+    """The marks that a node looks for: the launcher's and those of the next nodes, so that N nodes read 9 N in all."""
     after = [names[(index + offset) % len(names)] for offset in range(min(_WATCHED, len(names) - 1) + 1)]
     return [*after, LAUNCHER]
 
 
 def all_reduce_seconds(nodes: int) -> float:
-    """How long the all-reduce may take on so many nodes, with its rendezvous."""
+    """How long the all-reduce and its rendezvous may take on this many nodes."""
     return _ALL_REDUCE_SECONDS + _ALL_REDUCE_SECONDS_PER_NODE * nodes
 
 
@@ -103,7 +103,7 @@ def all_reduce(gang: "Gang", config: Config, place: Path) -> Finding:
     if (folder / "result.json").is_file():
         result = read_json(folder / "result.json")
         if world == 1:
-            return Finding("all-reduce", "ok", f"a single rank ({kind}) has nobody to exchange with")
+            return Finding("all-reduce", "ok", f"only one rank ({kind}), so there is nothing to exchange")
         speed, size = f"{result['bytes_per_second'] / 1e9:.2f} GB/s", f"{result['bytes'] >> 20} MiB"
         message = f"{world} ranks ({kind}), {size} in {result['seconds'] * 1e3:.1f} ms, {speed}"
         return Finding("all-reduce", "ok", message)
@@ -141,7 +141,7 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
 
 
 def _rank_zero(gang: "Gang", names: list[str]) -> Iterator[Finding]:
-    """The address under which rank 0 will be known belongs to its node, and all others can connect to it."""
+    """Check that the address of rank 0 belongs to its node, and that all other nodes can connect to it."""
     address = gang.nodes[0].address
     try:
         port = gang.ask(0, "listen", address, max(len(names), 64))

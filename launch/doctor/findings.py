@@ -10,7 +10,7 @@ from launch.doctor.node import NodeReport
 _CLOCK_SECONDS = 2.0  # events of several nodes would be out of order
 _DISK_BYTES = 1 << 30
 _MEMORY_BYTES = 1 << 30
-_DEVICE_SHARE = 0.8  # of a GPU's memory: somebody else uses it
+_DEVICE_SHARE = 0.8  # share of a GPU's memory: if less is free, somebody else is using it
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Finding:
 
 
 def versions(reports: Mapping[str, NodeReport]) -> list[Finding]:
-    """Each package must have the same version on all nodes; nodes that differ from most are reported."""
+    """Report nodes on which a package has another version than on most."""
     found = []
     names = sorted({name for report in reports.values() for name in report.versions})
     for name in names:
@@ -52,7 +52,7 @@ def devices(reports: Mapping[str, NodeReport], ranks: int, wanted: bool, is_auto
         reports: by node.
         ranks: of each node.
         wanted: the run needs GPUs, one per rank.
-        is_auto: run.device=auto, so that a GPU which Ray does not offer would be left unused without a word.
+        is_auto: run.device=auto, so a GPU that Ray does not offer would silently stay unused.
     """
     if not wanted:
         unused = {node: len(report.devices) for node, report in reports.items() if len(report.devices) >= ranks}
@@ -116,7 +116,7 @@ def storage(reports: Mapping[str, NodeReport], unseen: Mapping[str, Sequence[str
         count = len(set(missed) & (writers - {node}))
         if count:
             blind[node] = count
-    # A node with a folder of its own misses everybody's file; the others miss only that node's.
+    # A node with its own, unshared folder misses every other node's file; the others miss only that node's.
     most = max(blind.values(), default=0)
     for node, count in blind.items():
         if count == most and not reports[node].problem:

@@ -1,4 +1,4 @@
-"""Whether a run fits the devices that it will get, before anything starts; and the layout of `parallel: auto`."""
+"""Checks, before anything starts, that a run fits its devices; and chooses the layout for `parallel: auto`."""
 
 from brt_dist.config.launch_rules import gpus_per_node
 from brt_dist.config.loading import Resolved
@@ -14,8 +14,9 @@ from launch.run.sizes import with_vocabulary
 def refuse_oversize(config: Config) -> None:
     """Refuse a run whose ranks need more memory than their devices have, unless `run.allow_oversize` is set.
 
-    Only what is counted counts, and nothing is left for libraries and fragmentation, so what passes may still not fit.
-    Where the devices are not known, they are taken for the largest that the plan knows.
+    Only memory that the plan counts is compared, with no room for libraries or fragmentation, so a run that passes may
+    still not fit.
+    Unknown devices are taken to be the largest that the plan knows.
 
     Raises:
         ConfigError: it does not fit; says by how much, and the nearest layout that does.
@@ -45,7 +46,7 @@ def refuse_oversize(config: Config) -> None:
 
 
 def laid_out(resolved: Resolved) -> Resolved:
-    """The config with the layout that the plan chooses where `parallel: auto` asks for it, and where it is from.
+    """The config with the layout that the plan chose if `parallel: auto` asks for one, and where that layout is from.
 
     Raises:
         ConfigError: no layout of the devices fits, or they are not known.
@@ -95,7 +96,7 @@ def device_of(config: Config) -> DeviceSpec | None:
 
 
 def _devices(config: Config) -> int:
-    """Devices that `parallel: auto` may use; of a machine without GPUs one rank."""
+    """Devices that `parallel: auto` may use; on a machine without GPUs, one rank."""
     launch = config.launch
     if launch.gpus_per_node is not None:
         return launch.nodes * max(launch.gpus_per_node, 1)
@@ -105,7 +106,7 @@ def _devices(config: Config) -> int:
 
 
 def _nearest(planner: Planner, config: Config) -> str:
-    """The layout with as many ranks that fits and changes least, or else how many devices are needed."""
+    """The layout with the same number of ranks that fits and changes least, or else how many devices are needed."""
     world = config.parallel.world_size
     given = layout_json(config.parallel)
 
@@ -121,7 +122,7 @@ def _nearest(planner: Planner, config: Config) -> str:
 
 
 def _more(planner: Planner, devices: int) -> str:
-    """On how many devices some layout fits."""
+    """The number of devices on which some layout fits."""
     if planner.device.name == "cpu":
         return "a smaller model, fewer data.streams, or a shorter data.segment"
     found = least_devices(planner, devices)

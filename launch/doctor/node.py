@@ -1,4 +1,4 @@
-"""The report of a node, and the small services by which nodes test each other.  Runs inside the agents."""
+"""The report of a node, and the small services that nodes use to test each other.  Runs inside the agents."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from typing import Any
 from launch.run.facts import attempt_facts
 
 _LISTEN_SECONDS = 60.0
-_READ_SECONDS = 3.0  # network file systems cache for a while that a file does not exist
+_READ_SECONDS = 3.0  # network file systems cache for a while the fact that a file does not exist
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Tries whether checkpoints can be saved at a URL, in a process of its own: `python -m launch.doctor.object_store URL`.
+"""Tests whether checkpoints can be saved at a URL, in a separate process: `python -m launch.doctor.object_store URL`.
 
-That process has the variables of the ranks, and can be killed where a store never answers.
+That process has the ranks' environment variables, and can be killed if a store never answers.
 """
 
 import os
@@ -12,12 +12,12 @@ from brt_dist.errors import PlatformError
 from brt_dist.unreachable import unreachable
 from launch.run.python import module_command
 
-_SECONDS = 40.0  # libraries of stores try again for a while by themselves
+_SECONDS = 40.0  # the libraries of stores retry for a while by themselves
 _DENIED = ("AccessDenied", "Access Denied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "403")
 
 
 def problem_of(url: str, variables: Mapping[str, str], seconds: float = _SECONDS) -> str | None:
-    """Why no checkpoint can be saved at a URL and read again, and what to change; None if it can.
+    """Why checkpoints cannot be saved at a URL and read again, and what to change; None if they can.
 
     Args:
         url: where to write, read and remove a small object.
@@ -49,7 +49,7 @@ def _try_out(url: str) -> str | None:
 
 
 def _explained(url: str, error: OSError) -> str:
-    """What the error of a store's library means for its user."""
+    """What an error of a store's library means for the user."""
     causes = list(_causes(error))
     names, text = {type(cause).__name__ for cause in causes}, " ".join(map(str, causes))
     said = str(causes[-1]).splitlines()[0] if str(causes[-1]) else type(causes[-1]).__name__

@@ -1,4 +1,4 @@
-"""The agents of the nodes, as those see them who ask: all at once, with one deadline."""
+"""The agents of the nodes as their callers see them: all at once, with one deadline."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -11,11 +11,11 @@ class Agents(Protocol):
 
     @property
     def addresses(self) -> Sequence[str | None]:
-        """Of the nodes, as the other nodes reach them; None where that is unknown."""
+        """Addresses at which other nodes reach the nodes; None where unknown."""
         ...
 
     def begin(self, node: int, method: str, arguments: Sequence[Any]) -> Any:
-        """Call a method of a node's agent without waiting; returns what `answers` takes."""
+        """Call a method of a node's agent without waiting; returns a handle for `answers`."""
         ...
 
     def answers(self, calls: Sequence[Any], seconds: float) -> "list[Any | NoAnswer]":

@@ -8,7 +8,7 @@ from brt_dist.config.environment import passed_on
 from brt_dist.config.launch import LaunchConfig
 from launch.nodes.listening import anywhere
 
-# Variables of Ray's workers that mean nothing in a rank, or the wrong thing.
+# Variables of Ray's workers that are meaningless or wrong in a rank.
 _RAY_PREFIXES = ("RAY_", "SPT_NOENV", "PYTHONBREAKPOINT")
 
 
@@ -62,7 +62,7 @@ def rank_environment(
         environment["OMP_NUM_THREADS"] = str(threads)
     environment["PYTHONUNBUFFERED"] = "1"  # keep the last output of a rank that is killed
     if placement.world_size == placement.local_world_size and os.path.exists("/sys/class/net/lo"):
-        # On one machine it must not matter how the host name resolves.
+        # On one machine, how the host name resolves must not matter.
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     environment.update(placement.variables())
     return environment

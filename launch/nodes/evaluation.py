@@ -1,4 +1,4 @@
-"""Starts the ranks of an evaluation, on this node or on those of a Ray cluster, and waits for what they find."""
+"""Starts the ranks of an evaluation, on this node or on the nodes of a Ray cluster, and waits for their results."""
 
 import json
 import os
@@ -44,13 +44,13 @@ def score_on_ranks(
         request: what to evaluate.
         place: an empty folder that all nodes share.
         ray_address: of the cluster with the nodes; None: all ranks run on this node, without Ray.
-        on_tokens: called now and then with the number of tokens that were predicted since the last call.
+        on_tokens: called from time to time with the number of tokens predicted since the last call.
 
     Returns:
         The scores of each place, in their order, for each use of memory.
 
     Raises:
-        BrtError: a rank failed; of the kind that it failed with.
+        BrtError: a rank failed; the class is that of the rank's error.
     """
     folder = EvaluationFolder(place)
     write_atomic(folder.config, dump(config))
@@ -117,7 +117,7 @@ def _wait(processes: Ranks, folder: EvaluationFolder, world: int, on_tokens: Cal
 
 
 def _raise(folder: EvaluationFolder, rank: int) -> None:
-    """Raise what the rank says that it failed with; without a word, with the end of its log."""
+    """Raise the error that the rank reported; if it reported none, one with the end of its log."""
     failure = Failure.read(folder.failure(rank))
     if failure is None:
         said = folder.log(rank).read_text(errors="replace").strip().splitlines()[-5:]

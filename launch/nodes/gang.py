@@ -32,7 +32,7 @@ class Gang:
         nodes: facts about each node.
 
     Raises:
-        LaunchError: the nodes are not there within `launch.start_timeout_seconds`.
+        LaunchError: the nodes are not available within `launch.start_timeout_seconds`.
         PlatformError: they cannot agree on a device.
     """
 

@@ -29,7 +29,7 @@ with socket.socket() as one:
 
 
 def listening_on(address: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment` for programs that must listen on `address` instead of all interfaces, and for what they start.
+    """`environment` for programs (and their children) that must listen on `address` instead of on all interfaces.
 
     Args:
         address: IPv4 address of this machine.

@@ -1,6 +1,6 @@
-"""The agent of this machine, in this process: what a run on one machine has in place of Ray.
+"""The agent of this machine, in this process: what a run on one machine uses instead of Ray.
 
-Ray would take seconds to start, for one agent.  The ranks are below reapers, as with Ray, and so end with this process.
+Ray would take seconds to start for one agent.  The ranks are below reapers, as with Ray, so they end with this process.
 """
 
 import os
@@ -39,7 +39,7 @@ class LocalAgents:
     def begin(self, node: int, method: str, arguments: Sequence[Any]) -> Any:
         try:
             return getattr(self._agent, method)(*arguments)
-        except Exception as error:  # as from an agent elsewhere
+        except Exception as error:  # as a remote agent would
             return NoAnswer(str(error) or type(error).__name__)
 
     def answers(self, calls: Sequence[Any], seconds: float) -> list[Any | NoAnswer]:

@@ -33,7 +33,7 @@ class End:
     Attributes:
         code: its exit code, or minus the signal.
         time: unix seconds.
-        told: it ended after it was told to, so it is not the cause of a failure.
+        told: it ended after being asked to, so it is not the cause of a failure.
     """
 
     rank: int
@@ -45,7 +45,7 @@ class End:
 class ProcessSet:
     """Processes that live and die together, each below a reaper (see reaper.py) in its own session.
 
-    However the owner of this object ends, all of them are killed.
+    All of them are killed when the owner of this object ends, in whatever way.
     """
 
     def __init__(self) -> None:

@@ -111,7 +111,7 @@ def choose_device(config: Config) -> DeviceChoice:
     """Decide for all ranks, from what the cluster's nodes offer.
 
     Raises:
-        LaunchError: run.device=auto, and the nodes are not there in time.
+        LaunchError: run.device=auto, and the nodes are not available in time.
         PlatformError: the nodes disagree, or have too few GPUs.
     """
     launch, wanted = config.launch, config.run.device

@@ -2,9 +2,8 @@
 
 Standard input is a pipe whose other end the owner holds.  When it closes (the owner closed it, ended, or was killed),
 the command and all its descendants are killed, even in other sessions.  SIGTERM and SIGUSR2 are passed on to the
-command; the reaper ends like the command, with the same exit code or signal, but with OUT_OF_MEMORY where the kernel
-killed it for want of memory.  Standard library only, because it runs
-isolated.
+command; the reaper ends like the command, with the same exit code or signal, but with OUT_OF_MEMORY if the kernel
+killed it because memory ran out.  Uses only the standard library, because it runs isolated.
 """
 
 import contextlib
@@ -68,7 +67,7 @@ def _supervise(command: list[str], outer: int) -> int:
 
 
 def out_of_memory_kills(files: tuple[str, ...] = _KILL_COUNTS) -> int:
-    """How many processes the kernel has killed for want of memory, on this machine and in this container."""
+    """How many processes the kernel has killed because memory ran out, on this machine and in this container."""
     count = 0
     for name in files:
         try:
@@ -142,7 +141,7 @@ def descendants(root: int) -> list[int]:
         children.setdefault(int(fields[1]), []).append(int(name))
         if fields[0] == b"Z":
             zombies.add(int(name))
-    # Through zombies too: of a program with threads the first one may be dead while others still end, and until then
+    # Through zombies too: the first thread of a program may be dead while others are still ending, and until then
     # its children are below it.
     found, queue = [], [root]
     while queue:

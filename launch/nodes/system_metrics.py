@@ -48,7 +48,7 @@ class _Probe:
         import psutil
 
         self._psutil, self._run = psutil, run
-        psutil.cpu_percent()  # the first call begins the measuring
+        psutil.cpu_percent()  # the first call starts the measurement
         self._network = psutil.net_io_counters()
         self._gpus = _gpus()
 
@@ -68,7 +68,7 @@ class _Probe:
                 ("network_receive_megabytes", network.bytes_recv, self._network.bytes_recv),
                 ("network_transmit_megabytes", network.bytes_sent, self._network.bytes_sent),
             ):
-                found[name] = max(now - before, 0) / _MEGABYTE  # since the sample before
+                found[name] = max(now - before, 0) / _MEGABYTE  # since the previous sample
             self._network = network
         for number, handle in enumerate(self._gpus):
             found |= {f"gpu_{number}_{name}": value for name, value in _gpu_values(handle)}
@@ -76,7 +76,7 @@ class _Probe:
 
 
 def _gpus() -> list[Any]:
-    """A handle of each GPU; none where there is no NVIDIA driver."""
+    """A handle of each GPU; empty without an NVIDIA driver."""
     import pynvml
 
     try:

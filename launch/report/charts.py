@@ -49,8 +49,8 @@ class Below:
 
     Attributes:
         name: what it shows; steps begin at zero.
-        marks: positions and texts of its labels; empty: round numbers.
-        last: where steps end at least, so that all charts of a run have the same axis.
+        marks: positions and texts of its labels; if empty, round numbers.
+        last: the least step at which the axis ends, so that all charts of a run have the same axis.
     """
 
     name: str = "step"
@@ -70,7 +70,7 @@ def chart(
     below: Below = Below(),
     run: int | None = None,
 ) -> Markup:
-    """A figure of the curves over the steps, or over what `below` says; empty if no curve has a point.
+    """A figure of the curves over steps, or over the axis `below`; empty if no curve has a point.
 
     Args:
         title: above the figure.
@@ -156,14 +156,14 @@ def _anchor(x: float) -> str:
 def _span(values: Sequence[float], margin: float) -> tuple[float, float]:
     """The range of an axis; never empty."""
     low, high = min(values), max(values)
-    if low == high == 0:  # of a share or a count, which is never below
+    if low == high == 0:  # a share or a count is never below zero
         return 0.0, 1.0
     room = (high - low) * margin or (abs(high) * 0.05 or 0.5 if high == low else 0.0)
     return low - room, high + room
 
 
 def _marked(low: float, high: float, about: int, least: int = 0) -> list[tuple[float, str]]:
-    """Round numbers within the range, at least `least` apart, with as many digits as tell them apart."""
+    """Round numbers within the range, at least `least` apart, with enough digits to tell them apart."""
     rough = max((high - low) / about, least)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
@@ -179,7 +179,7 @@ def _marked(low: float, high: float, about: int, least: int = 0) -> list[tuple[f
 
 
 def short(value: float) -> str:
-    """A number as axes show it: 1.5k, 2M."""
+    """A number as shown on axes: 1.5k, 2M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
@@ -187,7 +187,7 @@ def short(value: float) -> str:
 
 
 def _thinned(points: list[Point]) -> list[Point]:
-    """At most about `_MOST_POINTS`: the lowest and highest of each stretch, in order."""
+    """At most about `_MOST_POINTS` points: the lowest and highest of each stretch, in order."""
     if len(points) <= _MOST_POINTS:
         return points
     kept: list[Point] = []

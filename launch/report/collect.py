@@ -17,7 +17,7 @@ from launch.run.history import History
 from launch.run.redact import redact
 from launch.views.planned import Compared, compared
 
-_MOST_SCALED = 400  # steps whose tokens and time are on the page
+_MOST_SCALED = 400  # number of steps whose tokens and time are on the page
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class RunFacts:
         config: values by flat key.
         origins: of those values.
         warmup: steps of the learning rate's warm-up.
-        epoch_tokens: of the training dataset, if there is one and it is known here.
-        planned: the plan beside what was measured.
+        epoch_tokens: tokens of the training dataset, if there is a single one and its size is known here.
+        planned: the plan beside the measurements.
     """
 
     folder: Path
@@ -90,14 +90,14 @@ class RunFacts:
 
     @property
     def epochs(self) -> float | None:
-        """How often the training dataset was read so far."""
+        """How many times the training dataset was read so far."""
         last = self.history.latest_step()
         if last is None or last.tokens is None or self.epoch_tokens is None:
             return None
         return last.tokens / self.epoch_tokens
 
     def scales(self) -> dict[str, list[float]]:
-        """Tokens and hours of training at some steps, from step 0: hours are those of steps, evaluations and saves."""
+        """Tokens and hours of training at some steps, from step 0; hours count steps, evaluations and saves."""
         known = [event for _, event in sorted(self.history.steps.items())]
         every = max(len(known) // _MOST_SCALED, 1)
         steps, tokens, hours = [0.0], [0.0], [0.0]
@@ -123,7 +123,7 @@ class RunFacts:
 
     @property
     def seconds(self) -> float:
-        """Time in attempts, up to the last event of one that has not ended."""
+        """Time spent in attempts; an attempt that has not ended counts up to its last event."""
         latest = self.events[-1].time if self.events else 0.0
         begun = [(record.start, record.end or latest) for record in self.attempts if record.start is not None]
         return sum(max(end - start, 0.0) for start, end in begun)
@@ -152,7 +152,7 @@ class RunFacts:
 
 
 def labels(runs: Sequence[RunFacts]) -> list[str]:
-    """A name for each run; those of the same name are told apart by the ends of their directories."""
+    """A name for each run; runs with the same name get the ends of their directories as well."""
     names = [run.name for run in runs]
     parts = [run.folder.absolute().parts for run in runs]
     found = []

@@ -18,7 +18,7 @@ NAMES = {"train": "training text", "validation": "held-out text"}
 
 
 def charts(run: RunFacts, number: int = 0) -> list[Markup]:
-    """All figures that are not empty; `number` is that of the run on the page."""
+    """All figures that are not empty; `number` is the number of the run on the page."""
     history, lines = run.history, run.restarts
     loss = smoothed("training", points(history, lambda step: step.bits_per_token), 0, run, number)
     gains = []
@@ -89,7 +89,9 @@ def _memory(run: RunFacts, number: int) -> list[Markup]:
         for layer in event.layers:
             for key, by_layer in curves.items():
                 if key in layer.values:
-                    by_layer.setdefault(layer.layer, {})[event.step] = layer.values[key]  # a repeated step wins
+                    by_layer.setdefault(layer.layer, {})[event.step] = layer.values[
+                        key
+                    ]  # a repeated step replaces the earlier one
 
     def drawn(key: str) -> list[Curve]:
         return [
@@ -105,7 +107,7 @@ def _memory(run: RunFacts, number: int) -> list[Markup]:
 
 
 def points(history: History, value: Callable[[StepEvent], float | None]) -> list[tuple[float, float]]:
-    """Steps and values, where `value` is known."""
+    """Steps and values for which `value` is known."""
     found = ((step, value(event)) for step, event in sorted(history.steps.items()))
     return [(step, one) for step, one in found if one is not None]
 
@@ -116,7 +118,7 @@ def evaluation_points(history: History, dataset: str, memory: str) -> list[tuple
 
 
 def gain_points(history: History, dataset: str) -> list[tuple[float, float]]:
-    """Bits per token that clearing memory loses, at the steps that have both evaluations."""
+    """Bits per token lost by clearing memory, at the steps that have both evaluations."""
     carried = dict(evaluation_points(history, dataset, "carried"))
     return [(x, y - carried[x]) for x, y in evaluation_points(history, dataset, "cleared") if x in carried]
 

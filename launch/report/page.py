@@ -47,7 +47,7 @@ def write_report(runs: Sequence[Path], path: Path, sweep: Swept | None = None) -
         ConfigError: one of the folders holds no run.
     """
     text = page([RunFacts.of(run) for run in runs], sweep)
-    write_atomic(path, text.encode(errors="backslashreplace"))  # a path may hold bytes that are no text
+    write_atomic(path, text.encode(errors="backslashreplace"))  # a path may hold bytes that are not text
     return path
 
 
@@ -145,7 +145,7 @@ def _tiles(run: RunFacts) -> list[tuple[str, str, str]]:
 
 
 def _state(run: RunFacts) -> list[tuple[str, str, str]]:
-    """What the carried state is worth at the last evaluation that tells; bad if the run was warned of it there."""
+    """What the carried state is worth at the last evaluation that shows it; bad if the run was warned there."""
     warned = {event.step for event in run.events if isinstance(event, IgnoredStateEvent)}
     for dataset in ("validation", "train"):
         carried = dict(evaluation_points(run.history, dataset, "carried"))
@@ -157,7 +157,7 @@ def _state(run: RunFacts) -> list[tuple[str, str, str]]:
 
 
 def _about(run: RunFacts) -> ReportTable:
-    """Where it ran, with which code."""
+    """Where the run ran, and with which code."""
     record = run.attempts[-1] if run.attempts else None
     versions = ", ".join(f"{name} {version}" for name, version in (record.versions if record else {}).items())
     rows = [
@@ -246,7 +246,7 @@ def _number(value: Any, form: str) -> str:
 
 
 def _evaluations(history: History) -> ReportTable:
-    """One row a step, with the uses of memory side by side."""
+    """One row per step, with the uses of memory side by side."""
     found = {key: event for key, event in history.evaluations.items() if event.bits_per_token is not None}
     order = {"carried": 0, "cleared": 1}
     kinds = sorted({key[1:] for key in found}, key=lambda kind: (kind[0] == "train", order.get(kind[1], 2), kind))
@@ -301,7 +301,7 @@ def _guards(run: RunFacts) -> ReportTable:
 
 
 def _config(run: RunFacts) -> tuple[ReportTable, ReportTable]:
-    """The values that someone set, and the defaults."""
+    """The values that were set, and the defaults."""
     rows = [(key, _plain(value), run.origins.get(key, "")) for key, value in run.config.items()]
     head = ("key", "value", "origin")
     changed = [row for row in rows if row[2] != "default"]

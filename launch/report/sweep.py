@@ -12,7 +12,7 @@ from launch.report.tables import ReportTable
 from launch.report.templates import render
 
 _WIDTH, _HEIGHT, _TOP, _BOTTOM, _SIDE = 1240, 300, 34, 20, 90
-_LOG_FROM = 8.0  # from this ratio of highest to lowest on, values are put by their logarithm
+_LOG_FROM = 8.0  # from this ratio of highest to lowest on, the axis is logarithmic
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Swept:
         return list(dict.fromkeys(key for run in self.runs for key in run.settings))
 
     def ranked(self) -> list[SweptRun]:
-        """The best first; those without a result last."""
+        """The best run first; runs without a result last."""
         return sorted(self.runs, key=lambda run: (run.bits_per_token is None, run.bits_per_token or 0.0, run.name))
 
 
@@ -60,7 +60,7 @@ def sweep_table(sweep: Swept) -> ReportTable:
 
 
 def parallel(sweep: Swept) -> Markup:
-    """An axis for each key and one for the result, and a line for each run that has one; empty for less than two."""
+    """An axis for each key and one for the result, and a line for each run that has one; empty for fewer than two."""
     runs = [run for run in sweep.ranked() if run.bits_per_token is not None]
     if len(runs) < 2:
         return Markup()
@@ -82,7 +82,7 @@ def parallel(sweep: Swept) -> Markup:
 
 
 class _Axis:
-    """Where the values of an axis are, and its labels; numbers by size, the rest in the order of their first use."""
+    """Positions of an axis's values, and its labels; numbers by size, the rest in the order of first use."""
 
     def __init__(self, key: str, values: Sequence[str]) -> None:
         self.name = key.rpartition(".")[2]
@@ -102,7 +102,7 @@ class _Axis:
 
     @staticmethod
     def _apart(marks: list[tuple[float, str]]) -> list[tuple[float, str]]:
-        """Labels that do not touch; the first and the last are kept."""
+        """Drop labels that would overlap; the first and the last are kept."""
         kept = marks[:1]
         for place, name in marks[1:-1]:
             if place - kept[-1][0] >= 15 and marks[-1][0] - place >= 15:

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A heading with a table below it; `text`: its cells are text whose line breaks count."""
+    """A heading with a table below it; `text`: line breaks in its cells are kept."""
 
     title: str
     head: Sequence[str]

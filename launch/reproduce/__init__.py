@@ -1,1 +1,1 @@
-"""The paper's table and ablations anew: the kit (`reproduce/`), what it costs, its data, its training, its results."""
+"""Reproduces the paper's table and ablations: the kit (`reproduce/`), its cost, data, training and results."""

@@ -1,4 +1,4 @@
-"""What the rows of a table cost, by the plan."""
+"""What the rows of a table cost, according to the plan."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def cost_of(row: Row, vocabulary: int, device: str, more: Sequence[str] = ()) ->
     Args:
         row: to train.
         vocabulary: its size.
-        device: name of it.
+        device: its name.
         more: settings for all rows.
 
     Raises:
@@ -66,7 +66,7 @@ def cost_of(row: Row, vocabulary: int, device: str, more: Sequence[str] = ()) ->
 
 
 def cost_text(costs: Sequence[RowCost], seeds: int) -> str:
-    """The plan for people: each row, and all of it."""
+    """The plan as text: each row, and the whole table."""
     plan, hours = costs[0].plan, seeds * sum(cost.device_hours for cost in costs)
     cells = [
         (

@@ -1,4 +1,4 @@
-"""Rows with equal parameters, by the width of their MLPs: the paper's sizes are equal only as far as layers allow."""
+"""Rows with equal numbers of parameters, by the width of their MLPs: the paper's own sizes differ by up to a layer."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ _ONE_RANK = ["parallel.data=1", "model.vocab_size=256"]  # the embedding is the 
 
 
 def with_equal_parameters(rows: Sequence[Row], scale: str, more: Sequence[str] = ()) -> list[Row]:
-    """The rows with the MLPs that bring them nearest to the parameters of the scale's base, Rec:fixed:skip.
+    """The rows, with the MLP widths that come closest to the parameters of the scale's base, Rec:fixed:skip.
 
     Args:
         rows: of a table.

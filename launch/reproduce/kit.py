@@ -24,13 +24,13 @@ ROOT = Path(__file__).parents[2]
 KIT = ROOT / "reproduce"
 BASE = ROOT / "examples" / "paper_150m.yaml"
 _NOT_TABLES = ("data", "scales")
-# Sizes of which a row keeps its ratio to the base.
+# Sizes whose ratio to the base a row keeps at every scale.
 _RATIOS = ("model.window", "model.mixers.recurrent.states", "data.segment", "data.streams", "parallel.micro_batch")
 _NOWHERE = ("data.dataset=unused", "run.directory=unused/run")
 
 
 class SmallData(Section):
-    """What the scales below the paper's read."""
+    """The data that the scales below the paper's read."""
 
     corpus: Literal["books", "code"] = Field(description="of `brt data corpus`")
     tokenizer: str = Field(description="of `brt data build`")
@@ -39,7 +39,7 @@ class SmallData(Section):
 class Recipe(Section):
     """Where data comes from.
 
-    Attributes of the paper's data are `about`, `column` and `vocabulary`; `public` and `local` are command lines.
+    `about`, `column` and `vocabulary` describe the paper's data; `public` and `local` are command lines.
     """
 
     about: str = Field(description="what the text is")
@@ -70,7 +70,7 @@ class Row:
         name: as the paper has it.
         key: of its folder.
         sources: its config files.
-        overrides: what brings it to the scale.
+        overrides: the settings that bring it to the scale.
     """
 
     name: str
@@ -122,7 +122,7 @@ def rows(table: str, scale: str, only: Sequence[str] = ()) -> list[Row]:
 
 
 def expected(column: str) -> dict[str, Figure]:
-    """The paper's figures of a column of Table 1, by row; rows without one are left out."""
+    """The paper's figures in a column of Table 1, by row; rows without one are left out."""
     return {
         name: Figure(**{key: row[column][key] for key in ("value", "sureness")})
         for name, row in _read(KIT / "expected.yaml")["rows"].items()
@@ -153,10 +153,10 @@ def _row(path: Path, scale: str) -> Row:
 
 
 def _scaled(unchanged: Config, wanted: Config, scaled: Config) -> list[str]:
-    """Overrides that give `wanted` the sizes of `scaled`, in its own ratios to `unchanged`."""
+    """Overrides that give `wanted` the sizes of `scaled`, keeping its own ratios to `unchanged`."""
     layers = scaled.model.layers + wanted.model.layers - unchanged.model.layers
     found = [f"model.layers={layers}"]
-    for key in _RATIOS:  # all of them, as a row may also name a size that is the base's
+    for key in _RATIOS:  # all of them, because a row may also set a size to the base's value
         old, new, own = (_value(config, key) for config in (unchanged, wanted, scaled))
         found.append(f"{key}={own * new // old}")
     old, new, own = (_value(config, "model.mixers.recurrent.layers") for config in (unchanged, wanted, scaled))
@@ -165,7 +165,7 @@ def _scaled(unchanged: Config, wanted: Config, scaled: Config) -> list[str]:
 
 
 def _spread(indices: Sequence[int], of: int, layers: int) -> list[int]:
-    """Layers at the same places of a stack of `layers` as `indices` in one of `of`; each one once."""
+    """The layers of a stack of `layers` at the relative places of `indices` in a stack of `of`; each layer once."""
     found, above = list[int](), layers
     for index in sorted((index % of for index in indices), reverse=True):
         above = min(index * layers // of, above - 1)

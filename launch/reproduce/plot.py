@@ -9,7 +9,7 @@ _OURS, _PAPER = "#1f5fa8", "#c2571a"
 
 
 def plot(path: Path, found: Results) -> None:
-    """Draw a PNG; bars are standard deviations over seeds, figures of the paper that no source gives are hollow."""
+    """Draw a PNG; bars are standard deviations over seeds, and figures of the paper without a source are hollow."""
     import matplotlib
 
     matplotlib.use("Agg")

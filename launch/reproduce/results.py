@@ -56,9 +56,9 @@ class Results:
     Attributes:
         title: what was trained on what.
         reference: the row that differences are from.
-        unit: of which bits are told: `token` or `byte`.
+        unit: what bits are per: `token` or `byte`.
         tokens: read in training by each model.
-        held_out: documents and tokens that were measured on.
+        held_out: documents and tokens that bits were measured on.
     """
 
     title: str
@@ -89,7 +89,7 @@ def results(
     paper_steps: Mapping[str, Figure],
     unit: str = "token",
 ) -> Results:
-    """Put together what was measured.
+    """Put the measurements together.
 
     Args:
         title: of the table.
@@ -141,7 +141,7 @@ def markdown(found: Results, note: str | None = None) -> str:
 
     Args:
         found: the results.
-        note: what the paper says besides.
+        note: what else the paper says.
     """
     documents, tokens = found.held_out
     head = (

@@ -14,7 +14,7 @@ _BYTES = 256  # of the tokenizer `bytes`
 
 
 def datasets(name: str, recipe: Recipe, scale: str, given: Path | None, out: Path) -> tuple[Path, Path]:
-    """Folders of the training and the held-out dataset; small ones are built if they are not there.
+    """Folders of the training and the held-out dataset; small ones are built if they do not exist.
 
     Args:
         name: of the recipe.
@@ -24,7 +24,7 @@ def datasets(name: str, recipe: Recipe, scale: str, given: Path | None, out: Pat
         out: where corpus and datasets are written.
 
     Raises:
-        ConfigError: they are not there, and cannot be made here; says which commands make them.
+        ConfigError: they do not exist and cannot be made here; says which commands make them.
     """
     folder = given or Path("data") / name
     if given is None and scale != "paper" and recipe.small is not None:
@@ -41,7 +41,7 @@ def datasets(name: str, recipe: Recipe, scale: str, given: Path | None, out: Pat
 
 
 def vocabulary(recipe: Recipe, scale: str, given: Path | None) -> int:
-    """Size of the vocabulary, before a dataset is built."""
+    """Size of the vocabulary, known before a dataset is built."""
     if given is not None and (given / "train" / DATASET_FILE).is_file():
         return Dataset.open(given / "train").vocab_size
     if given is not None or scale == "paper" or recipe.small is None:

@@ -31,7 +31,7 @@ class Trained:
         run: the run directory.
         verdict: how training ended.
         step: the last one.
-        found: what `brt eval` finds; None if training has not finished.
+        found: the result of `brt eval`; None if training has not finished.
     """
 
     row: str
@@ -51,15 +51,15 @@ def train_rows(
     held_out: str,
     console: "Console",
 ) -> tuple[list[Trained], int]:
-    """Train and measure; what is done is left alone, what was stopped goes on.
+    """Train and measure; finished runs are left alone, stopped ones continue.
 
     Args:
         rows: to train.
-        settings: of all rows, over their own.
+        settings: settings of all rows, which override their own.
         seeds: how many, from 0.
         out: OUT/ROW/seed=N is a run; OUT/ROW/seed=N.json what was measured.
         measure: a run.
-        held_out: what `measure` reads, in words; a model that was measured on something else is measured again.
+        held_out: description of what `measure` reads; a model measured on something else is measured again.
         console: standard error.
 
     Returns:
@@ -76,7 +76,7 @@ def train_rows(
         swept = sweep(row.sources, overrides, points, console)
         for result in swept.results:
             seed = int(result.settings["run.seed"])
-            if seed >= seeds:  # of an earlier call with more seeds
+            if seed >= seeds:  # from an earlier call with more seeds
                 continue
             found = (
                 measured_once(result.run, {"step": result.step, "held_out": held_out}, measure)
@@ -91,7 +91,7 @@ def train_rows(
 
 
 def measured_once(run: Path, facts: Mapping[str, Any], measure: Measure) -> Mapping[str, Any]:
-    """What was measured with these facts, now or before."""
+    """What was measured on `held_out`, now or earlier."""
     path = run.with_name(f"{run.name}.json")
     try:
         before: dict[str, Any] = json.loads(path.read_text())

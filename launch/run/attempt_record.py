@@ -19,7 +19,7 @@ class AttemptRecord:
     Attributes:
         attempt: its number.
         start: unix seconds; None if nothing is recorded (torchrun).
-        end: unix seconds; None if it runs, or its launcher was killed.
+        end: unix seconds; None if it is running, or its launcher was killed.
         host: of the launcher.
         git_commit: of the launcher's code.
         versions: of the libraries that decide what a run computes.
@@ -61,12 +61,12 @@ class AttemptRecord:
 
     @property
     def is_last(self) -> bool:
-        """Whether it ended and the launcher decided that no other follows."""
+        """Whether it ended and the launcher decided not to start another."""
         return self.end is not None and self.decision.get("action", "stop") == "stop"
 
     @classmethod
     def of(cls, attempt: int, values: Mapping[str, Any]) -> "AttemptRecord":
-        """From the values of attempt.json; nulls, and those not known here or of another type, are left out."""
+        """From the values of attempt.json, without nulls, unknown keys and values of a wrong type."""
         known = {item.name for item in fields(cls)} - {"attempt"}
         given = {name: value for name, value in values.items() if name in known and value is not None}
         for name in list(given):

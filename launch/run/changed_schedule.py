@@ -1,4 +1,4 @@
-"""What another length of the run means for its learning rate."""
+"""What a changed length of the run means for its learning rate."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from launch.run.history import History
 
 
 def changed_schedule(run: Path, config: Config) -> str | None:
-    """A note that the learning rate of a resumed run is another, since run.steps decides where its schedule ends.
+    """A note that a resumed run's learning rate changes, because run.steps decides where its schedule ends.
 
     Args:
-        run: its directory, with the config of before.
-        config: of now.
+        run: its directory, with the config so far.
+        config: the new config.
     """
     if not RunDirectory(run).is_run or (step := History.read(run).saved_step) == 0:
         return None

@@ -15,7 +15,7 @@ Launcher = Literal["runs", "gone", "unknown"]
 
 @contextmanager
 def claimed(run: Path, holds: str = "config.yaml", command: str = "brt train") -> Iterator[bool]:
-    """Hold the run directory for this process, until it ends in any way.
+    """Hold the run directory for this process until it ends, in whatever way.
 
     Args:
         run: the folder, created if needed.

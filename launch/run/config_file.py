@@ -77,7 +77,7 @@ def _names_data(key: str) -> bool:
 
 
 def _same_data(before: Config, now: Config) -> bool:
-    """Whether the training data is that of the run so far, wherever it is: its newest checkpoint knows the digest."""
+    """Whether the training data is the run's so far, wherever it is now: the newest checkpoint knows its digest."""
     from brt_dist.checkpoint.places import find_place
     from brt_dist.checkpoint.verification import read_manifest
     from brt_dist.data.open import open_training
@@ -85,7 +85,7 @@ def _same_data(before: Config, now: Config) -> bool:
     try:
         place = find_place(str(before.run.directory))
         known = read_manifest(place.storage, place.names()[-1]).dataset
-    except (BrtError, OSError):  # nothing is saved yet: the data as it was is where it was
+    except (BrtError, OSError):  # nothing is saved yet: compare the places of the data
         with open_training(before.data) as data:
             known = data.digest
     with open_training(now.data) as data:

@@ -1,4 +1,4 @@
-"""What a launcher knows of the datasets of a run, from dataset.json; those behind a URL are for the ranks to read."""
+"""What a launcher knows about the datasets of a run, from dataset.json; datasets at URLs are read only by the ranks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from brt_dist.reading import read_json
 from launch.run.redact import redact
 
-# Names of folders that say what a dataset is for, and not what it is.
+# Folder names that say what a dataset is for, not what it is.
 _PURPOSES = ("train", "training", "validation", "valid", "val", "heldout", "held_out", "test", "dev", "data", "shards")
 
 

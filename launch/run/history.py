@@ -14,7 +14,7 @@ class History:
 
     Attributes:
         attempt: the last one.
-        end: of the last attempt, if it has ended.
+        end: the end of the last attempt, if it has ended.
         start: how long the parts of its start took, once its first step is done.
         steps, checkpoints: by step.
         evaluations: by (step, dataset, memory).
@@ -68,7 +68,7 @@ class History:
     def state(self) -> str | None:
         """`running`, or how the last attempt ended, by what rank 0 wrote; None before it wrote anything.
 
-        For attempts without a launcher (torchrun): nobody noticed if one was killed, and it counts as running.
+        For attempts without a launcher (torchrun): nothing notices if one is killed, so it counts as running.
         """
         if self.attempt is None:
             return None

@@ -1,4 +1,4 @@
-"""A point in time as our records hold it."""
+"""A point in time as our records store it."""
 
 from typing import Annotated
 
@@ -7,4 +7,4 @@ from pydantic import Field
 from brt_dist.reading import LATEST
 
 Moment = Annotated[float, Field(ge=0, le=LATEST)]
-"""unix seconds; the calendar of Python and of people ends where this does"""
+"""unix seconds, up to the last date that Python's calendar can show"""

@@ -17,7 +17,7 @@ def open_more_files() -> None:
 
 
 def check_open_files() -> None:
-    """Refuse to start a run that would end in the middle of something for want of files.
+    """Refuse to start a run that would later fail because too few open files are allowed.
 
     Raises:
         PlatformError: fewer are allowed than a run needs.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 def module_command(module: str, *arguments: str, python: Sequence[str] = (sys.executable,)) -> list[str]:
     """`python -P -m MODULE ARGUMENTS`.
 
-    With -P the working folder is not on the path of modules: a `random.py` or a `launch.py` of the user's, who starts
-    `brt` there, would be imported instead of the standard library's or ours.
+    With -P the working folder is not on the module path: otherwise a user's `random.py` or `launch.py` there would be
+    imported instead of the standard library's or ours.
 
     Args:
         module: to run.

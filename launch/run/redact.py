@@ -2,7 +2,7 @@
 
 import re
 
-# Up to the last @, even across a /, which a password should not contain: better hide too much than too little.
+# Up to the last @, even across a /, which a password should not contain: better to hide too much than too little.
 _CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@")
 _SECRET_PARAMETER = re.compile(
     r"(?i)([?&;](?:[\w-]*(?:token|password|passwd|secret|key|key_id|credential|sig|signature))=)[^&;#\s]+"

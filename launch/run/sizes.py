@@ -15,7 +15,7 @@ _ALONE = "run: {directory: brt-plan}\n"  # nothing is written there
 
 
 def for_plan(files: Sequence[Path], overrides: Sequence[str]) -> Config:
-    """The config, with the vocabulary of its dataset; a dataset need not exist.
+    """The config with the vocabulary of its dataset, which need not exist.
 
     Raises:
         ConfigError: it cannot be loaded, or its vocabulary is not known.
@@ -31,7 +31,7 @@ def for_plan(files: Sequence[Path], overrides: Sequence[str]) -> Config:
 
 
 def with_vocabulary(config: Config, ask_servers: bool = True) -> Config | None:
-    """The config with `model.vocab_size` set, from its dataset if need be; None if there is none that can be opened.
+    """The config with `model.vocab_size` set, from its dataset if needed; None if no dataset can be opened.
 
     Args:
         config: the config.
@@ -55,7 +55,7 @@ def with_vocabulary(config: Config, ask_servers: bool = True) -> Config | None:
 def device_in(
     name: str, world: int, nodes: int | None = None, network: float | None = None, price: float | None = None
 ) -> DeviceSpec:
-    """A device as it stands in nodes.
+    """A device, as it is installed in nodes.
 
     Args:
         name: as for `device_spec`.

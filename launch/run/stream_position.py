@@ -55,7 +55,7 @@ def position_of(run: Path, step: int) -> Position:
 
 
 def _streams(run: Path, config: Config) -> list[tuple[int, int]]:
-    """(first step, streams) of the attempts, without those that a later attempt replaced from an earlier step."""
+    """(first step, streams) of each attempt, except those that a later attempt replaced from an earlier step."""
     found: list[tuple[int, int]] = []
     for event in events_of(run, AttemptEvent):
         if (number := event.layout.streams) is not None:
@@ -76,7 +76,7 @@ def _newest(run: Path, config: Config, dataset: Dataset | Mixture, step: int) ->
             try:
                 manifest = Manifest.parse(place.storage.manifest(name), name)
             except BrtError:
-                continue  # damaged; an older one is as good
+                continue  # damaged; an older one will do
             changed |= manifest.dataset != dataset.digest
             if manifest.step <= step and manifest.dataset == dataset.digest:
                 return manifest.step, Cursor.from_json(manifest.cursor)

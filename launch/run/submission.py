@@ -11,7 +11,7 @@ from brt_dist.reading import read_record
 from brt_dist.run_directory import RunDirectory
 from launch.run.moment import Moment
 
-# queued: no process yet; ended: the run directory knows why; unknown: the backend cannot tell now
+# queued: no process yet; ended: the run directory says why; unknown: the backend cannot say now
 State = Literal["queued", "running", "ended", "unknown"]
 
 
@@ -22,7 +22,7 @@ class Submission:
     Attributes:
         backend: its name.
         job: the backend's name for the job.
-        number: how often the run was submitted, including this time.
+        number: how many times the run was submitted, including this one.
         submitted: unix time.
         details: what the backend needs to find the job again.
     """

@@ -10,13 +10,13 @@ from brt_dist.config.schema import TrackingConfig
 from brt_dist.errors import ConfigError
 
 _URI, _EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"
-_NAMES = ("databricks", "databricks-uc", "uc")  # taken as they are
+_NAMES = ("databricks", "databricks-uc", "uc")  # used unchanged
 _SERVERS = ("http", "https", "databricks", "uc")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def settled(tracking: TrackingConfig, environment: Mapping[str, str] = os.environ) -> TrackingConfig:
-    """`tracking` with MLflow's own variables, where the config says nothing, and with absolute paths.
+    """`tracking` with MLflow's own variables where the config sets nothing, and with absolute paths.
 
     Raises:
         ConfigError: MLflow knows no such kind of URI.

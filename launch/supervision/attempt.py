@@ -31,7 +31,7 @@ from launch.views.progress import ProgressLine
 from pipelines.console import console
 
 _LOOK_SECONDS = 1.0
-_RANKS_SECONDS, _RANKS_SECONDS_PER_NODE = 0.2, 0.002  # between looks at the ranks, each of which asks every node
+_RANKS_SECONDS, _RANKS_SECONDS_PER_NODE = 0.2, 0.002  # between checks of the ranks, each of which queries every node
 _PROBE_SECONDS = 20.0
 _TOGETHER_SECONDS = 1.0  # one request may arrive several times: from the launcher, from each reaper, and from outside
 
@@ -129,13 +129,13 @@ def _refuse_other_device(run: Path, config: Config, device: DeviceChoice) -> Non
     """Refuse to continue on CPUs because GPUs are gone.
 
     Raises:
-        PlatformError: run.device=auto means CPUs now, and meant GPUs in an earlier attempt.
+        PlatformError: run.device=auto means CPUs now, but meant GPUs in an earlier attempt.
     """
     earlier = {record.device for record in read_attempts(run)}
     if config.run.device == "auto" and device.kind == "cpu" and "cuda" in earlier:
         raise PlatformError(
-            f"run.device=auto: this run has trained on GPUs, and now would on CPUs, because {device.reason}; "
-            "nearest: run.device=cpu, if you want that"
+            f"run.device=auto: this run has trained on GPUs but would now train on CPUs, because {device.reason}; "
+            "nearest: run.device=cpu, if that is what you want"
         )
 
 
@@ -163,7 +163,7 @@ def _for_remaining_nodes(config: Config, tell: Any) -> Config:
 
 
 def _nodes() -> int:
-    """The number of nodes that answer; Ray itself takes half a minute to notice that one is gone."""
+    """The number of nodes that answer; Ray itself takes half a minute to notice a lost node."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

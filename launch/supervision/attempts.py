@@ -1,4 +1,4 @@
-"""The attempts of one `brt train`, one after another, each in its own process, until one ends well or for good."""
+"""The attempts of one `brt train`, one after another, each in its own process, until one succeeds or is the last."""
 
 import json
 import os
@@ -53,7 +53,7 @@ class Attempts:
         self._recovery = Recovery(config.launch.recovery, History.read(self._run).saved_step)
 
     def run(self) -> Verdict:
-        """Run attempts until one ends well or for good.
+        """Run attempts until one succeeds or no other may follow.
 
         Raises:
             BrtError: the first could not be started.
@@ -92,7 +92,7 @@ class Attempts:
             stdout=subprocess.PIPE,
             text=True,
             env=self._environment(),
-            start_new_session=True,  # Ctrl-C at the terminal comes by way of this process
+            start_new_session=True,  # Ctrl-C at the terminal is passed on by this process
         )
         told, directory = 0, RunDirectory(self._run)
         try:
@@ -115,7 +115,7 @@ class Attempts:
                 verdict = Verdict(ExitCode.INTERRUPTED, "stopped before training started")
             else:
                 reason = f"the process that supervises the ranks {_ended(process.returncode)}"
-                is_full = process.returncode == ExitCode.OUT_OF_MEMORY  # as the reaper found
+                is_full = process.returncode == ExitCode.OUT_OF_MEMORY  # as the reaper reported
                 code = ExitCode.OUT_OF_MEMORY if is_full else ExitCode.LOST_NODE
                 verdict = Verdict.of(Failure(code, reason, time=time.time()))
             answer = {"verdict": verdict.to_json()}
@@ -163,7 +163,7 @@ class Attempts:
         AttemptRecord.of(number, {**known, "decision": decision.to_json()}).write(attempt)
 
     def _paused(self, seconds: float) -> bool:
-        """Wait; true if the user asks to stop meanwhile."""
+        """Wait; true if the user asks to stop in the meantime."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self._stop.count:
             time.sleep(_LOOK_SECONDS)
@@ -185,7 +185,7 @@ def _error(answer: dict[str, Any]) -> BrtError:
 
 
 def _ended(code: int) -> str:
-    """How a process ended that said nothing in its answer."""
+    """How a process ended that returned no answer."""
     if code >= 0:
         return f"ended with code {code}; its own error is above"
     killed = signal.Signals(-code).name

@@ -17,7 +17,7 @@ class StopRequests:
         counting: until it is set, a signal raises KeyboardInterrupt, since nothing runs yet that needs saving.
 
     Args:
-        together: signals within so many seconds of each other are one request.  To stop a job, Ray signals every
+        together: signals within this many seconds of each other count as one request.  To stop a job, Ray signals every
             process of it, and each passes the signal on.
     """
 

@@ -36,7 +36,7 @@ class Patience:
     """How long the supervisor waits, in seconds.
 
     Attributes:
-        look: between looks at the ranks.
+        look: between checks of the ranks.
         failed: for the other ranks to end, after one failed.
         saving: for the ranks to save, after the user asked to stop.
         last: for the last rank to end, after the first ended well.
@@ -59,7 +59,7 @@ class Supervisor:
         world_size: number of ranks.
         command: returns the command of a rank, given the number of the attempt.
         facts: stored in the record of the attempt.
-        on_look: called at every look at the ranks, to update the display.
+        on_look: called at every check of the ranks, to update the display.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class Supervisor:
         """Watch the ranks until all have ended; stop them if one failed, all hang, or the user asks for it.
 
         Returns:
-            How they ended, and the failure if the supervisor stopped them for a reason that the ranks do not know.
+            How they ended, and the failure if the supervisor stopped them for a reason unknown to the ranks.
         """
-        deadline: float | None = None  # when those that still run are killed
+        deadline: float | None = None  # when the ranks that are still running are killed
         stops, killed = 0, False
         cause: Failure | None = None
         while True:
@@ -164,5 +164,5 @@ class Supervisor:
 def _leave(failure: Failure | None, folder: Path) -> None:
     """Write the record of the rank that failed, unless it did so itself."""
     if failure is not None and failure.rank is not None:
-        with suppress(OSError):  # it stands in the record of the attempt too
+        with suppress(OSError):  # it is in the record of the attempt too
             failure.write(AttemptDirectory(folder).failure(failure.rank))

@@ -15,7 +15,7 @@ _TAIL_LINES = 20
 # When a rank leaves no record (killed, crashed in C), its peers notice before the launcher does.
 _NO_RECORD_HEAD_START_SECONDS = 1.0
 _CLEAN = (ExitCode.FINISHED, ExitCode.PREEMPTED)
-# What a rank records when it misses another one; only the other one knows why it is gone.
+# What a rank records when it loses another one; only that one knows why it is gone.
 _OF_PEERS = (ExitCode.LOST_NODE, ExitCode.HUNG)
 
 
@@ -92,13 +92,13 @@ def judge(ends: Mapping[int, End], folder: Path, stop_asked: bool) -> Verdict:
 
 
 def _first_failure(untold: list[End], attempt: AttemptDirectory) -> Failure:
-    """What failed first; `untold` ended without being told to."""
+    """What failed first; the ranks in `untold` ended without being asked to."""
     recorded = {end.rank: Failure.read(attempt.failure(end.rank)) for end in untold}
     first = min(untold, key=lambda end: _order(end, recorded[end.rank]))
     failure = recorded[first.rank]
     lost = [end for end in untold if end.code == ExitCode.LOST_NODE and recorded[end.rank] is None]
     if lost and (failure is None or failure.code in _OF_PEERS):
-        # Its peers miss a node before the launcher finds that it is gone.
+        # Peers notice a lost node before the launcher finds that it is gone.
         ranks = ", ".join(str(end.rank) for end in lost)
         reason = f"the node of rank {ranks} was lost: its agent is gone"
         return Failure(ExitCode.LOST_NODE, reason, rank=lost[0].rank, time=lost[0].time)

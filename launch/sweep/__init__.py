@@ -1,1 +1,1 @@
-"""Many runs of one config with some values changed: the grid, its record, and training it run by run."""
+"""Many runs of one config with some values changed: the grid, its record, and training run by run."""

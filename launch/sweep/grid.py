@@ -13,7 +13,7 @@ from brt_dist.config.older import OLDER_KEYS
 from brt_dist.config.schema import Config
 from brt_dist.errors import ConfigError
 
-_OWN = ("run.directory", "run.name", "run.tracking.", "launch.")  # the same for all, or given by the sweep
+_OWN = ("run.directory", "run.name", "run.tracking.", "launch.")  # the same for all runs, or set by the sweep
 _LONGEST_NAME = 100
 _OPEN, _CLOSE = "[{", "]}"
 _SHOWN = 100  # characters of an option in a message
@@ -67,7 +67,7 @@ def parse(option: str, given: Sequence[str], read: Callable[[str, str], A]) -> l
     Args:
         option: for messages.
         given: its values.
-        read: makes something of a key and the text after its `=`; raises a ValueError that says what is wrong.
+        read: parses a key and the text after its `=`; raises a ValueError that says what is wrong.
 
     Raises:
         ConfigError: all that is wrong with them, in one message.
@@ -122,7 +122,7 @@ def points(grid: Sequence[Axis]) -> list[Point]:
 
 
 def named(runs: Sequence[Mapping[str, str]]) -> list[Point]:
-    """Runs with these settings; their names are made of all of them."""
+    """Runs with these settings, which make up their names."""
     short = _short_names(list(dict.fromkeys(key for settings in runs for key in settings)))
     return [
         Point(_name([f"{short[key]}={value}" for key, value in settings.items()]), dict(settings)) for settings in runs
@@ -130,7 +130,7 @@ def named(runs: Sequence[Mapping[str, str]]) -> list[Point]:
 
 
 def problem_of_key(key: str) -> str | None:
-    """Why a sweep cannot set this key; None: it can."""
+    """Why a sweep cannot set this key; None if it can."""
     known = [*leaf_keys(Config), *OLDER_KEYS]
     if key not in known:
         near = difflib.get_close_matches(key[:200], known, n=1)

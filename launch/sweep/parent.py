@@ -83,6 +83,6 @@ def _tracking(results: list[Result]) -> tuple[TrackingConfig, str]:
 if __name__ == "__main__":
     try:
         send(Path(sys.argv[1]))
-    except Exception as error:  # whatever a server, a network or MLflow may come up with
+    except Exception as error:  # whatever a server, a network or MLflow may raise
         print(redact(refusal(error) or f"{type(error).__name__}: {error}"), file=sys.stderr)
         sys.exit(int(ExitCode.ENVIRONMENT))

@@ -1,4 +1,4 @@
-"""Sweeps that are no grid: random draws from ranges, and runs listed in a file.  Pure, but for reading that file."""
+"""Sweeps that are not grids: random draws from ranges, and runs listed in a file.  Pure, except for reading it."""
 
 import math
 import random
@@ -11,8 +11,8 @@ from brt_dist.errors import ConfigError
 from brt_dist.reading import read_text
 from launch.sweep.grid import EXAMPLES, RANGE, Axis, Point, listed_values, named, parse, problem_of_key
 
-_LOG_FROM = 10.0  # ratio of the ends of a range from which on it is drawn by logarithm
-_DIGITS = 3  # of a drawn number
+_LOG_FROM = 10.0  # a range whose ends have at least this ratio is drawn on a logarithmic scale
+_DIGITS = 3  # significant digits of a drawn number
 _TRIES = 100  # for each run, to find one that is not there yet
 _MOST_BYTES = 4 << 20
 
@@ -49,11 +49,11 @@ class Range:
 
 
 def random_points(given: Sequence[str], count: int, seed: int) -> list[Point]:
-    """Runs with values drawn at random, the same for the same arguments; more runs begin with the same ones.
+    """Runs with values drawn at random, the same for the same arguments; a larger count begins with the same runs.
 
     Args:
-        given: `key=LOW..HIGH` or `key=a,b,c`.  A range is drawn by logarithm if its ends are positive and differ by a
-            factor of 10 or more, else evenly; between whole numbers, whole numbers are drawn.
+        given: `key=LOW..HIGH` or `key=a,b,c`.  A range is drawn on a logarithmic scale if its ends are positive and
+            differ by a factor of 10 or more, else evenly; between whole numbers, whole numbers are drawn.
         count: of the runs.
         seed: of the draws.
 

@@ -34,7 +34,7 @@ def connect(uri: str) -> "MlflowClient":
 def experiment_id(client: "MlflowClient", name: str, uri: str) -> str:
     """The id of the experiment, created if needed; for a SQLite file, artifacts are stored beside it.
 
-    A new experiment is of the kind that trains models, so that MLflow's page shows its runs and not traces of agents.
+    A new experiment is of the model training kind, so that MLflow's page shows its runs and not agent traces.
     """
     from mlflow.exceptions import MlflowException
 
@@ -62,7 +62,7 @@ def find_or_make(
 ) -> str:
     """The id of the run with this identity, created if needed; two processes that create it agree on one.
 
-    `begun` is when it began, in unix seconds; None: now.
+    `begun` is its start in unix seconds; None: now.
     """
     if found := _with_identity(client, experiment, identity):
         return found[0]

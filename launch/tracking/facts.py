@@ -37,7 +37,7 @@ def files(run: Path, events: Sequence[Event]) -> dict[str, str]:
 
     Args:
         run: the run directory.
-        events: at least those of attempts and checkpoints; the latest of a step counts.
+        events: at least those of attempts and checkpoints; the latest event of a step counts.
     """
     begun = [event for event in events if isinstance(event, AttemptEvent)]
     starts = {event.attempt: event.start_step for event in begun}

@@ -56,7 +56,7 @@ class MlflowRun:
         return self._state.run_id
 
     def describe(self, params: Mapping[str, str]) -> None:
-        """Log params that are new; a value that has changed becomes a tag `changed.KEY`, as params are for good."""
+        """Log new params; a changed value becomes a tag `changed.KEY`, because params cannot change."""
         from mlflow.entities import Param
 
         known = self._state.params or {}
@@ -115,7 +115,7 @@ class MlflowRun:
                 self.log_text(item.text, item.name)
 
     def _log_metrics(self, metrics: "Sequence[Metric]") -> None:
-        """Send a batch, without the metrics that the server will never take: it would be sent again and again."""
+        """Send a batch without the metrics that the server will never accept, which would be retried for ever."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -132,7 +132,7 @@ class MlflowRun:
                 print(f"MLflow does not take metric {name!r}; it is left out: {error.message}", file=sys.stderr)
 
     def _is_there(self) -> bool:
-        """Whether nobody has deleted the run; a deleted one takes nothing until it is restored."""
+        """Whether the run still exists; a deleted one accepts nothing until it is restored."""
         return str(self._client.get_run(self.id).info.lifecycle_stage) == "active"
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
@@ -152,12 +152,12 @@ class MlflowRun:
 
 
 def _text(value: str) -> str:
-    """A value that a server takes: bytes of a path that are no text are spelled out."""
+    """A value that a server accepts: bytes of a path that are not text are escaped."""
     return value.encode(errors="backslashreplace").decode()
 
 
 def _user() -> str:
-    """Who runs this; containers may have no name for it."""
+    """The user's name, for which containers may have none."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -34,7 +34,7 @@ def log_model(run: Path, register: str | None = None) -> str:
         register: name in the model registry; None: not registered.
 
     Raises:
-        ConfigError: the run is not tracked, or its network is none that the exported code knows.
+        ConfigError: the run is not tracked, or the exported code does not support its network.
         CheckpointError: there is no checkpoint.
     """
     config = load(RunDirectory.existing(run).config).config
@@ -68,7 +68,9 @@ def send_model(uri: str, state: SyncState, exported: Path, step: int, register: 
     from mlflow.models import Model
 
     mlflow.set_tracking_uri(uri)
-    mlflow.set_experiment(experiment_id=state.experiment_id)  # else it goes to the default one, in the working folder
+    mlflow.set_experiment(
+        experiment_id=state.experiment_id
+    )  # otherwise it goes to the default experiment, in the working folder
     info = Model.log(
         None,
         mlflow.pyfunc,
@@ -120,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrtError as error:
         print(redact(str(error)), file=sys.stderr)
         return int(error.exit_code)
-    except Exception as error:  # whatever a server, a network or MLflow may come up with
+    except Exception as error:  # whatever a server, a network or MLflow may raise
         print(redact(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return int(ExitCode.ENVIRONMENT)
     return 0

@@ -1,9 +1,9 @@
 """The names of metrics in MLflow: one table, which docs/tracking.md repeats and a test compares.
 
-MLflow's page groups curves by what stands before the last slash, in the order of the alphabet; `system/` has a tab of
-its own.  So what people look for comes first (bits per token, loss, what memory gains), and plumbing is out of the way.
+MLflow's page groups curves by what precedes the last slash, in alphabetical order; `system/` has its own tab.  So what
+people look for comes first (bits per token, loss, what memory gains), and plumbing is out of the way.
 
-A run keeps the names with which it began (`SyncState.names`): a curve does not change its name halfway.
+A run keeps the names that it began with (`SyncState.names`): a curve does not change its name halfway.
 """
 
 import re
@@ -68,7 +68,7 @@ def metric(what: str, version: int = CURRENT, **values: object) -> str | None:
 
 def evaluated(dataset: str, memory: str) -> str:
     """What an evaluation is called in names: `validation`, `validation_cleared`, `train_documents`, ..."""
-    # a place on disk is no part of a name as it stands: MLflow refuses names that a path would resolve to another
+    # a path on disk cannot be part of a name unchanged: MLflow refuses names that path resolution would change
     parts = [part for part in dataset.split("/") if part not in ("", ".", "..")]
     place = re.sub(r"[^\w .:/-]", "_", "/".join(parts))
     place = "train_documents" if place == "train" else place  # `train` alone is the loss of the steps

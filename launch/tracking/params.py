@@ -21,7 +21,7 @@ _ELSEWHERE = (
     "run.log_every",
     "data.cache.",
 )
-# Sections of many settings that most runs leave as they are: those that differ are told.
+# Sections with many settings that most runs leave at their defaults: only those that differ are logged.
 _DEFAULTS = {"parallel.zero.": ZeroConfig(), "run.guards.": GuardsConfig()}
 
 
@@ -55,14 +55,14 @@ def sizes(config: Config, events: Iterable[Event]) -> dict[str, str]:
 
 
 def epochs_of(config: Config, tokens: int) -> float | None:
-    """How often `tokens` tokens are the training dataset; None for a mixture, or one that is not on this machine."""
+    """How many epochs `tokens` tokens are; None for a mixture, or a dataset that is not on this machine."""
     if len(places := config.data.training) != 1 or (there := dataset_tokens(places[0][0])) is None:
         return None
     return tokens / there
 
 
 def description(config: Config) -> str:
-    """The run in a few lines of Markdown, for its page."""
+    """The run in a few lines of Markdown, for its page in MLflow."""
     model, data, run = config.model, config.data, config.run
     mixers = sorted({half.kind for key, half in model.halves() if key.startswith("model.mixers.")})
     places = [dataset_name(place) for place, _ in data.training]

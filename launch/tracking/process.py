@@ -33,7 +33,7 @@ class SyncerProcess:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # not for Ctrl-C: it still has to send the end of the run
+                start_new_session=True,  # not interrupted by Ctrl-C: it still has to send the end of the run
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
 

@@ -1,6 +1,6 @@
 """What a logged model runs: copied into it as code, so it imports nothing of this package.
 
-Without type hints, in which MLflow looks for the types of a model's input; those are in its signature.
+It has no type hints, because MLflow would read a model's input types from them instead of from its signature.
 """
 
 from mlflow.models import set_model

@@ -25,7 +25,7 @@ class SyncState:
         params: what was sent as params, which cannot change on the server.
         samples: by file of RUN/system, bytes and samples sent.
         carried: see `rows`.
-        names: version of the names of metrics; older files have none, and their runs the first names.
+        names: version of the names of metrics; older files have none, and their runs use the first names.
     """
 
     server: str

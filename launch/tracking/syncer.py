@@ -183,7 +183,7 @@ def synchronize(syncer: Syncer, owner: _Owner, health: HealthRecord) -> str:
             owner.gone.wait(_POLL_SECONDS)
         except BrtError:
             raise
-        except Exception as error:  # whatever a server, a network or MLflow may come up with
+        except Exception as error:  # whatever a server, a network or MLflow may raise
             refused = refusal(error)
             health.tell("refused" if refused else "away", refused or f"{type(error).__name__}: {error}")
             if refused and last:

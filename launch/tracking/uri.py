@@ -17,10 +17,10 @@ def tracking_uri(tracking: TrackingConfig, run: Path) -> str:
 
 
 def store_of(run: Path) -> Path:
-    """The store of a run that names none: `mlflow.db` in the folder of its run directory, shared with its neighbours.
+    """The default store of a run: `mlflow.db` in the folder that holds its run directory, shared with its neighbours.
 
-    So one page compares them.  Runs of older versions keep the store in their run directory; it is there too if the
-    folder around it cannot be written or is another disk (a volume mounted at the run directory).
+    One page then compares them.  Runs of older versions keep the store in their run directory; it is also there if the
+    folder around it cannot be written or is on another disk (a volume mounted at the run directory).
     """
     directory = RunDirectory(run.absolute())
     own, shared = directory.mlflow_store, directory.shared_mlflow_store

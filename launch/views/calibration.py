@@ -1,4 +1,4 @@
-"""What was measured of a machine, for people; and a calibration corrected by runs."""
+"""Shows the measurements of a machine; and corrects a calibration by runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,13 +31,13 @@ def calibration_text(found: Calibration) -> str:
 _ROWS = {
     "matrix products, bf16": lambda spec: f"{spec.peak_flops.bf16 * spec.matmul_efficiency / 1e12:,.3g} TFLOP/s",
     "matrix products, fp32": lambda spec: f"{spec.peak_flops.fp32 * spec.matmul_efficiency / 1e12:,.3g} TFLOP/s",
-    "attention, of the peak": lambda spec: f"{spec.attention_efficiency:.0%}",
+    "attention, share of the peak": lambda spec: f"{spec.attention_efficiency:.0%}",
     "memory": lambda spec: f"{spec.memory_rate / 1e9:,.3g} GB/s",
     "passes over activations, window": lambda spec: f"{spec.activation_passes:.1f}",
     "passes over gradients": lambda spec: f"{spec.gradient_passes:.1f}",
     "passes over logits": lambda spec: f"{spec.logits_passes:.1f}",
-    "passes of an update": lambda spec: f"{spec.update_passes:.1f}",
-    "the host, of an operation": lambda spec: f"{spec.launch_seconds * 1e6:.1f} us",
+    "passes over an update's data": lambda spec: f"{spec.update_passes:.1f}",
+    "host time of an operation": lambda spec: f"{spec.launch_seconds * 1e6:.1f} us",
     "links": lambda spec: f"{spec.link_rate * spec.link_efficiency / 1e9:,.3g} GB/s",
     "links, between products": lambda spec: f"{spec.tensor_share:.0%}",
     "a collective": lambda spec: f"{spec.link_seconds * 1e6:,.0f} us",
@@ -46,24 +46,24 @@ _ROWS = {
 
 
 def _passes(spec: DeviceSpec, mixer: str) -> str:
-    """How often layers with a mixer pass over their activations."""
+    """How many times layers with a mixer pass over their activations."""
     return f"{spec.mixer_passes[mixer]:.1f}" if mixer in spec.mixer_passes else ""
 
 
 def warnings(found: Calibration) -> list[str]:
-    """What to tell whoever measured a machine that did other things as well."""
+    """Warnings for a machine that did other work while it was measured."""
     return [
-        f"warning: something else used the machine while {ranks} ranks were measured: {what}. Plans of this file are "
-        "worth little; nearest: stop what else runs (`top` shows it), and brt plan --calibrate again"
+        f"warning: something else used the machine while {ranks} ranks were measured: {what}. Plans from this file are "
+        "unreliable; nearest: stop everything else (`top` shows it), then brt plan --calibrate again"
         for ranks, what in sorted(found.disturbed.items())
     ]
 
 
 def corrected(path: Path, runs: Sequence[Path]) -> tuple[Calibration, str]:
-    """The calibration in a file, with the compute of what runs took in place of what it plans for them.
+    """The calibration in a file, with its compute corrected by the times of runs.
 
     Returns:
-        It, and what was found of each run.
+        The calibration, and what each run showed.
 
     Raises:
         ConfigError: the file is no calibration, or a run has too few steps to tell.
@@ -86,7 +86,7 @@ def corrected(path: Path, runs: Sequence[Path]) -> tuple[Calibration, str]:
 
 
 def _step(folder: Path, calibration: Calibration) -> tuple[float, float, float]:
-    """Seconds of a step of a run's last attempt, as it took, as planned, and of compute in the plan."""
+    """Seconds of a step of a run's last attempt: measured, planned, and the plan's compute."""
     run = RunDirectory.existing(folder)
     config = load(run.config).config
     events, known = read_events(folder), with_vocabulary(config, ask_servers=False)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 _LANGUAGE = {
     "legal": "legal predictions",
-    "legal_words": "words predicted legally throughout",
-    "state_accuracy": "tokens after which the state is told",
-    "stack_accuracy": "tokens after which the stack is told",
+    "legal_words": "words with only legal predictions",
+    "state_accuracy": "tokens with the right state",
+    "stack_accuracy": "tokens with the right stack",
 }
 
 
@@ -28,7 +28,7 @@ class Evaluated:
     """What was found on one source of data.
 
     Attributes:
-        unjudged: why a model with an oracle was not asked how much it predicts is legal; None if it was, and of others.
+        unjudged: why the legality of an oracle model's predictions was not measured; else None.
     """
 
     name: str
@@ -77,12 +77,12 @@ class Evaluated:
 
 
 def of_language(score: "Score") -> dict[str, Any]:
-    """What a model with an oracle knows of its language, if that was asked."""
+    """How well an oracle model predicts its language, if that was measured."""
     return {} if score.oracle is None else asdict(score.oracle)
 
 
 def events_of(found: Sequence[Evaluated], step: int) -> list[EvaluationEvent]:
-    """The results as training tells its own."""
+    """The results as events, like those of training."""
     return [
         EvaluationEvent(
             step=step,

@@ -8,7 +8,7 @@ from brt_dist.files import atomic_file
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write it to `path` as PNG, whole or not at all, and close it.
+    """Write the figure to `path` as PNG, atomically, and close it.
 
     Raises:
         PlatformError: the file cannot be written.

@@ -68,7 +68,7 @@ class Pace:
     def _begin(self, event: AttemptEvent) -> None:
         self._last, self._first = event, None
         self._stretches.clear()
-        for known in (self._evaluations, self._saves):  # what came later is done again
+        for known in (self._evaluations, self._saves):  # later steps are done again
             for step in [step for step in known if step > event.start_step]:
                 del known[step]
 
@@ -90,12 +90,12 @@ class Pace:
         return evaluated + sum(stall for step, (stall, _) in self._saves.items() if step in steps)
 
     def _recent(self) -> list[tuple[float, float]]:
-        """The last evaluations; the newest only if it cannot be under way."""
+        """The last evaluations; the newest one only if it cannot still be in progress."""
         done = sorted(step for step in self._evaluations if self._last is None or step < self._last_step)
         return [self._evaluations[step] for step in done[-_PAUSES:] or sorted(self._evaluations)[-1:]]
 
     def _under_way(self, done: int) -> float:
-        """What is missing of the evaluation that is due after step `done`."""
+        """What remains of the evaluation that is due after step `done`."""
         every, steps = self._run.evaluate_every, self._run.steps
         if not (done == steps or (every and done % every == 0)):
             return 0.0
@@ -107,7 +107,7 @@ class Pace:
         return self._last.step if isinstance(self._last, StepEvent) else 0
 
     def _due(self, done: int, every: int) -> int:
-        """How often something is due that happens every `every` steps and after the last, after step `done`."""
+        """How many times after step `done` something happens that happens every `every` steps and after the last."""
         steps = self._run.steps
         if done >= steps:
             return 0

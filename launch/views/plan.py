@@ -21,7 +21,7 @@ _LABELS = {
 
 
 def plan_text(planner: Planner, plan: LayoutPlan) -> str:
-    """A plan for people."""
+    """A plan as text."""
     return "\n\n".join(
         part for part in (_model(planner, plan), _memory(plan), _stages(plan), _time(plan), _whole(plan)) if part
     )
@@ -107,7 +107,7 @@ def _facts(plan: LayoutPlan) -> Iterator[tuple[str, str]]:
         "cost",
         "price unknown; give --price"
         if plan.cost is None
-        else f"${plan.cost:,.0f}, at ${plan.device.price:.2f} for a device and hour",
+        else f"${plan.cost:,.0f}, at ${plan.device.price:.2f} per device and hour",
     )
     saved = f"{size(int(plan.saved))} every {plan.checkpoint_every:,} steps"
     if plan.device.disk_rate is not None:

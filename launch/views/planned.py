@@ -1,4 +1,4 @@
-"""The plan of a run beside what happened, part by part."""
+"""Compares the plan of a run with what happened, part by part."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from brt_dist.planning.stage_time import stage_time
 from brt_dist.planning.step_time import StepTime, of_stage
 from launch.run.sizes import with_vocabulary
 
-_PARTS = {  # of a step: its name, what the plan calls it, and what a run does
+_PARTS = {  # of a step: name, parts in the plan, parts in a run
     "compute": (("compute", "launches", "streams"), ("forward", "backward")),
     "tensor parallel collectives": (("tensor",), ("tensor",)),
     "the pipeline's transfers and bubble": (("pipeline", "bubble"), ("pipeline",)),
@@ -28,7 +28,7 @@ _PARTS = {  # of a step: its name, what the plan calls it, and what a run does
 
 @dataclass(frozen=True)
 class Compared:
-    """A part of the plan, and what was measured of it; None: not planned, or not measured.
+    """A part of the plan and its measurement; None if not planned or not measured.
 
     Attributes:
         name: what it is.
@@ -47,9 +47,9 @@ class Compared:
 
 
 def compared(config: Config, events: Sequence[Event]) -> list[Compared]:
-    """Of the last attempt; empty if its device is not one that the plan knows, or the vocabulary is not known.
+    """Compare the last attempt with its plan; empty if the plan does not know its device or vocabulary.
 
-    Times of a CPU are planned with a calibration of it (`launch.gpu_kind: FILE`) only; else the plan knows its memory.
+    Times on a CPU are planned only with its calibration (`launch.gpu_kind: FILE`); otherwise only memory is.
     """
     attempt = next((event for event in reversed(events) if isinstance(event, AttemptEvent)), None)
     if attempt is None or (planner := _planner(config, attempt)) is None:
@@ -61,7 +61,7 @@ def compared(config: Config, events: Sequence[Event]) -> list[Compared]:
 
 
 def _planner(config: Config, attempt: AttemptEvent) -> Planner | None:
-    """For the layout that the attempt had, which may be one of fewer nodes."""
+    """A planner for the attempt's layout, which may have fewer nodes."""
     ranks = (attempt.world_size or 1) // config.launch.nodes
     device = _device(config.launch.gpu_kind, attempt.device or "", max(ranks, 1))
     known = with_vocabulary(config, ask_servers=False)
@@ -88,7 +88,7 @@ def _compared(
     peaks = [step.peak_memory_bytes for step in steps if step.peak_memory_bytes is not None]
     seconds = [step.step_seconds for step in steps[1:] if step.step_seconds is not None]  # the first one compiles
     first = plan.stages[0]
-    on_cpu = plan.device.name == "cpu"  # where host memory is the device's, and libraries are measured too
+    on_cpu = plan.device.name == "cpu"  # there host memory is device memory, and libraries are measured too
     yield Compared("peak memory of rank 0", "bytes", first.device + on_cpu * first.host, max(peaks, default=None))
     for name, size in first.parts():
         yield Compared(f"{name} of rank 0", "bytes", size, None)

@@ -10,7 +10,7 @@ from launch.run.history import History
 from launch.views.figure import save_figure
 from launch.views.smoothing import RAW_ALONE, settled, smooth
 
-# One colour for what is trained on, one for what is held out; cleared memory is the same colour, hollow.
+# One colour for training data, one for held-out data; cleared memory has the same colour, hollow.
 _COLOURS = {"train": "#1f5fa8", "validation": "#c2571a"}
 
 
@@ -20,7 +20,7 @@ def plot_loss(run: Path, title: str = "", warmup: int = 0) -> Path | None:
     Args:
         run: the run directory.
         title: above the plot.
-        warmup: steps whose loss does not decide how high the plot is.
+        warmup: first steps whose loss is ignored in scaling the plot.
     """
     history = History.read(run)
     bits_of = {step: event.bits_per_token for step, event in history.steps.items() if event.bits_per_token is not None}

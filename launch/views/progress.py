@@ -75,7 +75,7 @@ class ProgressLine:
 
     def close(self) -> None:
         if self._live is not None:
-            self._live.stop()  # the bar goes, so that there is never more than one
+            self._live.stop()  # remove the bar, so that there is never more than one
             self._live = None
             if self.history.steps:
                 self._tell(self.line())
@@ -103,7 +103,7 @@ class ProgressLine:
         facts.append(("left", "?" if left is None else duration(left)))
         carried = [key for key in self.history.evaluations if key[2] == "carried"]
         if carried:
-            key = max(carried)  # of the newest, the held out one: "train" < "validation"
+            key = max(carried)  # of the newest, the held-out one: "train" < "validation"
             bits = number(self.history.evaluations[key].bits_per_token, ".3f")
             facts.append((f"{_TEXTS.get(key[1], key[1])} bits/token", f"{bits} at {key[0]}"))
         if self.history.checkpoints:
@@ -125,7 +125,7 @@ class ProgressLine:
             return None
 
     def _doing(self) -> tuple[str, str] | None:
-        """What the ranks do instead of training, and for how long; None while they train or are not seen."""
+        """What the ranks do instead of training, and for how long; None while they train or give no sign."""
         attempt = self.history.attempt
         if attempt is None or attempt.attempt is None or self.history.end is not None:
             return None

@@ -1,9 +1,9 @@
-"""What plots and the report do to curves before they draw them."""
+"""Smooths curves for plots and the report."""
 
 from collections.abc import Sequence
 
 _SHARE = 0.04  # of all points, in the window of the mean
-RAW_ALONE = 50  # up to so many points, a curve is drawn as it is
+RAW_ALONE = 50  # a curve with at most this many points is drawn unchanged
 
 
 def smooth(values: Sequence[float]) -> list[float]:
@@ -21,6 +21,6 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def settled(points: Sequence[tuple[float, float]], warmup: int) -> list[tuple[float, float]]:
-    """The points that decide how high a plot is: those after the warm-up, once they are most of the curve."""
+    """The points that decide how high a plot is: those after warm-up, once they are most of the curve."""
     after = [point for point in points if point[0] > warmup]
     return after if len(after) > len(points) / 2 else list(points)

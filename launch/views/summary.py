@@ -63,7 +63,7 @@ def _start(seconds: Mapping[str, float]) -> str:
 
 
 def verdict_words(verdict: str) -> str:
-    """A verdict in the words of people: it is the name of an exit code."""
+    """A verdict in plain words; it is the name of an exit code."""
     return _WORDS.get(verdict, verdict.replace("_", " "))
 
 

@@ -6,7 +6,7 @@ from brt_dist.planning.simulator.instructions import Kind
 from brt_dist.planning.simulator.step import Interval, Step
 
 _ROW, _GAP, _LEFT, _WIDTH, _TOP, _TICKS = 26, 6, 116, 1200, 26, 10
-_MOST = 20_000  # intervals that are drawn
+_MOST = 20_000  # number of intervals drawn
 _STYLE = {
     Kind.FORWARD: ("forward", "#1f5fa8"),
     Kind.BACKWARD: ("backward", "#2e7d4f"),
@@ -45,7 +45,7 @@ def timeline_html(step: Step, title: str) -> str:
     if until < step.seconds:
         summary += f" Shown are the first {until:.4g} s."
     if step.stuck:
-        summary += f" Never finished: {len(step.stuck)} places wait for ever."
+        summary += f" Never finished: {len(step.stuck)} places wait forever."
     entries = [*dict.fromkeys(_STYLE.values()), ("waiting", "var(--wait)")]
     legend = "".join(f'<span><i style="background:{colour}"></i>{name}</span>' for name, colour in entries)
     return _PAGE.format(title=escape(title), summary=summary, legend=legend, drawing=_drawing(step, shown, until))

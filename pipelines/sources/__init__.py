@@ -1,7 +1,7 @@
 """Sources of text.  Each kind (text files, JSONL, git checkouts, ...) is a file here and a line in `brt_dist/kinds.py`.
 
 One document in, one document out, in a stated order: files of a folder by their path, compared component by component
-as UTF-8 bytes; lines of a JSONL file and rows of a Parquet file as they stand.  Names that begin with a dot, links to
+as UTF-8 bytes; lines of a JSONL file and rows of a Parquet file in their order.  Names that begin with a dot, links to
 folders, and files of no known kind are left out and counted.  Paths may be local or any fsspec URL.
 
 A source is listed as units of work: a text file, a whole compressed JSONL, Parquet or tar file, a checkout, or a range

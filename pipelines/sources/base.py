@@ -1,7 +1,7 @@
-"""What a kind of source is.  A kind is one file in this folder and one line in `brt_dist/kinds.py`.
+"""The interface of kinds of sources.  A kind is one file in this folder and one line in `brt_dist/kinds.py`.
 
-There are two families.  A file kind says which files it reads by their suffixes.  A tree kind reads a folder as a
-whole and is asked for by name: `NAME:FOLDER`.
+There are two families.  A file kind declares the suffixes of the files that it reads.  A tree kind reads a folder as a
+whole and is selected by name: `NAME:FOLDER`.
 """
 
 from abc import ABC, abstractmethod
@@ -28,7 +28,7 @@ class SourceKind(ABC):
 
     @abstractmethod
     def read(self, unit: Unit) -> Iterator[Document | BadDocument]:
-        """The documents of a unit, in order, and what should have been one."""
+        """The documents of a unit, in order, and what should have been a document."""
 
 
 class FileKind(SourceKind):
@@ -36,10 +36,10 @@ class FileKind(SourceKind):
 
     Attributes:
         suffixes: endings of the names of its files, with the dot; the longest that fits a name wins.
-        variants: what tells files of one suffix from those of another, where reading them differs (`gz`); it becomes
-            part of the unit's format (`jsonl.gz`).
-        only_alone: suffixes that are read of a folder only if --suffix names them, because other files have them too.
-        in_folders: its files are read in a folder that is given; else only those given by themselves, or by --suffix.
+        variants: for suffixes whose files are read differently, the difference (`gz`), which becomes part of the unit's
+            format (`jsonl.gz`).
+        only_alone: suffixes that are read in a folder only if --suffix names them, because other files have them too.
+        in_folders: its files are read in a given folder; otherwise only if given directly, or by --suffix.
     """
 
     suffixes: ClassVar[tuple[str, ...]]

@@ -1,10 +1,10 @@
 """Git checkouts as documents: one repository, one document.
 
-Files: those that git tracks, as they stand in the work tree.  Left out, counted and listed: links, submodules, binary
+Files: those that git tracks, as they are in the work tree.  Left out, counted and listed: links, submodules, binary
 files (a NUL in the first 8,000 bytes, git's own rule), empty files and vendored ones (`VENDORED`, `*.min.js`,
 `*.min.css`).  Order: breadth-first, that
-is by the number of path components and then by path, compared component by component as UTF-8 bytes.  Contents follow
-each other; a file that does not end in a newline gets one.
+is by the number of path components and then by path, compared component by component as UTF-8 bytes.  Contents are
+concatenated; a file that does not end in a newline gets one.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ _BINARY_BYTES = 8000
 
 
 class BrokenCheckout(DataError):
-    """A folder that looks like a checkout, but git does not read it."""
+    """A folder that looks like a checkout, but that git cannot read."""
 
 
 class Checkouts(TreeKind):
@@ -43,13 +43,13 @@ class Checkouts(TreeKind):
 
     @classmethod
     def units(cls, folder: str, name: str) -> Iterator[Unit]:
-        """A unit per checkout below a folder, or of the folder itself.  DataError: git does not read one."""
+        """A unit per checkout below a folder, or of the folder itself.  DataError: git cannot read one."""
         for path, place in checkouts(folder, name):
             digest, size = hashlib.sha256(), 0
             try:
                 tracked = tracked_files(path)
             except BrokenCheckout:
-                tracked = []  # told when it is read, where it can be left out
+                tracked = []  # reported when it is read, where it can be left out
             for file in tracked:
                 try:
                     status = os.lstat(os.path.join(path, file))
@@ -60,7 +60,7 @@ class Checkouts(TreeKind):
             yield Unit(path, place, "git", 0, size, digest.hexdigest())
 
     def read(self, unit: Unit) -> Iterator[Document | BadDocument]:
-        """The repository as one document, after those of its files that cannot be used."""
+        """The repository as one document, after those of its files that are unusable."""
         texts: list[str] = []
         try:
             tracked = tracked_files(unit.url)
@@ -94,7 +94,7 @@ class Checkouts(TreeKind):
 
 
 def checkouts(folder: str, name: str) -> Iterator[tuple[str, str]]:
-    """Folders that are checkouts, with their places, by path; none is looked for within another."""
+    """Folders that are checkouts, with their places, by path; checkouts are not searched for others."""
     if os.path.exists(os.path.join(folder, ".git")):
         yield folder, name
         return
@@ -104,7 +104,7 @@ def checkouts(folder: str, name: str) -> Iterator[tuple[str, str]]:
 
 
 def tracked_files(folder: str) -> list[str]:
-    """Paths of the files that git tracks, in order.  DataError: git does not read it."""
+    """Paths of the files that git tracks, in order.  DataError: git cannot read it."""
     command = ["git", "-C", folder, "ls-files", "-z", "--cached"]
     try:
         run = subprocess.run(command, capture_output=True, check=False)

@@ -1,10 +1,10 @@
-"""What sources are made of and give: units of work, documents, and what is no document."""
+"""What sources consist of and yield: units of work, documents, and what is not a document."""
 
 import os
 import re
 from dataclasses import dataclass
 
-# Left out by the rules of a source or by wish: counted and listed, but by no policy an error.
+# Left out by the rules of a source or on request: counted and listed, but never an error.
 DUPLICATE = "a duplicate"
 VENDORED_FILE = "a vendored file"
 BINARY_FILE = "a binary file"
@@ -13,7 +13,7 @@ SUBMODULE = "a submodule"
 EMPTY_FILE = "an empty file"
 PART_OF_NOTHING = "a part that no document of its folder or above includes"
 BY_RULE = frozenset((DUPLICATE, VENDORED_FILE, BINARY_FILE, LINK, SUBMODULE, EMPTY_FILE, PART_OF_NOTHING))
-# Passed over when a folder is listed, and counted by name alone.
+# Skipped when a folder is listed, and counted only by name.
 HIDDEN = "hidden (name starts with a dot)"
 LINK_TO_FOLDER = "link to a folder"
 NOT_READ = "{} (not read)"
@@ -21,7 +21,7 @@ _SUFFIX = re.compile(r"[^.].*(\.[a-z0-9_+-]{1,12})", re.ASCII)
 
 
 def not_read(name: str) -> str:
-    """The reason of a file of a folder that no kind of source reads, by its name."""
+    """Why a file of a folder is left out that no kind of source reads, by its name."""
     found = _SUFFIX.fullmatch(name.lower())
     return NOT_READ.format(found[1] if found else "without a suffix")
 
@@ -43,7 +43,7 @@ class BadDocument:
 
     @property
     def is_by_rule(self) -> bool:
-        """Whether it was not to be one, so that nothing is wrong."""
+        """Whether it was meant to be left out, so that nothing is wrong."""
         return self.reason in BY_RULE
 
 
@@ -71,7 +71,7 @@ class Unit:
 
 
 def printable(name: str) -> str:
-    """A name that any JSON reader takes: bytes that are not UTF-8 are spelled out."""
+    """A name that any JSON reader accepts: bytes that are not UTF-8 are escaped."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 

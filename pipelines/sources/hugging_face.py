@@ -1,4 +1,4 @@
-"""Datasets that Hugging Face's `datasets` saved to a disk (`save_to_disk`): Arrow files, read as streams."""
+"""Datasets that Hugging Face's `datasets` saved to disk (`save_to_disk`): Arrow files, read as streams."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,8 +14,8 @@ _MOST_BYTES = 16 << 20  # of state.json
 
 
 class SavedDataset(TreeKind):
-    about = "a row of a dataset that Hugging Face's datasets saved to disk"
-    wanted = "no dataset of Hugging Face (a folder with state.json and .arrow files)"
+    about = "a row of a dataset saved to disk by Hugging Face's datasets"
+    wanted = "no Hugging Face dataset (a folder with state.json and .arrow files)"
 
     @classmethod
     def units(cls, folder: str, name: str) -> Iterator[Unit]:
@@ -51,7 +51,7 @@ class SavedDataset(TreeKind):
 
 
 def _json(filesystem: Any, path: str) -> dict[str, Any]:
-    """A small file of JSON.  DataError: it is none."""
+    """A small JSON file.  DataError: it is not JSON."""
     with filesystem.open(path, "rb") as file:
         text = file.read(_MOST_BYTES)
     try:

@@ -23,7 +23,7 @@ class Jsonl(FileKind):
 
     @classmethod
     def units(cls, file: Unit, size: int) -> Iterator[Unit]:
-        """A plain file is cut into ranges; to each belong the lines that begin in it."""
+        """A plain file is cut into ranges; each has the lines that begin in it."""
         step = size if file.format == "jsonl" else max(file.end, 1)
         for start in range(0, max(file.end, 1), step):
             yield replace(file, start=start, end=min(start + step, file.end))
@@ -33,7 +33,7 @@ class Jsonl(FileKind):
         with opened(unit.url) as raw:
             if unit.format == "jsonl":
                 file, position = raw, unit.start
-                if position:  # a line that began before belongs to the unit before
+                if position:  # a line that began earlier belongs to the previous unit
                     raw.seek(position - 1)
                     position += len(raw.readline()) - 1
                 end: float = unit.end
@@ -60,7 +60,7 @@ class Jsonl(FileKind):
 
 
 class _Unusable(Exception):
-    """A JSON value that holds no text; says why."""
+    """A JSON value without text; says why."""
 
 
 def _record(line: bytes, place: str, text_field: str) -> Document | BadDocument:
@@ -70,7 +70,7 @@ def _record(line: bytes, place: str, text_field: str) -> Document | BadDocument:
         reason = str(error)
     except UnicodeDecodeError:
         reason = "not UTF-8"
-    except UnicodeEncodeError:  # "\ud800" is valid JSON, but no character
+    except UnicodeEncodeError:  # "\ud800" is valid JSON, but not a character
         reason = "not Unicode (lone surrogate)"
     except ValueError:
         reason = "not JSON"

@@ -24,7 +24,7 @@ _OTHER_ENDINGS = frozenset(
 
 
 class BadInput(Exception):
-    """An input that cannot be put in its place.  Arguments: the file and line that ask for it, and a fixed phrase."""
+    """An input that cannot be resolved.  Arguments: the file and line that include it, and a fixed phrase."""
 
 
 def without_comments(text: str) -> list[tuple[int, str, bool]]:
@@ -49,14 +49,14 @@ def without_comments(text: str) -> list[tuple[int, str, bool]]:
 
 
 def is_main(text: str) -> bool:
-    r"""Whether there is a `\documentclass` that is no comment."""
+    r"""Whether there is a `\documentclass` outside comments."""
     return any(_CLASS.search(line) for _, line, verbatim in without_comments(text) if not verbatim)
 
 
 def resolve(main: str, read: Callable[[str], str | None]) -> str:
     """The text of a main file with its inputs.  main: its path in the source.  read: the text of a path, None: no file.
 
-    BadInput: an input that is missing, or that asks for itself in the end.
+    BadInput: an input that is missing, or that includes itself in the end.
     """
     folder = posixpath.dirname(main)
 

@@ -8,7 +8,7 @@ from pipelines.sources.latex import BadInput, is_main, resolve
 from pipelines.sources.places import filesystem_of, opened, units_of, walk
 from pipelines.sources.text import read_text
 
-_FOLDERS = 256  # whose documents' inputs are remembered
+_FOLDERS = 256  # folders whose documents' inputs are cached
 
 
 class LatexTree(TreeKind):
@@ -32,7 +32,7 @@ def _documents(unit: Unit, main: Document | BadDocument, inputs: "Inputs") -> It
     inner = unit.name.split("/", 1)[1]
     root = unit.url.removesuffix(inner)
     if isinstance(main, BadDocument):
-        if main.reason != "empty":  # an empty file is a part with nothing in it
+        if main.reason != "empty":  # an empty file is a part without content
             yield main
         return
     if not is_main(main.text):
@@ -52,7 +52,7 @@ def _documents(unit: Unit, main: Document | BadDocument, inputs: "Inputs") -> It
 
 
 class _Reader:
-    """The text of a path below `root`, none where there is no file; remembers what was read."""
+    """The text of a path below `root`, None if there is no file; caches what was read."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -69,7 +69,7 @@ class _Reader:
 
 
 class Inputs:
-    """Which files documents are made of, by the folder of the documents; remembered as long as this object lives."""
+    """Which files documents are made of, by the folder of the documents; cached as long as this object lives."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], frozenset[str]] = {}
@@ -94,5 +94,5 @@ def _inputs(root: str, folder: str) -> frozenset[str]:
             if is_main(look(name) or ""):
                 resolve(name, reader)
         except (BadInput, UnicodeDecodeError):
-            continue  # told of where the document is read
+            continue  # reported where the document is read
     return frozenset(reader.read)

@@ -14,16 +14,16 @@ from pipelines.sources.base import FileKind, TreeKind
 from pipelines.sources.documents import NOT_READ, Unit, printable
 from pipelines.sources.places import answering, filesystem_of, is_remote, is_there, units_of
 
-_FILES = "files"  # the kind of a source that is no tree: each of its files has its own
-_OTHERWISE = "text"  # how a file with a suffix of no kind is read
+_FILES = "files"  # the kind of a source that is not a tree: each of its files has its own
+_OTHERWISE = "text"  # how a file is read whose suffix belongs to no kind
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _MOST_REASONS = 20  # for leaving out files of a source
 
 # Datasets of other libraries, by the ends of names in their folder.
 _OF_OTHERS = {
-    "it holds a dataset that Hugging Face's datasets saved; nearest: hf:{folder}": ("state.json", ".arrow"),
-    "it holds datasets that Hugging Face's datasets saved; nearest: hf:{folder}/SPLIT": ("dataset_dict.json",),
+    "it holds a dataset saved by Hugging Face's datasets; nearest: hf:{folder}": ("state.json", ".arrow"),
+    "it holds datasets saved by Hugging Face's datasets; nearest: hf:{folder}/SPLIT": ("dataset_dict.json",),
     "it holds an MDS dataset; nearest: mds:{folder}": ("index.json", ".mds"),
     "it holds a compressed MDS dataset; nearest: mds:{folder}": ("index.json", ".mds.zstd"),
     "it holds tokens of Megatron; nearest: brt data index {folder}/NAME.bin --tokenizer TOKENIZER --out DATASET": (
@@ -40,7 +40,7 @@ class Source:
     Attributes:
         given: path or URL.
         name: its last path component, under which its documents are placed.
-        suffixes: those of the files of a folder that are read.
+        suffixes: of the files that are read in a folder.
         kind: the name of a tree kind, or `files`.
     """
 
@@ -54,7 +54,7 @@ class Source:
 
         Args:
             size: in bytes.
-            left_out: counts the files and folders of a folder that are passed over, by reason.
+            left_out: counts the files and folders that are left out, by reason.
 
         Raises:
             DataError: the source holds nothing that its kind reads.
@@ -79,7 +79,7 @@ class Source:
         )
 
     def _nearest(self) -> str:
-        """What to do about a folder without files of text: it may be a dataset of another library."""
+        """What to do about a folder without text files: it may be another library's dataset."""
         filesystem, path = filesystem_of(self.given)
         names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False)}
         for form, signs in _OF_OTHERS.items():
@@ -90,7 +90,7 @@ class Source:
     def _file_units(self, size: int, left_out: Counter[str]) -> Iterator[Unit]:
         kinds = files()
         filesystem, path = filesystem_of(self.given)
-        # A file that is given by itself is read whatever it is called.
+        # A file that is given directly is read whatever its name.
         suffixes = self.suffixes if filesystem.isdir(path) else ()
         form = partial(_format, suffixes=suffixes, kinds=kinds)
         for file in units_of(self.given, self.name, form, lambda reason: left_out.update((reason,))):
@@ -98,7 +98,7 @@ class Source:
 
 
 def most_common(left_out: Counter[str]) -> dict[str, int]:
-    """The reasons with the highest counts, and the rest in one: a folder may hold files of any number of suffixes."""
+    """The reasons with the highest counts, and the rest as one: a folder may hold files with any number of suffixes."""
     ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
     told, rest = dict(ordered[:_MOST_REASONS]), sum(count for _, count in ordered[_MOST_REASONS:])
     return told | ({NOT_READ.format("other suffixes"): rest} if rest else {})
@@ -115,13 +115,13 @@ def trees() -> dict[str, type[TreeKind]]:
 
 
 def spellings() -> list[tuple[str, str]]:
-    """How each kind is given on the command line, and what one document of it is."""
+    """How to give each kind on the command line, and what one of its documents is."""
     found = [(", ".join(kind.suffixes), kind.about) for kind in files().values()]
     return found + [(f"{name}:FOLDER", kind.about) for name, kind in trees().items()]
 
 
 def default_suffixes() -> tuple[str, ...]:
-    """Endings of the files that are read of a folder."""
+    """Suffixes of the files that are read in a folder."""
     kinds = [kind for kind in files().values() if kind.in_folders]
     return tuple(suffix for kind in kinds for suffix in kind.suffixes if suffix not in kind.only_alone)
 
@@ -154,7 +154,7 @@ def open_sources(specs: Sequence[str], suffixes: Sequence[str] = ()) -> list[Sou
 
 
 def _kind(told: str) -> tuple[str, str]:
-    """The kind that a source is said to be (`git:FOLDER`), and its path or URL."""
+    """The declared kind of a source (`git:FOLDER`), and its path or URL."""
     name, colon, spec = told.partition(":")
     if not colon or spec.startswith("//") or name not in trees():
         return _FILES, told
@@ -169,7 +169,7 @@ def _prefixes() -> str:
 
 
 def _nearest(spec: str) -> str:
-    """What else a source that is not there may be meant as."""
+    """What a missing source may have been meant to be."""
     name, colon, _ = spec.partition(":")
     near = difflib.get_close_matches(name, trees(), n=1) if colon and not is_remote(spec) else []
     if near:
@@ -178,7 +178,7 @@ def _nearest(spec: str) -> str:
 
 
 def _format(name: str, suffixes: tuple[str, ...], kinds: dict[str, type[FileKind]]) -> str | None:
-    """How a file is read, by its name; None: it is not of this source."""
+    """How a file is read, by its name; None: it does not belong to this source."""
     name = name.lower()
     if suffixes and not name.endswith(tuple(suffix.lower() for suffix in suffixes)):
         return None

@@ -35,7 +35,9 @@ class Mds(TreeKind):
             compression = str(shard.get("compression") or "").partition(":")[0]
             if shard.get("format") != "mds" or (compression and compression not in _PACKED):
                 what = compression or shard.get("format")
-                raise DataError(f"{folder}: shard {number} is {what}; MDS is read as it is, or with gz or zstd")
+                raise DataError(
+                    f"{folder}: shard {number} is {what}; MDS is read uncompressed, or compressed with gz or zstd"
+                )
             base = (shard.get("zip_data" if compression else "raw_data") or {}).get("basename")
             if not isinstance(base, str) or "/" in base:
                 raise DataError(f"{folder}/index.json: shard {number} names no file")
@@ -90,7 +92,7 @@ def _values(file: IO[bytes], name: str) -> Iterator[bytes]:
 
 
 def _columns(header: bytes, name: str) -> tuple[list[int | None], int]:
-    """Sizes of the columns (None: variable), and the number of the one that is wanted."""
+    """Sizes of the columns (None: variable), and the number of the wanted one."""
     try:
         found = parse_json(header)
         names, kinds, sizes = (found[f"column_{what}"] for what in ("names", "encodings", "sizes"))

@@ -1,7 +1,7 @@
 """Files that hold many documents packed: compressed lines, and the rows of Parquet files.
 
 Both are read as a stream, so that memory does not grow with the file.  `BrokenFile` says that the content is damaged;
-errors of the storage (a server that does not answer) stay what they are, since they say nothing about the content.
+errors of the storage (a server that does not answer) are passed on, since they say nothing about the content.
 """
 
 import gzip
@@ -14,7 +14,7 @@ from typing import IO, Any, Literal, cast
 from pipelines.sources.documents import BadDocument, Document, Unit, document_of
 
 Compression = Literal["gzip", "zstd"]
-_ROWS = 64  # that are decoded at once: bounds memory where rows are long
+_ROWS = 64  # rows decoded at once: bounds memory if rows are long
 
 
 class BrokenFile(Exception):
@@ -22,10 +22,10 @@ class BrokenFile(Exception):
 
 
 class NoText(Exception):
-    """A file has no column of text; says why."""
+    """A file without a text column; says why."""
 
 
-# The last five are of Arrow, for types that it does not know, wrong places and counts that no memory holds.
+# The last five are Arrow's, for unknown types, wrong places and impossible counts.
 _DAMAGE = (
     EOFError, zlib.error, gzip.BadGzipFile, ValueError,
     NotImplementedError, LookupError, TypeError, MemoryError, OverflowError,
@@ -40,7 +40,7 @@ def damage(kind: str) -> Iterator[None]:
     except _DAMAGE as error:
         raise BrokenFile(f"broken {kind} ({type(error).__name__})") from None
     except OSError as error:
-        # Arrow's own are plain and have no number; those of the system have one, those of a network (timeouts) a type.
+        # Arrow's own errors are plain and have no number; system errors have one, network errors (timeouts) a type.
         if error.errno is not None or type(error) is not OSError:
             raise
         raise BrokenFile(f"broken {kind}") from None
@@ -105,7 +105,7 @@ def arrow_column(file: IO[bytes], name: str) -> Iterator[bytes | None]:
 
 
 def documents_of(values: Iterator[bytes | None], unit: Unit, text_field: str) -> Iterator[Document | BadDocument]:
-    """A document for each row of a column; where the file breaks off, a bad one that says after which row.
+    """A document for each row of a column; if the file breaks off, a bad one that says after which row.
 
     Raises:
         NoText: the column is not there.

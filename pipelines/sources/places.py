@@ -15,12 +15,12 @@ LeftOut = Callable[[str], None]
 
 
 def _nobody(reason: str) -> None:
-    """Whoever does not count what is left out."""
+    """Default for callers that do not count what is left out."""
 
 
 @contextmanager
 def answering(spec: str) -> Iterator[None]:
-    """Turn whatever the library of a remote place raises, when it does not answer or refuses, into one error.
+    """Turn whatever the library of a remote place raises, when it does not answer or refuses, into a single error.
 
     Raises:
         PlatformError: the host that cannot be reached, or what the library says, with the place.
@@ -46,8 +46,8 @@ def walk(
     Args:
         filesystem, path: where.
         parts: the components of the place of `path`.
-        deep: files of folders within it too.
-        left_out: called with the reason for each file or folder that is passed over.
+        deep: also files of folders within it.
+        left_out: called with the reason for each file or folder that is left out.
     """
     info = filesystem.info(path)
     if info["type"] != "directory":
@@ -88,7 +88,7 @@ def units_of(given: str, name: str, form: Callable[[str], str | None], left_out:
 
 
 def stamp(info: dict[str, Any]) -> str:
-    """What the file system knows that changes with the content: size and time, or a tag."""
+    """What changes with the content, as far as the file system knows: size and time, or a tag."""
     known = ("size", "mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "generation")
     return json.dumps([str(info.get(key)) for key in known if info.get(key) is not None])
 
@@ -112,7 +112,7 @@ def is_there(filesystem: Any, path: str) -> bool:
     """Whether there is a file or folder.
 
     Raises:
-        Exception: the file system cannot tell; that of https:// says "no" to whatever goes wrong, and why as the cause.
+        Exception: the file system cannot tell; https:// says "no" whatever goes wrong, with the reason as the cause.
     """
     if filesystem.exists(path):
         return True

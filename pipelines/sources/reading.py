@@ -1,4 +1,4 @@
-"""Reading units of a source: their documents, and what is none, in order."""
+"""Reading units of a source: their documents, and what is not a document, in order."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,7 +10,7 @@ from pipelines.sources.places import answering
 
 
 def read_units(units: Iterable[Unit], text_field: str) -> Iterator[Document | BadDocument]:
-    """The documents of units, in order.  Lines of white space alone hold no record and are passed over.
+    """The documents of units, in order.  Lines of only white space are skipped.
 
     Args:
         units: of any kinds.
@@ -18,7 +18,7 @@ def read_units(units: Iterable[Unit], text_field: str) -> Iterator[Document | Ba
 
     Raises:
         DataError: the file is not the one that was listed, or cannot be read.
-        PlatformError: the same of one in the network.
+        PlatformError: the same for a remote file.
     """
     readers: dict[str, SourceKind] = {}
     for unit in units:

@@ -1,4 +1,4 @@
-"""Formats that are not read, known by the bytes that their files begin with, so that messages can name them."""
+"""Unsupported formats, recognised by the first bytes of their files, so that messages can name them."""
 
 _FORMATS = {
     b"%PDF-": "a PDF file",
@@ -23,11 +23,11 @@ _FORMATS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-_PLAIN = (b"BZh", b"PAR1")  # a text may begin so as well
+_PLAIN = (b"BZh", b"PAR1")  # a text may begin like this as well
 
 
 def format_of(data: bytes) -> str | None:
-    """The format of a file that is not UTF-8 text, in words; None: it may be text, or is of no format known here."""
+    """The format of a file that is not UTF-8 text, in words; None: it may be text, or is of an unknown format."""
     for signature, name in _FORMATS.items():
         if data.startswith(signature) and (signature not in _PLAIN or not _is_text(data[:4096])):
             return name

@@ -1,4 +1,4 @@
-"""Webdataset tars of text, made by others: members that share a key are one sample.
+"""Webdataset tars of text, made by other programs: members that share a key are one sample.
 
 The key is the path up to the first dot of the file name, as in webdataset.  The text is the member `.txt`, else the
 text field of the member `.json`.
@@ -41,7 +41,7 @@ class Tar(FileKind):
 def samples(file: IO[bytes]) -> Iterator[Sample]:
     """Key and members by extension, in order; only `.txt` and `.json` are kept.  Memory: one sample.
 
-    BrokenFile: the tar ends too early or is none.
+    BrokenFile: the tar ends too early or is not a tar.
     """
     key: str | None = None
     members: dict[str, bytes] = {}
@@ -58,7 +58,7 @@ def samples(file: IO[bytes]) -> Iterator[Sample]:
                         yield key, members
                     key, members = this, {}
                 if extension in members:
-                    yield key, members  # the same name twice: another sample, as nothing may be lost
+                    yield key, members  # the same name twice: another sample, so that nothing is lost
                     members = {}
                 if extension in ("txt", "json"):
                     content = tar.extractfile(member)
@@ -70,7 +70,7 @@ def samples(file: IO[bytes]) -> Iterator[Sample]:
 
 
 def text_of(members: dict[str, bytes], text_field: str) -> bytes | None:
-    """The text of a sample, in UTF-8; none if it holds no text.  ValueError: its JSON is none."""
+    """The text of a sample, in UTF-8; None if it has no text.  ValueError: its JSON is invalid."""
     if "txt" in members:
         return members["txt"]
     record: Any = parse_json(members["json"]) if "json" in members else None

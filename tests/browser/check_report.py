@@ -23,7 +23,7 @@ QUIET = ("--no-first-run", "--disable-background-networking", "--disable-compone
 def screenshot(
     page: Path, folder: Path, *options: str, size: str = "1300,1400"
 ) -> tuple["np.ndarray[tuple[int, ...], np.dtype[np.int64]]", str]:
-    """The page as the browser draws it, (height, width, 3) from 0 to 255, and what was said on its console."""
+    """The page as the browser draws it, (height, width, 3) from 0 to 255, and the text on its console."""
     png = folder / "page.png"
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *QUIET, *options]
     command += [f"--user-data-dir={folder / 'profile'}", f"--window-size={size}", f"--screenshot={png}"]
@@ -45,7 +45,7 @@ def page(tmp_path: Path) -> Path:
 
 
 def asked(page: Path, folder: Path, script: str, width: int = 1300) -> dict[str, Any]:
-    """What a script finds that is put at the end of the page; it ends with `answer(OBJECT)`."""
+    """The result of a script at the end of the page; the script ends with `answer(OBJECT)`."""
     code = f"""<script>
       const answer = found => {{ document.body.textContent = JSON.stringify(found); }};
       {{ {script} }}
@@ -61,7 +61,7 @@ def asked(page: Path, folder: Path, script: str, width: int = 1300) -> dict[str,
 
 
 def boxes(page: Path, folder: Path, width: int = 1300) -> dict[str, list[dict[str, float]]]:
-    """Where the browser puts figures, pictures, curves and the page, in pixels."""
+    """Where the browser puts figures, images, curves and the page, in pixels."""
     script = """
       const place = r => ({x: r.x, y: r.y, width: r.width, height: r.height});
       const box = e => place(e.getBoundingClientRect());
@@ -82,7 +82,7 @@ def overlap(one: dict[str, float], other: dict[str, float]) -> bool:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a real run: two ranks, evaluations with memory carried and cleared, looks at the memory."""
+    """The report of a real run: two ranks, evaluations with memory carried and cleared, memory statistics."""
     folder = tmp_path_factory.mktemp("trained")
     dataset = make_dataset(folder, [f"This is document {number}. " * (40 + 30 * number) for number in range(6)]).folder
     config = folder / "config.yaml"
@@ -116,7 +116,7 @@ def test_every_chart_of_a_real_run_has_its_size_and_place(trained: Path, tmp_pat
         for curve in found["curve"]
     ]
     assert len(found["curve"]) >= 12 and all(inside)
-    assert sum(curve["width"] > 300 for curve in found["curve"]) >= 12  # they go from side to side
+    assert sum(curve["width"] > 300 for curve in found["curve"]) >= 12  # they span the page
     marks = [box for box in found["text"] if box["width"]]
     for mark in marks:
         assert any(p["x"] <= mark["x"] and mark["x"] + mark["width"] <= p["x"] + p["width"] for p in pictures)
@@ -181,12 +181,12 @@ def test_a_real_run_says_nothing_on_the_console(trained: Path, tmp_path: Path) -
 
 
 def test_it_is_drawn(page: Path, tmp_path: Path) -> None:
-    """Curves in their colours, the line of the second attempt, and not a word on the console."""
+    """Curves in their colours, the line of the second attempt, and an empty console."""
     picture, console = screenshot(page, tmp_path)
     assert console == ""
     assert picture.shape == (1400, 1300, 3)
     assert pixels(picture, "#f6f7f9") > 100_000  # the page around the cards
-    for colour, least in (("#1f5fa8", 100), ("#2e7d4f", 100), ("#c2571a", 30)):  # the last is dots alone
+    for colour, least in (("#1f5fa8", 100), ("#2e7d4f", 100), ("#c2571a", 30)):  # the last is only dots
         assert pixels(picture, colour) > least, colour
     red, green, blue = picture[..., 0], picture[..., 1], picture[..., 2]
     assert ((red - green > 50) & (abs(green - blue) < 25)).sum() > 100  # dashes, blended with the white behind them
@@ -199,6 +199,6 @@ def test_it_is_dark_for_those_who_want_it_dark(page: Path, tmp_path: Path) -> No
 
 
 def test_it_loads_nothing(page: Path, tmp_path: Path) -> None:
-    """Whatever it would ask for goes to a port on which nobody listens, and would be on the console."""
+    """Any request would go to a port on which nothing listens, and so show on the console."""
     _, console = screenshot(page, tmp_path, "--proxy-server=127.0.0.1:9")
     assert console == ""

@@ -1,6 +1,6 @@
 """`brt train` and `brt doctor` over Ray nodes with different addresses, in network namespaces of this machine.
 
-Run by `make -C tests/cluster nodes`, not by `make test`: it needs root, iproute2, and a kernel that gives namespaces.
+Run by `make -C tests/cluster nodes`, not by `make test`: it needs root, iproute2, and a kernel with namespaces.
 """
 
 import json
@@ -28,7 +28,7 @@ ON_PATH = {"PYTHONPATH": str(ROOT)}
 def ray_on(nodes: list[Machine], folder: Path, *, alone: int | None = None) -> Iterator[dict[str, str]]:
     """A Ray cluster over `nodes`; yields the environment of whoever joins.
 
-    alone: this node gets an empty file system of its own over folder/run.
+    alone: this node gets its own empty file system over folder/run.
     """
     processes = []
     environment = {**os.environ, **token_environment(folder), "OMP_NUM_THREADS": "1"}

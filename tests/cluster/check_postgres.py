@@ -40,7 +40,7 @@ def test_10_000_steps_arrive_once_in_postgresql(tmp_path: Path) -> None:
         file.write(json.dumps({"event": "end", "time": 2e4, "attempt": 1, "exit_code": 0}) + "\n")
     with postgresql() as uri, mlflow_server(tmp_path / "server", port, store=uri):
         command = [sys.executable, "-m", "launch.tracking.syncer", str(run)]
-        process = subprocess.Popen(command, cwd=ROOT)  # killed in the middle, and again as if nothing had been noted
+        process = subprocess.Popen(command, cwd=ROOT)  # killed in the middle, and again as if nothing had been recorded
         state = run / "tracking" / "state.json"
         while not state.exists() or json.loads(state.read_text())["offset"] < 200_000:
             assert process.poll() is None
@@ -64,9 +64,9 @@ def test_10_000_steps_arrive_once_in_postgresql(tmp_path: Path) -> None:
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """Yields the URI of an empty database of a server that is ended afterwards; as root, it runs as `postgres`.
+    """Yields the URI of an empty database; its server, which root runs as `postgres`, is stopped afterwards.
 
-    Its folder is its own: another pytest may close that of all tests to other users.
+    It has a folder of its own: another pytest may make that of all tests private.
     """
     with tempfile.TemporaryDirectory(prefix="brt-postgres-") as folder:
         yield from _serve(Path(folder))

@@ -1,4 +1,4 @@
-"""What of remote data is too slow, or needs root, for `make test`: a server away for a minute, a disk that is full.
+"""Tests of remote data that are too slow for `make test` or need root: a server away for a minute, a full disk.
 
 `make -C tests/cluster remote-data`.  The disk is a real one of 900 kB, a tmpfs in a mount namespace of its own.
 """
@@ -37,7 +37,7 @@ def test_a_server_that_is_away_for_a_minute_changes_no_token(
 
 
 def test_a_disk_that_is_smaller_than_the_budget_is_made_do_with(folder: Path, url: str, tmp_path: Path) -> None:
-    """No write succeeds beyond 900 kB, of a budget of 2.4 MB: what was used longest ago goes, and all is read."""
+    """No write succeeds beyond 900 kB, of a budget of 2.4 MB: least recently used files go, and everything is read."""
     done = on_a_disk_of("900k", url, tmp_path / "cache", steps=150)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line)[0] for line in done.stdout.splitlines()]

@@ -49,7 +49,7 @@ def steps(run: Path) -> list[int]:
 
 
 def wait(condition: Callable[[], object], what: str, variables: dict[str, str], folder: Path) -> None:
-    """Wait for a condition; if it does not come, fail with what Slurm and the jobs below a folder say."""
+    """Wait for a condition; if it never holds, fail with what Slurm and the jobs below a folder say."""
     deadline = time.monotonic() + 400
     while not condition():
         if time.monotonic() > deadline:
@@ -82,13 +82,13 @@ def test_a_run_on_two_slurm_nodes(dataset: Path, tmp_path: Path, variables: dict
     subprocess.run(["scancel", "--batch", "--signal=TERM", made["job"]], env=variables, check=True)
     wait_for(lambda: "requeued" in "".join((run / "submissions/001/log").read_text()), "the job to be requeued")
     saved = max(steps(run))
-    # A start in the second in which the job was killed is taken for the old one, and refused ("already killed").
+    # A start within the second in which the job was killed is mistaken for the old one and refused ("already killed").
     wait_for(lambda: idle_nodes(variables) == 2, "the old start to be gone")
     time.sleep(3)
     begin = ["scontrol", "update", f"JobId={made['job']}", "StartTime=now"]  # Slurm holds it back for two minutes
 
     def goes_on() -> bool:
-        """Said again and again: Slurm sets the time when the old start has ended, which may be later."""
+        """Repeated: Slurm sets the time once the old start has ended, which may be later."""
         subprocess.run(begin, env=variables, check=False, capture_output=True)
         return max(steps(run)) > saved
 
@@ -101,7 +101,7 @@ def test_a_run_on_two_slurm_nodes(dataset: Path, tmp_path: Path, variables: dict
     wait_for(lambda: state() == "ended", "the job to end")
     assert brt(variables, "status", str(run))["verdict"] == "preempted"
 
-    # Resumed, to a near end.
+    # Resumed, with a near end.
     last = max(steps(run))
     again = brt(variables, "resume", str(run), f"run.steps={last + 5}")["submission"]
     assert again["job"] != made["job"]
@@ -121,7 +121,7 @@ def test_a_sweep_is_one_job_array(dataset: Path, tmp_path: Path, variables: dict
     draws = ["--random", "optimizer.learning_rate=0.0001..0.01", "--count", "4"]
 
     def sweep() -> dict[str, dict[str, Any]]:
-        """Submit what is to do; the last submission of each run."""
+        """Submit the runs that are left; returns the last submission of each run."""
         command = [sys.executable, "-m", "launch.cli", "sweep", str(config), *settings, *draws, "--submit", "--json"]
         done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
         assert "runs" in json.loads(done.stdout), done.stderr + done.stdout

@@ -1,6 +1,6 @@
 """Machines of a small network on this one: network namespaces, joined by a bridge.  Needs root and iproute2.
 
-Each has an address of its own on the interface `node0`, and nothing else but its loopback interface.
+Each has its own address on the interface `node0`, and otherwise only its loopback interface.
 """
 
 import ipaddress
@@ -23,7 +23,7 @@ class Machine:
         return ["ip", "netns", "exec", self.namespace, *words]
 
     def listening(self) -> dict[str, list[int]]:
-        """Address to the TCP ports on which somebody listens there; IPv4 as it is written, in either family."""
+        """By address, the TCP ports on which a process listens there; IPv4 in its usual form, in either family."""
         found: dict[str, list[int]] = {}
         for table in ("tcp", "tcp6"):
             command = self.command("cat", f"/proc/net/{table}")
@@ -40,7 +40,7 @@ class Machine:
 
 
 def _written(address: str) -> str:
-    """An address of /proc/net/tcp (32-bit words in the order of the machine) as people write it."""
+    """An address of /proc/net/tcp (32-bit words in the machine's byte order) as people write it."""
     words = [int(address[begin : begin + 8], 16).to_bytes(4, sys.byteorder) for begin in range(0, len(address), 8)]
     found = ipaddress.ip_address(b"".join(words))
     return str(getattr(found, "ipv4_mapped", None) or found)

@@ -48,7 +48,7 @@ PartitionName=short Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP
 
 @contextmanager
 def slurm(folder: Path) -> Iterator[dict[str, str]]:
-    """Start it; yields the environment variables with which sbatch and its like talk to it."""
+    """Start it; yields the environment variables with which sbatch and other commands reach it."""
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
         raise RuntimeError(f"not installed: {', '.join(missing)} (Debian: slurmctld slurmd slurm-client munge)")

@@ -1,4 +1,4 @@
-"""What the launcher's tests stand on: a small dataset, and a Ray cluster of two nodes on this machine."""
+"""Fixtures of the launcher's tests: a small dataset, and a Ray cluster of two nodes on this machine."""
 
 import os
 import re
@@ -41,7 +41,7 @@ SHADOWS = ("launch", "pipelines", "brt_dist", "random", "ray", "torch", "mlflow"
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """A working folder with files of the user's that have the names of our modules and of others."""
+    """A working folder with user files that have the names of our modules and of others."""
     folder = tmp_path / "my project"
     folder.mkdir()
     for name in SHADOWS:

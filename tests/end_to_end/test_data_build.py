@@ -31,7 +31,7 @@ DRIVER = "from launch.commands.data import data; data()"
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> BuildSettings:
-    """Some 6 MB of the standard library; a shard of it is about a second's work."""
+    """About 6 MB of the standard library; a shard of it takes about a second."""
     folder = tmp_path_factory.mktemp("data_build")
     (folder / "corpus").mkdir()
     size = 0
@@ -78,7 +78,7 @@ def wait_for(what: str, found: object) -> object:
 
 
 def test_a_process_can_have_one_ray_after_another() -> None:
-    """Ray reads its token once in the life of a process, so the second has that of the first."""
+    """Ray reads its token once in the life of a process, so the second Ray has the first one's."""
     program = (
         "from pipelines.cluster import running_ray\n"
         "for _ in range(2):\n"
@@ -102,7 +102,7 @@ def test_any_number_of_workers_writes_the_same_bytes(
 def test_workers_that_are_killed_change_nothing(
     corpus: BuildSettings, reference: dict[str, str], ray: None, tmp_path: Path
 ) -> None:
-    """Three times, the process that is in the middle of a shard is killed; its name is in that of its file."""
+    """Three times, the process that is in the middle of a shard is killed; the name of its file has its id."""
     killed: list[int] = []
 
     def writer() -> int | None:
@@ -166,6 +166,6 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(
         assert not (out / "dataset.json").exists()
 
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    report = json.loads(done.stdout)  # and nothing else, though Ray was started
+    report = json.loads(done.stdout)  # and nothing else, although Ray was started
     assert report["kept_shards"] >= 1 and report["written_shards"] >= 1
     assert files_of(out) == reference

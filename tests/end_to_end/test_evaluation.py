@@ -86,7 +86,7 @@ def brt(*arguments: str | Path) -> None:
 
 
 def test_what_is_legal_is_told_of_a_formal_language(tmp_path: Path) -> None:
-    """From the corpus to MLflow, as training tells it at its end; of other text it is not told, and why."""
+    """From the corpus to MLflow, as training reports it at its end; for other text only the reason is given."""
     from mlflow import MlflowClient
 
     options = ("--language", "dyck", "--types", "2", "--depth", "3", "--length", "20", "--words", "60")

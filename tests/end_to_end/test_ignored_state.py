@@ -1,4 +1,4 @@
-"""Two small runs: one whose text needs the state and one whose text does not; only the second is warned of."""
+"""Two small runs: one whose text needs the state and one whose text does not; only the second gets a warning."""
 
 import random
 from pathlib import Path
@@ -28,7 +28,7 @@ def with_a_key(draw: random.Random) -> str:
 
 
 def of_neighbours(draw: random.Random) -> str:
-    """Each letter follows from the one before it, but for coin tosses: there is nothing to remember."""
+    """Each letter follows from the one before it, except for coin tosses: there is nothing to remember."""
     text = "a"
     while len(text) < 11 * WINDOW:
         text += {"a": "bc", "b": "ca", "c": "ab"}[text[-1]][draw.random() < 0.3]

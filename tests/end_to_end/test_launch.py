@@ -1,4 +1,4 @@
-"""`brt train` with real processes: ranks that meet, fail, crash, are stopped; and a launcher that is killed."""
+"""`brt train` with real processes: ranks that meet, fail, crash or are stopped; and a launcher that is killed."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def drive(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # a process group of its own, which is what Ctrl-C at a terminal goes to
+        start_new_session=True,  # its own process group, which gets Ctrl-C at a terminal
     )
 
 

@@ -1,8 +1,8 @@
 """Does it learn what it should?  A key is shown once and asked for 8 and more windows later (benchmarks/recall.py).
 
-A document takes two to four segments, so the key is in no gradient of the late questions: it must be carried.  Who is
-not shown the key is right by chance only, and then the answers to the last questions of the documents are independent
-draws: bounds are those of the binomial distribution.
+A document takes two to four segments, so no gradient of the late questions reaches the key: it must be carried.  A
+model that does not see the key is right only by chance, and then the answers to the documents' last questions are
+independent draws: bounds are those of the binomial distribution.
 """
 
 import math

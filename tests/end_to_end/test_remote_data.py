@@ -301,7 +301,7 @@ def start_reader(url: str, cache: Path, begin: object, steps: int, limit: int = 
 
 
 def test_kill_and_resume_read_the_same(url: str, folder: Path, tmp_path: Path) -> None:
-    """kill -9 in the middle of fetching; the next process goes on from the last cursor, with the same cache."""
+    """kill -9 in the middle of fetching; the next process continues from the last cursor, with the same cache."""
     with Dataset.open(folder) as local:
         right = [digest([segments]) for segments in read(local, 40)[0]]
     found: list[str] = []
@@ -320,7 +320,7 @@ def test_kill_and_resume_read_the_same(url: str, folder: Path, tmp_path: Path) -
 
 
 def test_a_disk_on_which_no_shard_fits(url: str, tmp_path: Path) -> None:
-    """Files may have 30 kB in this process: what the system says then is that a file does not fit."""
+    """Files may have 30 kB in this process: the system then reports that a file does not fit."""
     process = start_reader(url, tmp_path / "cache", None, 5, limit=30_000)
     _, errors = process.communicate()
     assert process.returncode == 1
@@ -328,7 +328,7 @@ def test_a_disk_on_which_no_shard_fits(url: str, tmp_path: Path) -> None:
 
 
 def test_a_cache_process_serves_the_readers_of_its_node(url: str, truth: str, tmp_path: Path) -> None:
-    """It fetches ahead, the readers what they need sooner; when it dies they go on by themselves."""
+    """It fetches ahead, the readers fetch what they need sooner; when it dies they continue by themselves."""
     cache = settings(tmp_path)
     node = NodeCache(cache.directory, cache.budget, cache.retry_seconds, {})
     second = NodeCache(cache.directory, cache.budget, cache.retry_seconds, {})
@@ -338,7 +338,7 @@ def test_a_cache_process_serves_the_readers_of_its_node(url: str, truth: str, tm
         return [cache.directory / sha256 for files in lists for _, sha256, *_ in files]
 
     def stop_it(step: int) -> None:
-        # What is announced is read 30 steps later: who waits at each step leaves it to the node.
+        # What is announced is read 30 steps later: a reader that waits at each step leaves fetching to the node.
         deadline = time.monotonic() + 30
         while step < 150 and not all(map(Path.exists, announced())) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -352,7 +352,7 @@ def test_a_cache_process_serves_the_readers_of_its_node(url: str, truth: str, tm
 
 
 def test_a_cache_actor_that_is_killed_is_followed_by_another(url: str, truth: str, tmp_path: Path) -> None:
-    """kill -9 in the middle of the reading: two readers go on, and the next process serves them."""
+    """kill -9 in the middle of reading: two readers continue, and the next process serves them."""
     cache = settings(tmp_path, budget=10**6)  # a third of the shards: there is always something to fetch
     with ray_cluster(None, num_cpus=1):
         import ray  # not before: it reads its settings when it is imported
@@ -386,7 +386,7 @@ def _new_pid(actor: Any, before: int) -> bool:
 def test_training_on_a_mixture_is_the_same_from_local_folders_and_from_s3(
     store: Bucket, url: str, folder: Path, tmp_path: Path
 ) -> None:
-    """`brt train` with two ranks: equal losses to the bit; the node's cache actor fetches for both."""
+    """`brt train` with two ranks: losses equal bit for bit; the node's cache actor fetches for both."""
     texts = [f"another document, number {number}. " * 30 for number in range(8)]
     other = make_dataset(tmp_path / "other", texts).folder
     losses: dict[str, list[float]] = {}

@@ -2,7 +2,7 @@
 
 The variables of ENVIRONMENT pin the arithmetic as far as it goes on x86-64: no vector units beyond SSE2 in torch's
 kernels, MKL's results that all processors share, one thread.  On processors like the one that made the data the numbers
-are then equal to the bit; others (tried: one with AMX) differ from the data in the eighth digit, with the old code too.
+are then equal bit for bit; others (tried: one with AMX) differ from it in the eighth digit, with the old code too.
 So numbers are compared to six digits here, and all else exactly.
 """
 
@@ -58,7 +58,7 @@ def answer(*words: object) -> dict[str, Any]:
 
 
 def lines(path: Path, *kinds: str) -> list[dict[str, Any]]:
-    """The events as they stand in the file, without what depends on the clock or the machine."""
+    """The events as they are in the file, without what depends on the clock or the machine."""
     events = [json.loads(line) for line in path.read_text().splitlines()]
     return [
         {key: value for key, value in event.items() if key not in TIMES | SIZES}
@@ -141,7 +141,7 @@ def test_resumed_it_ends_as_the_old_code_ended(run: Path, name: str) -> None:
 
 
 def is_close(mine: Any, old: Any) -> bool:
-    """Equal, but for the seventh digit of numbers that are not whole, and for keys that are new."""
+    """Equal, except for the seventh digit of non-integers, and for new keys."""
     if isinstance(old, dict):
         return mine.keys() >= old.keys() and all(is_close(mine[key], old[key]) for key in old)
     if isinstance(old, list):

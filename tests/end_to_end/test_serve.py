@@ -1,4 +1,4 @@
-"""`brt serve` as a process of its own: under load, and killed while it answers."""
+"""`brt serve` as a separate process: under load, and killed while it answers."""
 
 import json
 import signal
@@ -22,7 +22,7 @@ def post(port: int, body: dict[str, Any]) -> tuple[HTTPConnection, Any]:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_client_learns_that_the_server_is_gone(how: signal.Signals, tmp_path: Path) -> None:
-    """And a server that is started anew does not know the sessions of the one before."""
+    """And a restarted server does not know the previous one's sessions."""
     source = small_model(tmp_path / "model", width=16, window=8)
     with server(source, "--max-tokens", "1000000") as (port, process):
         found, _ = load(port, clients=12, requests=24, prompt_bytes=50, tokens=4)

@@ -38,7 +38,7 @@ def state(run: Path) -> str:
 
 
 def wait_for_end(run: Path) -> None:
-    """Asks a `brt status` each second; more often would take the cores from the run."""
+    """Runs `brt status` once a second; more often would take the cores from the run."""
     wait_for(lambda: state(run) == "ended", f"the end of {run}", pause_seconds=1.0)
 
 

@@ -1,4 +1,4 @@
-"""`brt sweep` with real training: refused, stopped, gone on with, and found in MLflow as one run with children."""
+"""`brt sweep` with real training: refused, stopped, resumed, and found in MLflow as one run with children."""
 
 import json
 import os

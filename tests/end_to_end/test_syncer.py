@@ -96,7 +96,7 @@ def test_everything_once_over_two_attempts_in_a_file_in_the_run(run: Path, datas
     client, found = found_run(uri)
     assert (found.info.status, found.info.end_time) == ("KILLED", 1010000)
 
-    begin(run, 2, 5)  # three steps were lost; they come again, later
+    begin(run, 2, 5)  # three steps were lost; they are repeated later
     append(run, 6, 10, at=2000.0, attempt=2)
     end(run, 2, 0, at=2020.0)
     text = (run / "config.yaml").read_text()
@@ -140,7 +140,7 @@ def test_killed_at_any_moment_nothing_is_missing_or_double(run: Path) -> None:
         wait_for(lambda least=offset: state.exists() and json.loads(state.read_text())["offset"] >= least, "the state")
         process.send_signal(signal.SIGKILL)
         process.wait()
-    # and as if killed after a batch was sent, before that was noted
+    # and as if killed after a batch was sent, before that was recorded
     kept = json.loads(state.read_text())
     state.write_text(json.dumps({**kept, "offset": 0, "sent": {}}))
     assert synchronize(run).returncode == 0

@@ -102,7 +102,7 @@ def test_a_run_with_a_killed_rank_goes_on_by_itself_and_ends_as_the_one_without(
     assert starts[0] == 0 and starts[1] >= 8 and starts[1] % 4 == 0
     records = [read_attempt(killed, number) for number in (1, 2)]
     assert [record.decision["action"] for record in records] == ["retry", "stop"]
-    # every line, also of steps that ran twice, is that of the straight run
+    # every line, also of steps that ran twice, equals that of the uninterrupted run
     assert all(event["loss"] == losses(straight)[event["step"]] for event in events(killed, "step"))
     assert losses(killed) == losses(straight)
     last = [[e["loss"] for e in events(run, "evaluation")][-6:] for run in (straight, killed)]

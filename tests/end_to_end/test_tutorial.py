@@ -1,4 +1,4 @@
-"""docs/tutorial.md as a reader follows it: every command runs, and what it prints is what the tutorial shows."""
+"""docs/tutorial.md as a reader follows it: every command runs, and prints what the tutorial shows."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 CHECKOUT = "/home/me/brt"  # where the tutorial is followed
-SECONDS = 500.0  # all of it; a minute and a half on two cores that do nothing else
+SECONDS = 500.0  # for all of it; a minute and a half on two idle cores
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def lines(text: str) -> list[str]:
 
 
 def missing(shown: str, output: str) -> str | None:
-    """The first line of `shown` that does not come in `output`, in its place; lines of `...` stand for any others."""
+    """The first line of `shown` that is not in `output` in its place; lines of `...` stand for any others."""
     came, at, follows = lines(output), 0, False
     for line in lines(shown):
         if line == "...":

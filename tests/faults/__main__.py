@@ -1,4 +1,4 @@
-"""`python -m tests.faults [NAME ...]`: real faults done to real runs, as the table of docs/faults.md.
+"""`python -m tests.faults [NAME ...]`: injects real faults into real runs; makes the table of docs/faults.md.
 
 Needs root for a small file system and network namespaces.  Exit 1 if a run did not survive as it should.
 """
@@ -35,7 +35,7 @@ def main(names: list[str]) -> int:
             begin = time.monotonic()
             try:
                 found = scenario(bench, truth)
-            except Exception:  # the other faults are still worth a look
+            except Exception:  # the other faults are still worth running
                 failed += 1
                 print(f"| {what} | FAILED | | | |\n{traceback.format_exc()}", flush=True)
                 continue

@@ -1,4 +1,4 @@
-"""A small run on this machine that faults are done to, and what is measured of it."""
+"""A small run on this machine to inject faults into, and its measurements."""
 
 import json
 import os
@@ -45,7 +45,7 @@ E = TypeVar("E", bound=Event)
 
 @dataclass
 class Run:
-    """A `brt train` in a process of its own."""
+    """A `brt train` in a separate process."""
 
     folder: Path
     process: "subprocess.Popen[str]"
@@ -123,7 +123,7 @@ class Bench:
         around: Callable[..., list[str]] = lambda *words: [*words],
         directory: Path | None = None,
     ) -> Run:
-        """Start, or go on with, the run `name`; around: puts words before the command (a namespace)."""
+        """Start or continue the run `name`; around: puts words before the command (a namespace)."""
         folder = directory or self.folder / name
         config = self.folder / f"{name}.yaml"
         config.write_text(CONFIG.format(dataset=self.folder / "dataset", run=folder, steps=STEPS, every=EVERY))
@@ -153,7 +153,7 @@ class Bench:
 class Outcome:
     """What a fault cost.
 
-    verdicts: of the attempts, and what was decided.  lost: steps that were trained again.  seconds: from the fault to
+    verdicts: of the attempts, and the decisions.  lost: steps that were trained again.  seconds: from the fault to
     the next step.  largest: difference of any loss from the undisturbed run.
     """
 

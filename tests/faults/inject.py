@@ -8,7 +8,7 @@ from typing import Any
 def poison(step: int) -> None:
     """From now on an engine of this process has a gradient of NaN for one weight in step number `step`.
 
-    It is one that all tensor parallel ranks have: of those only the first one's gradient goes into the norm.
+    It is one that all tensor parallel ranks hold: only the first rank's gradient of it counts in the norm.
     """
     from brt_dist.model.parameters import logical_parameters
     from brt_dist.parallel import engine as module
@@ -35,7 +35,7 @@ def poison(step: int) -> None:
 
 
 def slow_down(seconds: float) -> None:
-    """Every step of this process takes so much longer."""
+    """Every step of this process takes `seconds` longer."""
     from brt_dist.parallel.engine import Engine
 
     train_step: Any = Engine.train_step

@@ -37,7 +37,7 @@ def two_nodes(bench: Bench, name: str, *settings: str) -> Iterator[tuple[list[Ma
 
 
 def node_killed(bench: Bench, truth: dict[int, float]) -> Outcome:
-    """Every process of the second node.  It does not come back: on with the first one alone."""
+    """Kill every process of the second node.  It does not come back: the run continues on the first one alone."""
     with two_nodes(bench, "node_killed", "launch.recovery.min_nodes=1", "launch.recovery.node_wait_seconds=3") as (
         nodes,
         run,
@@ -55,7 +55,7 @@ def node_killed(bench: Bench, truth: dict[int, float]) -> Outcome:
 
 
 def network_cut(bench: Bench, truth: dict[int, float]) -> Outcome:
-    """For a minute: Ray gives the node up.  Then it comes back and is used again."""
+    """Cut for a minute: Ray gives up the node.  Then it comes back and is used again."""
     with two_nodes(bench, "network_cut", "launch.recovery.retries=10") as (nodes, run):
         at = time.time()
         nodes[1].cable("down")
@@ -67,7 +67,7 @@ def network_cut(bench: Bench, truth: dict[int, float]) -> Outcome:
 
 
 def network_cut_briefly(bench: Bench, truth: dict[int, float]) -> Outcome:
-    """For five seconds: the connections survive, and nothing is started anew."""
+    """Cut for five seconds: the connections survive, and nothing is restarted."""
     with two_nodes(bench, "network_cut_briefly") as (nodes, run):
         at = time.time()
         nodes[1].cable("down")

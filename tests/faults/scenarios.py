@@ -1,4 +1,4 @@
-"""One function for each fault on one machine: do it to a run, wait for the end, say what it cost."""
+"""One function for each fault on one machine: inject it into a run, wait for the end, report what it cost."""
 
 import subprocess
 import time
@@ -30,7 +30,7 @@ def rank_killed(bench: Bench, truth: dict[int, float]) -> Outcome:
 
 
 def rank_stopped(bench: Bench, truth: dict[int, float]) -> Outcome:
-    """SIGSTOP: all ranks hang.  The stacks of those that can are in their logs, the other is named."""
+    """SIGSTOP: all ranks hang.  The stacks of the others are in their logs, and the stopped rank is named."""
     run = bench.start("rank_stopped", "launch.recovery.hang_seconds=3")
     run.reach(AT)
     at = time.time()
@@ -51,7 +51,7 @@ def agent_killed(bench: Bench, truth: dict[int, float]) -> Outcome:
 
 
 def supervisor_killed(bench: Bench, truth: dict[int, float]) -> Outcome:
-    """Nothing is left running, and the same command goes on."""
+    """Nothing is left running, and the same command continues."""
     run = bench.start("supervisor_killed")
     run.reach(AT)
     everything = psutil.Process(run.process.pid).children(recursive=True)
@@ -67,7 +67,7 @@ def supervisor_killed(bench: Bench, truth: dict[int, float]) -> Outcome:
 
 
 def ray_head_killed(bench: Bench, truth: dict[int, float]) -> Outcome:
-    """gcs_server, which knows all actors.  Slow steps: it must be missed before the run is over."""
+    """gcs_server, which knows all actors.  Slow steps, so that its loss is noticed before the run is over."""
     return _without(
         bench.start("ray_head_killed", "launch.ray_address=local", fault={"step_seconds": 0.5}), "gcs_server", truth
     )
@@ -84,7 +84,7 @@ def _without(run: Run, program: str, truth: dict[int, float]) -> Outcome:
 
 
 def preempted(bench: Bench, truth: dict[int, float]) -> Outcome:
-    """SIGTERM to one rank, as a node does that is taken away: all save at the same step.  Then the same command."""
+    """SIGTERM to one rank, as on a node that is preempted: all save at the same step.  Then the same command."""
     run = bench.start("preempted")
     run.reach(AT)
     at = time.time()
@@ -96,11 +96,11 @@ def preempted(bench: Bench, truth: dict[int, float]) -> Outcome:
 
 
 def gradient_of_nan(bench: Bench, truth: dict[int, float]) -> Outcome:
-    """In one rank, whenever step AT comes: back to the checkpoint, and on without that step."""
+    """NaN in one rank whenever step AT comes: back to the checkpoint, and on without that step."""
     run = bench.start("gradient_of_nan", "launch.recovery.diverged=skip", fault={"nan": [1, AT]})
     expect(run)
     (diverged,) = run.events(DivergedEvent)
-    # What comes after a step that was left out is another run; before it, it must be the same.
+    # After a skipped step the run differs; before it, it must be the same.
     outcome = Outcome.of(run, diverged.time, truth, left_out=range(AT, max(truth) + 1))
     (skip,) = run.events(SkipEvent)
     if skip.step != AT:
@@ -120,7 +120,7 @@ def gradient_of_nan_left_out(bench: Bench, truth: dict[int, float]) -> Outcome:
 
 
 def slow_rank(bench: Bench, truth: dict[int, float]) -> Outcome:
-    """Told by name; nothing is restarted."""
+    """The slow rank is named; nothing is restarted."""
     run = bench.start("slow_rank", "run.guards.straggler_every=10", fault={"slow": [1, 0.2]})
     expect(run)
     named = {event.rank for event in run.events(StragglerEvent)}
@@ -130,7 +130,7 @@ def slow_rank(bench: Bench, truth: dict[int, float]) -> Outcome:
 
 
 def disk_full(bench: Bench, truth: dict[int, float]) -> Outcome:
-    """Of the run directory, in mid-run: no half checkpoint is left; with space again the same command goes on."""
+    """The run's disk fills in mid-run: no half checkpoint is left; with space again the same command continues."""
     place = bench.folder / "small"
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(place)], check=True)

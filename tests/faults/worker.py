@@ -1,6 +1,6 @@
-"""`python -m tests.faults.worker RUN ...`: the worker, with faults as BRT_FAULT asks for them.
+"""`python -m tests.faults.worker RUN ...`: the worker, with the faults in BRT_FAULT.
 
-BRT_FAULT: JSON with step_seconds (every step of every rank takes so much longer), nan ([rank, step]), slow ([rank,
+BRT_FAULT: JSON with step_seconds (every step of every rank takes this much longer), nan ([rank, step]), slow ([rank,
 seconds]).
 """
 

@@ -1,6 +1,6 @@
 """`python -m tests.fuzz [TARGET ...] [--seconds N]`: fuzzes readers of files, led by the lines that they reach.
 
-Each target runs in a process of its own.  An input that raises anything but an error of ours, takes longer than two
+Each target runs in a separate process.  An input that raises anything but an error of ours, takes longer than two
 seconds or needs more than 200 MB beyond the start is left in build/fuzz/TARGET, and the exit code is 1.  Needs atheris
 (`make fuzz`).
 """
@@ -14,7 +14,7 @@ from brt_dist.errors import BrtError
 from tests.fuzz.targets import TARGETS
 
 OUT = Path("build/fuzz")
-MEMORY = 1200  # MB of the process, of which libraries are up to a thousand
+MEMORY = 1200  # MB of the process; libraries take up to a thousand
 LONGEST = 1 << 16  # bytes of an input
 
 

@@ -61,7 +61,7 @@ def events(data: bytes) -> None:
 
 
 def manifest(data: bytes) -> None:
-    """With a digest that fits, else nothing behind it is ever read."""
+    """With a matching digest, or nothing after it is ever read."""
     from brt_dist.checkpoint.manifest import Manifest, _digest
     from brt_dist.reading import parse_json
 
@@ -113,7 +113,7 @@ def source(suffix: str) -> Callable[[bytes], None]:
 
 
 def foreign(kind: str, name: str, file: str) -> Callable[[bytes], None]:
-    """A file of a dataset of another library."""
+    """A file of another library's dataset."""
 
     def read(data: bytes) -> None:
         from pipelines.sources import open_sources, read_units

@@ -2,7 +2,7 @@
 
 A file NAME.npz is described either by NAME.json beside it, which holds the config of a Block-Recurrent Transformer
 (`block_recurrent.py`), or by the entry NAME of an index.json beside it.  The kind of the latter is the module of
-`tests/golden/kinds/` whose name begins NAME, or else the one whose arrays it has (a few among many tell nothing).
+`tests/golden/kinds/` whose name begins NAME, or else the one whose arrays it has (a few among many prove nothing).
 A module has
 
 * `ARRAYS`: names of the arrays that every file of the kind has;
@@ -29,7 +29,7 @@ from brt_dist.export.reference_config import UnsupportedKind
 from tests.golden import block_recurrent, kinds
 from tests.golden.differences import Differences, UnknownKind, WrongShape
 
-TELLING = 4  # so many arrays tell a kind by their names
+TELLING = 4  # this many array names identify a kind
 
 
 def compare(path: Path) -> Differences:

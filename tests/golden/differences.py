@@ -1,4 +1,4 @@
-"""What a golden file is judged by: how far our numbers are from the reference's."""
+"""How golden files are judged: how far our numbers are from the reference's."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Differences:
 def differences(forward: Pairs, state: Pairs = (), gradient: Pairs = ()) -> Differences:
     """Of pairs (ours, theirs).
 
-    The differences of outputs and states are shares of the largest value of the tensor where that is above 1: float32
+    The differences of outputs and states are relative to the largest value of the tensor if that is above 1: float32
     has no more digits, and states are sums over many tokens.
     """
     return Differences(

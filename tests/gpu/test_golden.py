@@ -1,4 +1,4 @@
-"""Golden files on a GPU: float32 there is float32."""
+"""Golden files on a GPU: float32 is real float32 there."""
 
 from pathlib import Path
 

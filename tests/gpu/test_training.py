@@ -34,7 +34,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(run: Path, dataset: Path, settings: dict[str, Any], device: str, steps: int = STEPS) -> dict[str, float]:
-    """Train to step `steps`, and give the loss of all steps and evaluations so far."""
+    """Train to step `steps`, and return the loss of all steps and evaluations so far."""
     values = {
         "model": MODEL | settings.get("model", {}),
         "data": {"dataset": str(dataset), "validation": str(dataset), "segment": 256, "streams": 4},

@@ -1,1 +1,1 @@
-"""Evaluation by tools of others, each in an environment of its own (`make test-lm-eval`)."""
+"""Evaluation with other people's tools, each in its own environment (`make test-lm-eval`)."""

@@ -39,7 +39,7 @@ class Killed:
         interval: seconds of training between saves.
         stall: seconds for which training stops at a save.
         write: seconds from then until the checkpoint is complete.
-        restart: mean seconds from a failure until training goes on.
+        restart: mean seconds from a failure until training continues.
         kept: seconds of training that checkpoints have at the end.
     """
 

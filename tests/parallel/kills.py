@@ -1,8 +1,8 @@
-"""`python -m tests.parallel.kills`: kill -9 a rank at chosen moments, go on, and compare with a run never killed.
+"""`python -m tests.parallel.kills`: kill -9 a rank at chosen moments, continue, and compare with a run never killed.
 
 Prints a table of layouts and moments; exit 1 if anything differs.  A run is 12 steps with a checkpoint every second.
-It is killed at one moment after another and gone on with, as often as it takes; what the finished run holds must be
-that of the undisturbed run to the bit.
+It is killed at one moment after another and continued, as often as it takes; the finished run must equal the
+undisturbed run bit for bit.
 """
 
 import json

@@ -113,7 +113,7 @@ def measured(pool: RankPool, given: Config, libraries: int) -> dict[str, Any]:
 
 
 def libraries(pool: RankPool, world: int) -> int:
-    """Bytes of a process that trains a model of nearly no size on so many data parallel ranks."""
+    """Bytes of a process that trains a tiny model on this many data parallel ranks."""
     sizes = {"width": 16, "heads": 1, "head_dim": 16, "window": 16, "vocab_size": 64, "layers": 2}
     sizes |= {"mixers": {"window": {}, "recurrent": {"layers": [0], "states": 8}}, "ffns": {"relu": {"width": 16}}}
     given = Case({"data": world, "micro_batch": 1, "zero": {"reduce_bucket": 2000}}, sizes).config

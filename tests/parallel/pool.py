@@ -116,7 +116,7 @@ def _answer(rank: int, store: str, answers: Any, function: Callable[..., Any], *
 
 
 def _end_with_parent() -> None:
-    """A rank that waits in a collective for ranks that are gone would stay for ever."""
+    """A rank that waits in a collective for ranks that are gone would stay forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,6 +1,6 @@
-"""`python -m tests.parallel.relayout`: save on every layout, go on on every layout, as a table; exit 1 if one is off.
+"""`python -m tests.parallel.relayout`: save and continue on every layout, as a table; exit 1 if one is off.
 
-Two things are compared.  What is loaded and saved again must be the same files to the bit: nothing of weights,
+Two things are compared.  What is loaded and saved again must be the same files bit for bit: nothing of weights,
 optimizer state or memory depends on the layout.  And the next steps must have the losses of one process that was never
 stopped.
 """
@@ -52,7 +52,7 @@ def config(dataset: Path, folder: Path, parallel: dict[str, Any], /, **sections:
         "run": {"directory": folder, "steps": BEFORE + AFTER, "precision": "fp32", "keep_checkpoints": 9,
                 "evaluation_steps": 2, "memory_every": 3},
     }  # fmt: skip
-    if "mixers" in sections.get("model", {}):  # a whole model, in the present spelling
+    if "mixers" in sections.get("model", {}):  # a whole model, in the current spelling
         given["model"] = {}
     return Config.model_validate({name: section | sections.get(name, {}) for name, section in given.items()})
 
@@ -98,14 +98,14 @@ def attempt(rank: int, store: str, given: Config, steps: int, copy: str | None =
 def saved(folder: Path) -> dict[str, Any]:
     """What must not depend on the layout, of the newest checkpoint in `folder`.
 
-    Not by `latest`: whoever is killed after the last save, before that is written, has nothing more to save.
+    Not by `latest`: a run killed after the last save, before that is written, has nothing more to save.
     """
     manifest = json.loads((max(folder.glob("step_*")) / "manifest.json").read_text())
     return {key: manifest[key] for key in ("step", "updates", "tokens", "cursor", "files", "tensors")}
 
 
 class Relayout:
-    """Saves once on each layout and goes on on others."""
+    """Saves once on each layout and continues on others."""
 
     def __init__(self, ranks: RankPool, folder: Path, **sections: dict[str, Any]) -> None:
         self._ranks, self._folder, self._sections = ranks, folder, sections
@@ -125,7 +125,7 @@ class Relayout:
         return max(abs(a - b) for a, b in zip(losses, self.losses, strict=True))
 
     def copy(self, source: str, run: Path) -> Path:
-        """A run directory that goes on from what `source` saved."""
+        """A run directory that continues from what `source` saved."""
         shutil.copytree(self._source(source) / "checkpoints", run / "checkpoints")
         return run
 

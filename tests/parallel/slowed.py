@@ -1,7 +1,7 @@
 """`python -m tests.parallel.slowed`: pipelines of real processes whose stages sleep, beside the simulated ones.
 
-Forwards and backwards of each stage take as long as they are told to sleep, far longer than what they compute, so the
-comparison holds on a busy machine too.  Writes docs/results/simulated_pipelines.json and the table in docs/scaling.md;
+Forward and backward passes of each stage sleep for a given time, far longer than they compute, so the comparison also
+holds on a busy machine.  Writes docs/results/simulated_pipelines.json and the table in docs/scaling.md;
 if cases are named after the command, only theirs.
 """
 

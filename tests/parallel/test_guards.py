@@ -1,4 +1,4 @@
-"""What one rank sees goes wrong, all ranks act on: a gradient that is not finite, a divergence, a slow rank."""
+"""All ranks act on what one rank sees go wrong: a gradient that is not finite, a divergence, a slow rank."""
 
 import json
 import math
@@ -99,7 +99,7 @@ def events(given: Config, kind: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_bad_gradient_of_one_rank_is_left_out_by_all(ranks: RankPool, tmp_path: Path, layout: str) -> None:
-    """The state after it is, to the bit, that of a run in which the step was left out from the beginning."""
+    """The state after it equals, bit for bit, that of a run in which the step was skipped from the beginning."""
     documents(tmp_path)
     left_out = settings(tmp_path, "left out", layout)
     Adjustments().without(BAD, BAD).save(Path(left_out.run.directory))
@@ -227,7 +227,7 @@ def test_sizes_of_states_and_gates_are_the_same_in_every_layout(ranks: RankPool,
     for statistics in found.values():
         assert statistics == pytest.approx(found["one"], rel=1e-4)
     assert 0 < found["one"]["state_rms"] < found["one"]["state_max"]
-    assert 0.3 < found["one"]["kept"] < 0.7  # biases begin around nought
+    assert 0.3 < found["one"]["kept"] < 0.7  # biases begin around zero
 
 
 @pytest.mark.parametrize("cause", ["adjustments", "not finite"])

@@ -1,4 +1,4 @@
-"""kill -9 at any moment loses nothing that a resume does not do again.
+"""kill -9 at any moment loses nothing that a resume does not redo.
 
 As a table: `python -m tests.parallel.kills`.
 """

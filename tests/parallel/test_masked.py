@@ -1,4 +1,4 @@
-"""Encoders (`objective: mlm`): every layout trains and evaluates as one process does, and a run resumes to the bit."""
+"""Encoders (`objective: mlm`): every layout trains and evaluates as one process does, and a run resumes bit for bit."""
 
 from pathlib import Path
 from typing import Any

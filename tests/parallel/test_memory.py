@@ -1,4 +1,4 @@
-"""Memory of real processes beside the plan: measured here for a few cases, and as it was measured for all."""
+"""Memory of real processes beside the plan: measured here for a few cases, and recorded for all."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_no_case_breaks_a_rule(name: str) -> None:
     [
         ([(1, 0, 100), (2, 200, 50), (3, 0, -100), (4, 0, 30)], 80),
         ([(1, 0, 100), (2, 200, 50), (3, 50, 20)], 70),  # the first 100 bytes were freed, as others lie there now
-        ([(1, 0, 100), (2, 100, 50), (3, 300, -7), (4, 500, 10)], 160),  # what was there before is no part of it
+        ([(1, 0, 100), (2, 100, 50), (3, 300, -7), (4, 500, 10)], 160),  # what was there before is not part of it
         (
             [(2, 0, 100), (1, 500, 900), (3, 500, -900), (5, 900, 10)],
             110,

@@ -1,4 +1,4 @@
-"""Models with an oracle: every layout trains and evaluates as one process does, and a run resumes to the bit."""
+"""Models with an oracle: every layout trains and evaluates as one process does, and a run resumes bit for bit."""
 
 import random
 from pathlib import Path

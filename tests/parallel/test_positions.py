@@ -1,4 +1,4 @@
-"""What evaluation finds (loss by position, worth of memory, what layers show): the same in every layout, and true."""
+"""Results of evaluations (loss by position, worth of memory, layer statistics): the same in every layout, and right."""
 
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def test_loss_by_position_is_the_same_in_every_layout(ranks: RankPool, tmp_path:
     assert len(carried.positions) > 2 and carried.positions[-1].end is None
     nats = [total / count for _, total, count in known if count]
     assert [p.loss for p in carried.positions] == pytest.approx(nats, rel=1e-5)
-    # of documents of one segment at most nothing is forgotten; farther on another loss is told
+    # in documents of at most one segment nothing is forgotten; farther on the loss differs
     assert [p.tokens for p in cleared.positions] == [p.tokens for p in carried.positions]
     assert [p.loss for p in cleared.positions] != [p.loss for p in carried.positions]
     for result, score in zip((carried, cleared, *parts), scores, strict=True):

@@ -1,4 +1,4 @@
-"""Gradients that are scattered while backward runs are those that are reduced to all ranks afterwards."""
+"""Gradients scattered during the backward pass equal those reduced to all ranks after it."""
 
 from typing import Any
 

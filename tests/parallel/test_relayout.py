@@ -1,4 +1,4 @@
-"""What one layout saved, any other goes on from (all pairs: `python -m tests.parallel.relayout`)."""
+"""Any layout continues from what any other saved (all pairs: `python -m tests.parallel.relayout`)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_goes_on_on_another_layout(relayout: Relayout, source: str, target: str)
 def test_streams_come_and_go_alike_on_all_layouts(
     relayout: Relayout, ranks: RankPool, tmp_path: Path, streams: int
 ) -> None:
-    """Dropped streams hand their documents back, added ones begin new ones; not without being told to."""
+    """Dropped streams hand their documents back, added ones begin new ones; only if allowed."""
     losses = {}
     for layout in ("one", "tp2-pp2-dp2"):
         run = relayout.copy("tp2", tmp_path / layout)

@@ -31,7 +31,7 @@ print(json.dumps([largest, listening]))
 
 @pytest.mark.parametrize("host", ["127.0.0.2", "localhost"])
 def test_ranks_meet_and_listen_where_they_should(host: str) -> None:
-    """By an address it is that one; by a name torch finds the place, and listens everywhere."""
+    """Given an address, it listens only there; given a name, torch resolves it and listens everywhere."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "MASTER_ADDR": host, "LOCAL_RANK": "0"}
     environment |= {"MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
     ranks = [

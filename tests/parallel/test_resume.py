@@ -1,4 +1,4 @@
-"""A run that is stopped and started again on its layout is, to the bit, the run that was not."""
+"""A run that is stopped and restarted on its layout equals, bit for bit, one that was not."""
 
 import json
 import random
@@ -15,7 +15,7 @@ from tests.parallel.pool import RankPool
 pytestmark = pytest.mark.slow
 
 STEPS = 6
-ASKED = 12  # how often an evaluation asks whether to stop
+ASKED = 12  # how many times an evaluation asks whether to stop
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2-pp2": {"parallel": {"tensor": 2, "pipeline": 2}},
@@ -122,7 +122,7 @@ def test_resumed_run_is_bitwise_the_uninterrupted_run(
 
     assert {code for code, _ in ranks.run(world, train, straight, 1, 99)} == {ExitCode.FINISHED}
     assert {code for code, _ in ranks.run(world, train, stopped, 1, 3)} == {ExitCode.PREEMPTED}
-    assert {code for code, _ in ranks.run(world, train, stopped, 2, 1)} == {ExitCode.PREEMPTED}  # left out once more
+    assert {code for code, _ in ranks.run(world, train, stopped, 2, 1)} == {ExitCode.PREEMPTED}  # skipped once more
     assert {code for code, _ in ranks.run(world, train, stopped, 3, ASKED + 1)} == {ExitCode.PREEMPTED}
     # in the evaluation after the last step: the run has not finished without it
     assert {code for code, _ in ranks.run(world, train, stopped, 4, STEPS - 4 + 2)} == {ExitCode.PREEMPTED}
@@ -130,7 +130,7 @@ def test_resumed_run_is_bitwise_the_uninterrupted_run(
 
     keys = ("step", "loss", "grad_norm", "learning_rate", "tokens", "dataset", "memory")
     facts = [
-        # the evaluation after step 3 was due at a stop, which leaves it out: the next attempt makes up for it
+        # the evaluation after step 3 was due at a stop, which skips it: the next attempt does it
         [{key: event[key] for key in keys if key in event} for event in events(given, "step", "evaluation")]
         for given in (straight, stopped)
     ]

@@ -1,4 +1,4 @@
-"""Text that a model makes up: the same tokens in every layout, and those of a loop over one process's model."""
+"""Text that a model generates: the same tokens in every layout, and in a loop over one process's model."""
 
 from pathlib import Path
 from typing import Any

@@ -27,7 +27,7 @@ def test_a_disk_that_is_full_on_one_rank(ranks: RankPool, tmp_path: Path) -> Non
     with pytest.raises(AssertionError, match=r"could not save checkpoint step_00000002: rank 1: .*File too large"):
         ranks.run(4, attempt_with_small_files, given, 1)
     assert saved(tmp_path / "checkpoints") == before
-    ranks.run(4, attempt, given, 1)  # goes on from step 1
+    ranks.run(4, attempt, given, 1)  # continues from step 1
     assert saved(tmp_path / "checkpoints")["step"] == 2
     left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert left == {"step_00000001", "step_00000002", "latest", ".lock"}

@@ -1,10 +1,10 @@
 """`python -m tests.scale`: what three large layouts cost, counted on the meta device, as the table of docs/scaling.md.
 
-Layouts that are done are kept in build/scale.json; it goes on after them, as long as the code is the same.
+Finished layouts are kept in build/scale.json; a rerun continues after them, as long as the code is the same.
 
     --write     put the table into docs/scaling.md
     --recipes   instead build every kind of rank of the recipes, 70B on 512 GPUs included, and check that none hangs
-    --layouts N do so for N random layouts of up to 64 ranks, every one of which is built
+    --layouts N do so for N random layouts of up to 64 ranks, and build every rank
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A CPU that DeepSpeed takes for a GPU: it uses streams and events and takes the branches that synchronise."""
+"""A CPU that DeepSpeed treats as a GPU: it uses streams and events and takes the branches that synchronise."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext

@@ -1,4 +1,4 @@
-"""Memory that a forward leaves for its backward, and operations that are called: counted, on tensors without data."""
+"""Memory that a forward pass leaves for its backward pass, and operations called: counted on tensors without data."""
 
 import gc
 from collections.abc import Callable, Iterable

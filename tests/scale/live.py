@@ -31,7 +31,7 @@ class Live:
 
     def __enter__(self) -> "Live":
         gc.collect()
-        gc.freeze()  # what is there now is not listed, nor searched again and again
+        gc.freeze()  # existing tensors are not listed, nor searched again and again
         return self
 
     def __exit__(self, *_: object) -> None:

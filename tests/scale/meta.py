@@ -1,7 +1,7 @@
 """A rank of a layout of any size with weights of any size: everything is on the meta device, which has no values.
 
 The engine is the one that trains.  Where it reads a value on the host it gets a finite number, so that it takes the
-way of an ordinary step.
+path of an ordinary step.
 """
 
 import gc
@@ -69,7 +69,7 @@ def meta_world(config: Config, rank: int = 0) -> Iterator[FakeWorld]:
 
         for name in ("device_name", "current_device_name"):
             patch.setattr(type(get_accelerator()), name, lambda self, index=None: "meta")
-        # DeepSpeed collects garbage dozens of times while it starts, to print what memory is free
+        # DeepSpeed collects garbage dozens of times while it starts, to print how much memory is free
         patch.setattr(gc, "collect", lambda generation=2: 0)
         # the values would be drawn on the host, billions of them
         patch.setattr("brt_dist.parallel.engine.initialize", lambda module, seed, prefix: None, raising=False)

@@ -64,9 +64,9 @@ class Collective:
         group: "world", or the axis of the layout: "data", "tensor", "pipe", "model" (tensor and pipe), "tied", "other".
         ranks: size of the group.
         dtype: of what is sent.
-        bytes: of the whole tensor: what all_gather gives, what reduce_scatter takes.
+        bytes: of the whole tensor: what all_gather returns, what reduce_scatter takes.
         shape: of the tensor, for the check that two ranks agree.
-        asynchronous: whether the caller goes on before it is done.
+        asynchronous: whether the caller continues before it is done.
         members: global ranks of the group.
         peer: of send and recv, the global rank at the other end.
     """
@@ -109,7 +109,7 @@ class HostRead:
 
 
 class Recorder:
-    """A context manager that records until it ends; `clear` starts anew.
+    """A context manager that records until it ends; `clear` starts again.
 
     Args:
         kind: names a process group ("data", ...).
@@ -135,7 +135,7 @@ class Recorder:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What is recorded in the block belongs to phase `name`; phases nest, and the inner one counts."""
+        """Records in the block belong to phase `name`; phases nest, and the inner one counts."""
         before, self._phase = self._phase, name
         try:
             yield

@@ -1,4 +1,4 @@
-"""What a rank does before its first step: values that it draws, or bytes that it reads of a checkpoint.  Counted."""
+"""Counts what a rank does before its first step: values that it draws, or bytes of a checkpoint that it reads."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def loaded(engine: Engine) -> Counter[str]:
 
 
 def _without_values(state: RankState, values: Tensor, region: Region, read: Callable[[Region], Tensor]) -> None:
-    """In place of what leaves out tensors on the meta device.  ZeRO is on: each rank fills its own part."""
+    """Replaces the function that skips tensors on the meta device.  ZeRO is on: each rank fills its own part."""
     assert state._zero is not None
     if region.size:
         read(region)

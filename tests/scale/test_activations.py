@@ -117,7 +117,7 @@ def counted(given: Config, recompute: Recompute = "none", backward: bool = False
         if not backward:
             return operations.bytes_left([y, *after.values()]) + x.nbytes
         del after
-        with Peak(operations, layer.parameters()) as peak:  # gradients of weights are planned apart
+        with Peak(operations, layer.parameters()) as peak:  # gradients of weights are planned separately
             y.backward(torch.empty_like(y))
         return peak.bytes + x.nbytes - y.nbytes  # the output is the next layer's input
 
@@ -262,7 +262,7 @@ def test_the_head(size: str) -> None:
     ids=str,
 )
 def test_operations(settings: tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]) -> None:
-    """About how many a device is given, with the kernel that has as many as the one for GPUs."""
+    """About how many operations a device gets, with the kernel that has as many as the one for GPUs."""
     given = config("7B", *settings, attention_kernel="plain")
     model, part = given.model, local_segment(given)
     with world(given):

@@ -1,4 +1,4 @@
-"""Drawing the first weights: what each rank draws, that layouts agree, and that no rank holds a whole model for it."""
+"""Drawing initial weights: what each rank draws, that layouts agree, and that no rank holds a whole model for it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -140,7 +140,7 @@ class LiveBytes(TorchDispatchMode):
 def test_with_zero_3_no_rank_ever_holds_the_whole_model() -> None:
     """One layer at a time is whole, in fp32 and in bf16; of all others there is a 64th."""
     config = small({"data": 64, "zero_stage": 3}, layers=12)
-    # matrices that DeepSpeed takes apart: those below 100,000 elements every rank keeps
+    # matrices that DeepSpeed partitions: every rank keeps those below 100,000 elements
     sizes = {"width": 512, "heads": 8, "head_dim": 64, "ffns.relu.width": 2048, "mixers.recurrent.mlp_width": 2048}
     config = config.model_copy(update={"model": config.model.changed(sizes)})
     # DeepSpeed's bucket for gradients, whose size has nothing to do with the model

@@ -16,7 +16,7 @@ def test_instructions_and_transfers_are_those_of_the_engine(stage: int) -> None:
     config = small({"pipeline": STAGES}, micro_batches=MICRO_BATCHES)
     executed: list[str] = []
     with fake_world(config, rank=stage) as world, world.engine() as engine:
-        engine.train_step(world.inputs(), 1e-3)  # the shapes are told once
+        engine.train_step(world.inputs(), 1e-3)  # the shapes are sent once
         _listen(engine._deepspeed, executed)
         with world.recorder(engine) as recorder:
             world.recorded_step(engine, recorder, 2)

@@ -37,7 +37,7 @@ def world_of_one() -> Iterator[None]:
 
 
 def cost(mixers: dict[str, Any], blocks: int) -> Cost:
-    """Of a layer that reads so many blocks of one stream."""
+    """The cost of a layer that reads `blocks` blocks of one stream."""
     config = ModelConfig.model_validate(
         {"layers": 1, "width": 256, "heads": 4, "head_dim": 64, "window": 128, "vocab_size": 512, "dropout": 0.0,
          "ffns": {"relu": {"width": 1024}}, "mixers": mixers}

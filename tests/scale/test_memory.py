@@ -70,7 +70,7 @@ def test_what_is_alive_when_the_update_begins_was_planned(parallel: dict[str, An
     ],
 )
 def test_buckets_and_what_is_offloaded_are_planned(parallel: dict[str, Any], precision: str, when: str) -> None:
-    """When most is alive; the little that forward leaves for backward is there as well."""
+    """When most memory is in use; the little that the forward pass leaves for the backward pass is there as well."""
     zero: dict[str, Any] = {"reduce_bucket": 10_000_000, **parallel.get("zero", {})}
     given = config({**parallel, "zero": zero, "recompute": True}, precision, streams=2)
     with Live() as live, meta_world(given) as world, world.engine() as engine:

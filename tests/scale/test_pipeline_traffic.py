@@ -12,10 +12,10 @@ MICRO_BATCHES = 3
 @pytest.mark.parametrize("stage", [0, 1, 2])
 @pytest.mark.parametrize("parallel", [{}, {"tensor": 2}, {"tensor": 2, "sequence_parallel": True}])
 def test_only_hidden_states_and_their_gradients_cross(parallel: dict[str, object], stage: int) -> None:
-    """One tensor a micro-batch and direction, whole or (with sequence parallel) a rank's tokens."""
+    """One tensor per micro-batch and direction, whole or (with sequence parallel) a rank's tokens."""
     config = small({"pipeline": 3, **parallel}, micro_batches=MICRO_BATCHES)
     with fake_world(config, rank=stage * config.parallel.tensor) as world, world.engine() as engine:
-        engine.train_step(world.inputs(), 1e-3)  # the shapes are told once
+        engine.train_step(world.inputs(), 1e-3)  # the shapes are sent once
         with world.recorder(engine) as recorder:
             world.recorded_step(engine, recorder, 2)
     rows = 32 // (2 if "sequence_parallel" in parallel else 1)

@@ -1,4 +1,4 @@
-"""The recorder sees what it is there to see; every budget in this folder stands on it."""
+"""The recorder sees what it should; every budget in this folder depends on it."""
 
 import pytest
 import torch

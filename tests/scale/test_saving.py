@@ -1,4 +1,4 @@
-"""Saving with 4,096 ranks: who speaks with whom, and how much work the plan of a save is; and one carried out."""
+"""Saving with 4,096 ranks: which ranks talk to each other, and how much work planning a save is; and a real save."""
 
 import threading
 from collections import Counter, defaultdict
@@ -98,7 +98,7 @@ def test_a_tree_over_4096_ranks_has_few_branches() -> None:
         depth = max(depth, steps)
     assert depth <= 5
     size = TENSOR * DATA
-    for rank, parent in parents.items():  # a stage is left by its first rank only
+    for rank, parent in parents.items():  # only the first rank of a stage talks to others
         assert rank == 0 or rank % size == 0 or (parent is not None and parent // size == rank // size)
 
 
@@ -114,7 +114,7 @@ def test_a_rank_speaks_with_few_others() -> None:
     assert len(writers) == files  # no rank writes two files while others write none
     for rank, others in speaks.items():
         assert all(other // (TENSOR * DATA) == stage for other in others)
-        if rank not in writers:  # to the writers of the files of which it holds a part
+        if rank not in writers:  # to the writers of the files that it holds a part of
             kept = {(tensor.name.split("/")[0], tensor.name.split(".")[1][0]) for tensor, _ in held[rank - first]}
             assert len(others) <= len(kept)
     assert sum(map(len, speaks.values())) / len(speaks) < 64

@@ -1,4 +1,4 @@
-"""Gradients of what all tensor parallel ranks hold whole: one sum for a step, however many micro-batches it has."""
+"""Gradients of weights that tensor parallel ranks hold whole: one sum per step, however many micro-batches it has."""
 
 from typing import Any
 

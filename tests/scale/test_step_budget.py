@@ -1,4 +1,4 @@
-"""What a training step may cost beside its work: host reads, waiting for the device, collectives over all ranks.
+"""What a training step may cost besides its work: host reads, waiting for the device, collectives over all ranks.
 
 Any of them makes every rank wait for the slowest, or leaves a device without work.
 """

@@ -40,12 +40,12 @@ def traces(
     """What every rank of the world calls, from the building of its engine to the end of a step.
 
     Args:
-        told: is told what was built.
+        told: called with what was built.
         everyone: build every rank; else one of each kind, which stands for the others.
     """
     made = {}
     for rank in range(config.parallel.world_size) if everyone else kinds(config):
-        # ZeRO-3 copies weights when it takes them apart, and needs values
+        # ZeRO-3 copies weights when it partitions them, and needs values
         alone = fake_world if config.parallel.zero_stage == 3 else meta_world
         with alone(config, rank) as world, world.recorder() as recorder, world.engine() as engine:
             world.recorded_step(engine, recorder, 1)

@@ -1,4 +1,4 @@
-"""A rank of a layout of any size, in one process: the process groups exist, and move nothing.
+"""A rank of a layout of any size, in one process: the process groups exist, but move nothing.
 
 What other ranks would send is whatever the tensor held before, so numbers mean nothing here; operations, types, sizes
 and their order do.
@@ -30,7 +30,7 @@ class FakeDevice(Device):
 
 @dataclass(frozen=True)
 class MadeGroup:
-    """A process group that was asked for.
+    """A process group that was requested.
 
     Attributes:
         ranks: of the group, on whatever rank.
@@ -76,7 +76,7 @@ class FakeWorld:
             engine.close()
 
     def inputs(self, number: int = 1) -> StepInput:
-        """A step of tokens 0, of which every stream starts a document."""
+        """A step of tokens 0, in which every stream starts a document."""
         return step_input(self.config, self.layout, number)
 
     def recorded_step(self, engine: Engine, recorder: Recorder, number: int) -> StepResult:
@@ -107,7 +107,7 @@ class FakeWorld:
 
 
 def step_input(config: Config, layout: Layout, number: int) -> StepInput:
-    """What a rank reads in a step of tokens 0, of which every stream starts a document."""
+    """What a rank reads in a step of tokens 0, in which every stream starts a document."""
     streams, segment = len(layout.local_streams), config.data.segment
     starts = torch.zeros(streams, segment // config.model.window, dtype=torch.bool)
     starts[:, 0] = True
@@ -176,7 +176,7 @@ def _in_phase(recorder: Recorder, name: str, function: Any) -> Any:
 
 
 def _answer_questions(patch: pytest.MonkeyPatch, config: Config, layout: Layout) -> None:
-    """What DeepSpeed asks of other ranks and reads on the host.
+    """What DeepSpeed requests from other ranks and reads on the host.
 
     A stage of its pipeline asks the one before for the shape of what it will send.
     """

@@ -1,4 +1,4 @@
-"""How `benchmarks/processes.py` tells waiting for another rank from moving data."""
+"""How `benchmarks/processes.py` separates waiting for another rank from moving data."""
 
 from pathlib import Path
 

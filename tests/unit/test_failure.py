@@ -17,7 +17,7 @@ from brt_dist.worker import Worker
 
 
 def store_timeout() -> Exception:
-    """A key that nobody writes."""
+    """A key that is never written."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with pytest.raises(RuntimeError) as found:
         store.wait(["absent"], timedelta(milliseconds=50))

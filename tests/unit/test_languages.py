@@ -97,7 +97,7 @@ def test_the_metric_counts_legal_predictions() -> None:
     machine = language("dyck")
     word = [2, 3, 5, 4]  # ( [ ] )
     assert legal_share(machine, word, [*word, END]) == 1.0
-    assert legal_share(machine, word, [3, 4, 5, 4, END]) == 1.0  # other words go on like that
+    assert legal_share(machine, word, [3, 4, 5, 4, END]) == 1.0  # other words continue like that
     assert legal_share(machine, word, [4, 5, 5, 4, END]) == 0.6
     with pytest.raises(ValueError, match="2 predictions for a word of 4 symbols"):
         legal_share(machine, word, [2, 3])

@@ -1,4 +1,4 @@
-"""The paths of a run, which docs/launching.md lists, and that nobody else makes them."""
+"""The paths of a run, which docs/launching.md lists, and that no other code builds them."""
 
 import ast
 from pathlib import Path

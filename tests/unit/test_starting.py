@@ -1,4 +1,4 @@
-"""The start of a rank: its parts, timed and told; and what it does not import."""
+"""The start of a rank: its parts, timed and reported; and what it does not import."""
 
 import json
 import subprocess

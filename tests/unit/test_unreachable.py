@@ -1,4 +1,4 @@
-"""A host that cannot be reached is named, whatever library was asked; an answer of any kind is no such thing."""
+"""A host that cannot be reached is named, whatever the library; any answer at all means that it can be reached."""
 
 import threading
 from collections.abc import Iterator

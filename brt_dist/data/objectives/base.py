@@ -1,8 +1,8 @@
-"""What an objective is: what a model is trained to predict, and from what, of the tokens that its streams read.
+"""What an objective is: what a model is trained to predict, and from which of the tokens that its streams read.
 
-Draws are keyed by the run, the step and the stream alone, as those of dropout are: they are the same in every layout,
-after a resume, and in any order.  How many targets a step has follows from the schedule, so that every rank knows it
-for the global batch without drawing for it.
+Random draws are keyed only by the run, the step and the stream, like those of dropout: they are the same in every
+layout, after a resume, and in any order.  The number of targets of a step follows from the schedule, so every rank
+knows it for the global batch without drawing.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ EVALUATION = "evaluation"
 
 @dataclass(frozen=True)
 class Examples:
-    """What the model is given of some streams in a step, and what it is to answer.
+    """What the model gets from some streams in a step, and what it should answer.
 
     Attributes:
         input: (b, N) int64, tokens.
         target: (b, N) int64, the right answer at each of them.
-        mask: (b, N) bool, where one is asked for.
+        mask: (b, N) bool, where an answer is wanted.
         source: (b, N) int64, what the encoder of an encoder-decoder reads; None for other models.
-        labels: (b, N, 2 + slots) int64, what an oracle tells of each token, UNKNOWN for padding: bits of the letters
+        labels: (b, N, 2 + slots) int64, what an oracle says about each token, UNKNOWN for padding: bits of the letters
             that may come next, state, stack (see `oracle`); None for other objectives.
     """
 
@@ -52,7 +52,7 @@ class Objective(ABC):
     """An objective of a run.
 
     Args:
-        tokens: of the tokenizer, [0, tokens); those that the objective adds follow.
+        tokens: of the tokenizer, [0, tokens); tokens that the objective adds follow.
         label: of its draws: the seed of the run, or EVALUATION.
     """
 
@@ -70,7 +70,7 @@ class Objective(ABC):
 
     @classmethod
     def of(cls, model: "ModelConfig", label: int | str) -> "Objective":
-        """That of a model, whose `vocab_size` must be set."""
+        """The objective of a model, whose `vocab_size` must be set."""
         return cls((model.vocab_size or 0) - cls.added_tokens, label)
 
     @classmethod
@@ -94,7 +94,7 @@ class Objective(ABC):
 
     @abstractmethod
     def examples(self, number: int, plan: StepReads, segments: Segments) -> Examples:
-        """What is asked of some streams.
+        """What some streams must predict.
 
         Args:
             number: of the step; it keys the draws.

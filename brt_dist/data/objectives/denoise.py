@@ -3,7 +3,7 @@
 Of the tokens that a stream reads in a step, 30 % are missing from what the encoder reads, in spans whose lengths are
 Poisson distributed with mean 3; each span, also one of length 0, leaves one mask token.  The decoder writes the whole
 segment: it predicts each token from those before it and from the encoder.  So it is a language model that also reads
-the encoder, and its memory is carried as that of one.
+the encoder, and its memory is carried like that of any language model.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ MISSING, SPAN = 0.3, 3.0
 class Denoising(Objective):
     """The next token of each token, where an encoder has read the segment with spans missing.
 
-    Of the two tokens that are added to the vocabulary the first is the mask, the second fills the encoder's input up.
+    Of the two tokens added to the vocabulary, the first is the mask and the second pads the encoder's input.
     """
 
     purpose: ClassVar[str] = "to restore text with spans missing"
@@ -120,7 +120,7 @@ def infilled(tokens: Tokens, mask: int, draw: np.random.Generator) -> Tokens:
     missing = missing_of(tokens.size)
     if not missing:
         return tokens
-    ends = np.minimum(np.cumsum(draw.poisson(SPAN, missing)), missing)  # of spans, put in a row
+    ends = np.minimum(np.cumsum(draw.poisson(SPAN, missing)), missing)  # of spans, concatenated
     ends = ends[: int(np.searchsorted(ends, missing)) + 1]
     ends[-1] = missing
     lengths, kept = np.diff(ends, prepend=0), tokens.size - missing
@@ -134,5 +134,5 @@ def infilled(tokens: Tokens, mask: int, draw: np.random.Generator) -> Tokens:
 
 
 def missing_of(tokens: int) -> int:
-    """How many of so many tokens are missing: 30 %, rounded, and at least one of any."""
+    """How many of the tokens are missing: 30 %, rounded, and at least one if there are any."""
     return max(int(MISSING * tokens + 0.5), 1) if tokens else 0

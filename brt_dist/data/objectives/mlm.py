@@ -1,7 +1,7 @@
-"""Masked tokens, as BERT masks them (arXiv 1810.04805): what is hidden of a segment, and is to be found again.
+"""Masked tokens, as BERT masks them (arXiv 1810.04805): some tokens of a segment are hidden and must be restored.
 
-Of the tokens that a stream reads in a step, 15 % are chosen; of those 80 % become the mask token, 10 % a random token,
-and 10 % stay.  The mask token is the one that is added to the vocabulary.
+Of the tokens that a stream reads in a step, 15 % are chosen; of those, 80 % become the mask token, 10 % a random token,
+and 10 % stay.  The mask token is added to the vocabulary.
 """
 
 from typing import ClassVar
@@ -16,7 +16,7 @@ RATE, MASKED, RANDOM = 0.15, 0.8, 0.1
 
 
 class MaskedTokens(Objective):
-    """Hidden tokens of segments; all tokens of a segment may be read to find them."""
+    """Restores hidden tokens; all tokens of a segment may be read to do so."""
 
     purpose: ClassVar[str] = "to find masked tokens again"
     added_tokens: ClassVar[int] = 1
@@ -39,5 +39,5 @@ class MaskedTokens(Objective):
 
 
 def chosen_of(tokens: Tokens) -> Tokens:
-    """How many of a stream's tokens (b,) are chosen: 15 %, rounded, and at least one of any."""
+    """How many of a stream's tokens (b,) are chosen: 15 %, rounded, and at least one if there are any."""
     return np.where(tokens > 0, np.maximum((RATE * tokens + 0.5).astype(np.int64), 1), 0)

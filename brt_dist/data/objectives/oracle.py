@@ -1,7 +1,7 @@
-"""Words of a bounded context-free language, with what an oracle tells of its machine at each symbol (arXiv 2112.09174).
+"""Words of a bounded context-free language, with an oracle's account of its machine at each symbol (arXiv 2112.09174).
 
-A document is a word, and a token the byte of a symbol, as `brt data corpus cfg` and `--tokenizer bytes` make them.  The
-labels of a token follow from the document up to it; so they are the same in every layout, and after a resume.
+A document is a word, and a token is the byte of a symbol, as `brt data corpus cfg` and `--tokenizer bytes` make them.
+The labels of a token depend only on the document up to it, so they are the same in every layout and after a resume.
 """
 
 from collections.abc import Iterator
@@ -86,7 +86,7 @@ class Oracle(NextToken):
         return found
 
     def letters(self) -> Tokens:
-        """(V,) the bit of each token that is a letter; 0 of all others."""
+        """(V,) the bit of each token that is a letter; 0 for all others."""
         found = np.zeros(self.tokens, np.int64)
         for token, symbol in self._symbols.items():
             found[token] = 1 << (symbol - FIRST)

@@ -1,6 +1,6 @@
-"""What a format of weights is.  A format is one file in this folder and one line in `brt_dist/kinds.py`.
+"""The interface of weight formats.  A format is one file in this folder and one line in `brt_dist/kinds.py`.
 
-The help of `brt export` reads these files, so they import what is heavy where it is used.
+The help of `brt export` reads these files, so they import heavy modules only where they use them.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ class WeightFormat(ABC):
     """Writes and reads weights in one format.
 
     Attributes:
-        about: what is written, for the help.
+        about: what it writes, for the help.
     """
 
     about: ClassVar[str]
@@ -46,7 +46,7 @@ class WeightFormat(ABC):
     @classmethod
     @abstractmethod
     def write(cls, weights: "Weights", out: Path, shard_bytes: int = SHARD_BYTES) -> list[str]:
-        """Write `weights` to `out`, which appears whole or not at all.
+        """Write `weights` to `out`, atomically.
 
         Args:
             weights: what to write.

@@ -32,7 +32,7 @@ class Safetensors(WeightFormat):
 
     @classmethod
     def facts(cls) -> dict[str, Any]:
-        """What config.json has for other programs."""
+        """What config.json tells other programs."""
         return {}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Opens a plain GPT of Hugging Face, from a folder or from the hub, as weights of a model of ours."""
+"""Opens a plain Hugging Face GPT, from a folder or the hub, as weights for one of our models."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -38,7 +38,7 @@ def find_gpt(source: str) -> Path | None:
         source: a folder, or hf://OWNER/NAME.
 
     Raises:
-        CheckpointError: it is a model of Hugging Face of another kind.
+        CheckpointError: it is another kind of Hugging Face model.
         PlatformError: the hub does not have it, or does not answer.
     """
     folder = _from_hub(source.removeprefix(HUB)) if source.startswith(HUB) else Path(source)
@@ -51,8 +51,8 @@ def find_gpt(source: str) -> Path | None:
         return None
     if kind not in FAMILIES:
         raise CheckpointError(
-            f"{source}: a model of Hugging Face of type {kind[:80]!r}, which is not read; those of types "
-            f"{', '.join(FAMILIES)} are"
+            f"{source}: a Hugging Face model of type {kind[:80]!r}, which is not supported; supported types: "
+            f"{', '.join(FAMILIES)}"
         )
     return folder
 
@@ -64,12 +64,12 @@ def shape_in(folder: Path) -> GptShape:
 
 @contextmanager
 def open_gpt(folder: Path, model: ModelConfig | None, seed: int) -> Iterator[Weights]:
-    """The weights of `model`, made of those in `folder` where they map, and else as a new run has them.
+    """The weights of `model`, made from those in `folder` where they map, and otherwise as in a new run.
 
     Args:
         folder: that :func:`find_gpt` found.
         model: the network to make; None: the one that fits, with one recurrent layer.
-        seed: of what is drawn.
+        seed: for the weights that are drawn.
 
     Raises:
         CheckpointError: the files are damaged, or the model has other sizes.
@@ -101,7 +101,7 @@ def open_gpt(folder: Path, model: ModelConfig | None, seed: int) -> Iterator[Wei
             box = tuple((0, size) for size in logical[name].shape)
             return logical[name].initial_values(seed, box, 0, logical[name].size).view(logical[name].shape)
 
-        @lru_cache(maxsize=1)  # regions of one tensor are asked for one after the other
+        @lru_cache(maxsize=1)  # regions of one tensor are requested one after the other
         def read(name: str) -> Tensor:
             if name not in made:
                 return drawn(name)
@@ -174,7 +174,7 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=10))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        problem = unreachable(f"{HUB}{name}", error) or f"Hugging Face's hub does not give it ({why})"
+        problem = unreachable(f"{HUB}{name}", error) or f"Hugging Face's hub does not provide it ({why})"
         raise PlatformError(
             f"{HUB}{name}: not downloaded before, and {problem}; nearest: a folder with its config.json and "
             ".safetensors"

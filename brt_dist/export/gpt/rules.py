@@ -1,8 +1,8 @@
-"""Which tensor of ours is made of which of a GPT's, and how; a tensor without a rule starts as in a new run.
+"""How each of our tensors is made from a GPT's; a tensor without a rule starts as in a new run.
 
-Attention of ours differs from a GPT's in ways that no weights can mend: queries and keys have unit length and a learned
-scale for each head stands where others have 1/sqrt(E), a token does not see itself, and it sees W tokens.  So the maps
-to heads and back are taken as they are, and the scale is estimated: with hidden states of unit variance, a head's
+Our attention differs from a GPT's in ways that no weights can undo: queries and keys have unit length, a learned scale
+per head replaces 1/sqrt(E), a token does not see itself, and it sees only W tokens.  So the projections to heads and
+back are used unchanged, and the scale is estimated: with hidden states of unit variance, a head's
 queries have the length of its map (Frobenius norm), and the scale is that of queries times that of keys over sqrt(E).
 """
 
@@ -17,7 +17,7 @@ from brt_dist.config.schema import ModelConfig
 from brt_dist.export.gpt.shape import GptShape
 from brt_dist.model.mixers.window import AttentionMixer
 
-AS_IT_IS = "as it is"
+AS_IT_IS = "unchanged"
 Shape = tuple[int, ...]
 Drawn = Callable[[], Tensor]
 
@@ -29,7 +29,7 @@ class Rule:
     Attributes:
         sources: names of a GPT's tensors, without the prefix of the whole model, and their shapes.
         how: in words.
-        make: from these tensors, float32, and what gives the tensor that a new run starts with.
+        make: makes it from these tensors, float32, and a function that gives the tensor a new run starts with.
     """
 
     sources: tuple[tuple[str, Shape], ...]
@@ -38,7 +38,7 @@ class Rule:
 
 
 def rules(shape: GptShape, model: ModelConfig) -> Iterator[tuple[str, Rule]]:
-    """Logical name and rule of every tensor that is taken; `model` has the sizes of `shape`."""
+    """Logical name and rule of every tensor that maps; `model` has the sizes of `shape`."""
     names = _GPT2 if shape.family == "gpt2" else _LLAMA
     width, rows = shape.width, model.vocab_size or 0
     cut = AS_IT_IS if rows == shape.vocab_size else f"the first {rows} rows"
@@ -48,7 +48,9 @@ def rules(shape: GptShape, model: ModelConfig) -> Iterator[tuple[str, Rule]]:
     yield (
         "final_norm.weight",
         Rule(
-            ((names["final_norm"], (width,)),), "times the divisor of our logits", lambda theirs, _: theirs[0] * factor
+            ((names["final_norm"], (width,)),),
+            "multiplied by the divisor of our logits",
+            lambda theirs, _: theirs[0] * factor,
         ),
     )
     for layer in range(shape.layers):
@@ -110,7 +112,7 @@ def _gpt2_attention(shape: GptShape, layer: int, crosses: bool) -> Iterator[tupl
     output = (f"{base}.attn.c_proj.weight", (width, width))
 
     def heads(theirs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Queries, keys and values (H, E, D) of what a LayerNorm leaves before its weight: the mean is taken away."""
+        """Queries, keys and values (H, E, D), with the weight and the mean subtraction of the LayerNorm folded in."""
         weighted = theirs[1].t() * theirs[0]
         centred = weighted - weighted.mean(1, keepdim=True)
         return centred.unflatten(0, (3, shape.heads, size)).unbind(0)
@@ -148,11 +150,11 @@ def _gpt2_ffn(shape: GptShape, layer: int) -> Iterator[tuple[str, Rule]]:
     yield "output_bias", _plain(f"{base}.mlp.c_proj.bias", (width,))
 
 
-_NEW_QUERIES = "; queries of states are new"
+_NEW_QUERIES = "; new queries for the states"
 
 
 def _merge_how(crosses: bool) -> str:
-    return "by heads; zeros for the states, which say nothing at first" if crosses else AS_IT_IS
+    return "by heads; zeros for the states, which contribute nothing at first" if crosses else AS_IT_IS
 
 
 def _stacked(taken: Sequence[Tensor], drawn: Drawn | None) -> Tensor:

@@ -22,7 +22,7 @@ class GptShape:
         family: how its tensors are named and what its layers compute.
         kv_heads: heads of keys and values, which groups of query heads share.
         tied: whether the embedding also scores the tokens.
-        differences: what our layers compute otherwise, whatever the weights.
+        differences: what our layers compute differently, whatever the weights.
     """
 
     family: Family
@@ -82,11 +82,11 @@ class _Gpt2:
     def shape(self) -> GptShape:
         about = [
             "LayerNorm before attention and at the end: ours are RMSNorms; mean and weight are folded into the "
-            "projections, but not at the end, and biases are not taken",
-            "learned positions are not taken: ours are T5's relative bias, rotary, or none",
+            "projections, but not at the end, and biases are dropped",
+            "learned positions are dropped: ours are T5's relative bias, rotary, or none",
         ]
         if self.activation_function not in ("gelu_new", "gelu_pytorch_tanh"):
-            about.append(f"activation {self.activation_function}: ours is GELU by its tanh formula")
+            about.append(f"activation {self.activation_function}: ours is GELU with the tanh approximation")
         return GptShape(
             "gpt2",
             self.n_layer,
@@ -130,7 +130,7 @@ class _Llama:
         if self.hidden_act != "silu":
             about.append(f"activation {self.hidden_act}: ours is SiLU")
         if not self.tie_word_embeddings:
-            about.append("an output matrix of its own is not taken: ours is the embedding")
+            about.append("the separate output matrix is dropped: ours is the embedding")
         return GptShape(
             "llama",
             self.num_hidden_layers,
@@ -153,7 +153,7 @@ def shape_of(config: Mapping[str, Any], where: str) -> GptShape:
         where: its place, for messages.
 
     Raises:
-        CheckpointError: a size is missing, or is none.
+        CheckpointError: a size is missing or invalid.
     """
     kind: type[_Gpt2] | type[_Llama] = _Gpt2 if FAMILIES[config["model_type"]] == "gpt2" else _Llama
     if config.get("quantization_config"):

@@ -1,4 +1,4 @@
-"""What was taken of a GPT, what is new, and what was left: as a table for people."""
+"""A table of what was taken from a GPT, what is new, and what was left out."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -7,7 +7,7 @@ from brt_dist.export.gpt.rules import Rule
 from brt_dist.export.gpt.shape import GptShape
 
 _LAYER = re.compile(r"^(layers|h)\.\d+\.")
-_NO_WEIGHTS = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq)$")  # tables that some files hold
+_NO_WEIGHTS = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq)$")  # buffers that some files hold
 
 
 def origin(shape: GptShape, made: Mapping[str, Rule], ours: Sequence[str], theirs: Collection[str]) -> str:
@@ -43,7 +43,8 @@ def origin(shape: GptShape, made: Mapping[str, Rule], ours: Sequence[str], their
 
 
 _ATTENTION = (
-    "attention: queries and keys have unit length, and each head a scale; a token sees the W before it, not itself",
+    "attention: queries and keys have unit length, and each head has a scale; a token sees the W tokens before it, but "
+    "not itself",
 )
 
 

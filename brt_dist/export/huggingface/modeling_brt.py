@@ -4,8 +4,8 @@ A text is read in blocks of W tokens.  A token attends to the W tokens before it
 vectors, as they were when its block began; they are updated when the block is complete.  Between calls a
 `BlockRecurrentCache` carries the state, and the keys and values of two blocks: its size does not grow with the text.
 
-The whole model is in this one file, as in `transformers` itself: it travels with the weights, and is read by people who
-have nothing else of brt_dist.
+The whole model is in this one file, as in `transformers` itself: it travels with the weights, and its readers have
+nothing else from brt_dist.
 
 Shapes: b texts, n tokens, h heads, E head size, W window, S states, D width.
 """
@@ -27,7 +27,7 @@ ROTARY_BASE = 10_000.0
 
 
 class BlockRecurrentCache:
-    """What b texts have left behind; each may be at another place.
+    """What b texts left behind; each may be at a different position.
 
     Attributes:
         layers: of each layer, tensors (b, ...) of the block that each text is in.
@@ -50,7 +50,7 @@ class BlockRecurrentCache:
 
 @dataclass
 class BlockRecurrentOutput(ModelOutput):
-    """loss: mean nats per label.  logits: (b, n, V).  cache: to give to the next call."""
+    """loss: mean nats per label.  logits: (b, n, V).  cache: to pass to the next call."""
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
@@ -121,7 +121,7 @@ class TokenAttention(nn.Module):
         return self.merge(merge_heads(attended))
 
     def visible(self, places):
-        """What is added to logits (b, h, n, 2W): -inf but for the W keys before each place; T5's bias on these."""
+        """What is added to logits (b, h, n, 2W): T5's bias for the W keys before each place, -inf for the others."""
         keys = torch.arange(2 * self.window, device=places.device)
         distance = (self.window + places)[:, None, :, None] - keys  # (b, 1, n, 2W)
         hidden = (distance < 1) | (distance > self.window)
@@ -248,7 +248,7 @@ class Layer(nn.Module):
         self.mlp = FeedForward(config.width, ffn["width"])
 
     def first_block(self, texts):
-        """The block with which texts begin."""
+        """The block that texts begin with."""
         zeros = self.tokens.merge.weight.new_zeros
         heads, window, size = self.shape
         block = {name: zeros(texts, heads, 2 * window, size) for name in ("keys", "values")}
@@ -311,10 +311,10 @@ class BlockRecurrentForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: (b, n), each row one text from its beginning, or with a cache what comes next.
-            attention_mask: (b, m) of all tokens so far, 0 for padding on the left.
-            cache: of the call before.
+            attention_mask: (b, m) for all tokens so far, 0 for padding on the left.
+            cache: from the previous call.
             labels: (b, n) as `input_ids`; -100 where there is none.
-            logits_to_keep: give the logits of the last tokens only; 0: of all.
+            logits_to_keep: return only the logits of this many last tokens; 0: of all.
         """
         cache = past_key_values if cache is None else cache
         texts, length = input_ids.shape
@@ -368,7 +368,7 @@ class BlockRecurrentForCausalLM(PreTrainedModel, GenerationMixin):
         return found
 
     def _turn(self, cache, complete):
-        """Begin the next block of texts whose block is complete."""
+        """Begin the next block for texts whose block is complete."""
         if not bool(complete.any()):
             return
         after = [layer.next_block(block) for layer, block in zip(self.layers, cache.layers, strict=True)]
@@ -380,7 +380,7 @@ class BlockRecurrentForCausalLM(PreTrainedModel, GenerationMixin):
         cache.position = cache.position.masked_fill(complete, 0)
 
     def _feed_back(self, blocks):
-        """Let layers without a state attend to that of the last layer with one."""
+        """Let layers without a state attend to the state of the last layer that has one."""
         last = next(block for block in reversed(blocks) if "state" in block)
         for block in blocks:
             if "state" not in block:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class GeluFFN(FFN):
     """A LayerNorm, a dense layer, GELU, a dense layer; all with biases."""
 
-    kind: Literal["gelu"] = Field("gelu", description="LayerNorm and two dense layers with GELU and biases, as GPT-2's")
+    kind: Literal["gelu"] = Field("gelu", description="LayerNorm and two dense layers, with GELU and biases (GPT-2)")
     width: PositiveInt = Field(4096, description="hidden width [F]")
 
     def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:

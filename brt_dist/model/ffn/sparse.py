@@ -1,12 +1,12 @@
-"""The sparse FFN of Scaling Transformers (arXiv 2111.12763): of each block of N hidden units exactly one is alive.
+"""The sparse FFN of Scaling Transformers (arXiv 2111.12763): exactly one of each block of N hidden units is active.
 
-A small controller chooses: logits = norm(x) C1 C2 + c, and the unit of each block with the largest logit is alive.  The
+A small controller chooses: logits = norm(x) C1 C2 + c; the unit of each block with the largest logit is active.  The
 result is relu(norm(x) W1 * mask) W2 + b with a mask of ones and zeros.
 
 In training the mask is, for a share of the streams, the choice after Gumbel noise, with the gradient of the softmax
 (straight through); for the others it is the softmax itself.  Training multiplies whole matrices, so it is no faster
 than dense.  Without a gradient, and for fewer tokens than a block has units, only the weights of the chosen units are
-read: that is the fast decoding of one stream.
+read, which makes decoding a single stream fast.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class SparseFFN(FFN):
-    """One unit of each block is alive, chosen by a controller."""
+    """One unit of each block is active, chosen by a controller."""
 
-    kind: Literal["sparse"] = Field("sparse", description="one hidden unit of each block is alive, for each token")
+    kind: Literal["sparse"] = Field("sparse", description="one hidden unit of each block is active for each token")
     blocks: PositiveInt = Field(64, description="number of blocks; the hidden width [F] is blocks*block_size")
     block_size: PositiveInt = Field(64, description="hidden units in a block [N]")
     rank: PositiveInt = Field(64, description="width between the two matrices of the controller")
     hard_share: NonNegativeFloat = Field(
-        0.3, le=1.0, description="training: share of the streams, drawn at each step, that use the choice itself; the "
+        0.3, le=1.0, description="training: share of the streams, drawn at each step, that use the hard choice; the "
         "others use its softmax"
     )  # fmt: skip
     noise: NonNegativeFloat = Field(0.1, description="training: factor on the Gumbel noise of the choice; 0: none")

@@ -18,12 +18,10 @@ if TYPE_CHECKING:
 
 
 class SwigluFFN(FFN):
-    """Hidden units that a second map of the input gates."""
+    """Hidden units gated by a second projection of the input."""
 
-    kind: Literal["swiglu"] = Field("swiglu", description="hidden units that a second map gates with SiLU, as LLaMA's")
-    width: PositiveInt = Field(
-        2816, description="hidden width [F]; with 2/3 of a ReLU FFN's width it has as many parameters"
-    )
+    kind: Literal["swiglu"] = Field("swiglu", description="hidden units gated with SiLU by a second projection")
+    width: PositiveInt = Field(2816, description="hidden width [F]; 2/3 of a ReLU FFN's width gives as many parameters")
 
     def parameters(self, model: "ModelConfig") -> Iterator[Matrix]:
         yield Matrix(model.width)

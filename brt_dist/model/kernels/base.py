@@ -1,7 +1,7 @@
 """Kernels: how attention is computed, to the window of tokens before each token and to states.
 
-All kernels compute the same function; they differ in rounding, in speed, and in what they keep for backward.
-Besides the device adapter (`brt_dist/parallel/device.py`) only these files and `rows.py` ask which device it is.
+All kernels compute the same function; they differ in rounding, speed, and what they keep for the backward pass.
+Besides the device adapter (`brt_dist/parallel/device.py`), only these files and `rows.py` check which device it is.
 """
 
 from abc import ABC, abstractmethod

@@ -1,7 +1,7 @@
 """Sub-blocks: the queries of a quarter of a block meet the 1.25 W keys that one of them sees, instead of 2 W.
 
-It works through a few blocks at a time, so that probabilities stay in the cache of a CPU.  Backward keeps queries, keys
-and values only, and makes the probabilities again, as flash attention does (arXiv 2205.14135).
+It works through a few blocks at a time, so that probabilities stay in a CPU's cache.  For the backward pass it keeps
+only queries, keys and values, and recomputes the probabilities, as flash attention does (arXiv 2205.14135).
 """
 
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ def _logits(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
 
 
 def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
-    """total += one @ other, without a pass of its own where the types agree."""
+    """total += one @ other, without an extra pass if the types agree."""
     if total.dtype != one.dtype:
         total += one @ other
         return

@@ -9,7 +9,7 @@ from brt_dist.model.positions import banded
 
 
 class Plain(AttentionKernel):
-    """The arithmetic of version 0.1.0, to the bit."""
+    """The arithmetic of version 0.1.0, bit for bit."""
 
     def __call__(self, queries: Tensor, window: Window, visible: Tensor, mask: Mask | None) -> Tensor:
         return attend(queries, window.keys, window.values, banded(visible), mask)

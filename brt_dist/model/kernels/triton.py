@@ -1,8 +1,8 @@
 """Attention in Triton, for GPUs: flash attention (arXiv 2205.14135) that works on visible tiles only.
 
-It differs from other kernels of the kind in the bias by distance, whose gradient is a sum over streams and blocks.  It
-is made in a fixed order, so that a resumed run is to the bit the uninterrupted one.  (FlexAttention adds it up with
-atomics, which is not reproducible, and slow because all queries add to the same W numbers.)
+It differs from other such kernels in the bias by distance, whose gradient is a sum over streams and blocks.  The sum
+has a fixed order, so that a resumed run equals the uninterrupted one bit for bit.  (FlexAttention uses atomics, which
+is not reproducible, and slow because all queries add to the same W numbers.)
 """
 
 import os
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from brt_dist.model.kernels.triton_attention import Sizes
 
 _HEADS = (16, 32, 64, 128, 256)  # sizes that the kernels have
-_HALVES = (torch.bfloat16, torch.float16)  # products of float32 are float32 only without tensor cores, as in plain
+_HALVES = (torch.bfloat16, torch.float16)  # float32 products are float32 only without tensor cores, as in plain
 _INTERPRETED = "TRITON_INTERPRET"  # Triton's: kernels then run on a CPU, very slowly, for tests
 
 
 class Triton(AttentionKernel):
-    """Window attention and attention to states; plain where it cannot: see `is_possible`."""
+    """Window attention and attention to states; falls back to plain if `is_possible` says no."""
 
     def __call__(self, queries: Tensor, window: Window, visible: Tensor, mask: Mask | None) -> Tensor:
         if not is_possible(queries):

@@ -1,8 +1,8 @@
 """The Triton kernels of `triton.py`, and how they are started.
 
 A program works on a tile of queries or keys of one head of one block of one stream.  In a band (`is_band`) query i sees
-keys i to i + n - 1 of 2n and a bias that depends on the distance alone; without, it sees all keys.  Sizes of tiles are
-fixed, and not tuned at run time: other tiles would be other sums.
+keys i to i + n - 1 of 2n and a bias that depends on the distance alone; without, it sees all keys.  Tile sizes are
+fixed rather than tuned at run time, because other tiles would change the sums.
 """
 
 from dataclasses import dataclass
@@ -106,7 +106,7 @@ def _tiles(sizes: Sizes, q: Tensor, wanted: tuple[int, int]) -> dict[str, int]:
 
 
 def _strides(*tensors: Tensor) -> list[int]:
-    """Of streams, blocks, heads and rows, one tensor after the other."""
+    """Strides of streams, blocks, heads and rows, one tensor after the other."""
     return [stride for tensor in tensors for stride in tensor.stride()[:4]]
 
 
@@ -166,7 +166,7 @@ def _slopes(
     q, k, v, do, bias, bias_h, bias_n, dropped, logarithms, deltas, z, blocks, heads, queries, keys, n, m, factor,
     BAND: tl.constexpr, DROPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile: what values were weighted with, and the gradient of the logits."""
+    """For a tile: what values were weighted with, and the gradient of the logits."""
     logits = _logits(q, k, bias, bias_h, bias_n, z, heads, queries, keys, n, m, BAND, PRECISION)
     weights = tl.exp(logits - logarithms[:, None])
     of_weights = tl.dot(do, tl.trans(v), input_precision=PRECISION)

@@ -1,4 +1,4 @@
-"""What a mixer is: the half of a layer that mixes tokens, and may carry memory of a stream.
+"""The interface of mixers: the half of a layer that mixes tokens and may carry memory of a stream.
 
 The module that `build` makes is pure, `mixer(x, memory, starts, dropout, fed_back) -> (y, memory)`:
 
@@ -6,7 +6,7 @@ The module that `build` makes is pure, `mixer(x, memory, starts, dropout, fed_ba
   (N/tp, b, D).  y has the same shape and is added to x.
 * memory: by name of a field (b, *shape of this rank's part); what the same layer returned for the segment before.
 * starts: (b, N/W) bool, blocks that begin a document.  Memory knows nothing about documents: where one starts, the
-  mixer itself puts what a field declares as its `start`.
+  mixer itself sets what a field declares as its `start`.
 * dropout: keyed masks, None outside training.
 * fed_back: with `model.feedback` what :meth:`MixerModule.enter` of the layer that feeds back returned, else None.
 
@@ -41,7 +41,7 @@ class MemoryField:
         is_split_by_sequence: `split` holds under sequence parallel only.
         start: what enters the first block of a document: "zeros", or the name of a parameter of the mixer with this
             shape.
-        is_cache: it holds the last tokens as they were read (keys, values), and not a state made of all tokens so far.
+        is_cache: it holds the last tokens as they were read (keys, values), not a state made from all tokens so far.
     """
 
     name: str
@@ -69,12 +69,12 @@ class MemoryField:
 
 @dataclass(frozen=True)
 class Statistic:
-    """A number that a mixer tells of its memory or its weights, over all streams and ranks.
+    """A number that a mixer reports about its memory or weights, over all streams and ranks.
 
     Attributes:
         label: what it is: the title of its chart.
         axis: what its values are.
-        reduce: how values are put together: their mean, their root mean square, or the largest by size.
+        reduce: how values are combined: their mean, their root mean square, or the largest by size.
     """
 
     label: str
@@ -95,16 +95,16 @@ class Mixer(Half):
     reads_ahead: ClassVar[str] = ""
     """why a mixer is not causal, as the end of a sentence"""
     statistics: ClassVar[dict[str, Statistic]] = {}
-    """what the module's `statistics` gives, by name"""
+    """what the module's `statistics` returns, by name"""
     watched: ClassVar[dict[str, Statistic]] = {}
-    """what the module's `watch` gives of every forward, by name"""
+    """what the module's `watch` reports about every forward pass, by name"""
 
     def memory(self, model: "ModelConfig") -> Sequence[MemoryField]:
         """What the layer carries of a stream; nothing in a mixer without memory."""
         return ()
 
     def decoder(self, module: "nn.Module", model: "ModelConfig") -> "BlockDecoder":
-        """What reads a block token by token with the module that `build` made; this one suits any causal mixer."""
+        """Reads a block token by token with the module that `build` made; this default works for any causal mixer."""
         from brt_dist.model.decoding import Rereading
 
         return Rereading(module, model.window)

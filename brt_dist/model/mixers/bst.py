@@ -1,4 +1,4 @@
-"""The Block-State Transformer (arXiv 2306.09539): the recurrent layer with filters in place of the recurrence.
+"""The Block-State Transformer (arXiv 2306.09539): the recurrent layer with filters instead of the recurrence.
 
 Beside their window, tokens attend to contexts that causal filters (state space models) make of all tokens of the
 document.  Nothing is sequential over blocks but a sum of states, so all blocks run at once.  See docs/kinds/bst.md.
@@ -33,16 +33,16 @@ class BlockStateMixer(AttentionMixer):
     contexts: Literal["single_head", "multi_head", "multi_filter"] = Field(
         "single_head",
         description="single_head: one filter for each channel; multi_head: one for each channel and head; "
-        "multi_filter: several, of which tokens see the last outputs in the block before",
+        "multi_filter: several for each channel, whose last outputs in the previous block tokens see",
     )
     context_filters: PositiveInt = Field(
         32, description="contexts=multi_filter: number of filters for each channel [S]"
     )
     filter: Literal["s4d", "unstructured"] = Field(
-        "s4d", description="s4d: diagonal state spaces; unstructured: any kernel, without a state to carry"
+        "s4d", description="s4d: diagonal state space models; unstructured: any kernel, with no state to carry"
     )
     filter_states: PositiveInt = Field(16, description="filter=s4d: size of the state of each filter [N], even")
-    carry: bool = Field(True, description="carry the filters over segments; false: they start over at every segment")
+    carry: bool = Field(True, description="carry the state of filters over segments; false: reset it at every segment")
 
     statistics: ClassVar[dict[str, Statistic]] = {"state_rms": STATE_RMS, "state_max": STATE_MAX}
 
@@ -81,7 +81,7 @@ class BlockStateMixer(AttentionMixer):
             yield from (Matrix(self.context_filters, model.width), Matrix(self.context_filters, model.width))
 
     def flops(self, model: "ModelConfig", executed: bool) -> float:
-        """Fourier transforms are left out, like everything that is no product of matrices."""
+        """Fourier transforms are left out, like everything that is not a matrix product."""
         attended, window = model.heads * model.head_dim, model.window
         states = 2.0 * self.filters(model) * model.width * self.filter_states if self.filter == "s4d" else 0.0
         projected = 2 * model.width * 2 * attended

@@ -1,4 +1,4 @@
-"""DeltaNet (arXiv 2406.06484): a matrix for each head, corrected where the present key points.
+"""DeltaNet (arXiv 2406.06484): a matrix for each head, corrected in the direction of the current key.
 
 Queries, keys and values are maps of the token, then a convolution over the last 4 tokens of each channel by itself,
 then SiLU; queries and keys are scaled to unit length.  With beta_t = sigmoid(x_t w) for each head,
@@ -9,8 +9,8 @@ so what S says about k_t is replaced by v_t (beta = 1), where linear attention w
 RMSNorm of each head, then the output map.  S and the last 3 inputs of the convolutions are carried; both start at zero
 with a document.
 
-From the authors' code: sizes, gate and convolution; initial values are those of the other mixers, but the convolutions
-have the authors' 0.02; the epsilon of the head norm is 1e-6 (1e-5 there).
+From the authors' code: sizes, gate and convolution.  Initial values are those of the other mixers, except the authors'
+0.02 for convolutions; the epsilon of the head norm is 1e-6 (theirs: 1e-5).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,12 +39,12 @@ class DeltaMixer(Mixer):
     convolution: PositiveInt = Field(
         4, ge=2, description="tokens that the short convolutions see; model.window must be at least one less"
     )
-    gate: bool = Field(False, description="multiply what a head reads by SiLU of a map of the token")
+    gate: bool = Field(False, description="multiply what a head reads by the SiLU of a projection of the token")
     negative_eigenvalues: bool = Field(
         False, description="double beta: a token can then also flip what the state stores (arXiv 2411.12537)"
     )
     chunk: PositiveInt = Field(
-        64, description="tokens that are read at once, a matter of speed; the common divisor with model.window is taken"
+        64, description="tokens read at once (speed only); the greatest common divisor with model.window is used"
     )
 
     changeable: ClassVar[tuple[str, ...]] = ("chunk",)
@@ -52,7 +52,7 @@ class DeltaMixer(Mixer):
     backward_share: ClassVar[float] = 0.15
     statistics: ClassVar[dict[str, Statistic]] = {"state_rms": STATE_RMS, "state_max": STATE_MAX}
     rates: ClassVar[int] = 1
-    """numbers that a map gives for each head and token: beta"""
+    """numbers that a projection gives for each head and token: beta"""
 
     def value_size(self, model: "ModelConfig") -> int:
         """Size of the values of a head."""
@@ -78,7 +78,7 @@ class DeltaMixer(Mixer):
         yield Matrix(width, heads * values, True)
 
     def flops(self, model: "ModelConfig", executed: bool) -> float:
-        """Those of the triangular system are counted in what is executed, although torch's counter leaves them out."""
+        """Executed FLOPs include the triangular system, although torch's counter leaves it out."""
         size, values = model.head_dim, self.value_size(model)
         mapped = 2 * size + values + self.rates + (values if self.gate else 0) + values  # the last: output
         total = 2.0 * model.width * model.heads * mapped
@@ -131,5 +131,5 @@ class DeltaMixer(Mixer):
         return Stepping(module)
 
     def build_decay(self, heads: int) -> "nn.Module | None":
-        """What makes the decays of this rank's heads from a map of the token: nothing."""
+        """Parameters that turn a projection of the token into the decays of this rank's heads: none."""
         return None

@@ -1,7 +1,7 @@
 """The mixing of FNet (arXiv 2105.03824): y = Re(F_T F_D norm(x)) / sqrt(T D), of a segment of T tokens.
 
-The paper's transform is not divided, and the norm behind the sum of each layer takes its size out again.  Here norms
-stand in front, and the residual stream would keep only the transform, which is sqrt(T D) times as large as its input.
+The paper does not scale the transform down; the norm after each layer's residual sum removes its size.  Our norms come
+first, so without scaling the transform, sqrt(T D) times as large as its input, would dominate the residual stream.
 """
 
 import math
@@ -47,7 +47,7 @@ class FNetMixer(Mixer):
         yield Matrix(model.width)
 
     def flops(self, model: "ModelConfig", executed: bool) -> float:
-        return 0.0  # no product of matrices
+        return 0.0  # not a matrix product
 
     def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         return local.hidden(model.width) + 4 * local.own_tokens * (1 + model.width)  # transforms are in float32

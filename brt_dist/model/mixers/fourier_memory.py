@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 
 class FourierMemoryMixer(AttentionMixer):
-    """Attention to the window, and to older blocks of which the lowest frequencies are kept."""
+    """Attention to the window, and to the lowest frequencies of older blocks."""
 
     kind: Literal["fourier_memory"] = Field(
-        "fourier_memory", description="a sliding window, and a compressed memory of older blocks by cosine transforms"
+        "fourier_memory", description="a sliding window, and older blocks compressed by cosine transforms"
     )
     blocks: PositiveInt = Field(8, description="how many blocks before the previous one are remembered [R]")
-    keep: PositiveFloat = Field(0.25, le=1.0, description="share of the rows of each of them that is kept [p]")
+    keep: PositiveFloat = Field(0.25, le=1.0, description="share of the rows of each such block that is kept [p]")
 
     def crosses(self, model: "ModelConfig") -> bool:
         return True

@@ -4,8 +4,9 @@ As `delta` (its file says what the symbols mean), with S_{t-1} multiplied by exp
 
     g_t = -exp(a) softplus(x_t u + b)        one for each head
 
-and with an output gate: what a head reads is multiplied by SiLU of a map of the token.  a is the logarithm of a number
-that starts uniform up to 16; softplus(b) starts between 0.001 and 0.1, uniform in its logarithm, as in Mamba 2.
+and with an output gate: what a head reads is multiplied by the SiLU of a projection of the token.  a is the logarithm
+of a number that starts uniform up to 16; softplus(b) starts between 0.001 and 0.1, uniform in its logarithm, as in
+Mamba 2.
 """
 
 import math
@@ -33,10 +34,10 @@ class GatedDeltaMixer(DeltaMixer):
     kind: Literal["gated_delta"] = Field(  # type: ignore[assignment]
         "gated_delta", description="Gated DeltaNet: the delta rule on a matrix that decays"
     )
-    gate: bool = Field(True, description="multiply what a head reads by SiLU of a map of the token")
+    gate: bool = Field(True, description="multiply what a head reads by the SiLU of a projection of the token")
 
     rates: ClassVar[int] = 2
-    """beta, and what the decay is made of"""
+    """beta, and the number that the decay is made from"""
 
     def parameters(self, model: "ModelConfig") -> "Iterator[Matrix]":
         yield from super().parameters(model)

@@ -1,4 +1,4 @@
-"""Linear attention (Transformers are RNNs, arXiv 2006.16236): what tokens have read is a matrix for each head.
+"""Linear attention (Transformers are RNNs, arXiv 2006.16236): what was read so far is a matrix for each head.
 
 With phi(x) = elu(x) + 1, and for each head S_t = S_{t-1} + phi(k_t) v_t^T and z_t = z_{t-1} + phi(k_t), token t reads
 phi(q_t)^T S_t / (phi(q_t)·z_t + 1e-6).  S and z start at zero with a document and are all that is carried, so time and

@@ -1,4 +1,4 @@
-"""An LSTM (10.1162/neco.1997.9.8.1735) in the place of attention: the models of arXiv 2112.09174, with carried state.
+"""An LSTM (10.1162/neco.1997.9.8.1735) instead of attention: the models of arXiv 2112.09174, with carried state.
 
     i, f, g, o = x_t W + h_{t-1} U + bias
     c_t = sigmoid(f + 1) c_{t-1} + sigmoid(i) tanh(g),   h_t = sigmoid(o) tanh(c_t)
@@ -6,8 +6,8 @@
 h_t is added to the residual stream.  h and c start at zero with a document and are carried in float32.  Tokens are read
 one after the other, so a segment takes as many steps as it has tokens.
 
-Every number of h depends on all of those before, so splitting them over tensor parallel ranks would cost a collective
-for each token; instead every rank computes all of it.
+Every element of h depends on all elements of the one before, so splitting h over tensor parallel ranks would cost a
+collective per token; instead every rank computes all of it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

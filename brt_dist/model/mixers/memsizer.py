@@ -7,7 +7,7 @@
 
 t counts the tokens of the document.  S and the count start at zero with a document and are all that is carried; without
 the count, y would jump at the beginning of a segment.  There is no output map.  Weights start with the variance of the
-authors' Xavier, cut off at two standard deviations instead of uniform.
+authors' Xavier initialisation, but from a normal distribution cut off at two standard deviations instead of uniform.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,9 +32,7 @@ class MemSizerMixer(Mixer):
 
     kind: Literal["memsizer"] = Field("memsizer", description="MemSizer: a memory of k rows that all heads share")
     rows: PositiveInt = Field(32, description="rows of the memory [k]")
-    query_scale: PositiveFloat = Field(
-        32.0, description="divides the variance of the initial values of the queries' map"
-    )
+    query_scale: PositiveFloat = Field(32.0, description="divides the initial variance of the query projection")
 
     statistics: ClassVar[dict[str, Statistic]] = {"state_rms": STATE_RMS, "state_max": STATE_MAX}
 

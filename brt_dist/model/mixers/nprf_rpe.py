@@ -8,9 +8,10 @@ and a bias b of each lag, token i reads
 The weights exp(b_{i-j}) of a block and the block before form a Toeplitz matrix; sums are taken with the matrix, or by
 FFT over the products phi(k_j) v_j^T.
 
-A bias of every lag has no finite state.  Here all lags from `reach` on share one bias, which has: what tokens more than
-a block back add to numerator and denominator is a matrix of sums for each head, as in linear attention.  Carried are
-these sums, and features and values of the last block.  So a document reads the same however it is cut into segments.
+A separate bias for every lag has no finite state.  Here all lags from `reach` on share one bias, which has: tokens
+more than a block back contribute to numerator and denominator through a matrix of sums for each head, as in linear
+attention.  These sums, and features and values of the last block, are carried, so a document reads the same however it
+is cut into segments.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,20 +33,20 @@ if TYPE_CHECKING:
 class KernelMixer(Mixer):
     """Kernelised attention over all tokens of the document so far, with relative positions."""
 
-    kind: Literal["nprf_rpe"] = Field("nprf_rpe", description="kernelised attention with a bias of each lag")
+    kind: Literal["nprf_rpe"] = Field("nprf_rpe", description="kernelised attention with a bias for each lag")
     features: PositiveInt = Field(64, description="random features of a head [m]")
     reach: PositiveInt | None = Field(
-        None, description="lags from this on share one bias, in tokens; at most, and if unset, model.window"
+        None, description="lag, in tokens, from which on all share one bias; at most model.window, which is the default"
     )
     normalized: bool = Field(
         True, description="scale queries and keys to unit length, which keeps training stable at high learning rates"
     )
     method: Literal["dense", "fft"] = Field(
         "dense",
-        description="sums over lags: by a matrix, or by FFT, which takes features*head_dim times the memory of a value "
-        "and pays for very long windows only",
+        description="how to sum over lags: with a matrix, or with an FFT, which takes features*head_dim times the "
+        "memory of a value and only pays off for very long windows",
     )
-    seed: NonNegativeInt = Field(0, description="seed of the random features; it is part of the weights' meaning")
+    seed: NonNegativeInt = Field(0, description="seed of the random features; weights only work with their own seed")
 
     changeable: ClassVar[tuple[str, ...]] = ("method",)
     beside_weights: ClassVar[tuple[str, ...]] = ("method",)
@@ -71,7 +72,7 @@ class KernelMixer(Mixer):
         yield Matrix(model.width, attended, True)
 
     def flops(self, model: "ModelConfig", executed: bool) -> float:
-        """FFTs are left out, as everything that is no product of matrices."""
+        """FFTs are left out, like everything that is not a matrix product."""
         size, summed, features = model.head_dim, model.head_dim + 1, self.features
         total = 2.0 * model.width * 4 * model.heads * size
         head = 2 * 2 * size * features  # features of a query and a key

@@ -25,7 +25,7 @@ class RecurrentMixer(AttentionMixer):
     kind: Literal["recurrent"] = Field("recurrent", description="window attention with a gated recurrent state")
     layers: tuple[int, ...] | None = Field(
         (-3,),
-        description="layers that use it; negative indices count from the end; null: all that no other section names",
+        description="layers that use it; negative indices count from the end; unset: all that no other section names",
     )
     states: PositiveInt = Field(512, description="number of state vectors [S]")
     cell: Literal["skip", "single", "dual"] = Field(
@@ -122,7 +122,7 @@ class RecurrentMixer(AttentionMixer):
     def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
         heads, own = model.heads // local.tensor, local.hidden(model.width)
         to_states = own + local.softmax(local.tokens * heads * self.states_seen(model))
-        # by then the backward of the cell is done
+        # by then the backward pass of the cell is done
         of_cell = self.activations(model, local) - super().activations(model, local)
         return max(to_states, super().in_backward(model, local) - of_cell)
 

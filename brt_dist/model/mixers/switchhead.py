@@ -80,7 +80,7 @@ class SwitchHeadMixer(Mixer):
         logits = local.softmax(local.tokens * heads * 2 * model.window)
         if self.experts == 1:
             return own + max(logits, 2 * local.gathered(model.width))
-        # by the time of attention, the backward of the output's experts is done
+        # by then the backward pass of the output's experts is done
         vectors = self.chosen * local.tokens * heads * model.head_dim * local.itemsize
         return own + max(logits - rows - vectors, 2 * rows)  # gradients of an expert's inputs, sorted and put back
 

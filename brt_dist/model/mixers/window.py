@@ -32,8 +32,8 @@ class AttentionMixer(Mixer):
 
     query_length: PositiveFloat = Field(
         1.0,
-        description="initial length of queries (it is learned): 1 as in the authors' code; with the square root of "
-        "model.head_dim attention is as sharp as a Transformer's",
+        description="initial length of queries, which is learned: 1 as in the authors' code; the square root of "
+        "model.head_dim makes attention start as sharp as a Transformer's",
     )
     qkv: Literal["dense", "multiplicative"] = Field(
         "dense", description="how tokens are projected to heads; multiplicative: from two small matrices (2111.12763)"
@@ -63,7 +63,7 @@ class AttentionMixer(Mixer):
         yield Matrix(model.width, kinds * attended, True)
 
     def flops(self, model: "ModelConfig", executed: bool) -> float:
-        """Counted is what the model asks for: W tokens, although products of blocks have all 2W that one may see."""
+        """Counts what the model needs: W tokens, although block products compute all 2W that some token may see."""
         attended, kinds = model.heads * model.head_dim, 1 + self.crosses(model)
         total = 2.0 * model.width * (2 + kinds) * attended  # keys, values, and queries of each kind
         total += self._of_tokens(model, executed)
@@ -91,7 +91,7 @@ class AttentionMixer(Mixer):
             kept += 4 * local.blocks // local.streams * heads * rows * (rows + model.window)
         if model.dropout:  # of the probabilities, the same for all blocks
             kept += local.streams * heads * 2 * model.window**2
-        if self.qkv == "multiplicative":  # the matrix is made of two small ones
+        if self.qkv == "multiplicative":  # the matrix is made from two small ones
             rows = (2 + kinds) * heads * model.head_dim
             return kept + local.entered(width) + rows * width * local.itemsize
         return kept + local.normed(width)

@@ -1,4 +1,4 @@
-"""Times what all ranks of a machine do at once, and notices when something else uses the machine meanwhile."""
+"""Times what all ranks of a machine do at once, and detects other work on the machine meanwhile."""
 
 import time
 from collections.abc import Callable
@@ -12,13 +12,16 @@ from brt_dist.parallel.layout import agree
 
 _FEWEST, _MOST = 3, 100  # repeats
 _SIDE = {"cpu": 768, "cuda": 4096}  # of the probe's matrices
-_LOOKS = 3  # products of a look
-_LONGER, _OFTEN = 1.15, 0.2  # a look that takes so much longer than the shortest is slow; share of looks that may be
-_SHARE = 0.9  # of its CPUs that a rank should get
+_LOOKS = 3  # matrix products of a sample
+_LONGER, _OFTEN = (
+    1.15,
+    0.2,
+)  # a sample is slow if it takes this much longer than the shortest; share of samples that may be
+_SHARE = 0.9  # share of its CPUs that a rank should get
 
 
 class Clock:
-    """Medians over as many repeats as fit into some seconds; ranks begin together and repeat equally often.
+    """Medians over as many repeats as fit into the given seconds; ranks begin together and repeat equally often.
 
     Args:
         device: of this rank.
@@ -30,7 +33,7 @@ class Clock:
         self.probe = Probe(device)
 
     def __call__(self, run: Callable[[], Any]) -> float:
-        """Seconds that `run` takes, work of the device included.  Collective."""
+        """Seconds that `run` takes, including the device's work.  Collective."""
         self._once(run)  # memory is allocated, kernels are compiled
         (slowest,) = agree((self._once(run),), self._device)
         repeats = min(max(int(self._seconds / max(slowest, 1e-9)), _FEWEST), _MOST)
@@ -44,7 +47,7 @@ class Clock:
 
 
 class Probe:
-    """The same product between all measurements: undisturbed it always takes as long, on all CPUs of this rank.
+    """A probe between measurements: undisturbed, the same product always takes as long, on all CPUs of this rank.
 
     Args:
         device: of this rank.
@@ -53,8 +56,8 @@ class Probe:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._factor = torch.randn(_SIDE[device.kind], _SIDE[device.kind], device=device.torch)
-        self.seconds: list[float] = []  # of each look
-        self.shares: list[float] = []  # of the CPUs of this rank that it had; 1 where a device computes
+        self.seconds: list[float] = []  # of each sample
+        self.shares: list[float] = []  # share of this rank's CPUs that it got; 1 if a device computes
         _seconds(device, self._product)
 
     def look(self) -> None:
@@ -67,7 +70,7 @@ class Probe:
         self.shares.append(min(computed / sum(took) / cpus, 1.0) if cpus else 1.0)
 
     def disturbance(self) -> str | None:
-        """What says that something else ran; None: nothing did.  Collective."""
+        """Evidence that something else ran; None if nothing did.  Collective."""
         slow = sum(seconds > _LONGER * min(self.seconds) for seconds in self.seconds) / len(self.seconds)
         longest, slow, missing = agree(
             (max(self.seconds) / min(self.seconds), slow, 1 - median(self.shares)), self._device
@@ -75,8 +78,8 @@ class Probe:
         if slow <= _OFTEN and 1 - missing >= _SHARE:
             return None
         return (
-            f"the same product took up to {longest:.1f} times as long as at best, and longer than usual in "
-            f"{slow:.0%} of {len(self.seconds)} looks; a rank had {1 - missing:.0%} of its CPUs"
+            f"the same matrix product took up to {longest:.1f} times its best time, and longer than usual in "
+            f"{slow:.0%} of {len(self.seconds)} samples; a rank had {1 - missing:.0%} of its CPUs"
         )
 
     def _product(self) -> None:

@@ -1,4 +1,4 @@
-"""What a device computes in a second: products, memory, attention, the loss, and what the host adds."""
+"""Rates of a device: matrix products, memory, attention, the loss, and the host's overhead."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,8 +59,9 @@ SIZES = {
 def product_rates(device: Device, clock: Clock, sizes: Sizes, precision: str) -> dict[int, float]:
     """FLOP/s of a linear map's three products, forward and backward, by its width.
 
-    As in a step, all forwards come before all backwards, and by then the caches hold something else.  Of a precision
-    other than the layer's only the best rate is used: once a width takes long, wider ones are left out.  Collective.
+    As in a step, all forward passes come before all backward passes, and by then the caches hold other data.  For a
+    precision other than the layer's only the best rate is used: once a width takes long, wider ones are skipped.
+    Collective.
     """
     found = {}
     for side in sizes.sides:
@@ -78,7 +79,7 @@ def product_rates(device: Device, clock: Clock, sizes: Sizes, precision: str) ->
 
         seconds = clock(products)
         found[side] = 3 * 2 * rows * side * 4 * side * count / seconds
-        (slowest,) = agree((seconds,), device)  # or some ranks would go on alone
+        (slowest,) = agree((seconds,), device)  # otherwise some ranks would continue alone
         if precision != sizes.precision and slowest > _LONG_SECONDS:
             break
     return found
@@ -115,7 +116,7 @@ def network(sizes: Sizes, **changes: object) -> ModelConfig:
 
 
 def attention_seconds(device: Device, clock: Clock, sizes: Sizes) -> tuple[float, float, float]:
-    """Seconds of window attention, forward and backward, and its FLOPs of what tokens see, of a forward.
+    """Seconds of window attention, forward and backward, and the FLOPs of a forward pass for what tokens see.
 
     Of some layers one after the other, as in a step.
     """
@@ -163,7 +164,7 @@ def layer_run(device: Device, model: ModelConfig, segment: int, streams: int, pr
 
 
 def launch_seconds(device: Device, clock: Clock, sizes: Sizes) -> float:
-    """Seconds of the host for an operation: of layers so small that little else counts."""
+    """Host seconds per operation, measured with layers so small that little else counts."""
     small = Sizes(0, (), 0, 32, 2, 128, 16, 1, sizes.precision, 0, 0)
     seconds = operations = 0.0
     kinds: list[dict[str, object]] = [{"window": {}}, {"recurrent": {"layers": None, "states": 16}}]
@@ -177,7 +178,7 @@ def launch_seconds(device: Device, clock: Clock, sizes: Sizes) -> float:
 def logits_passes(
     device: Device, clock: Clock, sizes: Sizes, products: float, launch: float, memory_rate: float
 ) -> float:
-    """How often the loss reads or writes the logits: what its time leaves when products are taken away.
+    """How many times the loss reads or writes the logits, from its time minus that of matrix products.
 
     Args:
         device: of this rank.

@@ -1,9 +1,9 @@
-"""Fits what a device's step takes beside products and attention to steps that were trained on it.  No torch here.
+"""Fits the cost of a step besides matrix products and attention to steps that a device trained.  No torch here.
 
-Two steps of one model, with many and with few tokens in a micro-batch, tell apart what grows with tokens (activations)
-and what every micro-batch costs (sums of gradients).  A step with each kind of mixer tells how often its layers pass
-over their activations, and a step of tensor parallel ranks what collectives between products cost.  What is known is
-taken away by the plan itself, so whatever the plan counts of a step is counted once.
+Two steps of one model, with many and with few tokens in a micro-batch, separate what grows with tokens (activations)
+from what every micro-batch costs (sums of gradients).  A step with each kind of mixer shows how many times its layers
+pass over their activations, and a step of tensor parallel ranks what collectives between products cost.  The plan
+itself subtracts the known parts, so whatever the plan counts in a step is counted once.
 """
 
 import json
@@ -17,7 +17,7 @@ from brt_dist.planning.layout_plan import Planner
 
 MICRO_BATCHES = 3  # of a step
 _LEAST_PASSES = 0.1
-_MOST_SHARE = 2.0  # of the rate of links alone; what is faster was measured wrongly
+_MOST_SHARE = 2.0  # of the rate of links alone; anything faster was measured wrongly
 
 
 class StepShape(NamedTuple):
@@ -61,7 +61,7 @@ def step_config(kind: str, ranks: int, shape: StepShape, mixer: str = "window", 
 
 
 def takes_tensor(kind: str, ranks: int) -> bool:
-    """Whether the model of the steps can be split over so many tensor parallel ranks."""
+    """Whether the model of the steps can be split over this many tensor parallel ranks."""
     return ranks > 1 and _MODELS[kind]["heads"] % ranks == 0
 
 
@@ -84,19 +84,19 @@ def of_tensor(device: DeviceSpec, kind: str, ranks: int, step: MeasuredStep) -> 
         shared = device.model_copy(update={"tensor_share": share})
         return Planner(config, shared).plan(config.parallel).time.tensor
 
-    shared = sent(0.5) - sent(1.0)  # the rest of what is sent takes as long whatever the share
+    shared = sent(0.5) - sent(1.0)  # the rest of the traffic takes equally long whatever the share
     share = shared / max(left - sent(1.0) + shared, shared / _MOST_SHARE)
     return device.model_copy(update={"tensor_share": share})
 
 
 def _compute(config: Config, device: DeviceSpec, **changes: Any) -> float:
-    """Seconds that a step computes as planned, with those of a host that the device waits for."""
+    """Planned compute seconds of a step, including host time that the device waits for."""
     time = Planner(config, device.model_copy(update=changes)).plan(config.parallel).time
     return time.compute + time.launches * (not device.is_asynchronous)
 
 
 def fitted(device: DeviceSpec, kind: str, ranks: int, steps: Sequence[MeasuredStep]) -> DeviceSpec:
-    """The device with passes over activations, gradients and what an update touches as these steps had them.
+    """The device with the passes over activations, gradients and update data that these steps had.
 
     Args:
         device: with everything else measured.

@@ -1,4 +1,4 @@
-"""What the links between the ranks of a machine carry in a second, and what a collective takes however short it is."""
+"""Rates of the links between the ranks of a machine, and the least time of a collective."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ class Links:
 
 
 def links(device: Device, clock: Clock) -> Links:
-    """Measure them; None of it means anything for one rank.  Collective."""
+    """Measure them; meaningless for a single rank.  Collective."""
     ranks, size = dist.get_world_size(), _LONG[device.kind]
     short = torch.ones(_SHORT // 4, device=device.torch)
     whole = torch.ones(size // 4, device=device.torch)
@@ -50,7 +50,7 @@ def links(device: Device, clock: Clock) -> Links:
 
 
 def _to_next(buffer: torch.Tensor) -> None:
-    """Even ranks send to the one after them."""
+    """Each even rank sends to the next one."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     if rank % 2 == 0 and rank + 1 < ranks:
         dist.send(buffer, rank + 1)

@@ -1,4 +1,4 @@
-"""Measures this machine with ranks that are processes of their own, and puts it together as a device."""
+"""Measures this machine with ranks in separate processes, and combines the results into a device."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from brt_dist.versions import library_versions
 
 _SECONDS = 100.0  # of all measurements, about
 _MEASUREMENTS = 40  # with some number of ranks
-_LIMIT = 300.0  # seconds for one measurement until ranks are given up
+_LIMIT = 300.0  # seconds for one measurement until we give up on ranks
 _HEAD = "# Measured by `brt plan --calibrate`; read by `brt plan --device FILE` and `launch.gpu_kind`.\n"
 
 
@@ -34,8 +34,8 @@ def calibrate(kind: str, folder: Path, tell: Callable[[str], None], seconds: flo
     Args:
         kind: "cpu" or "cuda".
         folder: on the disk to measure.
-        tell: is told what is measured next.
-        seconds: of all measurements, about; starting the ranks comes on top.
+        tell: called with what is measured next.
+        seconds: total of all measurements, about; starting the ranks is extra.
 
     Raises:
         PlatformError: there is no such device, or a rank failed or took too long.
@@ -77,7 +77,7 @@ def _counts(kind: str) -> list[int]:
 
 
 def _measured(kind: str, ranks: int, folder: Path, seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
-    """What rank 0 of so many found."""
+    """The results of rank 0, of `ranks` ranks."""
     program = [sys.executable, "-m", "brt_dist.planning.calibration.rank"]
     with tempfile.TemporaryDirectory(dir=folder) as own, ExitStack() as stack:
         processes = []
@@ -153,7 +153,7 @@ class _Limit:
 
 
 def _device(kind: str, ranks: int, result: dict[str, Any], is_disturbed: bool) -> DeviceSpec:
-    """The device with what was measured in place of what is assumed."""
+    """The device with measurements instead of assumptions."""
     name, memory, best = result.pop("name"), result.pop("memory"), result["peak_flops"]
     steps = [_step(one) for one in result.pop("steps")]
     of_each = {mixer: _step(one) for mixer, one in result.pop("mixer_steps").items()}
@@ -161,7 +161,7 @@ def _device(kind: str, ranks: int, result: dict[str, Any], is_disturbed: bool) -
     if kind == "cpu":
         base = this_machine(ranks)
         fixed: dict[str, Any] = {}
-    else:  # shares are of the peak that MFU is measured against
+    else:  # shares refer to the peak that MFU is measured against
         base = device_of_driver(name) or device_spec("h100").model_copy(update={"price": None})
         fixed = {"name": name, "memory": memory, "devices_per_node": ranks}
         peaks = base.peak_flops if base.name == name else None
@@ -181,6 +181,6 @@ def _device(kind: str, ranks: int, result: dict[str, Any], is_disturbed: bool) -
 
 
 def _step(written: Sequence[Any]) -> MeasuredStep:
-    """A step as a rank wrote it."""
+    """A step as written by a rank."""
     shape, compute, update = written
     return MeasuredStep(StepShape(*shape), compute, update)

@@ -1,7 +1,7 @@
 """A rank of a calibration, started as by torchrun: `python -m brt_dist.planning.calibration.rank FOLDER KIND SECONDS`.
 
-All ranks of the machine measure at once, as in training.  Rank 0 prints one JSON object a line: what is measured next,
-and at last the rates.
+All ranks of the machine measure at once, as in training.  Rank 0 prints one JSON object per line: what is measured
+next, and finally the rates.
 """
 
 import json
@@ -101,7 +101,7 @@ def measured(folder: Path, layout: Any, device: Any, seconds: float) -> dict[str
 
 
 def disk_rate(folder: Path, size: int = 1 << 27) -> float:
-    """Bytes a second that this rank writes, synced, while the others do as well."""
+    """Bytes a second that this rank writes, synced, while the others also write."""
     block = os.urandom(1 << 22)
     path = folder / f"written-{os.environ['RANK']}"
     begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Steps of the engine that trains, by part, for the plan to be fitted to."""
+"""Steps of the training engine, by part, which the plan is fitted to."""
 
 from collections.abc import Iterator
 from statistics import median
@@ -17,7 +17,7 @@ _WARM_UP, _FEWEST, _MOST = 2, 4, 20  # steps
 def measured_step(
     config: Config, shape: StepShape, rank: int, device: Device, seconds: float, fewest: int = _FEWEST
 ) -> MeasuredStep:
-    """Medians over as many steps as fit into some seconds; of the rank that computes longest.  Collective."""
+    """Medians over as many steps as fit into the given seconds, of the rank that computes longest.  Collective."""
     layout = Layout.of(config, rank)
     engine = build_engine(config, layout, device)
     parts: list[dict[str, float]] = []

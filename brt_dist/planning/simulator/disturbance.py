@@ -19,7 +19,7 @@ class Disturbance:
         seed: of the jitter.
         stragglers: how many times as long compute takes, by place.
         slow_links: how many times as long a transfer between a place and the next stage takes, by place.
-        failures: the second of the step at which a place stops for ever, by place.
+        failures: the second of the step at which a place stops forever, by place.
     """
 
     jitter: float = 0.0
@@ -30,11 +30,11 @@ class Disturbance:
 
     @property
     def places(self) -> set[Place]:
-        """The places that are named."""
+        """All places named in it."""
         return {*self.stragglers, *self.slow_links, *self.failures}
 
     def drawn(self, place: Place) -> "Drawn":
-        """The durations at a place; they do not depend on what is drawn for others."""
+        """The durations at a place; they do not depend on the draws for other places."""
         return Drawn(self.jitter, random.Random(f"{self.seed} {place}"), self.stragglers.get(place, 1.0))
 
 
@@ -48,7 +48,7 @@ class Drawn:
         self._jitter, self._generator, self._slowdown = jitter, generator, slowdown
 
     def compute(self, seconds: float) -> float:
-        """How long something takes here that takes `seconds` on an ideal device."""
+        """How long something takes here if it takes `seconds` on an ideal device."""
         if not self._jitter:
             return seconds * self._slowdown
         # the mean of a lognormal is exp(mu + sigma^2 / 2)

@@ -1,8 +1,8 @@
 """The share of a run's time that trains, where failures throw it back to the last checkpoint.
 
 A failure of any GPU ends the attempt; then all ranks start again and load.  Between failures the run trains, stops
-for a save every `interval` seconds of training, and goes on while the copy is written.  A failure costs the restart and
-what was trained since the newest save that was complete.
+for a save every `interval` seconds of training, and continues while the copy is written.  A failure costs the restart
+and what was trained since the newest complete save.
 """
 
 import math
@@ -19,9 +19,9 @@ class Saving:
     """What checkpoints and restarts cost, in seconds.
 
     Attributes:
-        stall: for which training stops at a save.
-        write: from the end of the stall until the checkpoint is complete, while training goes on.
-        restart: from a failure until training goes on: to notice, to start processes, to load.
+        stall: how long training stops at a save.
+        write: from the end of the stall until the checkpoint is complete, while training continues.
+        restart: from a failure until training continues: to notice, to start processes, to load.
     """
 
     stall: float
@@ -37,7 +37,7 @@ class Goodput:
         trained: new training: the goodput.
         saving: stalls of saves that counted.
         lost: training, and stalls, after the last complete save before a failure: done again.
-        restarting: from failures until training went on.
+        restarting: from failures until training continued.
     """
 
     trained: float

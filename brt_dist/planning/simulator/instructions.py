@@ -30,7 +30,7 @@ class Instruction:
 
     Attributes:
         kind: what it does.
-        micro_batch: its number; None of what is done once a step.
+        micro_batch: its number; None if it is done once per step.
     """
 
     kind: Kind

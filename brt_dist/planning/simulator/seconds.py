@@ -1,4 +1,4 @@
-"""What the simulator of a step is given: how long a stage takes for each of its instructions."""
+"""Input of the step simulator: how long a stage takes for each of its instructions."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class StageSeconds:
     """Seconds of one pipeline stage, on each of its ranks.
 
-    What is not hidden behind compute belongs to an instruction: tensor parallel collectives to forward and backward, to
-    `reduce` the part of the gradients' reduction that runs after the last backward.
+    Exposed communication belongs to an instruction: tensor parallel collectives to forward and backward, the part of
+    the gradient reduction after the last backward pass to `reduce`.
 
     Attributes:
         forward: of one micro-batch.

@@ -28,7 +28,7 @@ class Interval:
         replica: data parallel rank.
         stage: of the pipeline.
         kind: of the instruction.
-        micro_batch: its number; None of what is done once a step.
+        micro_batch: its number; None if it is done once per step.
         begin, end: seconds since the step began.
     """
 
@@ -52,7 +52,7 @@ class Step:
         seconds: until the last place has updated; until the last event if the step was never finished.
         replicas, stages: how many were simulated.
         intervals: of all places, in the order of their ends.
-        stuck: places that wait for ever, and for what; empty if the step was finished.
+        stuck: places that wait forever, and for what; empty if the step was finished.
     """
 
     seconds: float
@@ -88,7 +88,7 @@ def simulate_step(
     Args:
         stages: of the pipeline, in order; one: no pipeline.
         micro_batches: of a step, on each replica.
-        replicas: data parallel ranks to simulate.  Without a disturbance all do the same, so one is enough.
+        replicas: data parallel ranks to simulate.  Without a disturbance they are all alike, so one is enough.
         disturbance: of the step.
 
     Raises:
@@ -129,7 +129,7 @@ class _Simulation:
         return Step(now, self._replicas, len(self._stages), intervals, stuck)
 
     def _go_on(self, place: Place, now: float) -> None:
-        """A place is free and comes to its next instruction."""
+        """A free place reaches its next instruction."""
         if self._next[place] == self._length(place):
             return
         instruction, stage = self._at(place), self._stages[place[1]]
@@ -144,7 +144,7 @@ class _Simulation:
                 self._meet(place, instruction, now)
 
     def _meet(self, place: Place, instruction: Instruction, now: float) -> None:
-        """A place comes to an instruction that it executes together with others; the last to come starts it."""
+        """A place reaches an instruction that it executes together with others; the last to arrive starts it."""
         key, needed = self._meeting(place, instruction)
         arrived = self._waiting.setdefault(key, [])
         arrived.append(place)
@@ -158,7 +158,7 @@ class _Simulation:
             self._execute(arrived, now, self._together(place, instruction.kind))
 
     def _meeting(self, place: Place, instruction: Instruction) -> tuple[Hashable, int]:
-        """Where a place meets others for an instruction, and how many meet there."""
+        """Where a place meets others for an instruction, and how many they are."""
         replica, stage = place
         match instruction.kind:
             case Kind.UPDATE:
@@ -193,7 +193,7 @@ class _Simulation:
     def _execute(self, places: Sequence[Place], now: float, seconds: float) -> None:
         end = now + seconds
         if any(self._disturbance.failures.get(place, end) < end for place in places):
-            return  # never done, and all that take part wait for ever
+            return  # never done, and all that take part wait forever
         for place in places:
             instruction = self._at(place)
             self._next[place] += 1

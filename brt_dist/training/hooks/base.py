@@ -1,8 +1,8 @@
 """Hooks of the training loop: they measure, report, evaluate, save, or end the run.
 
 The trainer calls each method of all hooks in the order of its list, on every rank.  A hook whose method is collective
-decides by what all ranks know (the step number, the config, a reduced result), never by a clock or by what one rank
-alone has seen.
+decides by what all ranks know (the step number, the config, a reduced result), never by a clock or by what only one
+rank has seen.
 
 The state of a hook belongs to one attempt and is not in checkpoints: a resumed run computes the same numbers without
 it.
@@ -26,7 +26,7 @@ class Hook:
         """Called when the attempt starts, after the engine has loaded its state."""
 
     def make_up(self, state: TrainerState) -> None:
-        """Called before the first step of an attempt that resumes after a step whose evaluation was left out."""
+        """Called before the first step of an attempt that resumes after a step whose evaluation was skipped."""
 
     def around_step(self, number: int) -> AbstractContextManager[Any]:
         """A context manager around forward, backward and update of step `number`."""

@@ -22,14 +22,14 @@ class Evaluation(Hook):
     """Evaluates every `run.evaluate_every` steps and after the last one.  Collective then.
 
     The results go to `TrainerState.evaluations`, and so into the checkpoint of the same step.  The last dataset, the
-    held-out one if there is one, shows what the parts of memory are worth, and the guard looks at that.
+    held-out one if there is one, shows what the parts of memory are worth, which the guard checks.
 
     Args:
         engine: to evaluate.
         datasets: by name.
         tell: writes an event.
         heartbeat: of this rank.
-        stop: looked at before each segment; what is evaluated then is left out, and made up for on resume.
+        stop: checked before each segment; the current evaluation is then skipped, and done on resume.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ class Heartbeat(Hook):
         self._write(phase)
 
     def part(self, detail: str) -> None:
-        """Record how far that has come, in a few words; seldom written."""
+        """Record the progress of that, in a few words; seldom written."""
         if time.monotonic() - self._written >= _SECONDS:
             self._write(self._phase[0], detail)
 
@@ -72,4 +72,4 @@ class Heartbeat(Hook):
         new = path.with_suffix(".new")
         began = self._phase[1] if phase == self._phase[0] else time.time()
         new.write_text(json.dumps({"phase": phase, "step_seconds": usual, "time": began, "detail": detail}))
-        os.replace(new, path)  # not synced: worth nothing after a power cut
+        os.replace(new, path)  # not synced: worthless after a power cut

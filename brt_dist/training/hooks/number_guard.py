@@ -11,7 +11,7 @@ from brt_dist.training.hooks.base import Hook, Tell
 from brt_dist.training.trainer_state import TrainedStep
 
 _FEWEST = 10  # steps before spikes are detected
-_NOISE = 0.01  # smallest deviation that counts, relative to the median; matters when all steps were alike
+_NOISE = 0.01  # smallest deviation that counts, relative to the median; matters when all steps are alike
 
 
 class NumberGuard(Hook):

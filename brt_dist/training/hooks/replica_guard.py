@@ -9,7 +9,7 @@ from brt_dist.parallel.replicas import Drift, Replicas
 from brt_dist.training.hooks.base import Hook, Tell, is_due
 from brt_dist.training.trainer_state import TrainedStep
 
-_NAMED = 20  # weights, at most: if the ranks hold different models, all of them differ
+_NAMED = 20  # most weights to name: if the ranks hold different models, all of them differ
 
 
 class ReplicaGuard(Hook):
@@ -36,8 +36,8 @@ def _message(step: int, found: Sequence[Drift]) -> str:
     first, more = found[0], f" ({len(found) - 1} other weights differ too)" if len(found) > 1 else ""
     return (
         f"step {step}: {first.weight} differs between ranks {_listed(first.ranks)} and {_listed(first.others)}{more}. "
-        "A device computes wrongly, or a sum has another order on some ranks; `brt doctor` checks the nodes. Resume "
-        "from the last checkpoint, which gives all ranks one copy again; run.guards.on_drift=report would train on."
+        "Either a device computes wrongly, or some ranks sum in another order; `brt doctor` checks the nodes. Resume "
+        "from the last checkpoint, which gives all ranks the same copy; run.guards.on_drift=report continues instead."
     )
 
 

@@ -19,7 +19,7 @@ class Samples(Hook):
         dataset: source of the prompts, the beginnings of its documents.
         tell: writes an event.
         heartbeat: of this rank.
-        stop: looked at before each token; the samples are left out then, and made up for on resume.
+        stop: checked before each token; the samples are then skipped, and done on resume.
     """
 
     def __init__(

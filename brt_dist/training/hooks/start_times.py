@@ -1,4 +1,4 @@
-"""Tells how long the parts of a rank's start took, once the first step is done."""
+"""Reports how long the parts of a rank's start took, once the first step is done."""
 
 from brt_dist.events import StartEvent
 from brt_dist.starting import Starting

@@ -21,7 +21,7 @@ def worth_of_state(model: ModelConfig, found: Mapping[MemoryUse, EvaluationResul
         found: results of evaluations of the same text.
 
     Returns:
-        None if that cannot be told: there is no state, no document is longer than a segment, or the evaluation is
+        None if it cannot be determined: there is no state, no document is longer than a segment, or the evaluation is
         missing.
     """
     parts, carried = parts_of(model), found["carried"]
@@ -32,7 +32,7 @@ def worth_of_state(model: ModelConfig, found: Mapping[MemoryUse, EvaluationResul
 
 
 class StateGuard:
-    """Looks at what the state is worth.  Keeps the number of evaluations in a row in which it was worth nothing.
+    """Checks what the state is worth.  Keeps the number of evaluations in a row in which it was worth nothing.
 
     Args:
         config: `run.guards`.
@@ -44,7 +44,7 @@ class StateGuard:
         self._ignored = 0
 
     def check(self, step: int, is_last: bool, dataset: str, bits: float | None) -> None:
-        """Look at an evaluation; after the last step of the run one is enough for a warning."""
+        """Check an evaluation; after the last step of the run, one is enough for a warning."""
         if not self._least or bits is None:
             return
         self._ignored = self._ignored + 1 if bits < self._least else 0

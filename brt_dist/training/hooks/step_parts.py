@@ -10,19 +10,19 @@ from brt_dist.parallel.waiting import StepTimer
 from brt_dist.training.hooks.base import Hook, Tell, is_due
 from brt_dist.training.trainer_state import TrainedStep
 
-_APART = 10  # measured steps are at least so many steps apart, so that measuring costs little
+_APART = 10  # measured steps are at least this many steps apart, so that measuring costs little
 
 
 class StepParts(Hook):
     """Measures logged steps on rank 0, and never the first, which compiles.  Comes after `StepMetrics`.
 
-    That has waited for the device by then, so nothing waits here.  Keeps the number of the next step to measure.
+    `StepMetrics` has waited for the device by then, so nothing waits here.  Keeps the next step to measure.
     """
 
     def __init__(self, engine: Engine, tell: Tell) -> None:
         self._engine, self._tell, self._run = engine, tell, engine.config.run
         self._next: int | None = None  # step to measure, or a later one
-        self._timer: StepTimer | None = None  # of the step under way
+        self._timer: StepTimer | None = None  # of the current step
 
     def around_step(self, number: int) -> AbstractContextManager[None]:
         if self._next is None or number < self._next or not is_due(number, self._run.log_every, last=self._run.steps):

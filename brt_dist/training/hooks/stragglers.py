@@ -28,7 +28,7 @@ class Stragglers(Hook):
     def __init__(self, config: GuardsConfig, device: Device, tell: Tell) -> None:
         self._config, self._device, self._tell = config, device, tell
         self._slow: set[int] = set()  # at the last comparison
-        self._work: StepTimer | None = None  # of the step under way, if it is compared
+        self._work: StepTimer | None = None  # of the current step, if it is compared
 
     def around_step(self, number: int) -> AbstractContextManager[None]:
         every = self._config.straggler_every

@@ -14,7 +14,7 @@ TOKENS = torch.arange(12).view(1, 12) * 3 % 48
 
 
 def randomised(model):
-    """Also norms and biases, which begin as ones and zeros; rounded to bfloat16, as they are saved."""
+    """Randomizes also norms and biases, which begin as ones and zeros; rounds to bfloat16, as they are saved."""
     torch.manual_seed(1)
     with torch.no_grad():
         for name, weight in model.named_parameters():

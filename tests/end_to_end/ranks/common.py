@@ -1,4 +1,4 @@
-"""What the small programs that stand in for the worker share.  Standard library and torch.distributed only."""
+"""Shared by the small programs that stand in for the worker.  Only the standard library and torch.distributed."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ class Rank:
         self.leave_pid("rank", os.getpid())
 
     def leave_pid(self, what: str, pid: int) -> None:
-        """For the test, which may look at any moment: a file that is there is whole."""
+        """For the test, which may look at any moment: a file that exists is complete."""
         new = self.folder / f"{what}_{self.rank}.new"
         new.write_text(str(pid))
         new.rename(new.with_suffix(".pid"))
@@ -46,7 +46,7 @@ def meet() -> None:
 
 
 def part() -> None:
-    """Leave the others; gloo's threads abort a process that ends without this, now and then."""
+    """Leave the others; gloo's threads sometimes abort a process that ends without this."""
     import torch.distributed as dist
 
     dist.barrier()

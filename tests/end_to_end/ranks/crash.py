@@ -1,4 +1,4 @@
-"""Rank 1 is killed by a signal that leaves no report; rank 0 ignores SIGTERM and has a helper that ran away."""
+"""Rank 1 is killed by a signal that leaves no report; rank 0 ignores SIGTERM and has a detached helper."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Two steps a rank of all-reduce, with the events of a run; goes on where the last attempt stopped."""
+"""Two steps of all-reduce per rank, with the events of a run; continues where the last attempt stopped."""
 
 import sys
 

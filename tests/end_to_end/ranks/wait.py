@@ -1,4 +1,4 @@
-"""Runs until it is told to stop; then rank 0 saves, and both end with the exit code for that."""
+"""Runs until asked to stop; then rank 0 saves, and both end with the exit code for that."""
 
 import signal
 import subprocess

@@ -1,7 +1,7 @@
 """Words of bounded context-free languages (arXiv 2112.09174), their states, stacks and legal symbols, and non-words.
 
 Rows are padded with the end symbol, state 1 and an empty stack.  From the end on, the reference calls nothing legal but
-the end.  Which language it is is told by the sizes, or by which fits best.
+the end.  The sizes, or the best fit, show which language it is.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def compared(language: Language, arrays: dict[str, Tensor]) -> list[tuple[Tensor
     pairs = [
         (torch.stack([row[name] for row in rows]), arrays[name].double()) for name in ("seq", "state", "stack", "legal")
     ]
-    if "negative" in arrays:  # one symbol of the word is another, and it is no word; rows of -1 are left out
+    if "negative" in arrays:  # one symbol of the word is changed, so it is not a word; rows of -1 are left out
         kept = (arrays["negative"] >= 0).all(1)
         changed = (arrays["negative"] != arrays["seq"]).sum(1)[kept].double()
         words = [word(row) for row in arrays["negative"][kept].tolist()]
@@ -57,7 +57,7 @@ def is_word(language: Language, symbols: list[int]) -> bool:
 
 
 def labelled(language: Language, row: list[int], arrays: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our labels of a row; -1 everywhere if it is no word."""
+    """Our labels of a row; -1 everywhere if it is not a word."""
     made = {name: torch.zeros(arrays[name].shape[1:]) for name in ("seq", "state", "stack", "legal")}
     symbols = word(row)
     found = language.run(symbols)

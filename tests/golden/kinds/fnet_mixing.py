@@ -1,4 +1,4 @@
-"""FNet's mixing (arXiv 2105.03824) of x (B, T, D), and the same with what later tokens give left out."""
+"""FNet's mixing (arXiv 2105.03824) of x (B, T, D), and the same without the contributions of later tokens."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """The gated delta rule (arXiv 2412.06464), tokens before heads; g is the logarithm of the decay.
 
 The text of an entry does not say which outputs begin with h0, and files may differ in it: with an h0, each output must
-be what comes of it or of zeros, and the final state what comes of the same start as o.
+follow from it or from zeros, and the final state from the same start as o.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""MemSizer (arXiv 2203.12644), tokens first: the whole layer but for the norm before it."""
+"""MemSizer (arXiv 2203.12644), tokens first: the whole layer without the norm before it."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """A language model of MoEUT (arXiv 2405.16039): logits, regulariser and gradients of the loss with it.
 
 Layers are the mixer and the FFN of the library; embedding, last norm and output are those of the reference.  Repeats
-and numbers of chosen experts are in no array.  What the entry's text does not tell is what fits best.
+and numbers of chosen experts are in no array.  What the entry's text does not say is fitted.
 """
 
 import re
@@ -64,7 +64,7 @@ class Model:
         return made
 
     def __call__(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, T, V), and the regulariser, whose gradient the logits take along."""
+        """Logits (B, T, V), and the regulariser, whose gradient the logits carry."""
         x = self.weights["p_embedding_weight"][tokens].transpose(0, 1)
         starts = torch.ones(len(tokens), 1, dtype=torch.bool)
         shared = Routing(repeats=self.choice.repeats)

@@ -1,6 +1,6 @@
 """The sigma-MoE FFN of MoEUT (arXiv 2405.16039): x and the router's input (B, T, D); the norm is left out.
 
-The number of chosen experts is in no array: of all numbers the one is taken that fits best.
+The number of chosen experts is in no array: the one that fits best is used.
 """
 
 from typing import Any

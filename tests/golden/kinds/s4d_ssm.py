@@ -1,6 +1,6 @@
 """A diagonal state space (S4D, arXiv 2206.11893), the filter of the Block-State Transformer: u (B, L, H).
 
-The layer of the reference goes on with a skip, GELU, a map to twice the channels and a GLU.
+The reference's layer continues with a skip, GELU, a projection to twice the channels and a GLU.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""`brt checkpoint`: what it tells, what it removes, and what it refuses."""
+"""`brt checkpoint`: what it reports, removes and refuses."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Whatever a file claims: no code of it is run, nothing is allocated for it, and no other file is touched."""
+"""Whatever a file claims, none of its code is run, no memory is allocated for it, and no other file is touched."""
 
 import json
 import pickle
@@ -33,13 +33,13 @@ class Bomb:
 
 
 def rewrite(storage: FolderStorage, folder: Path, **changes: Any) -> None:
-    """Replace fields of the manifest, with a digest that fits: as someone would who means harm."""
+    """Replace fields of the manifest, with a matching digest, as an attacker would."""
     manifest = replace(read_manifest(storage, NAME), **changes)
     (folder / NAME / MANIFEST).write_text(manifest.dump())
 
 
 def plant(storage: FolderStorage, folder: Path, content: bytes) -> None:
-    """Put `content` in the place of a tensor file, with a manifest that fits."""
+    """Replace a tensor file by `content`, with a matching manifest."""
     (folder / NAME / EMBEDDING).write_bytes(content)
     files = [
         FileEntry(EMBEDDING, len(content), sha256(content).hexdigest()) if entry.name == EMBEDDING else entry
@@ -122,7 +122,7 @@ def test_a_header_that_claims_more_than_there_is(storage: FolderStorage, tmp_pat
 
 
 def test_claims_cost_no_memory(storage: FolderStorage, tmp_path: Path) -> None:
-    """In a process that may take 1 GB more than it has, claims of terabytes are refused with a message."""
+    """In a process that may use 1 GB more, claims of terabytes are refused with a message."""
     rewrite(storage, tmp_path, tensors={"weights/embedding.weight": TensorEntry(EMBEDDING, "F32", (1 << 38,))})
     program = (
         "import resource, sys\n"

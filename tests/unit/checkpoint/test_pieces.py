@@ -1,4 +1,4 @@
-"""Regions and the plan of a save: whatever cuts a tensor, its pieces are the whole of it, each element once."""
+"""Regions and the plan of a save: however a tensor is cut, its pieces cover it, each element once."""
 
 from dataclasses import dataclass
 from itertools import pairwise

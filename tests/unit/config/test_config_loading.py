@@ -1,4 +1,4 @@
-"""Config files and overrides: what wins, where it came from, and what the user is told."""
+"""Config files and overrides: precedence, provenance, and messages."""
 
 import json
 from pathlib import Path
@@ -136,7 +136,7 @@ BOTH = "{name: %s, betas: [0.9, 0.95], eps: 1.0e-08, weight_decay: 0.0, momentum
 
 @pytest.mark.parametrize(("name", "has", "lacks"), [("adamw", "betas", "momentum"), ("adafactor", "momentum", "betas")])
 def test_older_configs_have_the_keys_of_both_optimizers(name: str, has: str, lacks: str) -> None:
-    """Every config that 0.1.0 wrote has them; those of the other one are dropped where they were left alone."""
+    """Every config that 0.1.0 wrote has both optimizers' keys; the other's are dropped if left at their defaults."""
     resolved = load(f"{BASE}optimizer: {BOTH % name}")
     assert resolved.config == load(BASE, [f"optimizer.name={name}"]).config
     assert hasattr(resolved.config.optimizer, has) and not hasattr(resolved.config.optimizer, lacks)
@@ -154,7 +154,7 @@ def test_a_key_of_another_optimizer_is_refused() -> None:
 
 
 def test_what_a_checkpoint_recorded_is_read_whatever_the_unused_keys_were() -> None:
-    """A value that did nothing keeps no checkpoint from being read."""
+    """A value without effect does not keep a checkpoint from being read."""
     config = load(BASE, ["optimizer.name=adafactor", "optimizer.momentum=0.5"]).config
     record = config.model_dump(mode="json")
     record["optimizer"] |= {"betas": [0.5, 0.5], "eps": 1e-8, "weight_decay": 0.1}

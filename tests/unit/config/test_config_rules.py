@@ -90,7 +90,7 @@ def test_accepted(overrides: tuple[str, ...]) -> None:
         ),
         (
             ("optimizer.name=adafactor", "parallel.zero.offload_optimizer=cpu"),
-            ("reduces sums over ranks", "nearest: parallel.zero.offload_optimizer=none, or optimizer.name=adamw"),
+            ("its update sums over ranks", "nearest: parallel.zero.offload_optimizer=none, or optimizer.name=adamw"),
         ),
         (("parallel={pipeline: 2, zero_stage: 0}",), ("drift apart", "nearest: parallel.zero_stage=1")),
         (("parallel.zero_stage=0", "run.precision=bf16"), ("fp32", "nearest: parallel.zero_stage=1")),
@@ -222,7 +222,7 @@ def test_any_config_is_refused_or_keeps_what_the_engine_needs(values: dict[str, 
     except ConfigError:
         nearest = nearest_layout(config)
         assert nearest.world_size <= layout.world_size
-        # The offered layout is one that the rules accept, once everything that is no layout is put right.
+        # The rules accept the suggested layout, once everything besides the layout is fixed.
         repaired = {
             "parallel": nearest,
             "model": model.changed({"feedback": False, "mixers": {"window": {}}}),

@@ -1,4 +1,4 @@
-"""Whatever text a config is: it is read as its writer meant it, or refused in one message, in bounded time."""
+"""Any text of a config is read as its writer meant it, or refused in one message, in bounded time."""
 
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ def test_any_bytes_in_a_file(tmp_path_factory: pytest.TempPathFactory, data: byt
     ],
 )
 def test_large_texts_are_answered(text: str) -> None:
-    """In seconds; before the work was bounded, comparing such a name with ours took minutes."""
+    """Within seconds; before the work was bounded, comparing such a name with ours took minutes."""
     try:
         load([BASE + text])
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Settings of the backends: what is refused, and with which words."""
+"""Settings of the backends: what is refused, and with which message."""
 
 from collections.abc import Sequence
 

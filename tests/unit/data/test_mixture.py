@@ -35,7 +35,7 @@ def mixtures(draw: st.DrawFn) -> StreamSchedule:
 @settings(max_examples=40)
 @given(schedule=mixtures(), steps=st.integers(1, 40))
 def test_shares_are_exact_over_any_prefix_to_within_a_document_per_stream(schedule: StreamSchedule, steps: int) -> None:
-    """After every block, of R tokens read each part has its share of R, give or take a document for each stream."""
+    """After every block, each part has its share of the R tokens read, within one document per stream."""
     single, cursor = schedule.block_by_block(), schedule.start()
     read = [0] * len(schedule.parts)
     shares = [Fraction(str(weight)) for weight in schedule.weights]
@@ -57,7 +57,7 @@ def test_shares_are_exact_over_any_prefix_to_within_a_document_per_stream(schedu
 def test_every_document_comes_in_the_order_of_its_part_and_whole(
     schedule: StreamSchedule, steps: int, data: st.DataObject
 ) -> None:
-    """Whatever streams come and go: of each part the documents are begun in order, and no block is read twice."""
+    """Whatever streams come and go, the documents of each part are begun in order, and no block is read twice."""
     cursor, seen = schedule.start(), Counter[tuple[int, int, int]]()
     for _ in range(steps):
         single = schedule.block_by_block()
@@ -153,7 +153,7 @@ class Counted:
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_a_step_costs_its_documents_at_any_position(parts: int) -> None:
-    """At step 1,000,000 of ten million documents no more lengths are looked at than at the first."""
+    """At step 1,000,000 of ten million documents no more lengths are looked up than at the first."""
     lengths = [Counted(10_000_000) for _ in range(parts)]
     schedule = StreamSchedule(
         lengths, streams=64, segment=4096, window=512, seed=1, weights=[0.5, 0.3, 0.2][:parts]  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What an oracle tells of the tokens that streams read, against the labels of whole words."""
+"""An oracle's labels of the tokens that streams read, against the labels of whole words."""
 
 import random
 from collections.abc import Iterator

@@ -77,7 +77,7 @@ def test_segments_hold_what_the_plan_says(dataset: Dataset, shape: tuple[int, in
 @settings(deadline=None, max_examples=30)
 @given(shape=shapes)
 def test_an_epoch_has_every_token_as_input_once(dataset: Dataset, shape: tuple[int, int, int, int]) -> None:
-    """Of the tokens read until all of the first epoch is, those of the first epoch are the corpus."""
+    """Of the tokens read until the first epoch is complete, those of the first epoch are the corpus."""
     streams, window, _, seed = shape
     schedule = schedule_of(dataset, (streams, window, 1, seed))
     reader, cursor, found = SegmentReader(dataset, schedule), schedule.start(), Counter[str]()

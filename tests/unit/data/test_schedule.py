@@ -50,7 +50,7 @@ def blocks_read(schedule: StreamSchedule, steps: int) -> list[tuple[int, int, in
 
 
 def slow_schedule(schedule: StreamSchedule, steps: int) -> list[tuple[int, int, int, int, int]]:
-    """The same from the words of the contract alone: a clock, a queue of documents, one stream after the other."""
+    """The same, written from the contract alone: a clock, a queue of documents, one stream after the other."""
     order: list[int] = []
     window, lengths = schedule.window, schedule.parts[0].tolist()
     order_of = EpochOrder(len(lengths), schedule.seed)
@@ -190,7 +190,7 @@ def test_a_step_does_not_change_the_cursor_it_was_given() -> None:
 
 
 def test_ten_million_documents_at_a_late_position() -> None:
-    """The cost of a step is that of its streams: position 10^15 of 10^7 documents is as good as the first."""
+    """A step costs what its streams cost: position 10^15 of 10^7 documents costs no more than the first."""
     lengths = np.full(10_000_000, 5000, dtype=np.int64)
     schedule = StreamSchedule(lengths, streams=64, segment=4096, window=512, seed=1)
     nobody = Cursor.fresh(64)
@@ -241,7 +241,7 @@ def test_a_foreign_cursor_is_refused() -> None:
 
 
 def test_the_json_of_a_cursor_is_fixed() -> None:
-    """Checkpoints hold it: what this version wrote must be read for ever."""
+    """Checkpoints hold it: what this version wrote must stay readable forever."""
     schedule = StreamSchedule(np.array([9, 6, 7, 30]), streams=3, segment=8, window=4, seed=0)
     cursor = schedule.step(schedule.start())[1].resized(2)
     assert cursor.to_json() == {

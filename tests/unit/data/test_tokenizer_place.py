@@ -49,7 +49,7 @@ def test_a_name_on_the_hub_is_found_without_a_network(
     assert found.file == (cached / "snapshots" / "abc" / "tokenizer.json").read_bytes()
     with pytest.raises(PlatformError, match=r"owner/other: no such file, and .*cannot be reached .*HF_HUB_OFFLINE"):
         load_tokenizer(Path("owner/other"))
-    with pytest.raises(DataError, match=r"https://a.b/c.json: a tokenizer is not read from this kind of URL"):
+    with pytest.raises(DataError, match=r"https://a.b/c.json: tokenizers cannot be read from this kind of URL"):
         load_tokenizer(Path("https://a.b/c.json"))
     with pytest.raises(DataError, match="No such file"):
         load_tokenizer(Path("a/path/that/is/none.json"))
@@ -120,4 +120,4 @@ def test_a_build_fetches_a_tokenizer_by_name_once(model: Path, tmp_path: Path) -
     assert "owner/name: no such file, and 127.0.0.1:9 cannot be reached (Connection refused)" in nobody.stderr
     with hub(config_json=b"{}") as endpoint:
         none = build("owner/name", "d", endpoint)
-    assert none.returncode and "owner/name: no tokenizer in this model of the hub (tokenizer.json, " in none.stderr
+    assert none.returncode and "owner/name: this model on the hub has no tokenizer (tokenizer.json, " in none.stderr

@@ -112,7 +112,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="it is not JSON"):
         load_tokenizer(tmp_path / "x.json")
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(DataError, match="not a file of Hugging Face tokenizers"):
+    with pytest.raises(DataError, match="not a Hugging Face tokenizer file"):
         load_tokenizer(tmp_path / "x.json")
     for spec in ("bpe:", "bpe:256", "bpe:many", "bpe:-5"):
         with pytest.raises(DataError, match="above 256"):

@@ -118,7 +118,7 @@ def test_text_sizes() -> None:
     texts = ["one two  three\n", "\u00e9t\u00e9", ""]
     size = size_of(InMemoryDataset.of_texts(texts, ByteTokenizer()), ByteTokenizer())
     assert size.words == 4
-    assert size.text_bytes == 14 + 5 - 3  # of the second document only half a character is the first token: 3 bytes
+    assert size.text_bytes == 14 + 5 - 3  # the first token of the second document is only half a character: 3 bytes
 
 
 def test_what_cannot_be_measured_is_refused(network: BlockRecurrentModel, documents: InMemoryDataset) -> None:

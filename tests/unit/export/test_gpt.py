@@ -1,5 +1,5 @@
-"""Plain GPTs of Hugging Face as weights of ours.  The models in tests/data/gpt are made by transformers, with what they
-compute (see make.py there)."""
+"""Plain Hugging Face GPTs as weights for our models.  transformers made the models in tests/data/gpt and their outputs
+(see make.py there)."""
 
 import json
 import shutil
@@ -181,7 +181,7 @@ def copy(name: str, folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "bert"}, "of type 'bert', which is not read; those of types gpt2, llama, mistral are"),
+        ({"model_type": "bert"}, "of type 'bert', which is not supported; supported types: gpt2, llama, mistral"),
         ({"hidden_size": 32}, r"embed_tokens.weight is \(256, 16\), but config.json says \(256, 32\)"),
         ({"num_hidden_layers": 10**7}, "fewer tensors than 10000000 layers have"),
         ({"num_hidden_layers": 3}, "fewer tensors than 3 layers have"),

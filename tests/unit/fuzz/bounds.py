@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from brt_dist.errors import BrtError
 
 SECONDS, BYTES = 2.0, 200 << 20  # of processor time and memory, for an input of at most 1 MB
-REFERENCE_SECONDS = 0.15  # of `_reference`, on a processor of 2021 that does nothing else
+REFERENCE_SECONDS = 0.15  # of `_reference`, on an idle processor of 2021
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "15"))  # of each property; `make fuzz` takes many more
 
 
@@ -32,7 +32,7 @@ def read(action: Callable[[], Any], *expected: type[BaseException]) -> BaseExcep
 
 
 def _slowness() -> float:
-    """How many times as long this processor takes, as busy as it is now."""
+    """How many times as long this processor takes, at its current load."""
     began = time.process_time()
     for _ in range(4):
         json.loads(b"[" + b"[]," * 300_000 + b"[]]")
@@ -67,7 +67,7 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def altered(draw: st.DrawFn, value: Any) -> Any:
-    """A JSON value in which some values, at any depth, are others, or are missing."""
+    """A JSON value in which some values, at any depth, are replaced or missing."""
     if draw(st.integers(0, 5)) == 0:
         return draw(values)
     if isinstance(value, dict) and value:

@@ -1,4 +1,4 @@
-"""Whatever a file holds, a command that reads it ends well or with one message, in bounded time and memory."""
+"""Whatever a file holds, a command that reads it succeeds or ends with one message, in bounded time and memory."""
 
 import json
 import math
@@ -203,7 +203,7 @@ def look_at_checkpoints(folder: Path) -> None:
 @given(data=st.data())
 @few
 def test_manifests(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Also such as have a digest that fits."""
+    """Also manifests with a matching digest."""
     folder = tmp_path_factory.getbasetemp() / "checkpoints"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""The choice of a token, against probabilities worked out by hand, and text that is given out when it is certain."""
+"""The choice of a token, against probabilities worked out by hand, and text that is returned once it is final."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Reading token by token gives what training's forward gives, whatever the pieces in which a text comes."""
+"""Reading token by token gives what training's forward pass gives, whatever pieces a text comes in."""
 
 import random
 from collections.abc import Iterator
@@ -146,7 +146,7 @@ def test_a_memory_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
     save_memory(path, decoder, 0, [], Owner(fingerprint(model), "abc", "runs/one"))
     for owner, said in (
         (Owner(fingerprint(other), "abc", "runs/two"), "of another model, runs/one; this one is runs/two"),
-        (Owner(fingerprint(model), "def", "runs/one"), "another tokenizer"),
+        (Owner(fingerprint(model), "def", "runs/one"), "different tokenizer"),
     ):
         with pytest.raises(CheckpointError, match=said):
             load_memory(path, decoder, 0, owner)
@@ -168,7 +168,7 @@ def test_unknown_tokens_are_refused() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_token_costs_the_same_however_long_the_document_is(kind: str) -> None:
-    """Counted: products of matrices of each token of a block, and bytes kept after it."""
+    """Counted: matrix products of each token of a block, and bytes kept after it."""
     decoder, costs = Decoder(network(kind), 1), {}
     for blocks in (2, 60):
         read = blocks * WINDOW - decoder.read[0]

@@ -1,4 +1,4 @@
-"""A token costs the same wherever it stands, and no more than in training, with mixers that carry sums or states."""
+"""A token costs the same at any position, and no more than in training, with mixers that carry sums or states."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple

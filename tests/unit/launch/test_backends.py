@@ -1,6 +1,6 @@
-"""What is given to each backend: names are quoted, secrets are not in it, and the script does what it says.
+"""What each backend gets: names are quoted, there are no secrets, and the script does what it says.
 
-The shell scripts are run, with programs in place of Slurm's that write down what they were called with.
+The shell scripts are run, with stand-ins for Slurm's programs that record their arguments.
 """
 
 import json

@@ -234,7 +234,7 @@ def test_facts_are_put_into_a_corpus_that_is_there(tmp_path: Path) -> None:
     questions = (tmp_path / "facts/questions/validation.jsonl").read_text().splitlines()
     assert 30 < len(questions) <= 45
     twice = run(*arguments, "--from", tmp_path, "--out", tmp_path / "x")
-    assert twice.exit_code == 2 and "give --from once" in twice.output
+    assert twice.exit_code == 2 and "give --from only once" in twice.output
     with pytest.raises(DataError, match="no corpus; `brt data corpus books"):
         run("corpus", "facts", "--from", tmp_path / "absent", "--out", tmp_path / "x")
     with pytest.raises(DataError, match="holds something else"):

@@ -114,7 +114,7 @@ def test_every_backend_gives_the_launcher_the_config_that_has_them(backend: str,
     ("name", "words"),
     [
         ("RANK", "different for every rank"),
-        ("A-B", "not a name of a variable"),
+        ("A-B", "not a variable name"),
         ("HF_TOKEN", "looks like a secret"),
         ("AWS_SECRET_ACCESS_KEY", "launch.pass_environment"),
     ],

@@ -1,4 +1,4 @@
-"""What Prometheus is told of a run; and that the dashboard asks for nothing else."""
+"""What Prometheus gets about a run; and that the dashboard needs nothing else."""
 
 import json
 import re

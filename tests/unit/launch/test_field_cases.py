@@ -1,4 +1,4 @@
-"""What users type, and the places that they name: each is used as it is, or refused in one message."""
+"""What users type, and the places that they name: each is used unchanged, or refused in one message."""
 
 import errno
 import json
@@ -237,7 +237,7 @@ def test_checkpoints_are_taken_by_number_and_named_as_what_they_hold(tmp_path: P
     shutil.copytree(tmp_path / folder_name(3), tmp_path / "step_\u00b2")
     assert storage.names() == [folder_name(step) for step in (3, 6, 99_999_999, 100_000_000)]
     code, out, err = run("checkpoint", "list", tmp_path)
-    assert code == 0 and "step_3: not used" in err and "step_\u00b2: not used" in err and len(out.splitlines()) == 5
+    assert code == 0 and "step_3: ignored" in err and "step_\u00b2: ignored" in err and len(out.splitlines()) == 5
     (tmp_path / folder_name(6)).rename(tmp_path / folder_name(10))
     with pytest.raises(CheckpointError, match="holds the checkpoint of step 6; rename the folder to step_00000006"):
         read_manifest(storage, folder_name(10))
@@ -337,7 +337,7 @@ def test_another_length_of_a_schedule_is_told(schedule: str, told: bool, tmp_pat
 
 
 def test_a_rank_that_the_kernel_killed_for_memory(tmp_path: Path) -> None:
-    """It is told as that, and not tried again."""
+    """It is reported as such, and not retried."""
     (tmp_path / "vmstat").write_text("nr_free_pages 1\noom_kill 3\n")
     (tmp_path / "memory.events").write_text("low 0\noom 2\noom_kill 1\noom_group_kill 0\n")
     files = (str(tmp_path / "vmstat"), str(tmp_path / "memory.events"), str(tmp_path / "nothing"))

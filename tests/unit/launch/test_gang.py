@@ -1,4 +1,4 @@
-"""512 nodes are asked at once: how long it takes does not grow with their number.  Time is counted, not measured."""
+"""512 nodes are queried at once: the time does not grow with their number.  Time is counted, not measured."""
 
 import json
 import random
@@ -31,7 +31,7 @@ class FakeAgents:
 
     Attributes:
         now: seconds that have been waited.
-        most: calls that were under way at once.
+        most: largest number of calls in progress at once.
         dead: nodes that never answer.
     """
 

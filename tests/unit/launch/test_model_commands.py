@@ -93,7 +93,7 @@ def test_what_eval_cannot_read_is_told(
     other = make_dataset(tmp_path / "bpe", [text * 40 for text in TEXTS], tokenizer="bpe:300").folder
     bare = export(tmp_path / "bare", 1, tokenizer=None)
     for arguments, code, said in (
-        ((model, "--data", other), 11, "was built with another tokenizer"),
+        ((model, "--data", other), 11, "was built with a different tokenizer"),
         ((model, "--data", tmp_path / "no"), 11, "no such file"),
         ((tmp_path, "--data", dataset), 12, ""),
         ((model, "--data", dataset, "--segment", 12), 10, "nearest: 16"),

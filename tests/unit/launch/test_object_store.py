@@ -63,7 +63,7 @@ def test_what_is_wrong_with_a_place_is_told_in_one_message(
 
 
 class identities_checked:
-    """Meanwhile the server asks who a request is from; it knows nobody."""
+    """Meanwhile the server checks who a request is from; it knows no users."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._url = f"{store.environment['AWS_ENDPOINT_URL']}/moto-api/reset-auth"

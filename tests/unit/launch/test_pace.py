@@ -20,7 +20,7 @@ def events_of(run: RunConfig, start: int = 0, at: float = 1000.0) -> Iterator[Ev
         now += FIRST if step == start + 1 else STEP
         if step % run.log_every == 0 or step == run.steps:
             yield StepEvent(time=now, step=step)
-        if saved is not None:  # it is told after a later step
+        if saved is not None:  # it is reported after a later step
             yield CheckpointEvent(time=now, step=saved, stall_seconds=STALL, seconds=SAVE)
             saved = None
         is_last = step == run.steps
@@ -61,7 +61,7 @@ def test_the_time_left_counts_evaluations_and_saves_that_are_due(settings: dict[
         if isinstance(event, EvaluationEvent):
             continue
         if isinstance(events[number + 1], CheckpointEvent):
-            continue  # a save that is not told yet looks like a slow step
+            continue  # a save that is not reported yet looks like a slow step
         assert pace.seconds_left() == pytest.approx(end - event.time, abs=STALL), event
         compared += 1
     assert compared > 3

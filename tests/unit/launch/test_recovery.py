@@ -152,7 +152,7 @@ def test_fewer_nodes_share_the_same_streams(parallel: dict[str, int], per_row: i
     check(smaller)
     assert smaller.launch.nodes <= left
     assert smaller.parallel.world_size // smaller.launch.nodes <= local
-    # no more replicas would do, on any number of nodes: streams leave no node idle for want of a divisor
+    # no more replicas would fit, on any number of nodes: no node stays idle because a number does not divide
     units = given_config.data.streams // parallel["micro_batch"]
     for more in range(smaller.parallel.data + 1, min(left * local // model, units) + 1):
         assert all(model * more % count or model * more // count > local for count in range(1, left + 1))
@@ -239,7 +239,7 @@ def test_decisions_are_plain_data() -> None:
 
 
 def test_the_step_of_a_divergence_is_that_of_the_record(tmp_path: Path) -> None:
-    """From the record, over the answer of the attempt's process, to the steps that the ranks leave out."""
+    """From the record, over the answer of the attempt's process, to the steps that the ranks skip."""
     recovery = {"diverged": "skip", "skip_steps": 1}
     sections = {
         "data": {"dataset": "d"},

@@ -1,6 +1,6 @@
-"""What `brt submit --dry-run` prints for a config of each cluster, as files: a change of them is seen in review.
+"""What `brt submit --dry-run` prints for a config of each cluster, as files, so that reviews show any change.
 
-`python -m tests.unit.launch.test_rendered` writes them anew.
+`python -m tests.unit.launch.test_rendered` rewrites them.
 """
 
 import os

@@ -31,7 +31,7 @@ LENGTH = RunConfig(directory=Path("run"), steps=40)
 
 
 def write_run(folder: Path, name: str = "tiny", ended: bool = True) -> Path:
-    """Two attempts: the first is killed at step 14, the second goes on from 10."""
+    """Two attempts: the first is killed at step 14, the second continues from 10."""
     run = folder / "run"
     run.mkdir()
     (run / "config.yaml").write_text(CONFIG.format(data=folder, run=run, name=name))
@@ -355,7 +355,7 @@ def test_runs_of_one_name_are_told_apart_by_their_directories(tmp_path: Path) ->
 def test_time_and_tokens_of_steps_leave_out_the_pauses_between_attempts(tmp_path: Path) -> None:
     scales = RunFacts.of(write_run(tmp_path)).scales()
     assert scales["step"][:2] == [0.0, 1] and scales["step"][-1] == 40 and scales["tokens"][-1] == 40 * 64
-    # step 1 takes 0.1 s, 2 to 10 one second each; the attempt that goes on from 10 begins a minute later
+    # step 1 takes 0.1 s, 2 to 10 one second each; the attempt that continues from 10 begins a minute later
     assert scales["hours"][-1] * 3600 == pytest.approx(0.1 + 9 + 0.1 + 29, abs=0.05)
 
 

@@ -1,4 +1,4 @@
-"""The run directory: taken by one, taken up again by the same config only."""
+"""The run directory: held by one run, resumed only by the same config."""
 
 import subprocess
 import sys

@@ -127,4 +127,4 @@ def test_the_timeline_of_a_long_step_says_what_it_leaves_out(monkeypatch: pytest
 
 def test_the_timeline_of_a_step_that_hangs_says_so() -> None:
     step = simulate_step([StageSeconds(1.0, 2.0)] * 2, 4, disturbance=Disturbance(failures={(0, 1): 3.0}))
-    assert "Never finished: 2 places wait for ever." in timeline_html(step, "dead")
+    assert "Never finished: 2 places wait forever." in timeline_html(step, "dead")

@@ -25,7 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def small(**changes: Any) -> ModelConfig:
-    """Sizes that are all different, so that no two can be mixed up unseen; heads*head_dim is not the width."""
+    """Sizes that are all different, so that no two can be confused unnoticed; heads*head_dim is not the width."""
     sizes = dict(
         layers=3, width=10, heads=2, head_dim=6, mlp_width=14, vocab_size=23, window=4, states=5, recurrent_layers=(1,)
     )

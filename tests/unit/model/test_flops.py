@@ -1,4 +1,4 @@
-"""What is planned against what is: operations against those that torch counts."""
+"""Planned operations against those that torch counts."""
 
 import itertools
 
@@ -40,7 +40,7 @@ def test_the_formula_is_what_torch_counts(kind: dict[str, object]) -> None:
     with FlopCounterMode(display=False) as backward:
         loss_sum(logits, tokens, torch.ones_like(tokens, dtype=torch.bool)).backward()
     # nothing flows back into the states and the cache that the segment began with, nor on from what it leaves
-    again = attention_flops(forward) / 2  # logits, of which backward makes the probabilities again
+    again = attention_flops(forward) / 2  # logits, from which the backward pass recomputes the probabilities
     sums = 4 * tokens.numel() * config.width * (2 * config.layers + 1)  # of norms, as products with a vector
     share = (backward.get_total_flops() - again - sums) / ((TRAINING - 1) * forward.get_total_flops())
     assert 0.85 < share <= 1.0

@@ -1,4 +1,4 @@
-"""First weights: the generator against its definition, the distributions against theirs, and any part by itself."""
+"""Initial weights: the generator against its definition, the distributions against theirs, and any part separately."""
 
 import math
 from collections.abc import Callable

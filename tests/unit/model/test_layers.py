@@ -67,7 +67,7 @@ def test_the_state_can_have_the_type_of_the_model() -> None:
 
 @pytest.mark.parametrize("state_dtype", ["float32", "model"])
 def test_memory_of_another_precision_is_taken(state_dtype: str) -> None:
-    """A run may go on in another precision than it was begun in."""
+    """A run may continue in another precision than it began with."""
     model = BlockRecurrentModel(small(state_dtype=state_dtype), seed=1)
     tokens, starts = tokens_of(model.config, 1, 2), starts_of([0, 0])
     wide = some_memory(model, 1)

@@ -1,4 +1,4 @@
-"""What a recurrent layer tells of its states and of a forward, where it is known."""
+"""What a recurrent layer reports about its states and a forward pass, where the answer is known."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from tests.unit.model.networks import built, small, tokens_of
 
 
 def seen(model: BlockRecurrentModel) -> dict[str, float]:
-    """What layer 1 tells of two forwards."""
+    """What layer 1 reports about two forward passes."""
     config, memory = model.config, model.blank_memory(2)
     tally, starts = LayerTally(watched_by(config), torch.device("cpu")), torch.tensor([[True, False, False]] * 2)
     with torch.no_grad(), tally.watching(model.layers):  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What we use of DeepSpeed, Megatron and torch without their documenting it is there and does what we take it to do.
+"""The undocumented parts of DeepSpeed, Megatron and torch that we use exist and do what we assume.
 
 The first test to run after an upgrade of one of them: it fails with the name of the attribute, and the file to change
 is brt_dist/parallel/{deepspeed,megatron,torch}_internals.py.

@@ -1,4 +1,4 @@
-"""Links between ranks: connections are made when used, strangers are refused, a lost rank is told."""
+"""Links between ranks: connections are made on first use, strangers are refused, a lost rank is reported."""
 
 import socket
 import threading

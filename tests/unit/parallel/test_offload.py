@@ -22,7 +22,7 @@ def device() -> Iterator[Device]:
 
 
 def trained(device: Device, stage: int, precision: str, zero: dict[str, Any]) -> tuple[dict[str, Tensor], list[float]]:
-    """Weights after four steps of two micro-batches, the second of which is left out; and the norms."""
+    """Weights after four steps of two micro-batches, the second step being skipped; and the norms."""
     config = small({"zero_stage": stage, "zero": zero}, precision)
     engine = build_engine(config, Layout.of(config, 0), device)
     tokens = torch.arange(64).view(2, 32)

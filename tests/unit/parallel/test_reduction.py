@@ -1,4 +1,4 @@
-"""Gradients that are reduced while backward runs, on four ranks that are threads of this process."""
+"""Gradients reduced during the backward pass, on four ranks that are threads of this process."""
 
 import threading
 

@@ -114,7 +114,7 @@ def test_one_ulp_on_one_rank_is_found_and_named(
 
 
 class Found:
-    """Replicas of which those of rank 3 differ."""
+    """Replicas whose copies on rank 3 differ."""
 
     def __init__(self, drifts: list[Drift]) -> None:
         self.drifts, self.looks = drifts, 0

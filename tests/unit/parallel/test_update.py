@@ -1,4 +1,4 @@
-"""The update that we take apart is, to the bit, the one that DeepSpeed makes in one call."""
+"""The update that we take apart equals, bit for bit, the one that DeepSpeed makes in one call."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -302,7 +302,7 @@ def test_opening_refuses_missing_and_truncated_files_by_name(made: BuildReport) 
 
 
 def test_a_sentencepiece_model_builds_a_dataset_and_its_loss_is_reported(tmp_path: Path) -> None:
-    """T5's way with line ends: they become spaces, which the build says and does not hide."""
+    """T5's handling of line ends: they become spaces, which the build reports."""
     from tests.unit.data.test_tokenizers import sentence_piece
 
     model = sentence_piece(tmp_path)

@@ -1,4 +1,4 @@
-"""Facts in real text: whole documents, answers that stand nowhere else, distances as told."""
+"""Facts in real text: whole documents, answers that occur nowhere else, distances as declared."""
 
 import json
 import random
@@ -48,7 +48,7 @@ def test_a_fact_is_told_once_and_asked_for_once_and_the_document_is_whole() -> N
     ]
     assert sorted(found) == sorted(expected)
     assert len({question.name for question in questions}) == len({question.code for question in questions})
-    for question in questions:  # digits that stand anywhere else could be copied from there
+    for question in questions:  # digits that occur anywhere else could be copied from there
         assert [match.start() for match in re.finditer(question.code.encode(), after)] == [
             question.told,
             question.asked,

@@ -54,7 +54,7 @@ def test_both_forms_of_arrow_and_rows_without_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "files", "said"),
     [
-        ("hf", {}, "no dataset of Hugging Face"),
+        ("hf", {}, "no Hugging Face dataset"),
         ("hf", {"dataset_dict.json": '{"splits": ["train", "test"]}'}, "nearest: hf:FOLDER/train"),
         ("hf", {"state.json": "["}, "is not an object of JSON"),
         ("hf", {"state.json": '{"_data_files": [{"filename": "x.arrow"}]}'}, "x.arrow is missing"),

@@ -98,7 +98,7 @@ def test_a_step_is_measured_as_it_is_trained(monkeypatch: pytest.MonkeyPatch) ->
     ("seconds", "shares", "said"),
     [
         ([1.0, 1.1, 1.0, 1.05, 1.3], [1.0] * 5, None),  # one is allowed
-        ([1.0, 1.1, 1.4, 1.05, 1.3], [1.0] * 5, "up to 1.4 times as long as at best, and longer than usual in 40%"),
+        ([1.0, 1.1, 1.4, 1.05, 1.3], [1.0] * 5, "up to 1.4 times its best time, and longer than usual in 40%"),
         ([1.0] * 5, [0.95, 0.5, 0.6, 0.7, 0.9], "a rank had 70% of its CPUs"),  # all the time
     ],
 )

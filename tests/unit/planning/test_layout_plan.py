@@ -52,7 +52,7 @@ def test_activations_grow_with_micro_batches_in_flight() -> None:
 
 
 def test_compute_is_flops_at_the_rate_of_the_device() -> None:
-    """With memory, links and launches infinitely fast only products of matrices are left."""
+    """With infinitely fast memory, links and launches, only matrix products are left."""
     fast = {name: 1e30 for name in ("memory_rate", "link_rate", "network_rate", "host_rate")}
     nothing = {"launch_seconds": 0.0, **NO_LATENCY}
     ideal = device(matmul_efficiency=1.0, attention_efficiency=1.0, attention_forward=1 / 3, **nothing, **fast)
@@ -111,7 +111,7 @@ def test_a_ring_has_the_network_of_its_devices_in_a_node() -> None:
 
 
 def test_gradients_are_reduced_at_the_rate_of_their_ring() -> None:
-    """The sums of a step that nothing hides, by hand: 2(d-1)/d of the gradients, at 80 % of the rate."""
+    """The exposed sums of a step, by hand: 2(d-1)/d of the gradients, at 80 % of the rate."""
     config = recipe("scale_7b")
     for tensor, rate in ((1, 400e9), (4, 100e9), (8, 50e9)):
         planner, parallel = Planner(config, device(**NO_LATENCY)), layout(tensor=tensor, data=64, zero_stage=0)

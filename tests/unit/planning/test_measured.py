@@ -1,4 +1,4 @@
-"""The plan beside what a GPU was measured to need (`docs/results/step_h200.json`, by `benchmarks/step.py`)."""
+"""The plan beside measurements of a GPU (`docs/results/step_h200.json`, by `benchmarks/step.py`)."""
 
 import json
 from pathlib import Path

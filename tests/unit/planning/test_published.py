@@ -1,4 +1,4 @@
-"""The simulator against published throughput, of which one row for each machine was fitted."""
+"""The simulator against published throughput; one row for each machine was fitted."""
 
 from collections.abc import Sequence
 

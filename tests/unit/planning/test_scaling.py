@@ -20,7 +20,7 @@ def test_sizes_are_8_to_16384_where_the_model_fits_into_them() -> None:
 
 
 def test_strong_scaling_divides_the_streams_and_weak_scaling_multiplies_them() -> None:
-    config = recipe("scale_70b")  # 64 GPUs for each data parallel rank, of which it has 8 with 128 streams each
+    config = recipe("scale_70b")  # 64 GPUs for each data parallel rank; it has 8 of them, with 128 streams each
     assert scaled(config, 32, "strong") is None and scaled(config, 96, "weak") is None
     strong, weak = scaled(config, 1024, "strong"), scaled(config, 1024, "weak")
     assert strong is not None and (strong.parallel.data, strong.data.streams, strong.micro_batches) == (16, 1024, 64)

@@ -1,4 +1,4 @@
-"""The real server on loopback, with real clients: what they get, and that none gets anything of another."""
+"""The real server on loopback, with real clients: what they get, and that none gets another's text."""
 
 import json
 import socket
@@ -234,7 +234,7 @@ def test_a_session_that_is_cut_off_is_as_it_was_before(model: TrainedModel) -> N
         complete(port, prompt="One text", max_tokens=11, seed=4, session="s", session_new=True)
         with begin_stream(port, prompt=" More.", max_tokens=10**8, seed=4, session="s"):
             status, answer = call(port, "/v1/completions", {"prompt": "x", "session": "s"})
-            assert status == 409 and "under way" in answer["error"]["message"]
+            assert status == 409 and "in progress" in answer["error"]["message"]
         deadline = time.monotonic() + 60
         while 'brt_requests_total{ended="cancelled"} 1.0' not in call(port, "/metrics")[1]:
             assert time.monotonic() < deadline

@@ -149,7 +149,7 @@ def result(bits: float, carried: int = 50) -> EvaluationResult:
 @pytest.mark.parametrize(
     ("mixers", "found", "worth"),
     [
-        # 0.25 bits over all tokens, half of which were read with carried memory
+        # 0.25 bits over all tokens, half of them read with carried memory
         ({"recurrent": {"layers": [1]}, "window": {}}, {"carried": 1.0, "cleared": 2.0, "state cleared": 1.25}, 0.5),
         ({"recurrent": {"layers": [1]}, "window": {}}, {"carried": 1.0, "cleared": 2.0}, None),  # not evaluated
         ({"lstm": {}}, {"carried": 1.0, "cleared": 1.5}, 1.0),  # a state and nothing else

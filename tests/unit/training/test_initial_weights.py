@@ -1,4 +1,4 @@
-"""Weights that a run is given: each rank hashes a share of the files, reads its own part, and all hear of damage."""
+"""Weights that a run starts from: each rank hashes a share of the files and reads its part; all learn of damage."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the loop decides and in which order it calls hooks; model and checkpoints are stubs, the data is real."""
+"""What the loop decides and the order in which it calls hooks; model and checkpoints are stubs, the data is real."""
 
 import json
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ class Tokens:
 
 
 class StubEngine:
-    """Gives the results that it is told to."""
+    """Returns the results that it was given."""
 
     def __init__(self, config: Config, device: Device, results: list[StepResult], log: list[str]) -> None:
         self.config, self.device, self.layout = config, device, Layout.of(config, 0)

@@ -31,7 +31,7 @@ class StubCheckpoint:
 
 
 class Stub:
-    """The store and the engine; notes what is asked of it."""
+    """The store and the engine; records what is requested."""
 
     def __init__(self, checkpoint: StubCheckpoint | None, carries_memory: bool = True) -> None:
         self.checkpoint, self.carries_memory, self.log = checkpoint, carries_memory, list[Any]()

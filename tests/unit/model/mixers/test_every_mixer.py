@@ -75,7 +75,7 @@ def test_segments_causality_and_the_start_of_a_document(kind: str) -> None:
     poisoned = [{name: torch.full_like(value, math.nan) for name, value in layer.items()} for layer in memory]
     begun, _ = model(tokens, memory, starts)
     alone, _ = model(tokens[:, half * WINDOW :], poisoned, starts[:, half:])
-    # not to the bit: experts take tokens together, and products of other sizes may round differently
+    # not bit for bit: experts group tokens, and products of other sizes may round differently
     assert (model(tokens, poisoned, starts)[0] - begun)[half * WINDOW :].abs().max() < 1e-12
     assert (alone - begun[half * WINDOW :]).abs().max() < 1e-12
 

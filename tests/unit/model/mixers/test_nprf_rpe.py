@@ -85,7 +85,7 @@ def test_the_random_features_do_not_depend_on_the_run() -> None:
 
 
 def last_loss(normalized: bool) -> float:
-    """After training at a high learning rate to say the token before; infinite where it is no number any more."""
+    """Loss after training at a high learning rate to repeat the previous token; infinite if it is not finite."""
     torch.manual_seed(0)
     given = ModelConfig.model_validate(
         {
