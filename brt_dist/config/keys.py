@@ -56,7 +56,11 @@ def _leaves(section: Section, plain: dict[str, Any], prefix: str) -> Iterator[tu
 
 
 def field_of(root: type[BaseModel], key: str) -> FieldInfo | None:
-    """The field that a dotted key names; if its section comes in kinds, that of the first kind that has it."""
+    """The field that a dotted key names.
+
+    If its section comes in kinds, that of the kind which the section is named after (`model.mixers.delta`), or else of
+    the first kind that has such a field.
+    """
     name, _, rest = key.partition(".")
     field, choice = root.model_fields.get(name), choice_of(root, name)
     if not rest or field is None:
@@ -64,9 +68,11 @@ def field_of(root: type[BaseModel], key: str) -> FieldInfo | None:
     if choice is None:
         inner = subsection(root, name)
         return field_of(inner, rest) if inner is not None else None
+    kinds = list(choice.kinds.values())
     if choice.is_mapping:
-        rest = rest.partition(".")[2]
-    found = (field_of(class_, rest) for class_ in choice.kinds.values())
+        within, _, rest = rest.partition(".")
+        kinds = [*(class_ for kind, class_ in choice.kinds.items() if kind == within), *kinds]
+    found = (field_of(class_, rest) for class_ in kinds)
     return next((field for field in found if field is not None), None)
 
 

@@ -10,8 +10,9 @@ from brt_dist.config.keys import leaf_keys
 from brt_dist.config.loading import flatten, load
 from brt_dist.config.rules import check
 from brt_dist.config.schema import Config
+from brt_dist.config.section import Section
 from brt_dist.errors import ConfigError
-from brt_dist.kinds import MIXERS, OPTIMIZERS
+from brt_dist.kinds import FFNS, MIXERS, OPTIMIZERS
 from launch.cli import main
 
 
@@ -40,6 +41,18 @@ def test_every_key_has_a_meaning_and_the_default_that_counts() -> None:
     assert set(found["model.mixers.recurrent.kind"].choices) == set(MIXERS)
     assert found["run.device"].choices == ("auto", "cpu", "cuda")
     assert found["data.verify"].choices == ("true", "false")
+
+
+@pytest.mark.parametrize(("mapping", "kinds"), [("model.mixers", MIXERS), ("model.ffns", FFNS)])
+def test_a_kind_is_described_by_its_own_fields(mapping: str, kinds: dict[str, type[Section]]) -> None:
+    """Several kinds have a `gate`: that of the recurrent one is a word, that of delta a switch."""
+    found = {key.name: key for key in described(Config)}
+    for kind, section in kinds.items():
+        for name, field in section.model_fields.items():
+            if (key := found.get(f"{mapping}.{kind}.{name}")) is not None and name != "kind":
+                assert (key.meaning, key.required) == (field.description, field.is_required()), key.name
+    assert found["model.mixers.delta.gate"].choices == ("true", "false")
+    assert found["model.mixers.recurrent.gate"].choices == ("fixed", "lstm")
 
 
 def test_keys_by_their_beginning_or_a_part(capsys: pytest.CaptureFixture[str]) -> None:
