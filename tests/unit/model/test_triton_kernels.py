@@ -120,3 +120,16 @@ def test_cross_entropy(vocab: int, is_weighted: bool, monkeypatch: pytest.Monkey
         return losses * shares if is_weighted else losses.sum()  # whose gradient is one number, not many
 
     compare(choose(monkeypatch, loss), [torch.randn(20, 3, 12), torch.randn(64, 12)], torch.float32)
+
+
+@pytest.mark.parametrize("vocab", [61, 7])
+def test_the_sum_of_a_cross_entropy(vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One tile has the vocabulary, so the forward pass makes the gradients."""
+    monkeypatch.setattr(tiles, "TOKENS", 16)
+    monkeypatch.setattr(triton_rows, "SOFTMAX", 16)
+    target, counted = torch.randint(vocab, (20, 3)), torch.rand(20, 3) < 0.7
+
+    def loss(x: Tensor, weight: Tensor) -> Tensor:
+        return tiles.summed_cross_entropy(x, weight, target, counted, tiles.Vocabulary(0, vocab), False)
+
+    compare(choose(monkeypatch, loss), [torch.randn(20, 3, 12), torch.randn(64, 12)], torch.float32)
