@@ -7,17 +7,15 @@ prints the table of such a file.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from brt_dist.files import write_atomic
+from benchmarks.figures import add_options, keep, shows
 
 Row = dict[str, Any]
 RECURRENT = "recurrent"
@@ -92,19 +90,16 @@ def table(rows: list[Row]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--repeats", type=int, default=3, help="timed runs")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
-    parser.add_argument("--show", type=Path, help="print the table of such a file; measure nothing")
+    add_options(parser)
     options = parser.parse_args()
-    if options.show:
-        print(table(json.loads(options.show.read_text())))
+    if shows(parser, options, table):
         return 0
     from brt_dist.parallel.layout import single_process
 
     torch.set_num_threads(1)
     with single_process():
         rows = measured((WIDTH, HEADS, WINDOW), SEGMENTS, options.repeats)
-    if options.json:
-        write_atomic(options.json, json.dumps(rows, indent=1) + "\n")
+    keep(options, rows)
     print(table(rows))
     return 0
 

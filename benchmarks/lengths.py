@@ -18,12 +18,11 @@ import statistics
 import time
 from collections.abc import Generator
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import add_options, keep, shows
 from benchmarks.step import serve
 from brt_dist.config.environment import CPU_DEFAULTS
-from brt_dist.files import write_atomic
 
 PARTS = ("positions", "segments")
 SEGMENT = 2048  # of the steps in a long document
@@ -41,11 +40,9 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="which parts")
     parser.add_argument("--tokens", type=int, default=2**20, help="tokens of the long document")
     parser.add_argument("--repeats", type=int, default=3, help="steps of each segment")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of such a file; measure nothing")
+    add_options(parser)
     options = parser.parse_args()
-    if options.show:
-        print(text(json.loads(options.show.read_text())))
+    if shows(parser, options, text):
         return
     os.environ.update(CPU_DEFAULTS, OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
     figures: dict[str, Any] = {}
@@ -53,8 +50,7 @@ def main() -> None:
         figures["positions"] = positions(options.tokens)
     if "segments" in options.parts:
         figures["segments"] = segments(SEGMENTS, options.repeats)
-    if options.json:
-        write_atomic(options.json, json.dumps(figures, indent=1) + "\n")
+    keep(options, figures)
     print(text(figures))
 
 

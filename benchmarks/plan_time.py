@@ -23,10 +23,10 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
+from benchmarks.figures import add_options, keep, shows
 from brt_dist.config.environment import CPU_DEFAULTS
 from brt_dist.config.loading import load
 from brt_dist.config.schema import Config
-from brt_dist.files import write_atomic
 from brt_dist.planning.devices import Calibration, read_device
 from brt_dist.planning.layout_plan import Planner
 from brt_dist.planning.step_time import StepTime
@@ -98,11 +98,9 @@ def main() -> None:
     parser.add_argument("--device", type=Path, help="calibration of this machine")
     parser.add_argument("--only", nargs="+", type=int, help="numbers of pairs, from 0")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="seconds for a pair")
-    parser.add_argument("--json", type=Path, help="write calibration and figures to this file")
-    parser.add_argument("--show", type=Path, help="print the table of such a file; measure nothing")
+    add_options(parser)
     options = parser.parse_args()
-    if options.show:
-        print(text(json.loads(options.show.read_text())))
+    if shows(parser, options, text):
         return
     if options.device is None:
         parser.error("--device FILE is needed: brt plan --calibrate --device cpu --out FILE")
@@ -121,8 +119,7 @@ def main() -> None:
         figures["pairs"] = sorted(
             [*figures["pairs"], row], key=lambda row: [pair.name for pair in PAIRS].index(row["name"])
         )
-        if options.json:
-            write_atomic(options.json, json.dumps(figures, indent=1) + "\n")
+        keep(options, figures)
     print(text(figures))
 
 

@@ -28,9 +28,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import add_options, keep, shows
 from benchmarks.waiting import Call, shares, watched
 from brt_dist.config.environment import CPU_DEFAULTS
-from brt_dist.files import write_atomic
 
 LAYOUTS: dict[str, dict[str, int]] = {
     "one process": {"micro_batch": 4, "zero_stage": 0},
@@ -53,11 +53,9 @@ def main() -> None:
     parser.add_argument(
         "--run-steps", type=int, default=12, help="steps of the run that shows what else takes time in a step"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of such a file; measure nothing")
+    add_options(parser)
     options = parser.parse_args()
-    if options.show:
-        print(text(json.loads(options.show.read_text())))
+    if shows(parser, options, text):
         return
     os.environ.update(CPU_DEFAULTS, OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", GLOO_SOCKET_IFNAME="lo")
     figures: dict[str, Any] = {"layouts": measure(["one process", *options.layouts], options.repeats)}
@@ -65,8 +63,7 @@ def main() -> None:
         from benchmarks.run_shares import measure_run
 
         figures["run"] = measure_run(config("one process"), options.run_steps)
-    if options.json:
-        write_atomic(options.json, json.dumps(figures, indent=1) + "\n")
+    keep(options, figures)
     print(text(figures))
 
 

@@ -6,19 +6,17 @@ the FLOPs.  --json FILE writes the figures; --show FILE prints the table of such
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from brt_dist.files import write_atomic
+from benchmarks.figures import add_options, keep, shows
 
 Row = dict[str, Any]
 SHAPES = ((512, 2048), (1024, 6144), (2048, 16384))  # D and hidden width; the second is the authors' C4-medium
@@ -95,19 +93,16 @@ def table(rows: list[Row]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--repeats", type=int, default=50, help="timed tokens")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
-    parser.add_argument("--show", type=Path, help="print the table of such a file; measure nothing")
+    add_options(parser)
     options = parser.parse_args()
-    if options.show:
-        print(table(json.loads(options.show.read_text())))
+    if shows(parser, options, table):
         return 0
     from brt_dist.parallel.layout import single_process
 
     torch.set_num_threads(1)
     with single_process():
         rows = measured(SHAPES, options.repeats)
-    if options.json:
-        write_atomic(options.json, json.dumps(rows, indent=1) + "\n")
+    keep(options, rows)
     print(table(rows))
     return 0
 

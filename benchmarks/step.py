@@ -15,7 +15,6 @@ visible pairs only and nothing that is computed twice.
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -26,8 +25,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import add_options, keep, shows
 from brt_dist.config.environment import CPU_DEFAULTS
-from brt_dist.files import write_atomic
 
 RECURRENT = {"window": {}, "recurrent": {"layers": [-3]}}
 ROWS: dict[str, dict[str, Any]] = {
@@ -71,11 +70,9 @@ def main() -> None:
     parser.add_argument(
         "--profile", type=Path, metavar="FILE", help="write the first row's step to this file, operator by operator"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="print the table of such a file; measure nothing")
+    add_options(parser)
     options = parser.parse_args()
-    if options.show:
-        print(table(json.loads(options.show.read_text())))
+    if shows(parser, options, table):
         return
     shapes = options.shapes or list(SHAPES[options.device])
     if unknown := set(shapes) - set(SHAPES[options.device]):
@@ -93,8 +90,7 @@ def main() -> None:
             options.device, shape, options.rows, options.repeats, options.against, options.profile, options.peers
         )
         print(table([row for row in figures if row["shape"] == shape]), flush=True)
-        if options.json:
-            write_atomic(options.json, json.dumps(figures, indent=1))
+        keep(options, figures)
 
 
 def measure(

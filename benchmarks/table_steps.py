@@ -11,15 +11,13 @@ paper updates once in 131,072 tokens.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from brt_dist.files import write_atomic
+from benchmarks.figures import add_options, keep, shows
 from launch.reproduce.kit import Row, expected, rows
 
 TOKENS = 4096  # of a stream, in one segment or several
@@ -142,11 +140,9 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="which device")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each layer that count")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="print the table of such a file; measure nothing")
+    add_options(parser)
     options = parser.parse_args()
-    if options.show:
-        print(table(json.loads(options.show.read_text())))
+    if shows(parser, options, table):
         return
     import torch
 
@@ -155,8 +151,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with single_process(options.device):
         figures = measure(options.device, options.repeats)
-    if options.json:
-        write_atomic(options.json, json.dumps(figures, indent=1) + "\n")
+    keep(options, figures)
     print(table(figures))
 
 
