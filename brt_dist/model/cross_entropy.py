@@ -48,43 +48,55 @@ def cross_entropy(x: Tensor, weight: Tensor, target: Tensor, vocabulary: Vocabul
 
 
 def summed_cross_entropy(
-    x: Tensor, weight: Tensor, target: Tensor, counted: Tensor, vocabulary: Vocabulary, is_split: bool
+    x: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    counted: Tensor,
+    vocabulary: Vocabulary,
+    is_split: bool,
+    scale: float = 1.0,
 ) -> Tensor:
     """Sum of the nats of the tokens that count, float32 (), the same on all tensor parallel ranks.
 
     Args:
         counted: (n, b) bool; the others are as :func:`cross_entropy` has them.
+        scale: multiplies the logits.
     """
     ranks = parallel_state.get_tensor_model_parallel_group().size()
     has_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if has_gradient and is_one_tile(len(weight), ranks):
-        return cast(Tensor, _SummedCrossEntropy.apply(x, weight, target, counted, vocabulary.valid))
-    return cross_entropy(x, weight, target, vocabulary, is_split).masked_fill(~counted, 0.0).sum()
+        return cast(Tensor, _SummedCrossEntropy.apply(x, weight, target, counted, vocabulary.valid, scale))
+    return cross_entropy(x * scale, weight, target, vocabulary, is_split).masked_fill(~counted, 0.0).sum()
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, target: Tensor, counted: Tensor, valid: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, target: Tensor, counted: Tensor, valid: int, scale: float
+    ) -> Tensor:
         rows, places, counts = x.flatten(0, 1), target.flatten(), counted.flatten().to(widened(x).dtype)
         of_rows, of_weight, nats = torch.empty_like(rows), None, []
         for part in _slices(len(rows), _tokens(rows)):
-            product, place = rows[part] @ weight.t(), places[part]
+            scaled, place = rows[part] * scale, places[part]  # a part at a time, as all is in memory now
+            product = scaled @ weight.t()
             chosen = widened(product.gather(1, place[:, None]).squeeze(1))
             largest, total, slope = _normalized(product, valid, place, counts[part])
             nats.append(total.log() - (chosen - largest))
             torch.mm(slope, weight, out=of_rows[part])
             if of_weight is None:
-                of_weight = slope.t() @ rows[part]
+                of_weight = slope.t() @ scaled
             else:
                 of_weight = widened(of_weight)
-                _add_product(of_weight, slope.t(), rows[part])
+                _add_product(of_weight, slope.t(), scaled)
+            del product, slope  # before the next tile is made
+        ctx.scale = scale
         ctx.save_for_backward(of_rows.view(x.shape), cast(Tensor, of_weight).to(weight.dtype))
         return torch.cat(nats).masked_fill(counts == 0, 0.0).sum()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        of_x, of_weight = ctx.saved_tensors
-        return (of_x * gradient).to(of_x.dtype), (of_weight * gradient).to(of_weight.dtype), None, None, None
+        of_x, of_weight = ctx.saved_tensors  # in place, as memory is scarcest now; a second backward pass is refused
+        return of_x.mul_(gradient * ctx.scale), of_weight.mul_(gradient), None, None, None, None
 
 
 def _normalized(product: Tensor, valid: int, place: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:

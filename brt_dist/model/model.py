@@ -71,12 +71,12 @@ class TokenEmbedding(megatron.VocabParallelEmbedding):
         if not score:
             tokens = x.transpose(0, 1)
             return self._embed_part(tokens) if self.is_split else super().forward(tokens)
-        x = x * self.scale  # scaling the states is scaling the logits, at a fraction of the cost
         valid = max(self.vocab_size - self.vocab_start_index, 0)
+        here = Vocabulary(self.vocab_start_index, valid)
+        if target is not None and counted is not None:
+            return summed_cross_entropy(x, self.weight, target, counted, here, self.is_split, self.scale)
+        x = x * self.scale  # scaling the states is scaling the logits, at a fraction of the cost
         if target is not None:
-            here = Vocabulary(self.vocab_start_index, valid)
-            if counted is not None:
-                return summed_cross_entropy(x, self.weight, target, counted, here, self.is_split)
             return cross_entropy(x, self.weight, target, here, self.is_split)
         logits = linear_of_parts(x, self.weight) if self.is_split else self._projection(x, weight=self.weight)[0]
         if valid < logits.shape[-1]:

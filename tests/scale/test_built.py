@@ -118,5 +118,5 @@ def test_layers_refuse_what_cannot_be_split(size: str) -> None:
 
 
 def test_a_process_of_a_run_builds_no_other_ranks() -> None:
-    with meta_world(small()), pytest.raises(PlatformError, match="a process of its own"):
+    with meta_world(small()), pytest.raises(PlatformError, match="nearest: a separate process"):
         built_ranks(small())
