@@ -141,3 +141,14 @@ def test_large_logits_stay_finite() -> None:
     losses = embedding.losses(x, torch.tensor([[0], [12]]))
     losses.sum().backward()
     assert torch.isfinite(losses).all() and torch.isfinite(x.grad).all() and torch.isfinite(embedding.weight.grad).all()
+
+
+def test_a_second_backward_pass_through_the_sum_is_refused() -> None:
+    """The first one scales the gradients in place."""
+    embedding = TokenEmbedding(small())
+    initialize(embedding, 0, "embedding")
+    x, target = torch.randn(6, 2, 10).requires_grad_(), torch.randint(23, (6, 2))
+    loss = 2 * embedding.summed_loss(x, target, target < 20)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
