@@ -13,10 +13,8 @@ from brt_dist.parallel.layout import agree
 _FEWEST, _MOST = 3, 100  # repeats
 _SIDE = {"cpu": 768, "cuda": 4096}  # of the probe's matrices
 _LOOKS = 3  # matrix products of a sample
-_LONGER, _OFTEN = (
-    1.15,
-    0.2,
-)  # a sample is slow if it takes this much longer than the shortest; share of samples that may be
+# A sample is slow if it takes this many times as long as the shortest; the share of samples that may be slow.
+_LONGER, _OFTEN = 1.15, 0.2
 _SHARE = 0.9  # share of its CPUs that a rank should get
 
 

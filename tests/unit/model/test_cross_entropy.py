@@ -12,6 +12,26 @@ from brt_dist.model.parameters import initialize
 from brt_dist.planning.stage_time import logits_products
 from tests.unit.model.networks import built, small, some_memory, starts_of, tokens_of
 
+TOLERANCE = {
+    torch.float64: {"rtol": 1e-10, "atol": 1e-10},
+    torch.float32: {"rtol": 1e-5, "atol": 1e-5},
+    torch.bfloat16: {"rtol": 0.05, "atol": 0.2},
+}
+
+
+def drawn(vocab: int, dtype: torch.dtype) -> tuple[TokenEmbedding, torch.Tensor]:
+    """An embedding, and hidden states (6, 2, 10) for it."""
+    embedding = TokenEmbedding(small(vocab_size=vocab)).to(dtype)
+    initialize(embedding, 0, "embedding")
+    return embedding, (5 * torch.randn(6, 2, 10)).to(dtype).requires_grad_()
+
+
+def oracle(x: torch.Tensor, embedding: TokenEmbedding, target: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Hidden states and weights in float64, and the nats of each token (6, 2) by torch's own cross entropy."""
+    exact = [value.detach().double().requires_grad_() for value in (x, embedding.weight)]
+    logits = exact[0] @ exact[1][: embedding.vocab_size].T / 10**0.5
+    return exact, F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(6, 2)
+
 
 @pytest.mark.parametrize("vocab", [1, 7, 8, 13, 40])
 @pytest.mark.parametrize("tile", [(1024, 4096), (5, 4096), (1024, 8), (5, 6), (1, 1)])
@@ -21,20 +41,12 @@ def test_losses_and_gradients(
 ) -> None:
     monkeypatch.setattr(tiles, "TOKENS", tile[0])
     monkeypatch.setattr(tiles, "COLUMNS", tile[1])
-    embedding = TokenEmbedding(small(vocab_size=vocab)).to(dtype)
-    initialize(embedding, 0, "embedding")
-    x = (5 * torch.randn(6, 2, 10)).to(dtype).requires_grad_()
+    embedding, x = drawn(vocab, dtype)
     target, direction = torch.randint(vocab, (6, 2)), torch.randn(6, 2)
 
     losses = embedding.losses(x, target)
-    exact = [value.detach().double().requires_grad_() for value in (x, embedding.weight)]
-    logits = exact[0] @ exact[1][:vocab].T / 10**0.5
-    expected = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(6, 2)
-    tolerance = {
-        torch.float64: {"rtol": 1e-10, "atol": 1e-10},
-        torch.float32: {"rtol": 1e-5, "atol": 1e-5},
-        torch.bfloat16: {"rtol": 0.05, "atol": 0.2},
-    }[dtype]
+    exact, expected = oracle(x, embedding, target)
+    tolerance = TOLERANCE[dtype]
     assert losses.dtype == torch.promote_types(dtype, torch.float32)
     torch.testing.assert_close(losses.double(), expected, **tolerance)
     ours = torch.autograd.grad((losses * direction).sum(), [x, embedding.weight])
@@ -68,23 +80,15 @@ def test_the_sum_of_the_tokens_that_count(
     monkeypatch.setattr(tiles, "TOKENS", tile[0])
     monkeypatch.setattr(tiles, "COLUMNS", tile[1])
     monkeypatch.setattr(shapes, "TILE_COLUMNS", tile[1])
-    embedding = TokenEmbedding(small(vocab_size=vocab)).to(dtype)
-    initialize(embedding, 0, "embedding")
-    x = (5 * torch.randn(6, 2, 10)).to(dtype).requires_grad_()
+    embedding, x = drawn(vocab, dtype)
     target, counted = torch.randint(vocab, (6, 2)), torch.rand(6, 2) < 0.6
 
     loss = embedding.summed_loss(x, target, counted)
     with torch.no_grad():
         torch.testing.assert_close(embedding.summed_loss(x, target, counted), loss)
-    exact = [value.detach().double().requires_grad_() for value in (x, embedding.weight)]
-    logits = exact[0] @ exact[1][:vocab].T / 10**0.5
-    nats = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(6, 2)
+    exact, nats = oracle(x, embedding, target)
+    tolerance = TOLERANCE[dtype]
     expected = nats.masked_fill(~counted, 0.0).sum()
-    tolerance = {
-        torch.float64: {"rtol": 1e-10, "atol": 1e-10},
-        torch.float32: {"rtol": 1e-5, "atol": 1e-5},
-        torch.bfloat16: {"rtol": 0.05, "atol": 0.2},
-    }[dtype]
     assert loss.dtype == torch.promote_types(dtype, torch.float32) and loss.dim() == 0
     torch.testing.assert_close(loss.double(), expected, **tolerance)
     ours = torch.autograd.grad(-3 * loss, [x, embedding.weight])
