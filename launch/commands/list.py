@@ -10,14 +10,8 @@ import click
 
 from launch.commands.arguments import LocalPath, json_option
 
-_PASSED_OVER = (
-    "checkpoints",
-    "attempts",
-    "tracking",
-    "plots",
-    "system",
-    "submissions",
-)  # of a run, which contains no other runs
+# Folders of a run, which contains no other runs.
+_PASSED_OVER = ("checkpoints", "attempts", "tracking", "plots", "system", "submissions")
 
 
 @click.command("list")

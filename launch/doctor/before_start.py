@@ -10,12 +10,8 @@ from launch.doctor.node import gpus
 from launch.doctor.object_store import problem_of
 from launch.run.open_files import check_open_files
 
-_DRIVERS = (
-    "/dev/nvidiactl",
-    "/dev/nvidia0",
-    "/dev/kfd",
-    "/dev/dxg",
-)  # of NVIDIA, of AMD, and of Windows' subsystem for Linux
+# The devices of NVIDIA, of AMD, and of Windows' subsystem for Linux.
+_DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 
 
 def check_before_start(config: Config) -> None:
