@@ -85,4 +85,4 @@ class EncoderConfig(Section):
         # queries, scaled queries and what was read; keys, values and unit keys
         vectors = 3 * (local.tokens + source.tokens) * heads * model.head_dim * local.itemsize
         scales = 4 * (local.tokens + source.tokens) * heads
-        return local.normed(width) + source.normed(width) + local.mask(width, model.dropout) + vectors + scales
+        return local.normed(width, model.dropout) + source.normed(width) + vectors + scales

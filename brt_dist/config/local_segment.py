@@ -15,6 +15,7 @@ class LocalSegment:
         sequence_parallel: whether the rank has N/tp of the tokens between tensor parallel regions.
         itemsize: bytes of an element of the activations.
         kernel: that computes attention: "triton", "blocked" or "plain".
+        remakes: whether the backward pass makes norms and layouts again; not what it reruns anyway (recompute).
     """
 
     streams: int
@@ -24,6 +25,7 @@ class LocalSegment:
     sequence_parallel: bool = False
     itemsize: int = 2
     kernel: str = "blocked"
+    remakes: bool = True
 
     @property
     def tokens(self) -> int:
@@ -44,9 +46,21 @@ class LocalSegment:
         """Bytes of hidden states between regions."""
         return self.own_tokens * width * self.itemsize
 
-    def normed(self, width: int) -> int:
-        """Bytes that a norm of hidden states and the linear map after it keep: input, one number per token, output."""
-        return 2 * self.hidden(width) + 4 * self.own_tokens
+    def normed(self, width: int, dropout: float = 0.0) -> int:
+        """Bytes that a norm of hidden states and the linear map after it keep: the input, and one number per token.
+
+        The backward pass makes the norm again, but not with dropout between the two: its mask and result are kept.
+        """
+        result = self.hidden(width) if dropout else self.made(self.hidden(width))
+        return self.hidden(width) + 4 * self.own_tokens + result + self.mask(width, dropout)
+
+    def made(self, size: int) -> int:
+        """Bytes kept of what a backward pass can make again."""
+        return 0 if self.remakes else size
+
+    def made_again(self, size: int) -> int:
+        """Bytes of what the backward pass makes again."""
+        return size if self.remakes else 0
 
     def entered(self, width: int) -> int:
         """The same if the rank enters a region first, so that the maps keep all tokens."""

@@ -4,14 +4,16 @@ Shapes: b streams, t blocks, h heads of this rank, W tokens of a block, E head s
 everything but the last two dimensions is a batch of matrix products.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from brt_dist.model.dropout import Mask
 from brt_dist.model.norms import widened
+
+Index: TypeAlias = tuple[slice, ...]
 
 
 class Window(NamedTuple):
@@ -22,7 +24,12 @@ class Window(NamedTuple):
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None, mask: Mask | None = None
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None = None,
+    mask: Mask | None = None,
+    at_once: int | None = None,
 ) -> Tensor:
     """softmax(q·k + bias) v, with the softmax in float32.  The backward pass recomputes the probabilities.
 
@@ -32,12 +39,33 @@ def attend(
         queries: (..., h, n, E), of any type.
         keys, values: (..., h, m, E).
         bias: (h, n, m), shared by all streams and blocks, -inf where a key is not visible.
-        mask: dropout of the probabilities, broadcast against (..., h, n, m).
+        mask: dropout of the probabilities, broadcast against (..., h, n, m); with `at_once`, as `Dropout.attention`
+            draws it.
+        at_once: about how many logits to work on at a time; None: all.
 
     Returns:
         (..., h, n, E), of the type of `values`.
     """
-    return cast(Tensor, _Attend.apply(queries.to(keys.dtype), keys, values, bias, mask))
+    queries = queries.to(keys.dtype)
+    if at_once is not None and queries.shape[:-3] == keys.shape[:-3]:
+        blocks = at_once // (queries.shape[-3] * queries.shape[-2] * keys.shape[-2])
+        if len(parts := list(groups(queries.shape[:-3], blocks))) > 1:
+            return cast(Tensor, _AttendInParts.apply(queries, keys, values, bias, mask, parts))
+    return cast(Tensor, _Attend.apply(queries, keys, values, bias, mask))
+
+
+def groups(outer: Sequence[int], at_once: int) -> Iterator[Index]:
+    """Cuts streams (b,), or streams and blocks (b, t), into groups of about `at_once` streams or blocks."""
+    streams, *others = outer
+    blocks = others[0] if others else 1
+    together = max(1, at_once // blocks)
+    for stream in range(0, streams, together):
+        group = slice(stream, stream + together)
+        if not others:
+            yield (group,)
+            continue
+        for block in range(0, blocks, max(1, at_once)):
+            yield group, slice(block, block + max(1, at_once))
 
 
 class _Attend(torch.autograd.Function):
@@ -57,6 +85,48 @@ class _Attend(torch.autograd.Function):
         rounded = of_logits.to(queries.dtype)
         of_keys, of_values = rounded.transpose(-1, -2) @ queries, used.transpose(-1, -2) @ gradient
         return rounded @ keys, of_keys, of_values, of_bias, None
+
+
+class _AttendInParts(torch.autograd.Function):
+    """A group of streams and blocks after the other, so that logits stay in a CPU's cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        mask: Mask | None,
+        parts: Sequence[Index],
+    ) -> Tensor:
+        ctx.save_for_backward(queries, keys, values, bias)
+        ctx.mask, ctx.parts = mask, parts
+        out = values.new_empty(*queries.shape[:-1], values.shape[-1])
+        for part in parts:
+            out[part] = read(_logits(queries[part], keys[part], bias), values[part], _of_streams(mask, part))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, values, bias = ctx.saved_tensors
+        of_queries, of_keys, of_values = (x.new_empty(x.shape) for x in (queries, keys, values))
+        of_bias = torch.zeros_like(bias) if bias is not None else None
+        for part in ctx.parts:
+            here, seen, given = queries[part], keys[part], gradient[part]
+            mask = _of_streams(ctx.mask, part)
+            used, of_logits = slopes(_logits(here, seen, bias), values[part], mask, given)
+            if of_bias is not None:
+                of_bias += of_logits.sum_to_size(of_bias.shape)
+            rounded = of_logits.to(queries.dtype)
+            of_queries[part] = rounded @ seen
+            of_keys[part], of_values[part] = rounded.transpose(-1, -2) @ here, used.transpose(-1, -2) @ given
+        return of_queries, of_keys, of_values, of_bias, None, None
+
+
+def _of_streams(mask: Mask | None, part: Index) -> Mask | None:
+    """A mask is the same for all blocks of a stream."""
+    return mask and Mask(mask.dropped[part[0]], mask.rate)
 
 
 def read(logits: Tensor, values: Tensor, mask: Mask | None) -> Tensor:

@@ -8,7 +8,7 @@ from megatron.core import ModelParallelConfig
 from torch import Tensor, nn
 
 from brt_dist.config.schema import ModelConfig
-from brt_dist.model.attention import Window, attend, split_heads, with_previous_block
+from brt_dist.model.attention import attend, split_heads
 from brt_dist.model.dropout import Dropout
 from brt_dist.model.filters import DiagonalFilters, UnstructuredFilters
 from brt_dist.model.linear import local_heads
@@ -63,11 +63,9 @@ class BlockStateAttention(WindowAttention):
         fed_back: ProjectedState | None = None,
     ) -> tuple[Tensor, Memory]:
         heads = self.tokens.project(x, dropout)
-        window = Window(
-            with_previous_block(heads.keys, memory["keys"], starts),
-            with_previous_block(heads.values, memory["values"], starts),
-        )
-        attended = [self.tokens.to_tokens(heads, window, dropout)]
+        window = heads.window(memory, starts)
+        with heads.remade.read():
+            attended = [self.tokens.to_tokens(heads, window, dropout)]
         contexts, kept = self.contexts(enter(self.tokens.norm(x), self.parallel), memory, starts)
         keys, values = self.projected(contexts.to(x.dtype))
         queries = cast(Tensor, heads.state_queries)

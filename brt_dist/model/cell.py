@@ -147,7 +147,7 @@ class _Dual(nn.Module):
 
     def forward(self, state: Tensor, attended: Tensor) -> Tensor:
         state = self.attention_update(state, attended)
-        return self.update(state, torch.relu(self.hidden(self.norm(state))))
+        return self.update(state, torch.relu(self.norm(state, self.hidden)))
 
 
 _TAILS = {"skip": _Skip, "single": _Single, "dual": _Dual}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.attention import attend, merge_heads, split_heads
-from brt_dist.model.dropout import Dropout
+from brt_dist.model.dropout import Dropout, dropped_into
 from brt_dist.model.linear import ColumnLinear, RowLinear
 from brt_dist.model.norms import RMSNorm, unit_length
 from brt_dist.model.scales import HeadScale
@@ -33,10 +33,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, source: Tensor, dropout: Dropout | None) -> Tensor:
         """x (N, b, D) of the decoder, source (M, b, D) of the encoder -> (N, b, D), to be added to x."""
-        x = self.norm(x)
-        if dropout is not None:
-            x = dropout.activations(x, self.index, "cross-attention input")
-        (queries,) = split_heads(self.queries(x), 1, self.head_dim)
-        keys, values = split_heads(self.projections(self.source_norm(source)), 2, self.head_dim)
+        asked = self.norm(x, dropped_into(self.queries, dropout, self.index, "cross-attention input"))
+        (queries,) = split_heads(asked, 1, self.head_dim)
+        keys, values = split_heads(self.source_norm(source, self.projections), 2, self.head_dim)
         attended = attend(self.scale.queries(queries), unit_length(keys, dtype=keys.dtype), values)
         return cast(Tensor, self.merge(merge_heads([attended])))

@@ -5,7 +5,7 @@ generator is not touched.  As in the paper's code the mask of the residual strea
 along the segment, and that of the attention matrix is one block, shared by all blocks: drawing costs little.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
@@ -50,6 +50,13 @@ class Mask:
     def factor(self) -> float:
         """1/(1 - rate), rounded to float32."""
         return float(np.float32(1.0) / np.float32(1.0 - self.rate))
+
+
+def dropped_into(
+    into: Callable[[Tensor], Tensor], dropout: "Dropout | None", layer: int, site: str
+) -> Callable[[Tensor], Tensor]:
+    """`into`, of its argument (N, b, D) after dropout; see `Dropout.activations`."""
+    return into if dropout is None else lambda x: into(dropout.activations(x, layer, site))
 
 
 @dataclass(frozen=True)

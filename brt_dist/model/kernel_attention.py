@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.attention import merge_heads, split_heads, with_previous_block
-from brt_dist.model.dropout import Dropout
+from brt_dist.model.dropout import Dropout, dropped_into
 from brt_dist.model.linear import ColumnLinear, RowLinear, local_heads
 from brt_dist.model.memory import Memory
 from brt_dist.model.norms import RMSNorm, unit_length, widened
@@ -107,10 +107,8 @@ class KernelAttention(nn.Module):
     def forward(
         self, x: Tensor, memory: Memory, starts: Tensor, dropout: Dropout | None, fed_back: None = None
     ) -> tuple[Tensor, Memory]:
-        x = self.norm(x)
-        if dropout is not None:
-            x = dropout.activations(x, self.index, "attention input")
-        blocks = self.projections(x).unflatten(0, (-1, self.model.window))
+        projected = self.norm(x, dropped_into(self.projections, dropout, self.index, "attention input"))
+        blocks = projected.unflatten(0, (-1, self.model.window))
         queries, keys, values = split_heads(blocks, 3, self.model.head_dim)
         directions = widened(self.directions)
         asked, offered = (features(self._scaled(part), directions) for part in (queries, keys))

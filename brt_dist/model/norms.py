@@ -1,5 +1,6 @@
 """Normalisations.  Statistics are taken in float32 (or wider) whatever the type of the activations."""
 
+from collections.abc import Callable
 from typing import Any, TypeGuard, cast
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from brt_dist.model import rows
 from brt_dist.model.parameters import constant, declare, ones
+from brt_dist.model.remade import Remade
 
 EPSILON = 1e-6
 
@@ -29,8 +31,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
         declare(self.weight, ones())
 
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_normed(x, self.weight)
+    def forward(self, x: Tensor, into: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The norm of x (..., D), or into(norm), whose backward pass makes the norm again instead of keeping it."""
+        if into is None:
+            return rms_normed(x, self.weight)
+        remade = Remade()
+        normed = remade.made(rms_normed, x, self.weight)
+        with remade.read():
+            return into(normed)
 
 
 class LayerNorm(nn.Module):

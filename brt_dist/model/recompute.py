@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from brt_dist.model.remade import rerun_in_backward
+
 Recompute: TypeAlias = Literal["none", "attention", "layer"]
 Call: TypeAlias = Callable[..., Any]
 """Called with a function and its arguments"""
@@ -20,8 +22,13 @@ def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a pure function and keep only its arguments; the backward pass runs it again."""
     if not torch.is_grad_enabled():
         return function(*arguments)
+
+    def run(*arguments: Any) -> Any:
+        with rerun_in_backward():
+            return function(*arguments)
+
     # masks are keyed and no global generator is used: nothing to restore
-    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 class Calls(NamedTuple):

@@ -25,6 +25,11 @@ def is_one_tile(rows: int, tensor_parallel: int) -> bool:
     return tensor_parallel == 1 and rows <= TILE_COLUMNS
 
 
+def logits_at_once(kernel: str, logits: int, least: int) -> int:
+    """How many of `logits` a kernel works on at a time; `least`: those of one stream and block."""
+    return min(logits, max(CACHED_LOGITS, least)) if kernel == "blocked" else logits
+
+
 def sub_block(window: int) -> int:
     """Tokens of a sub-block, a divisor of the window."""
     rows = max(window // PARTS, SMALLEST_PART)

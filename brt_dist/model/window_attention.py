@@ -2,18 +2,20 @@
 
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+import torch
 from megatron.core import ModelParallelConfig
 from torch import Tensor, nn
 
 from brt_dist.config.schema import ModelConfig
 from brt_dist.model.attention import Window, merge_heads, split_heads, with_previous_block
-from brt_dist.model.dropout import Dropout
+from brt_dist.model.dropout import Dropout, dropped_into
 from brt_dist.model.kernels.base import kernel
 from brt_dist.model.linear import ColumnLinear, RowLinear
 from brt_dist.model.memory import Memory
 from brt_dist.model.multiplicative import MultiplicativeLinear
 from brt_dist.model.norms import RMSNorm, unit_length, widened
 from brt_dist.model.positions import RelativeBias, rotated
+from brt_dist.model.remade import Remade
 from brt_dist.model.scales import HeadScale
 
 if TYPE_CHECKING:
@@ -50,11 +52,9 @@ class WindowAttention(nn.Module):
         fed_back: ProjectedState | None = None,
     ) -> tuple[Tensor, Memory]:
         heads = self.tokens.project(x, dropout)
-        window = Window(
-            with_previous_block(heads.keys, memory["keys"], starts),
-            with_previous_block(heads.values, memory["values"], starts),
-        )
-        attended, kept = self.mix(heads, window, memory, starts, dropout, fed_back)
+        window = heads.window(memory, starts)
+        with heads.remade.read():
+            attended, kept = self.mix(heads, window, memory, starts, dropout, fed_back)
         kept["keys"], kept["values"] = heads.keys[:, -1].transpose(1, 2), heads.values[:, -1].transpose(1, 2)
         return self.tokens.output(attended), kept
 
@@ -81,6 +81,16 @@ class TokenHeads(NamedTuple):
     values: Tensor
     queries: Tensor
     state_queries: Tensor | None  # where there are states
+    remade: Remade
+    """what made them, and makes the windows"""
+
+    def window(self, memory: Memory, starts: Tensor) -> Window:
+        """What the tokens of each block see: keys and values of the block and of the one before it."""
+        keys, values = (
+            self.remade.made(with_previous_block, blocks, memory[name], starts)
+            for name, blocks in (("keys", self.keys), ("values", self.values))
+        )
+        return Window(keys, values)
 
 
 class TokenAttention(nn.Module):
@@ -111,17 +121,16 @@ class TokenAttention(nn.Module):
 
     def project(self, x: Tensor, dropout: Dropout | None) -> TokenHeads:
         """Project the tokens x (N, b, D) of all blocks at once."""
-        x = self.norm(x)
-        if dropout is not None:
-            x = dropout.activations(x, self.index, "attention input")
-        blocks = self.projections(x).unflatten(0, (-1, self.model.window))
+        projected = self.norm(x, dropped_into(self.projections, dropout, self.index, "attention input"))
+        blocks = projected.unflatten(0, (-1, self.model.window))
         count = 3 if self.state_scale is None else 4
         keys, values, queries, *others = split_heads(blocks, count, self.model.head_dim)
         state_queries = self.state_scale.queries(others[0]) if self.state_scale is not None else None
         is_wide = self.settings.positions == "rotary"  # they are rounded after the rotation
-        return TokenHeads(
-            unit_length(keys, dtype=keys.dtype), values, self.scale.queries(queries, is_wide), state_queries
-        )
+        remade = Remade()
+        keys = remade.made(unit_length, keys, None, keys.dtype)
+        queries = remade.made(unit_length, queries, self.scale.factor, None if is_wide else queries.dtype)
+        return TokenHeads(keys, values, queries, state_queries, remade)
 
     def to_tokens(self, heads: TokenHeads, window: Window, dropout: Dropout | None) -> Tensor:
         """Attention to the W tokens before each token -> (b, t, h, W, E)."""
@@ -131,7 +140,8 @@ class TokenAttention(nn.Module):
         queries, keys, visible = heads.queries, window.keys, widened(heads.queries.new_zeros(1, 1, self.model.window))
         if self.settings.positions == "rotary":
             # here and not earlier, so that the cache and what the states see contain no positions
-            queries, keys = rotated(queries, self.model.window), rotated(keys)
+            queries = heads.remade.made(_turned, queries, self.model.window, keys.dtype)
+            keys = heads.remade.made(rotated, keys)
         if self.positions is not None:
             visible = self.scale(self.positions())
         compute = kernel(self.model.attention_kernel, queries.device)
@@ -145,3 +155,8 @@ class TokenAttention(nn.Module):
     def output(self, attended: list[Tensor]) -> Tensor:
         """(b, t, h, W, E) of each kind of attention -> (N, b, D)."""
         return cast(Tensor, self.merge(merge_heads(attended).flatten(0, 1)))
+
+
+def _turned(queries: Tensor, first: int, dtype: torch.dtype) -> Tensor:
+    """Wide queries, rounded after the rotation only."""
+    return rotated(queries, first).to(dtype)

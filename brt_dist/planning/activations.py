@@ -20,12 +20,12 @@ class LayerActivations:
 
     Attributes:
         kept: from forward to backward.
-        full: what it keeps without recompute.
+        made: what it would keep if the backward pass made nothing again.
         workspace: the most that its backward pass needs besides: what is recomputed, gradients and temporaries.
     """
 
     kept: int
-    full: int
+    made: int
     workspace: int
 
 
@@ -48,24 +48,34 @@ def layer_activations(model: ModelConfig, layer: int, local: LocalSegment, recom
     """Activations of layer `layer` (from 0)."""
     mixer, ffn, seen, encoder = model.mixer_of(layer), model.ffn_of(layer), model.at(layer), model.encoder
     local = replace(local, segment=local.segment * seen.window // model.window, window=seen.window)
-    of_ffn = ffn.activations(seen, local)
-    full, again_given = mixer.activations(seen, local), local.hidden(model.width) + mixer.between_blocks(seen, local)
+    keeping = replace(local, remakes=False)
+    made = _mixing(model, layer, keeping) + ffn.activations(seen, keeping)
+    of_ffn = ffn.activations(seen, keeping if recompute == "layer" else local)
+    local = local if recompute == "none" else keeping
+    of_mixer = _mixing(model, layer, local)
+    again_given = local.hidden(model.width) + mixer.between_blocks(seen, local)
     if layer in encoder.shortened:
-        before = encoder.shortening_activations(model, local, layer)
-        full, again_given = full + before, again_given + before
+        again_given += encoder.shortening_activations(model, local, layer)
     kept_again = again_given
     if encoder.crosses(layer):  # with recompute it keeps the tokens that enter it, and what it reads from the encoder
-        source = encoder.left(model, local).hidden(model.width)
-        full, again_given = full + encoder.cross_activations(model, local), again_given + source
+        again_given += encoder.left(model, local).hidden(model.width)
         kept_again = again_given + local.hidden(model.width)
-    of_mixer, full = full, full + of_ffn
+    full = of_mixer + of_ffn
     kept = {"none": full, "attention": kept_again + of_ffn, "layer": again_given}[recompute]
     # the FFN's backward pass comes first; everything is there then, except what recompute of attention makes again
     least = local.hidden(model.width) + local.of_norm(model.width)
     in_ffn = (kept if recompute == "attention" else full) + max(ffn.in_backward(seen, local), least)
     in_mixer = of_mixer + max(mixer.in_backward(seen, local), least)
     calls = local.segment // local.window if model.feedback else 1  # blocks run, and are recomputed, one by one
-    return LayerActivations(kept, full, (max(in_ffn, in_mixer) - kept) // calls)
+    return LayerActivations(kept, made, (max(in_ffn, in_mixer) - kept) // calls)
+
+
+def _mixing(model: ModelConfig, layer: int, local: LocalSegment) -> int:
+    """Bytes that a layer's mixer keeps, with what an encoder or a decoder has besides."""
+    found, encoder = model.mixer_of(layer).activations(model.at(layer), local), model.encoder
+    if layer in encoder.shortened:
+        found += encoder.shortening_activations(model, local, layer)
+    return found + (encoder.cross_activations(model, local) if encoder.crosses(layer) else 0)
 
 
 def head_activations(model: ModelConfig, local: LocalSegment) -> int:

@@ -121,9 +121,11 @@ def _layer(sizes: ModelSizes, parallel: ParallelConfig, kind: int, device: Devic
     )
     reads = heads * device.attention_forward
     passes_over = device.mixer_passes.get(model.mixer_of(kind).kind, device.activation_passes)
-    moved = passes_over * sizes.activations(kind, local, "none").full / device.memory_rate
+    found = sizes.activations(kind, local, "none")
+    moved = passes_over * found.made / device.memory_rate
+    remade = 2 * (found.made - found.kept) / device.memory_rate  # written and read once more
     once = mixer + ffn + reads + _FORWARD_PASSES * moved
-    again = {"none": 0.0, "attention": mixer + reads + _FORWARD_PASSES / 2 * moved, "layer": once}
+    again = {"none": remade, "attention": mixer + reads + _FORWARD_PASSES / 2 * moved, "layer": once}
     passes = 1 + (parallel.recompute != "none")
     sent = sent_back = 0.0
     if parallel.tensor > 1:

@@ -16,8 +16,8 @@ from tests.scale.activations import Operations, Written
 BLOCKS = (4, 8, 16)
 MIXERS = {
     "window": {"window": {}},
-    "skip": {"recurrent": {"layers": None}},
-    "dual, LSTM gate": {"recurrent": {"layers": None, "cell": "dual", "gate": "lstm"}},
+    "skip": {"recurrent": {"layers": None, "states": 128}},
+    "dual, LSTM gate": {"recurrent": {"layers": None, "states": 128, "cell": "dual", "gate": "lstm"}},
 }
 
 

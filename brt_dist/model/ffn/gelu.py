@@ -38,8 +38,8 @@ class GeluFFN(FFN):
         return norm + local.mask(model.width, model.dropout) + hidden
 
     def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
-        # gradients of hidden units after and before GELU; by then the units after it are gone
-        hidden = local.tokens * self.width // local.tensor * local.itemsize
+        # gradients of hidden units, and of the weight of the second layer
+        hidden = (local.tokens + model.width) * self.width // local.tensor * local.itemsize
         return local.hidden(model.width) + hidden + 2 * local.gathered(model.width)
 
     def operations(self, model: "ModelConfig", segment: int) -> int:

@@ -37,8 +37,8 @@ class ReluFFN(FFN):
         return local.normed(model.width) + local.mask(model.width, model.dropout) + hidden
 
     def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
-        # gradients of hidden units after and before ReLU
-        hidden = 2 * local.tokens * self.width // local.tensor * local.itemsize
+        # gradients of hidden units, which ReLU's are written over, and of the weight of the second layer
+        hidden = (local.tokens + model.width) * self.width // local.tensor * local.itemsize
         return local.hidden(model.width) + hidden + 2 * local.gathered(model.width)
 
     def operations(self, model: "ModelConfig", segment: int) -> int:
@@ -72,7 +72,7 @@ class ReluFFN(FFN):
                 self.output = RowLinear(hidden_width, model.width, parallel)
 
             def forward(self, x: "Tensor", dropout: "Dropout | None") -> "Tensor":
-                x = self.output(rectified(self.hidden(self.norm(x))))
+                x = self.output(rectified(self.norm(x, self.hidden)))
                 return x if dropout is None else dropout.activations(x, index, "mlp output")
 
         return Module()

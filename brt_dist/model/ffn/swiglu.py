@@ -66,7 +66,7 @@ class SwigluFFN(FFN):
                 self.output = RowLinear(width, model.width, parallel)
 
             def forward(self, x: "Tensor", dropout: "Dropout | None") -> "Tensor":
-                gate, units = self.hidden(self.norm(x)).unflatten(-1, (-1, 2)).unbind(-1)
+                gate, units = self.norm(x, self.hidden).unflatten(-1, (-1, 2)).unbind(-1)
                 x = self.output(functional.silu(gate) * units)
                 return x if dropout is None else dropout.activations(x, index, "mlp output")
 

@@ -5,19 +5,17 @@ only queries, keys and values, and recomputes the probabilities, as flash attent
 """
 
 from collections.abc import Iterator
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from brt_dist.model.attention import Window, attend, read, slopes
+from brt_dist.model.attention import Index, Window, attend, groups, read, slopes
 from brt_dist.model.dropout import Mask
 from brt_dist.model.kernels.base import AttentionKernel
 from brt_dist.model.positions import banded
 from brt_dist.model.shapes import CACHED_LOGITS as LOGITS
 from brt_dist.model.shapes import sub_block
-
-Index: TypeAlias = tuple[slice, ...]
 
 
 class Blocked(AttentionKernel):
@@ -27,8 +25,11 @@ class Blocked(AttentionKernel):
         rows = sub_block(queries.shape[3])
         bias = banded(visible, rows)
         if rows == queries.shape[3]:
-            return attend(queries, *window, bias, mask)
+            return attend(queries, *window, bias, mask, LOGITS)
         return cast(Tensor, _Blocked.apply(queries.to(window.keys.dtype), *window, bias, mask))
+
+    def everywhere(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return attend(queries, keys, values, at_once=LOGITS)
 
 
 class _Blocked(torch.autograd.Function):
@@ -77,15 +78,10 @@ def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
 
 def _pieces(queries: Tensor, bias: Tensor, mask: Mask | None) -> Iterator[tuple[Index, Index, Mask | None]]:
     """Where the queries of a piece are, where the keys that they see are, and the mask between them."""
-    streams, blocks, heads, window, _ = queries.shape
+    heads, window = queries.shape[2:4]
     rows, columns = bias.shape[-2:]
-    at_once = max(1, LOGITS // (heads * rows * columns))  # blocks
-    every = slice(None)
-    for stream in range(0, streams, max(1, at_once // blocks)):
-        group = slice(stream, stream + max(1, at_once // blocks))
-        for block in range(0, blocks, at_once):
-            for first in range(0, window, rows):
-                here, seen = slice(first, first + rows), slice(first, first + columns)
-                outer = (group, slice(block, block + at_once), every)
-                part = None if mask is None else Mask(mask.dropped[group, :, :, here, seen], mask.rate)
-                yield (*outer, here), (*outer, seen), part
+    for group in groups(queries.shape[:2], LOGITS // (heads * rows * columns)):
+        for first in range(0, window, rows):
+            here, seen = slice(first, first + rows), slice(first, first + columns)
+            part = None if mask is None else Mask(mask.dropped[group[0], :, :, here, seen], mask.rate)
+            yield (*group, slice(None), here), (*group, slice(None), seen), part

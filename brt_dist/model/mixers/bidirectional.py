@@ -12,6 +12,7 @@ from pydantic import Field
 from brt_dist.config.halves import Matrix
 from brt_dist.config.local_segment import LocalSegment
 from brt_dist.model.mixers.base import Mixer
+from brt_dist.model.shapes import logits_at_once
 
 if TYPE_CHECKING:
     from megatron.core import ModelParallelConfig
@@ -61,14 +62,15 @@ class BidirectionalMixer(Mixer):
     def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         heads = model.heads // local.tensor
         vectors = local.tokens * heads * model.head_dim * local.itemsize
-        # projections, queries and keys after the rotation, what was read and one number for each query
-        kept = 6 * vectors + 4 * local.tokens * heads
-        return kept + local.normed(model.width) + local.mask(model.width, model.dropout)
+        # projections, what was read and one number for each query; queries and keys after the rotation
+        kept = 4 * vectors + 4 * local.tokens * heads + local.made(2 * vectors)
+        return kept + local.normed(model.width, model.dropout)
 
     def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
         heads = model.heads // local.tensor
-        gradients = 4 * local.tokens * heads * model.head_dim * local.itemsize
-        attended = max(local.softmax(local.tokens * heads * model.window), gradients)
+        vectors = local.tokens * heads * model.head_dim * local.itemsize
+        logits = logits_at_once(local.kernel, local.tokens * heads * model.window, heads * model.window**2)
+        attended = 4 * vectors + local.made_again(2 * vectors) + local.softmax(logits)
         return local.hidden(model.width) + max(attended, 2 * local.gathered(model.width))
 
     def operations(self, model: "ModelConfig", segment: int) -> int:
@@ -81,12 +83,17 @@ class BidirectionalMixer(Mixer):
         from torch import nn
 
         from brt_dist.model.attention import merge_heads, split_heads
+        from brt_dist.model.dropout import dropped_into
         from brt_dist.model.kernels.base import kernel
         from brt_dist.model.linear import ColumnLinear, RowLinear
         from brt_dist.model.norms import RMSNorm
         from brt_dist.model.positions import rotated
+        from brt_dist.model.remade import Remade
 
         attended = model.heads * model.head_dim
+
+        def turned(x: "Tensor", scale: float = 1.0) -> "Tensor":
+            return rotated(x * scale)
 
         class BidirectionalAttention(nn.Module):
             def __init__(self) -> None:
@@ -98,13 +105,13 @@ class BidirectionalMixer(Mixer):
             def forward(
                 self, x: "Tensor", memory: "Memory", starts: "Tensor", dropout: "Dropout | None", fed_back: None = None
             ) -> "tuple[Tensor, Memory]":
-                x = self.norm(x)
-                if dropout is not None:
-                    x = dropout.activations(x, index, "attention input")
-                blocks = self.projections(x).unflatten(0, (-1, model.window))
+                projected = self.norm(x, dropped_into(self.projections, dropout, index, "attention input"))
+                blocks = projected.unflatten(0, (-1, model.window))
                 queries, keys, values = split_heads(blocks, 3, model.head_dim)
-                asked = rotated(queries * model.head_dim**-0.5)
-                read = kernel(model.attention_kernel, x.device).everywhere(asked, rotated(keys), values)
+                remade = Remade()
+                asked, offered = remade.made(turned, queries, model.head_dim**-0.5), remade.made(turned, keys)
+                with remade.read():
+                    read = kernel(model.attention_kernel, x.device).everywhere(asked, offered, values)
                 return self.output(merge_heads([read]).flatten(0, 1)), {}
 
         return BidirectionalAttention()

@@ -61,7 +61,7 @@ class FourierMemoryMixer(AttentionMixer):
         return super().activations(model, local) + kept + transforms
 
     def operations(self, model: "ModelConfig", segment: int) -> int:
-        return 300 + 10 * (segment // model.window)
+        return 380 + 10 * (segment // model.window)
 
     def broken_rules(self, config: "Config", key: str) -> Iterable[str]:
         yield from super().broken_rules(config, key)

@@ -60,7 +60,7 @@ class LinearMixer(Mixer):
         wide = (2 + (local.itemsize == 4) + 4) * size + 2 * (size + 1) + model.window
         wide = local.tokens * heads * wide + local.blocks * heads * size * (size + 1)
         read = local.tokens * heads * size * local.itemsize
-        return local.normed(model.width) + local.mask(model.width, model.dropout) + 4 * wide + read
+        return local.normed(model.width, model.dropout) + 4 * wide + read
 
     def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
         # float32 gradients of four vectors of a token, and one as narrow as the model
@@ -85,6 +85,7 @@ class LinearMixer(Mixer):
         from torch import nn
 
         from brt_dist.model.attention import merge_heads, split_heads
+        from brt_dist.model.dropout import dropped_into
         from brt_dist.model.linear import ColumnLinear, RowLinear
         from brt_dist.model.norms import RMSNorm, widened
 
@@ -100,10 +101,8 @@ class LinearMixer(Mixer):
             def forward(
                 self, x: "Tensor", memory: "Memory", starts: "Tensor", dropout: "Dropout | None", fed_back: None = None
             ) -> "tuple[Tensor, Memory]":
-                x = self.norm(x)
-                if dropout is not None:
-                    x = dropout.activations(x, index, "attention input")
-                blocks = self.projections(x).unflatten(0, (starts.shape[1], -1))
+                projected = self.norm(x, dropped_into(self.projections, dropout, index, "attention input"))
+                blocks = projected.unflatten(0, (starts.shape[1], -1))
                 queries, keys, values = (widened(part) for part in split_heads(blocks, 3, model.head_dim))
                 read, state = linear_attention(phi(queries), phi(keys), values, memory["state"], starts)
                 merged = merge_heads([read.to(blocks.dtype)]).flatten(0, 1)

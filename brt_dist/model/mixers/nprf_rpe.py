@@ -95,7 +95,7 @@ class KernelMixer(Mixer):
         pairs, toeplitz = 2 * 2 * window, 4 * window**2  # of a token: products, before and after their weights
         if self.method == "fft":  # products of features and values, padded and transformed, and their sums
             pairs, toeplitz = features * summed * (2 * 2 + 4 + 1), 0
-        kept = local.normed(model.width) + local.mask(model.width, model.dropout) + tokens * narrow * local.itemsize
+        kept = local.normed(model.width, model.dropout) + tokens * narrow * local.itemsize
         return kept + 4 * (tokens * (wide + pairs) + local.blocks * heads * of_block + heads * toeplitz)
 
     def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:

@@ -9,6 +9,7 @@ from brt_dist.config.halves import Matrix
 from brt_dist.config.local_segment import LocalSegment
 from brt_dist.model.mixers.base import STATE_MAX, STATE_RANK, STATE_RMS, MemoryField, Statistic
 from brt_dist.model.mixers.window import AttentionMixer
+from brt_dist.model.shapes import logits_at_once
 
 if TYPE_CHECKING:
     from megatron.core import ModelParallelConfig
@@ -110,7 +111,7 @@ class RecurrentMixer(AttentionMixer):
     def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         tokens = super().activations(model, local)
         if self.positions == "rotary":  # states see the window's keys as they were before the rotation
-            tokens += 2 * local.tokens * model.heads // local.tensor * model.head_dim * local.itemsize
+            tokens += local.made(2 * local.tokens * model.heads // local.tensor * model.head_dim * local.itemsize)
         vectors, own, carried = self._sizes(model, local)
         # of each block: the state, normalised and projected, and keys and values for its tokens
         entering = carried + own * local.itemsize + (4 + 2) * vectors
@@ -120,11 +121,22 @@ class RecurrentMixer(AttentionMixer):
         return tokens + local.blocks * entering + (local.blocks - local.streams) * leaving
 
     def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
-        heads, own = model.heads // local.tensor, local.hidden(model.width)
-        to_states = own + local.softmax(local.tokens * heads * self.states_seen(model))
+        to_states = local.hidden(model.width) + self.of_states(model, local)
         # by then the backward pass of the cell is done
         of_cell = self.activations(model, local) - super().activations(model, local)
-        return max(to_states, super().in_backward(model, local) - of_cell)
+        return max(to_states, self._in_cell(model, local), super().in_backward(model, local) - of_cell)
+
+    def _in_cell(self, model: "ModelConfig", local: LocalSegment) -> int:
+        """Bytes of the backward pass of the cell: keys and values of the window, made again, and a block's temporaries.
+
+        Those are its logits, or the gradient of a weight, which is added to that of the other blocks.
+        """
+        heads, attended = model.heads // local.tensor, model.heads * model.head_dim // local.tensor
+        windows = local.made_again(4 * local.tokens * attended * local.itemsize)
+        least = heads * self.states * 2 * model.window
+        logits = local.softmax(logits_at_once(local.kernel, local.streams * least, least))
+        weight = 4 * attended * model.width * local.itemsize  # of the projections, the largest
+        return local.hidden(model.width) + windows + weight + max(logits, 2 * weight)
 
     def between_blocks(self, model: "ModelConfig", local: LocalSegment) -> int:
         """Of each block also the state that it leaves; the one that enters, projected, and of unit length."""
@@ -153,7 +165,7 @@ class RecurrentMixer(AttentionMixer):
         return update + hidden + gathered
 
     def operations(self, model: "ModelConfig", segment: int) -> int:
-        return 160 + segment // model.window * {"skip": 228, "single": 256, "dual": 330}[self.cell]
+        return 180 + segment // model.window * {"skip": 228, "single": 256, "dual": 330}[self.cell]
 
     def tensor_sizes(self, model: "ModelConfig", key: str) -> Mapping[str, int]:
         mlp = {} if self.cell == "skip" else {f"{key}.mlp_width": self.mlp_width}

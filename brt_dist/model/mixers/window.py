@@ -9,7 +9,7 @@ from brt_dist.config.halves import Matrix
 from brt_dist.config.local_segment import LocalSegment
 from brt_dist.errors import ConfigError
 from brt_dist.model.mixers.base import MemoryField, Mixer
-from brt_dist.model.shapes import CACHED_LOGITS, POSITION_BUCKETS, sub_block
+from brt_dist.model.shapes import POSITION_BUCKETS, logits_at_once, sub_block
 
 if TYPE_CHECKING:
     from megatron.core import ModelParallelConfig
@@ -80,10 +80,12 @@ class AttentionMixer(Mixer):
     def activations(self, model: "ModelConfig", local: LocalSegment) -> int:
         heads, kinds, width = model.heads // local.tensor, 1 + self.crosses(model), model.width
         tokens, vectors = local.tokens, local.tokens * heads * model.head_dim
-        # projections; keys and values of two blocks; queries and what was read, of each kind
-        values = ((2 + kinds) + 4 + 2 * kinds) * vectors
+        # projections; what was read, of each kind; queries of states
+        values = ((2 + kinds) + kinds + (kinds - 1)) * vectors
         kept = values * local.itemsize + 4 * (1 + kinds) * tokens * heads
-        kept += local.mask(width, model.dropout)
+        kept += local.made((1 + 4) * vectors * local.itemsize)  # queries; keys and values of two blocks
+        if model.feedback:  # keys that the windows of the next block are made of
+            kept += local.made_again(vectors * local.itemsize)
         if local.kernel == "triton":  # keeps what was read, and one number for each query, besides their copy
             kept += kinds * (vectors * local.itemsize + 4 * tokens * heads)
         if model.feedback and self.positions == "t5":  # the bias is laid out anew for each block
@@ -93,28 +95,43 @@ class AttentionMixer(Mixer):
             kept += local.streams * heads * 2 * model.window**2
         if self.qkv == "multiplicative":  # the matrix is made from two small ones
             rows = (2 + kinds) * heads * model.head_dim
-            return kept + local.entered(width) + rows * width * local.itemsize
-        return kept + local.normed(width)
+            kept += rows * width * local.itemsize + local.gathered(width)
+        return kept + local.normed(width, model.dropout)
+
+    def operations(self, model: "ModelConfig", segment: int) -> int:
+        return 280 if self.positions == "rotary" else 220
 
     def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
         heads = model.heads // local.tensor
         vectors = local.tokens * heads * model.head_dim
-        to_states = local.softmax(local.tokens * heads * self.states_seen(model))
+        to_states = self.of_states(model, local)
         return local.hidden(model.width) + max(
             to_states, self._of_window(model, local, heads, vectors), 2 * local.gathered(model.width)
         )
 
+    def of_states(self, model: "ModelConfig", local: LocalSegment) -> int:
+        """Bytes of the backward pass of tokens that attend to states: their logits and gradients."""
+        logits = model.heads // local.tensor * self.states_seen(model)  # of a token
+        return local.softmax(logits_at_once(local.kernel, local.tokens * logits, local.window * logits))
+
     def _of_window(self, model: "ModelConfig", local: LocalSegment, heads: int, vectors: int) -> int:
-        """Bytes of attention to the window: gradients of what was read, of queries, and of keys and values twice."""
+        """Bytes of attention to the window: queries, keys and values, made again, and gradients.
+
+        Those are of what was read, of queries, and of keys and values twice.
+        """
         rows, columns = sub_block(model.window), 2 * model.window
+        again = local.made_again((1 + 4) * vectors * local.itemsize)
         if local.kernel != "blocked" or rows == model.window:
-            return 6 * vectors * local.itemsize + local.softmax(local.tokens * heads * columns)
+            least = heads * rows * columns
+            logits = logits_at_once(local.kernel, local.blocks * least, least)
+            return again + 6 * vectors * local.itemsize + local.softmax(logits)
         columns = rows + model.window
         least = heads * rows * columns  # of one block
-        logits = min(local.blocks * least, max(CACHED_LOGITS, least))
+        logits = logits_at_once(local.kernel, local.blocks * least, least)
         pieces = logits * (4 * 4 + 2 * 4)  # of one piece as above, and two of the piece before
         rounded = 4 * vectors * local.itemsize if local.itemsize < 4 else 0  # when all pieces are summed up
-        return 2 * vectors * local.itemsize + 4 * vectors * 4 + max(pieces, rounded)
+        # of what was read also as the kernel wants it
+        return again + 3 * vectors * local.itemsize + 4 * vectors * 4 + max(pieces, rounded)
 
     def between_blocks(self, model: "ModelConfig", local: LocalSegment) -> int:
         """Keys, and the projections that values are a part of, of all blocks but the last."""
