@@ -18,9 +18,9 @@ from brt_dist.model.dropout import Dropout
 from brt_dist.model.layers import Layer
 from brt_dist.model.linear import gather, megatron_config, no_initialization
 from brt_dist.model.memory import Memory
-from brt_dist.model.norms import RMSNorm
+from brt_dist.model.norms import rms_normed
 from brt_dist.model.oracle_heads import OracleHeads, OracleLabels
-from brt_dist.model.parameters import declare, initialize, normal
+from brt_dist.model.parameters import declare, initialize, normal, ones
 from brt_dist.model.recompute import Recompute, calls
 from brt_dist.model.segment import Network, read_segment
 from brt_dist.model.sequence import linear_of_parts, sum_to_parts
@@ -101,16 +101,18 @@ class TokenEmbedding(megatron.VocabParallelEmbedding):
         return self(x, score=True, target=target, counted=counted)
 
 
-class FinalNorm(RMSNorm):
+class FinalNorm(nn.Module):
     """The norm before the logits, the last dropout, and the heads of an oracle, if any: (N, b, D) -> (N, b, D)."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config.width)
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.width))
+        declare(self.weight, ones())
         self.index = config.layers
         self.oracle = OracleHeads.of(config) if config.objective == "oracle" else None
 
     def forward(self, x: Tensor, dropout: Dropout | None = None, labels: OracleLabels | None = None) -> Tensor:
-        x = super().forward(x)
+        x = rms_normed(x, self.weight)
         x = x if dropout is None else dropout.activations(x, self.index, "final")
         return x if self.oracle is None or labels is None else self.oracle.supervised(x, labels)
 

@@ -4,8 +4,6 @@ Matrix products and attention need their inputs for backward.  Where an input is
 kept anyway, keeping it as well would only cost memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -35,7 +33,7 @@ class Remade:
     """
 
     def __init__(self) -> None:
-        self._recipes: dict[int, _Recipe] = {}  # by storage
+        self._recipes: "dict[int, _Recipe]" = {}  # by storage
         self._alive: list[Tensor] = []  # or another tensor could get the storage of one of them
 
     def made(self, make: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -67,7 +65,7 @@ class Remade:
         recipe = self._recipes.get(_storage(saved))
         if recipe is not None:
             recipe.awaited += 1
-            return _View(recipe, saved.size(), saved.stride(), saved.storage_offset())
+            return _View(recipe, saved.size(), saved.stride(), int(saved.storage_offset()))
         # the result of a function that keeps it would keep the function
         return saved if saved.is_leaf else saved.detach()
 
@@ -75,7 +73,7 @@ class Remade:
         if not isinstance(argument, Tensor):
             return argument
         if (recipe := self._recipes.get(_storage(argument))) is not None:
-            return _View(recipe, argument.size(), argument.stride(), argument.storage_offset())
+            return _View(recipe, argument.size(), argument.stride(), int(argument.storage_offset()))
         whole = argument if argument._base is None else argument._base
         # ZeRO-3 takes weights away after the forward pass of their module; those of a norm are small
         return argument.detach().clone() if isinstance(whole, nn.Parameter) else argument.detach()
