@@ -33,7 +33,7 @@ class Remade:
     """
 
     def __init__(self) -> None:
-        self._recipes: "dict[int, _Recipe]" = {}  # by storage
+        self._recipes: dict[int, _Recipe] = {}  # by storage
         self._alive: list[Tensor] = []  # or another tensor could get the storage of one of them
 
     def made(self, make: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -50,7 +50,7 @@ class Remade:
 
     @contextmanager
     def read(self) -> Iterator[None]:
-        """What is called in the block keeps a recipe of each tensor that was made here.  Ends the making."""
+        """What is called in the block keeps a recipe of each tensor that was made here, before or in the block."""
         if not self._recipes:
             yield
             return

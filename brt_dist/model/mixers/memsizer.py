@@ -63,14 +63,8 @@ class MemSizerMixer(Mixer):
         wide = tokens * (3 * width // local.tensor + 2 * self.rows + model.window)
         states = local.blocks * self.rows * width // local.tensor
         entered = tokens * width * local.itemsize if local.sequence_parallel else 0
-        return (
-            local.normed(width)
-            + local.hidden(width)
-            + local.mask(width, model.dropout)
-            + entered
-            + asked
-            + 4 * (wide + states)
-        )
+        normed = local.normed(width) + local.hidden(width) + local.mask(width, model.dropout)
+        return normed + entered + asked + 4 * (wide + states)
 
     def in_backward(self, model: "ModelConfig", local: LocalSegment) -> int:
         # float32 gradients of two vectors of a token

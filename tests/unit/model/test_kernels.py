@@ -66,20 +66,40 @@ def test_every_kernel_takes_dropout(name: str, rate: float) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("smallest", [1, 64])  # 64: whole blocks, a few at a time
 @pytest.mark.parametrize("logits", [1, 60, 2**21])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 1, 3), (1, 4, 2), (3, 1, 2), (3, 4, 1)])
 def test_blocked_equals_plain_however_it_is_cut(
-    sizes: tuple[int, int, int], logits: int, monkeypatch: pytest.MonkeyPatch
+    sizes: tuple[int, int, int], logits: int, smallest: int, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shapes, "SMALLEST_PART", 1)
+    monkeypatch.setattr(shapes, "SMALLEST_PART", smallest)
     monkeypatch.setattr(blocked, "LOGITS", logits)
     values = [torch.randn(*sizes, rows, 3, dtype=torch.float64).requires_grad_() for rows in (4, 8, 8)]
     visible = torch.randn(sizes[2], 1, 4, dtype=torch.float64).requires_grad_()
     direction = torch.randn(*sizes, 4, 3, dtype=torch.float64)
+    mask = Dropout(rate, 0, 0, tuple(range(sizes[0]))).attention(visible.device, sizes[2], 4, 0)
 
     def found(name: str) -> list[torch.Tensor]:
-        out = kernel(name, visible.device)(values[0], Window(*values[1:]), visible, None)
+        out = kernel(name, visible.device)(values[0], Window(*values[1:]), visible, mask)
         return [out, *torch.autograd.grad((out * direction).sum(), [*values, visible])]
+
+    for ours, theirs in zip(found("blocked"), found("plain"), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("logits", [1, 100, 2**21])
+@pytest.mark.parametrize("outer", [(3,), (3, 4)])
+def test_attention_to_states_is_the_same_however_it_is_cut(
+    outer: tuple[int, ...], logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocked, "LOGITS", logits)
+    given = [torch.randn(*outer, 2, rows, 3, dtype=torch.float64).requires_grad_() for rows in (4, 5, 5)]
+    direction = torch.randn(*outer, 2, 4, 3, dtype=torch.float64)
+
+    def found(name: str) -> list[torch.Tensor]:
+        out = kernel(name, direction.device).everywhere(*given)
+        return [out, *torch.autograd.grad((out * direction).sum(), given)]
 
     for ours, theirs in zip(found("blocked"), found("plain"), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
