@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.crossing_report import Cell, table, worth
+from benchmarks.crossing_report import Cell, adaptation, table, worth
 from benchmarks.models import mlp_width, parameter_count, train_run, with_parameters
 from brt_dist.config.loading import load
 from brt_dist.config.schema import Config
@@ -177,7 +177,7 @@ def main() -> None:
                     cells.append(trained_cell(key, options, (train, documents), device))
                     write_atomic(file, json.dumps(cells, indent=1) + "\n")
                     print(f"{kind}, seed {seed}, {steps} steps: {cells[-1]['carried']:.4f} bits/byte", flush=True)
-    print(table(cells), worth(cells), sep="\n\n")
+    print(table(cells), worth(cells), adaptation(cells), sep="\n\n")
 
 
 if __name__ == "__main__":

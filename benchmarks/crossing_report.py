@@ -16,6 +16,8 @@ BASE = {
     "XL, window x2, sharp": "sliding window, sharp",
 }
 
+POSITIONS = (128, 1024, 8192)  # bytes into the document, where each span begins
+
 
 def _same(cells: Sequence[Cell], **key: Any) -> list[Cell]:
     return [cell for cell in cells if key.items() <= cell.items()]
@@ -91,6 +93,33 @@ def worth(cells: Sequence[Cell]) -> str:
                     f"{fmean(layer['from_states'] for layer in looks):.2f}",
                 ])  # fmt: skip
     return _markdown(rows)
+
+
+def adaptation(cells: Sequence[Cell]) -> str:
+    """Markdown: bits per byte by position in the document, where all kinds were trained with at least three seeds."""
+    ends = [*POSITIONS[1:], None]
+    spans = [
+        f"{begin:,} to {end - 1:,}" if end else f"{begin:,} and on" for begin, end in zip(POSITIONS, ends, strict=True)
+    ]
+    rows = [["settings", "million bytes", "kind", *spans, "gain"]]
+    for group in _groups(cells):
+        here = {kind: _same(cells, kind=kind, **group) for kind in dict.fromkeys(cell["kind"] for cell in cells)}
+        here = {kind: found for kind, found in here.items() if found}
+        if len(here) < 2 or any(len(found) < 3 for found in here.values()):
+            continue
+        for kind, found in here.items():
+            bits = [
+                fmean(_between(cell, begin, end) for cell in found) for begin, end in zip(POSITIONS, ends, strict=True)
+            ]
+            budget = f"{found[0]['bytes'] / 1e6:.1f}"
+            numbers = [f"{value:.3f}" for value in (*bits, bits[0] - bits[-1])]
+            rows.append([" ".join(group["set"]) or "-", budget, kind, *numbers])
+    return _markdown(rows)
+
+
+def _between(cell: Cell, begin: int, end: int | None) -> float:
+    found = [(count, bits) for at, count, bits in cell["positions"] if begin <= at and (end is None or at < end)]
+    return sum(count * bits for count, bits in found) / sum(count for count, _ in found)
 
 
 def _bits(found: Sequence[Cell], more: Sequence[tuple[float, float]]) -> str:

@@ -59,6 +59,7 @@ def test_the_table_of_planned_times() -> None:
 def test_the_tables_of_the_crossing() -> None:
     cells = json.loads((DOCS / "results" / "crossing.json").read_text())
     assert crossing_report.table(cells) in (DOCS / "results.md").read_text()
+    assert crossing_report.adaptation(cells) in (DOCS / "results.md").read_text()
     assert crossing_report.worth(cells) in (DOCS / "state.md").read_text()
 
 
