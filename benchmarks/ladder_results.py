@@ -132,11 +132,12 @@ def curves(cells: Sequence[Cell], rung: str) -> dict[str, list[tuple[int, float]
     found = {}
     for row in rows([cell for cell in cells if cell["rung"] == rung]):
         chosen = [c for c in _of(cells, rung, row.kind) if (c["rate"], c["steps"]) == (row.rate, row.steps)]
-        edges = [edge for edge, count in zip(chosen[0]["edges"], chosen[0]["counts"], strict=True) if count]
-        ends = [*edges[1:], math.inf]
+        edges = chosen[0]["edges"]
+        counts = zip(*(cell["counts"] for cell in chosen), strict=True)  # of each bin, by seed
         found[row.kind] = [
             (edge, sum(score(cell, edge, end) for cell in chosen) / len(chosen))
-            for edge, end in zip(edges, ends, strict=True)
+            for edge, end, counted in zip(edges, [*edges[1:], math.inf], counts, strict=True)
+            if all(counted)
         ]
     return found
 

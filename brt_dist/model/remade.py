@@ -10,8 +10,9 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 
 _rerun: ContextVar[bool] = ContextVar("rerun", default=False)
 
@@ -74,9 +75,9 @@ class Remade:
             return argument
         if (recipe := self._recipes.get(_storage(argument))) is not None:
             return _View(recipe, argument.size(), argument.stride(), int(argument.storage_offset()))
-        whole = argument if argument._base is None else argument._base
-        # ZeRO-3 takes weights away after the forward pass of their module; those of a norm are small
-        return argument.detach().clone() if isinstance(whole, nn.Parameter) else argument.detach()
+        # a vector may be a weight, which ZeRO-3 takes away after the forward pass of its module; it is small
+        is_vector = argument.numel() == max(argument.shape, default=1)
+        return argument.detach().clone() if is_vector else argument.detach()
 
 
 class _Recipe:
@@ -113,4 +114,4 @@ def _unpack(kept: Any) -> Any:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return StorageWeakRef(tensor.untyped_storage()).cdata
