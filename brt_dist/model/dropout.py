@@ -55,7 +55,7 @@ class Mask:
 def dropped_into(
     into: Callable[[Tensor], Tensor], dropout: "Dropout | None", layer: int, site: str
 ) -> Callable[[Tensor], Tensor]:
-    """`into`, of its argument (N, b, D) after dropout; see `Dropout.activations`."""
+    """A function of x (N, b, D) that applies dropout, then `into`; see `Dropout.activations`."""
     return into if dropout is None else lambda x: into(dropout.activations(x, layer, site))
 
 

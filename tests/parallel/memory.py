@@ -112,11 +112,11 @@ def measured(pool: RankPool, given: Config, libraries: int) -> dict[str, Any]:
     return {"tensors": tensors, "process": process, "libraries": libraries}
 
 
-def libraries(pool: RankPool, world: int) -> int:
-    """Bytes of a process that trains a tiny model on this many data parallel ranks."""
+def libraries(pool: RankPool, world: int, precision: str) -> int:
+    """Bytes of a process that trains a tiny model in this precision on this many data parallel ranks."""
     sizes = {"width": 16, "heads": 1, "head_dim": 16, "window": 16, "vocab_size": 64, "layers": 2}
     sizes |= {"mixers": {"window": {}, "recurrent": {"layers": [0], "states": 8}}, "ffns": {"relu": {"width": 16}}}
-    given = Case({"data": world, "micro_batch": 1, "zero": {"reduce_bucket": 2000}}, sizes).config
+    given = Case({"data": world, "micro_batch": 1, "zero": {"reduce_bucket": 2000}}, sizes, precision=precision).config
     return max(pool.run(world, process_at_peak, given))
 
 
@@ -159,14 +159,14 @@ def ranks_of(stage: int, given: Config, of_ranks: list[int]) -> list[int]:
 
 def main() -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    of_world: dict[int, int] = {}
+    besides: dict[tuple[int, str], int] = {}
     with RankPool() as pool:
         for name in sys.argv[1:] or CASES:
             given = CASES[name].config
-            world = given.parallel.world_size
-            if world not in of_world:
-                of_world[world] = libraries(pool, world)
-            results[name] = measured(pool, given, of_world[world])
+            kind = given.parallel.world_size, given.run.precision
+            if kind not in besides:
+                besides[kind] = libraries(pool, *kind)
+            results[name] = measured(pool, given, besides[kind])
             write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
             print(row(name, results), flush=True)
     write_atomic(PAGE, with_table(PAGE.read_text(), rows(results), PROCESSES))
