@@ -30,6 +30,7 @@ class Size:
         layers, width, window, states, segment, streams: of the recurrent model, which is fixed:skip.
         steps: of `segment * streams` tokens.
         rate: where the search begins; a learning rate is 10^(rate / 2).
+        query_length: of all kinds, at the start; 4 makes heads of size 16 as sharp as a Transformer's (docs/state.md).
     """
 
     layers: int
@@ -40,6 +41,7 @@ class Size:
     streams: int
     steps: int
     rate: int
+    query_length: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -76,22 +78,26 @@ def _task(steps: int) -> dict[str, Size]:
 
 
 _FACTS = _sizes(
-    Size(layers=2, width=64, window=32, states=32, segment=256, streams=8, steps=2000, rate=-5),
-    Size(layers=4, width=128, window=32, states=32, segment=512, streams=16, steps=8000, rate=-5),
+    Size(layers=2, width=64, window=16, states=16, segment=128, streams=32, steps=1000, rate=-4, query_length=4.0),
+    Size(layers=4, width=128, window=16, states=16, segment=128, streams=32, steps=16000, rate=-5, query_length=4.0),
 )
-_TEXT = _sizes(  # XL, window x2 has 32 streams at most, and the books are 38
-    Size(layers=4, width=64, window=32, states=32, segment=256, streams=4, steps=2000, rate=-5),
-    Size(layers=4, width=128, window=32, states=32, segment=512, streams=4, steps=16000, rate=-5),
+_BOOKS = _sizes(  # XL, window x2 has 32 streams, and the books are 38
+    Size(layers=4, width=64, window=16, states=16, segment=128, streams=8, steps=2000, rate=-4, query_length=4.0),
+    Size(layers=4, width=128, window=32, states=32, segment=512, streams=4, steps=16000, rate=-5, query_length=4.0),
+)
+_CODE = _sizes(
+    Size(layers=4, width=64, window=16, states=16, segment=128, streams=32, steps=500, rate=-4, query_length=4.0),
+    Size(layers=4, width=128, window=32, states=32, segment=256, streams=32, steps=4000, rate=-5, query_length=4.0),
 )
 RUNGS: dict[str, Rung] = {
     "recall": Rung("answer", 1 / 8, 16, _task(600)),
     "multi-query": Rung("answer", 1 / 8, 16, _task(1500)),
     "last write": Rung("answer", 1 / 8, 8, _task(1500)),
     "facts": Rung("digit", 1 / 10, 16, _FACTS),
-    "books, bytes": Rung("byte", None, 2048, _TEXT),
-    "books": Rung("token", None, 2048, _TEXT),
-    "code, bytes": Rung("byte", None, 2048, _TEXT),
-    "code": Rung("token", None, 2048, _TEXT),
+    "books, bytes": Rung("byte", None, 2048, _BOOKS),
+    "books": Rung("token", None, 2048, _BOOKS),
+    "code, bytes": Rung("byte", None, 2048, _CODE),
+    "code": Rung("token", None, 2048, _CODE),
 }
 TRAINED_ON, ASKED_IN = (10, 15), (65, 70)  # windows of the documents of tasks
 TASK_EDGES = (0, 1, 2, 4, 8, 16, 32, 64)
@@ -119,9 +125,10 @@ def configuration(kind: str, size: Size, vocabulary: int, key: Cell, **places: A
         segment, window = size.segment, size.window
         if times is not None and times > 1:  # as in the paper, a segment of Transformer-XL is one window
             segment = window = times * size.window
-        state = {"recurrent": {"states": size.states, "layers": [-2]}} if times is None else {}
+        sharp = {"query_length": size.query_length}
+        state = {"recurrent": {"states": size.states, "layers": [-2], **sharp}} if times is None else {}
         return cpu_run(
-            {"window": {}, **state},
+            {"window": sharp, **state},
             size.layers,
             size.width,
             vocabulary,

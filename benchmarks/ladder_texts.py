@@ -4,9 +4,9 @@ import hashlib
 from pathlib import Path
 
 TEXTS = ("books", "books, bytes", "code", "code, bytes")
-CODE_BYTES = 24 << 20  # of training text; a small model does not get through more
-LARGEST = 1 << 20  # bytes of a package; larger ones are left out, as a held-out one alone would take minutes to read
-FACTS_WINDOW, FACTS_EVERY, FACTS_COPIES = 32, 200, 4
+CODE_BYTES = {"train": 24 << 20, "validation": 400_000}  # a small model does not get through more
+LARGEST = 100_000  # bytes of a document of code; larger ones are left out, or few would be held out
+FACTS_WINDOW, FACTS_EVERY, FACTS_COPIES = 16, 200, 4
 
 
 def folder_of(rung: str, out: Path) -> Path:
@@ -33,10 +33,11 @@ def prepare(rung: str, out: Path) -> None:
     elif not (out / corpus).exists():
         from pipelines.code_corpus import write_code
 
-        write_code(out / corpus)
+        write_code(out / corpus, per="folder")
     tokenizers = ("bytes", "bytes") if is_bytes else ("bpe:1024", str(folder / "train" / "tokenizer.json"))
     for part, tokenizer in zip(("train", "validation"), tokenizers, strict=True):
-        sources = tuple(map(str, chosen(out / corpus / part, CODE_BYTES)))
+        texts = out / corpus / part
+        sources = (str(texts),) if corpus == "books" else tuple(map(str, chosen(texts, CODE_BYTES[part])))
         build(BuildSettings(sources, tokenizer, shard_size=1 << 20), folder / part, workers=0)
 
 

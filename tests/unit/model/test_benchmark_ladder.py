@@ -13,7 +13,7 @@ from benchmarks.cells import Cell, Cells
 from benchmarks.ladder_report import draw, table
 from benchmarks.ladder_results import bits, curves, equal_steps, next_rates, rows, score, tried
 from benchmarks.ladder_rungs import KINDS, RUNGS, configuration, learning_rate
-from benchmarks.ladder_texts import FACTS_COPIES, chosen
+from benchmarks.ladder_texts import CODE_BYTES, FACTS_COPIES, LARGEST, chosen
 from benchmarks.models import parameter_count
 
 ROOT = Path(__file__).parents[3]
@@ -53,8 +53,8 @@ def test_all_kinds_have_one_size_and_read_as_many_tokens(scale: str) -> None:
 
 @pytest.mark.parametrize("scale", ["quick", "tiny", "small"])
 def test_there_is_a_document_for_each_stream(scale: str) -> None:
-    books = 38  # and more packages of code
-    for name, documents in (("books", books), ("code", books), ("facts", books * FACTS_COPIES)):
+    books, code = 38, CODE_BYTES["train"] // LARGEST
+    for name, documents in (("books", books), ("code", code), ("facts", books * FACTS_COPIES)):
         size = RUNGS[name].sizes[scale]
         for kind in KINDS:
             config = configuration(kind, size, 50, {"seed": 0, "steps": 9, "rate": -4})
@@ -63,7 +63,7 @@ def test_there_is_a_document_for_each_stream(scale: str) -> None:
 
 def test_far_is_beyond_what_the_widest_window_sees() -> None:
     """A layer sees its block and the one before, so a question sees less than one block more than `layers` of them."""
-    for rung in ("recall", "multi-query"):
+    for rung in ("recall", "multi-query", "facts"):
         size = RUNGS[rung].sizes["tiny"]
         sees = (size.layers + 1) * 4 * size.window  # tokens, of XL with four times the window
         assert RUNGS[rung].far * size.window >= sees
@@ -131,7 +131,7 @@ def test_what_text_gains_is_bits_before_less_bits_after() -> None:
 def test_documents_of_a_text_are_whole_and_chosen_by_name_alone(tmp_path: Path) -> None:
     for number in range(20):
         (tmp_path / f"{number}.txt").write_bytes(b"x" * 1000 * (number + 1))
-    (tmp_path / "large.txt").write_bytes(b"x" * ((1 << 20) + 1))
+    (tmp_path / "large.txt").write_bytes(b"x" * (LARGEST + 1))
     some, more = chosen(tmp_path, 40_000), chosen(tmp_path, 1 << 30)
     assert len(more) == 20 and more[: len(some)] == some
     sizes = [path.stat().st_size for path in some]
