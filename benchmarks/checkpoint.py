@@ -113,7 +113,7 @@ class Bench:
         """A step of every rank."""
         import torch
 
-        from brt_dist.parallel.engine import StepInput
+        from brt_dist.parallel.micro_batches import StepInput
 
         self._number += 1
         starts, mask = torch.zeros(1, 1, dtype=torch.bool), torch.ones(1, SEGMENT, dtype=torch.bool)

@@ -111,8 +111,9 @@ def timed(segment: int, steps: int, device: "Device") -> Iterator[dict[str, Any]
     """Median seconds of a step for each share, which take turns."""
     import torch
 
-    from brt_dist.parallel.engine import StepInput, build_engine
+    from brt_dist.parallel.engine import build_engine
     from brt_dist.parallel.layout import Layout
+    from brt_dist.parallel.micro_batches import StepInput
 
     sizes = {"segment": segment, "width": 128, "encoder": 6, "decoder": 2, "streams": 1}
     configs = {keep: configuration(keep, 0, steps, **sizes) for keep in SHARES}

@@ -161,8 +161,9 @@ def step_costs(key: Cell, device: "Device", options: argparse.Namespace) -> Cell
 
     import torch
 
-    from brt_dist.parallel.engine import StepInput, build_engine
+    from brt_dist.parallel.engine import build_engine
     from brt_dist.parallel.layout import Layout
+    from brt_dist.parallel.micro_batches import StepInput
 
     size, vocabulary = _size(key), vocabulary_of(key["rung"], options.out)
     engines = {}

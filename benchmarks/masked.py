@@ -88,8 +88,9 @@ def times(vocabulary: int, repeats: int, device: "Device") -> list[Cell]:
     """CPU milliseconds of a training step of each kind at each length, forward to update; steps take turns."""
     import torch
 
-    from brt_dist.parallel.engine import StepInput, build_engine
+    from brt_dist.parallel.engine import build_engine
     from brt_dist.parallel.layout import Layout
+    from brt_dist.parallel.micro_batches import StepInput
 
     cells = []
     for segment in SEGMENTS:

@@ -155,8 +155,9 @@ def times(kinds: list[str], steps: int, device: "Device") -> list[Cell]:
     """Bytes a CPU second of training on text, forward to update: a cell for each kind; steps take turns."""
     import torch
 
-    from brt_dist.parallel.engine import StepInput, build_engine
+    from brt_dist.parallel.engine import build_engine
     from brt_dist.parallel.layout import Layout
+    from brt_dist.parallel.micro_batches import StepInput
 
     configs = {kind: text_configuration(kind, 256, 0, steps) for kind in kinds}
     engines = {kind: build_engine(config, Layout.of(config, 0), device) for kind, config in configs.items()}

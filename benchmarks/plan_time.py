@@ -174,8 +174,9 @@ def steps(config: Config, layout: Any, device: Any, seconds: float) -> Iterator[
     """Seconds of each step after warming up, of the rank that takes longest, and of the parts of this rank's."""
     import torch
 
-    from brt_dist.parallel.engine import StepInput, build_engine
+    from brt_dist.parallel.engine import build_engine
     from brt_dist.parallel.layout import agree
+    from brt_dist.parallel.micro_batches import StepInput
 
     engine = build_engine(config, layout, device)
     streams = config.data.streams // config.parallel.data

@@ -140,7 +140,8 @@ def serve(connection: Any, layout: str, rank: int, place: str) -> None:
     of_rank = Layout.of(given, 0 if layout == ALONE else rank)
     initialize(of_rank, device, 300.0, dist.FileStore(place, of_rank.world_size))
 
-    from brt_dist.parallel.engine import StepInput, build_engine
+    from brt_dist.parallel.engine import build_engine
+    from brt_dist.parallel.micro_batches import StepInput
 
     with redirect_stdout(sys.stderr):  # DeepSpeed says how it cuts a pipeline
         engine = build_engine(given, of_rank, device)

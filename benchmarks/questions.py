@@ -103,7 +103,8 @@ class Tally:
 def train_on(config: Config, documents: Questions, device: Device) -> tuple[BlockRecurrentModel, list[float]]:
     """Train on `documents`; the model, and the loss of each step in nats per question."""
     from benchmarks.models import trained_model
-    from brt_dist.parallel.engine import StepInput, build_engine
+    from brt_dist.parallel.engine import build_engine
+    from brt_dist.parallel.micro_batches import StepInput
 
     streams = config.data.streams
     schedule = StreamSchedule(

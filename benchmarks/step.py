@@ -180,7 +180,8 @@ def serve(connection: Connection, values: dict[str, Any], override: str | None) 
         torch.set_num_threads(1)
     streams, segment = given.data.streams, given.data.segment
     with single_process(kind) as device:
-        from brt_dist.parallel.engine import StepInput, build_engine
+        from brt_dist.parallel.engine import build_engine
+        from brt_dist.parallel.micro_batches import StepInput
 
         engine = build_engine(given, Layout.of(given, 0), device)
         starts = torch.zeros(streams, segment // given.model.window, dtype=torch.bool, device=device.torch)

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from brt_dist.data.stream_schedule import StepReads
 from brt_dist.model.linear import gather
-from brt_dist.parallel.engine import Engine, StepInput
+from brt_dist.parallel.engine import Engine
+from brt_dist.parallel.micro_batches import StepInput
 
 
 @dataclass

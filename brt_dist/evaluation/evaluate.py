@@ -19,7 +19,8 @@ from brt_dist.evaluation.oracle_tally import OracleScores
 from brt_dist.evaluation.positions import Positions
 from brt_dist.evaluation.stream_forgetting import clear_streams
 from brt_dist.events import LayerStatistics, PositionLoss
-from brt_dist.parallel.engine import Engine, Observer, StepInput
+from brt_dist.parallel.engine import Engine, Observer
+from brt_dist.parallel.micro_batches import StepInput
 from brt_dist.parallel.pipeline import layers_of
 from brt_dist.parallel.step_input import step_input, streams_to_read
 

@@ -13,7 +13,8 @@ from brt_dist.data.stream_schedule import StepReads
 from brt_dist.evaluation.oracle_tally import OracleTally, word_ends
 from brt_dist.model.linear import gather
 from brt_dist.model.model import FINAL_NORM
-from brt_dist.parallel.engine import Engine, StepInput
+from brt_dist.parallel.engine import Engine
+from brt_dist.parallel.micro_batches import StepInput
 from brt_dist.parallel.step_input import in_rows
 
 

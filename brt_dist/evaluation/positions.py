@@ -17,7 +17,8 @@ from torch.nn.functional import one_hot
 from brt_dist.data.epoch_order import Int64Array
 from brt_dist.data.stream_schedule import StepReads
 from brt_dist.events import PositionLoss
-from brt_dist.parallel.engine import Engine, StepInput
+from brt_dist.parallel.engine import Engine
+from brt_dist.parallel.micro_batches import StepInput
 from brt_dist.parallel.step_input import in_rows
 
 

@@ -18,7 +18,8 @@ from brt_dist.config.schema import Config
 from brt_dist.generation.decoder import Decoder
 from brt_dist.model.model import full_logits
 from brt_dist.model.parameters import seeded_generator
-from brt_dist.parallel.engine import Engine, StepInput
+from brt_dist.parallel.engine import Engine
+from brt_dist.parallel.micro_batches import StepInput
 from brt_dist.parallel.pipeline import WholeModel
 from brt_dist.parallel.step_input import in_rows
 

@@ -8,7 +8,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import deepspeed
@@ -21,12 +20,10 @@ from brt_dist.config.schema import Config
 from brt_dist.config.stages import stage_layers
 from brt_dist.config.zero import SCATTERED_BUCKET
 from brt_dist.config.zero_rules import scatters_sums
-from brt_dist.model.dropout import MASK_VERSION, Dropout, MaskVersion
+from brt_dist.model.dropout import MASK_VERSION, MaskVersion
 from brt_dist.model.linear import megatron_config
 from brt_dist.model.memory import Memory
-from brt_dist.model.oracle_heads import OracleLabels
 from brt_dist.model.parameters import logical_parameters
-from brt_dist.model.routing import Routing
 from brt_dist.optim.groups import set_learning_rate, split_groups
 from brt_dist.parallel.control import Control, StepResult
 from brt_dist.parallel.deepspeed_internals import (
@@ -43,6 +40,7 @@ from brt_dist.parallel.deepspeed_internals import (
 from brt_dist.parallel.device import Device
 from brt_dist.parallel.layout import Layout, MegatronGroups, sharding
 from brt_dist.parallel.memory_place import OnDevice, OnHost
+from brt_dist.parallel.micro_batches import StepInput, micro_batches, portions
 from brt_dist.parallel.pieces import Piece, Read
 from brt_dist.parallel.pipeline import PipelineStage, WholeModel, runs_of
 from brt_dist.parallel.stage import MicroBatch, StageContext
@@ -50,33 +48,6 @@ from brt_dist.parallel.state import HeldWeight, RankState
 from brt_dist.parallel.stream_memory import ForwardMemory, StreamMemory
 from brt_dist.parallel.update_internals import update_of
 from brt_dist.parallel.waiting import StepTimer, time_step
-
-
-@dataclass(frozen=True)
-class StepInput:
-    """What one step reads, for the b streams of this rank (all micro-batches), on its device.
-
-    Attributes:
-        number: of the step, from 1; dropout masks depend on it.  Ignored in an evaluation.
-        starts: (b, N/W) bool, blocks that start a document.
-        tokens: (b, N) int64; None on stages that read no data.
-        target: (b, N) int64, the right answers; None on stages that read no data.
-        mask: (b, N) bool, positions with a target; None on stages that read no data.
-        loss_tokens: tokens with a target in the whole global batch.
-        source: (b, N) int64, what the encoder of an encoder-decoder reads; None for other models.
-        labels: (b, N, 2 + slots) int64, what an oracle says about each token (see `Examples`); None for other models.
-        labelled: tokens with labels in the whole global batch.
-    """
-
-    number: int
-    starts: Tensor
-    tokens: Tensor | None
-    target: Tensor | None
-    mask: Tensor | None
-    loss_tokens: int
-    source: Tensor | None = None
-    labels: Tensor | None = None
-    labelled: int = 0
 
 
 class Observer(Protocol):
@@ -258,55 +229,15 @@ class Engine(ABC):
         restore_linear()
 
     def _micro_batches(self, step: StepInput, training: bool) -> list[MicroBatch]:
-        rate = self.config.model.dropout
-        size = self.layout.micro_batch
-        streams, seed = self.layout.rows, self.config.run.seed
-        is_split = self.config.parallel.sequence_parallel and self.layout.tensor > 1
-
-        def dropout(i: int) -> Dropout | None:
-            if not training:
-                return None  # at rate 0 it drops nothing, but tells layers that they train, and keys their random draws
-            # the keys of the masks count steps from 0
-            mine = streams[i * size : (i + 1) * size]
-            # DeepSpeed averages over micro-batches and data parallel ranks; idle ones belong to no stream
-            filled = i < self.layout.filled_micro_batches
-            routing = Routing(share=filled * self.layout.data * size / self.layout.streams)
-            return Dropout(rate, seed, step.number - 1, mine, is_split, mask_version=self.mask_version, routing=routing)
-
-        def labels(i: int) -> OracleLabels | None:
-            if step.labels is None:
-                return None
-            # their gradients are added up over micro-batches, and DeepSpeed averages over data parallel ranks
-            share = self.layout.data / max(step.labelled, 1)
-            return OracleLabels(step.labels[i * size : (i + 1) * size, :, 1:], share)
-
-        needs_logits = self._observer is not None and self._observer.wants_logits
-        targets = None if step.target is None or needs_logits else step.target.split(size)
-        counted = None if step.mask is None or self._observer is not None else step.mask.split(size)
-        sources = None if step.source is None else step.source.split(size)
-        return [
-            MicroBatch(
-                starts,
-                dropout(i),
-                target=targets and targets[i],
-                counted=counted and counted[i],
-                source=sources and sources[i],
-                labels=labels(i),
-            )
-            for i, starts in enumerate(step.starts.split(size))
-        ]
-
-    def _portions(self, step: StepInput) -> Iterator[tuple[Tensor | None, tuple[Tensor, Tensor, Tensor] | None]]:
-        """Per micro-batch: tokens, and (target, mask, weight of a nat in the mean loss)."""
-        # DeepSpeed averages over micro-batches and data parallel ranks; the weight undoes that.
-        share = self.layout.micro_batches * self.layout.data / max(step.loss_tokens, 1)
-        weight = torch.tensor(share, device=self.device.torch)
-        for i in range(self.layout.micro_batches):
-            rows = slice(i * self.layout.micro_batch, (i + 1) * self.layout.micro_batch)
-            labels = None
-            if step.target is not None and step.mask is not None:
-                labels = (step.target[rows], step.mask[rows], weight)
-            yield None if step.tokens is None else step.tokens[rows], labels
+        observer = self._observer
+        return micro_batches(
+            step,
+            self.config,
+            self.layout,
+            masks=self.mask_version if training else None,
+            targets=observer is None or not observer.wants_logits,
+            sums=observer is None,
+        )
 
     def _loss(self, scores: Tensor, labels: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         target, mask, weight = labels
@@ -342,7 +273,7 @@ class WholeEngine(Engine):
     def _train(self, step: StepInput) -> None:
         self.stage.train()
         self._total = torch.zeros((), device=self.device.torch)
-        for tokens, labels in self._portions(step):
+        for tokens, labels in portions(step, self.layout, self.device):
             loss = self._loss(self._deepspeed(tokens), labels)  # type: ignore[arg-type]
             self._total += loss.detach()
             self._deepspeed.backward(loss)
@@ -355,7 +286,7 @@ class WholeEngine(Engine):
         self.stage.eval()
         total = torch.zeros((), device=self.device.torch)
         with torch.no_grad():
-            for tokens, labels in self._portions(step):
+            for tokens, labels in portions(step, self.layout, self.device):
                 total += self._loss(self.stage(tokens), labels)  # type: ignore[arg-type]
         return float(self._mean(total))
 
@@ -375,7 +306,7 @@ class PipelinedEngine(Engine):
         skip_loss(self._deepspeed)
 
     def _train(self, step: StepInput) -> None:
-        self._deepspeed.train_batch(self._portions(step))
+        self._deepspeed.train_batch(portions(step, self.layout, self.device))
 
     def _batch_loss(self) -> Tensor | None:
         if not self.layout.is_last_stage:
@@ -385,7 +316,7 @@ class PipelinedEngine(Engine):
         return loss / self.layout.data
 
     def _evaluate(self, step: StepInput) -> float:
-        return float(self._deepspeed.eval_batch(self._portions(step)))
+        return float(self._deepspeed.eval_batch(portions(step, self.layout, self.device)))
 
     def close(self) -> None:
         super().close()

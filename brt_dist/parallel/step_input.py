@@ -10,8 +10,8 @@ from brt_dist.data.objectives.causal import NextToken
 from brt_dist.data.reader import Segments
 from brt_dist.data.stream_schedule import StepReads
 from brt_dist.parallel.device import Device
-from brt_dist.parallel.engine import StepInput
 from brt_dist.parallel.layout import Layout
+from brt_dist.parallel.micro_batches import StepInput
 
 NEXT_TOKEN = NextToken(0, 0)  # which depends on neither
 Array = TypeVar("Array", bound=np.ndarray[Any, Any])

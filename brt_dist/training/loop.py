@@ -17,7 +17,8 @@ from brt_dist.errors import ExitCode
 from brt_dist.event_log import EventLog
 from brt_dist.events import SkipEvent
 from brt_dist.optim.learning_rate import learning_rate
-from brt_dist.parallel.engine import Engine, StepInput, StepResult
+from brt_dist.parallel.engine import Engine, StepResult
+from brt_dist.parallel.micro_batches import StepInput
 from brt_dist.parallel.step_input import step_input, streams_to_read
 from brt_dist.training.adjustments import Adjustments
 from brt_dist.training.hooks.base import Hook

@@ -16,8 +16,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from brt_dist.config.schema import Config
 from brt_dist.parallel.device import Device, choose
-from brt_dist.parallel.engine import Engine, StepInput, StepResult, build_engine
+from brt_dist.parallel.engine import Engine, StepResult, build_engine
 from brt_dist.parallel.layout import Layout, finalize, initialize
+from brt_dist.parallel.micro_batches import StepInput
 from tests.scale.accelerator import like_a_gpu
 from tests.scale.recorder import Recorder
 

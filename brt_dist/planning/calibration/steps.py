@@ -7,8 +7,9 @@ import torch
 
 from brt_dist.config.schema import Config
 from brt_dist.parallel.device import Device
-from brt_dist.parallel.engine import StepInput, build_engine
+from brt_dist.parallel.engine import build_engine
 from brt_dist.parallel.layout import Layout, agree
+from brt_dist.parallel.micro_batches import StepInput
 from brt_dist.planning.calibration.fitting import MeasuredStep, StepShape
 
 _WARM_UP, _FEWEST, _MOST = 2, 4, 20  # steps

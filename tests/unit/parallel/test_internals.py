@@ -24,8 +24,9 @@ import brt_dist
 from brt_dist.config.schema import Config
 from brt_dist.parallel import deepspeed_internals, megatron_internals, torch_internals
 from brt_dist.parallel.device import Device
-from brt_dist.parallel.engine import Engine, PipelinedEngine, StepInput, WholeEngine
+from brt_dist.parallel.engine import Engine, PipelinedEngine, WholeEngine
 from brt_dist.parallel.layout import Layout, single_process
+from brt_dist.parallel.micro_batches import StepInput
 
 ROOT = Path(brt_dist.__file__).parent.parent
 VERSIONS = {

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from brt_dist.config.schema import Config
-from brt_dist.parallel.engine import StepInput, build_engine
+from brt_dist.parallel.engine import build_engine
 from brt_dist.parallel.layout import Layout, single_process
+from brt_dist.parallel.micro_batches import StepInput
 
 STREAMS, SEGMENT, WINDOW, VOCAB = 4, 32, 8, 64
 

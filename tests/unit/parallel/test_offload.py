@@ -10,8 +10,9 @@ from torch import Tensor
 
 from brt_dist.parallel import update_internals
 from brt_dist.parallel.device import Device
-from brt_dist.parallel.engine import StepInput, build_engine
+from brt_dist.parallel.engine import build_engine
 from brt_dist.parallel.layout import Layout, single_process
+from brt_dist.parallel.micro_batches import StepInput
 from tests.scale.settings import small
 
 

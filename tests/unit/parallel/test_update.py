@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from brt_dist.parallel.device import Device
-from brt_dist.parallel.engine import Engine, StepInput, build_engine
+from brt_dist.parallel.engine import Engine, build_engine
 from brt_dist.parallel.layout import Layout, MegatronGroups, single_process
+from brt_dist.parallel.micro_batches import StepInput
 from tests.scale.settings import small
 
 LIMIT = 0.1  # below every norm here

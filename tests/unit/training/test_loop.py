@@ -16,8 +16,9 @@ from brt_dist.errors import DivergedError, ExitCode
 from brt_dist.event_log import EventLog, read_events
 from brt_dist.events import SkipEvent
 from brt_dist.parallel.device import Device
-from brt_dist.parallel.engine import Asked, StepInput, StepResult
+from brt_dist.parallel.engine import Asked, StepResult
 from brt_dist.parallel.layout import Layout, single_process
+from brt_dist.parallel.micro_batches import StepInput
 from brt_dist.run_directory import RunDirectory
 from brt_dist.training.adjustments import Adjustments
 from brt_dist.training.hooks.base import Hook
