@@ -1,10 +1,12 @@
 """Cells of a comparison: each is a model that is trained and measured, in a file that grows cell by cell."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from brt_dist.files import write_atomic
@@ -74,8 +76,16 @@ def _serve(connection: Connection, keys: list[Cell], train: Train) -> None:
 
     from brt_dist.parallel.layout import single_process
 
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     with single_process() as device:
         for key in keys:
             connection.send(train(key, device))
     connection.close()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its child, which would hold its run and keep the next one out."""
+    if parent := parent_process():
+        parent.join()
+    os._exit(1)

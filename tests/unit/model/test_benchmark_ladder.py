@@ -3,6 +3,10 @@
 import json
 import math
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from benchmarks.ladder_results import bits, curves, equal_steps, next_rates, row
 from benchmarks.ladder_rungs import KINDS, RUNGS, configuration, learning_rate
 from benchmarks.ladder_texts import CODE_BYTES, FACTS_COPIES, LARGEST, chosen
 from benchmarks.models import parameter_count
+from brt_dist.files import write_atomic
 
 ROOT = Path(__file__).parents[3]
 COST = {"recurrent": 0.04, "sliding window": 0.02, "XL, window x2": 0.05, "XL, window x4": 0.1}
@@ -157,6 +162,38 @@ def test_cells_that_are_there_are_not_trained_again(tmp_path: Path) -> None:
     assert [cell["number"] for cell in found] == [0, 1, 2, 3]
     processes = [cell["process"] for cell in found]
     assert processes[0] == processes[1] != processes[2] == processes[3] and os.getpid() not in processes
+
+
+def waits(key: Cell, device: Any) -> Cell:
+    write_atomic(Path(key["pid"]), str(os.getpid()))
+    time.sleep(600)
+    return key
+
+
+COMPLETE = """
+from sys import argv
+from pathlib import Path
+from benchmarks.cells import Cells
+from tests.unit.model.test_benchmark_ladder import waits
+list(Cells(Path(argv[1]) / "cells.json").complete([{"pid": str(Path(argv[1]) / "pid")}], waits))
+"""
+
+
+@pytest.mark.slow
+def test_the_process_of_a_model_ends_with_the_benchmark(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", COMPLETE, tmp_path], cwd=ROOT) as benchmark:
+        until((tmp_path / "pid").exists)
+        child = Path("/proc", (tmp_path / "pid").read_text())
+        assert child.exists()
+        benchmark.kill()
+    until(lambda: not child.exists() or "zombie" in (child / "status").read_text())
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_the_docs_show_what_is_in_the_results(tmp_path: Path) -> None:
