@@ -78,15 +78,15 @@ def _task(steps: int) -> dict[str, Size]:
 
 
 _FACTS = _sizes(
-    Size(layers=2, width=64, window=16, states=16, segment=128, streams=32, steps=1000, rate=-4, query_length=4.0),
+    Size(layers=2, width=64, window=16, states=16, segment=128, streams=32, steps=1000, rate=-3, query_length=4.0),
     Size(layers=4, width=128, window=16, states=16, segment=128, streams=32, steps=16000, rate=-5, query_length=4.0),
 )
 _BOOKS = _sizes(  # XL, window x2 has 32 streams, and the books are 38
-    Size(layers=4, width=64, window=16, states=16, segment=128, streams=8, steps=1500, rate=-4, query_length=4.0),
+    Size(layers=4, width=64, window=16, states=16, segment=128, streams=8, steps=1500, rate=-3, query_length=4.0),
     Size(layers=4, width=128, window=32, states=32, segment=512, streams=4, steps=16000, rate=-5, query_length=4.0),
 )
 _CODE = _sizes(
-    Size(layers=4, width=64, window=16, states=16, segment=128, streams=32, steps=500, rate=-4, query_length=4.0),
+    Size(layers=4, width=64, window=16, states=16, segment=128, streams=32, steps=500, rate=-3, query_length=4.0),
     Size(layers=4, width=128, window=32, states=32, segment=256, streams=32, steps=4000, rate=-5, query_length=4.0),
 )
 RUNGS: dict[str, Rung] = {
