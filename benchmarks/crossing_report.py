@@ -117,6 +117,36 @@ def adaptation(cells: Sequence[Cell]) -> str:
     return _markdown(rows)
 
 
+def changes(cells: Sequence[Cell], base: Sequence[str], steps: int) -> str:
+    """Markdown: what single changes do to the sharp recurrent model of the settings `base`, at `steps`.
+
+    Bits of a change are set against those of the base with the same seed.
+    """
+    found = _same(cells, kind="recurrent, sharp", steps=steps)
+    plain = {cell["seed"]: cell for cell in found if cell["set"] == list(base)}
+    changed = dict[str, list[Cell]]()
+    for cell in found:
+        if len(cell["set"]) >= len(base) and cell["set"][: len(base)] == list(base):
+            changed.setdefault(" ".join(cell["set"][len(base) :]) or "-", []).append(cell)
+    rows = [["change", "parameters", "bits/byte", "against no change", "worth of the state", "`state_rank`", "`kept`"]]
+    for change, here in changed.items():
+        more = [
+            (cell["carried"] - plain[cell["seed"]]["carried"], over_documents(cell, plain[cell["seed"]]))
+            for cell in here
+        ]
+        looks = [layer for cell in here for layer in cell["layers"].values() if "state_rank" in layer]
+        rows.append([
+            f"`{change}`" if change != "-" else "none",
+            f"{here[0]['parameters']:,}",
+            f"{fmean(cell['carried'] for cell in here):.3f}",
+            _spread(more) if change != "-" else "",
+            f"{fmean(cell['state cleared'] - cell['carried'] for cell in here):.3f}",
+            f"{fmean(layer['state_rank'] for layer in looks):.2f}",
+            f"{fmean(layer['kept'] for layer in looks):.2f}",
+        ])  # fmt: skip
+    return _markdown(rows)
+
+
 def _between(cell: Cell, begin: int, end: int | None) -> float:
     found = [(count, bits) for at, count, bits in cell["positions"] if begin <= at and (end is None or at < end)]
     return sum(count * bits for count, bits in found) / sum(count for count, _ in found)
@@ -128,9 +158,14 @@ def _bits(found: Sequence[Cell], more: Sequence[tuple[float, float]]) -> str:
     text = f"{fmean(cell['carried'] for cell in found):.3f}"
     if not more:
         return text
+    return f"{text} ({_spread(more)})"
+
+
+def _spread(more: Sequence[tuple[float, float]]) -> str:
+    """Mean of the differences, ± their standard deviation over seeds, or over documents if there is one seed."""
     values = [value for value, _ in more]
     spread = stdev(values) if len(values) > 1 else more[0][1]
-    return f"{text} ({fmean(values):+.3f} ± {spread:.3f}, {len(values)} seed{'s' if len(values) > 1 else ''})"
+    return f"{fmean(values):+.3f} ± {spread:.3f}, {len(values)} seed{'s' if len(values) > 1 else ''}"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

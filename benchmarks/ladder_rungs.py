@@ -211,7 +211,7 @@ def _documents(
     if (rung := key["rung"]) == "facts":
         folder, window = folder_of(rung, options.out), FACTS_WINDOW
         training = Facts(folder, "train", window, only_answers=False)
-        return training, Facts(folder, "validation", window), (0, *doubling(2, 1000))
+        return training, Facts(folder, "validation", window), doubling(1, 1000)
     seed, count = key["seed"], recall.documents_for(config, TRAINED_ON[0])
 
     def draw(windows: tuple[int, int], count: int, number: int) -> "Questions":
