@@ -81,11 +81,7 @@ _FACTS = _sizes(
     Size(layers=2, width=64, window=16, states=16, segment=128, streams=32, steps=1000, rate=-3, query_length=4.0),
     Size(layers=4, width=128, window=16, states=16, segment=128, streams=32, steps=16000, rate=-5, query_length=4.0),
 )
-_BOOKS = _sizes(  # XL, window x2 has 32 streams, and the books are 38
-    Size(layers=4, width=64, window=16, states=16, segment=128, streams=8, steps=1500, rate=-3, query_length=4.0),
-    Size(layers=4, width=128, window=32, states=32, segment=512, streams=4, steps=16000, rate=-5, query_length=4.0),
-)
-_CODE = _sizes(
+_TEXT = _sizes(  # the books are 38
     Size(layers=4, width=64, window=16, states=16, segment=128, streams=32, steps=500, rate=-3, query_length=4.0),
     Size(layers=4, width=128, window=32, states=32, segment=256, streams=32, steps=4000, rate=-5, query_length=4.0),
 )
@@ -94,10 +90,10 @@ RUNGS: dict[str, Rung] = {
     "multi-query": Rung("answer", 1 / 8, 16, _task(1500)),
     "last write": Rung("answer", 1 / 8, 8, _task(1500)),
     "facts": Rung("digit", 1 / 10, 16, _FACTS),
-    "books, bytes": Rung("byte", None, 2048, _BOOKS),
-    "books": Rung("token", None, 2048, _BOOKS),
-    "code, bytes": Rung("byte", None, 2048, _CODE),
-    "code": Rung("token", None, 2048, _CODE),
+    "books, bytes": Rung("byte", None, 2048, _TEXT),
+    "books": Rung("token", None, 2048, _TEXT),
+    "code, bytes": Rung("byte", None, 2048, _TEXT),
+    "code": Rung("token", None, 2048, _TEXT),
 }
 TRAINED_ON, ASKED_IN = (10, 15), (65, 70)  # windows of the documents of tasks
 TASK_EDGES = (0, 1, 2, 4, 8, 16, 32, 64)
@@ -122,9 +118,10 @@ def configuration(kind: str, size: Size, vocabulary: int, key: Cell, **places: A
 
     def of(kind: str) -> "Config":
         times = KINDS[kind]
-        segment, window = size.segment, size.window
-        if times is not None and times > 1:  # as in the paper, a segment of Transformer-XL is one window
-            segment = window = times * size.window
+        window = (times or 1) * size.window
+        # as in the paper, a segment of Transformer-XL is one window; but where a segment holds whole windows all kinds
+        # share it, because a step of more streams alone makes small models learn text faster
+        segment = size.segment if size.segment % window == 0 else window
         sharp = {"query_length": size.query_length}
         state = {"recurrent": {"states": size.states, "layers": [-2], **sharp}} if times is None else {}
         return cpu_run(
