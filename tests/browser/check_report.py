@@ -14,7 +14,7 @@ from matplotlib import image
 
 from launch.cli import brt
 from tests.datasets import make_dataset
-from tests.unit.launch.test_report import write_run
+from tests.run_files import write_run
 
 ROOT = Path(__file__).parents[2]
 QUIET = ("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync")

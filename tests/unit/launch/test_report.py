@@ -1,83 +1,22 @@
-"""The report and the live view of a run, from files as a run leaves them."""
+"""The report of a run, from the files of a run."""
 
 import json
 import os
 import re
-import socket
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 
-from brt_dist.config.schema import RunConfig
 from launch.cli import brt
 from launch.report.charts import Curve, chart
 from launch.report.collect import RunFacts, labels
 from launch.report.page import write_report
 from launch.report.sweep import Swept, SweptRun, parallel, sweep_table
-from launch.run.claim import claimed
 from launch.views.smoothing import settled, smooth
-from launch.views.watch import Watch, sparkline
-
-CONFIG = """\
-data: {{dataset: {data}}}
-run: {{name: "{name}", directory: {run}, steps: 40, tracking: {{uri: "http://me:hunter2@host"}}}}
-"""
-LENGTH = RunConfig(directory=Path("run"), steps=40)
-
-
-def write_run(folder: Path, name: str = "tiny", ended: bool = True) -> Path:
-    """Two attempts: the first is killed at step 14, the second continues from 10."""
-    run = folder / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text(CONFIG.format(data=folder, run=run, name=name))
-    (run / "provenance.json").write_text(json.dumps({"run.steps": "my.yaml:2"}))
-    events: list[dict[str, Any]] = []
-    for attempt, start, end in ((1, 0, 14), (2, 10, 40)):
-        layout = {"tensor": 2, "pipeline": 1, "data": 2}
-        fullest = {"parameters": 500, "weights": 2_000_000, "optimizer": 6_000_000, "carried": 700_000}
-        plan = {"parameters": 1234, "tokens_per_step": 64, "flops_per_step": 1.5e9, "fullest_rank": fullest}
-        begun = {"layout": layout, "start_step": start, "device": "cpu", "plan": plan}
-        events.append({"event": "attempt", "time": 100.0 * attempt, **begun})
-        events.append({"event": "held", "time": 100.0 * attempt, **fullest, "optimizer": 6_100_000, "parameters": 499})
-        for step in range(start + 1, end + 1):
-            common = {"tokens": step * 64, "tokens_per_second": 500.0, "step_seconds": 0.1, "data_wait_seconds": 0.02}
-            bits = 8.0 - step / 10
-            numbers = {"loss": bits * 0.69, "bits_per_token": bits, "grad_norm": 1.0, "learning_rate": 1e-3}
-            events.append({"event": "step", "time": 100.0 * attempt + step, "step": step, **numbers, **common})
-        for event in events:
-            event.setdefault("attempt", attempt)
-    at = {"time": 250.0, "attempt": 2}
-    for memory, bits in (("carried", 4.25), ("cleared", 4.5)):
-        what = {"dataset": "validation", "memory": memory, "bits_per_token": bits, "loss": 3.0, "tokens": 1000}
-        bins = [(0, 64, 3.5), (64, 128, 3.0), (256, None, bits * 0.5)]  # no document ends in between
-        what["positions"] = [{"from": a, "to": b, "loss": loss, "tokens": 9} for a, b, loss in bins]
-        events.append({"event": "evaluation", "step": 40, **what, **at})
-    place = {"path": "checkpoints/step_00000040", "seconds": 0.5, "stall_seconds": 0.01, "bytes": 2_000_000}
-    events.append({"event": "checkpoint", "step": 40, **place, **at})
-    for step in (10, 20):
-        layers = [{"layer": 3, "state_rms": 0.5 * step, "state_max": 9.0, "kept": 0.25}]
-        events.append({"event": "memory", "step": step, "layers": layers, **at})
-    straggler = {"rank": 1, "host": "slow<host>", "seconds": 2.0, "median_seconds": 1.0}
-    events.append({"event": "straggler", "step": 20, **straggler, **at})
-    (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    retry, stop = {"action": "retry", "why": "2 more"}, {"action": "stop", "why": "done"}
-    verdicts = (
-        {"verdict": "lost_node", "reason": "rank 1 was killed", "decision": retry},
-        {"verdict": "finished", "reason": "finished", "decision": stop},
-    )
-    for number, verdict in enumerate(verdicts, 1):
-        attempt_folder = run / "attempts" / f"{number:03d}"
-        attempt_folder.mkdir(parents=True)
-        record = {"attempt": number, "start": 100.0 * number, "nodes": ["here"]}
-        if number == 1 or ended:
-            record |= {"end": 100.0 * number + 60, **verdict}
-        (attempt_folder / "attempt.json").write_text(json.dumps(record))
-    return run
+from tests.run_files import CONFIG, write_run
 
 
 class Page(HTMLParser):
@@ -217,78 +156,6 @@ def test_charts_of_odd_numbers() -> None:
     (line,) = re.findall(r'points="([^"]*)"', svg)
     heights = [float(point.split(",")[1]) for point in line.split()]
     assert len(heights) <= 500 and min(heights) < 30  # thinned out, and the peak is there
-
-
-def test_the_live_view(tmp_path: Path) -> None:
-    run = write_run(tmp_path, ended=False)
-    view = Watch(run, LENGTH, Console(), clock=lambda: 300.0)
-    view.update()
-    said = dict(view.lines())
-    assert said["checkpoint"] == "step 40, 0:50 ago" and said["last step"] == "1:00 ago"
-    assert said["step"] == "0.1 s, of which 20% waiting for data"
-    assert (
-        said["attempt 1"] == "lost a rank or a node: rank 1 was killed  [here]"
-        and said["attempt 2"] == "running  [here]"
-    )
-    assert not view.is_over
-
-
-def test_a_launcher_that_was_killed_is_told_and_ends_the_watching(tmp_path: Path) -> None:
-    run = write_run(tmp_path, ended=False)
-    path = run / "attempts" / "002" / "attempt.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "host": socket.gethostname()}))
-    view = Watch(run, LENGTH, Console(), clock=lambda: 300.0)
-    with claimed(run):  # as a launcher does
-        assert not view.is_over and "launcher" not in dict(view.lines())
-        assert json.loads(CliRunner().invoke(brt, ["status", str(run), "--json"]).stdout)["verdict"] == "running"
-    assert view.is_over and dict(view.lines())["launcher"].startswith("was killed")
-    done = CliRunner().invoke(brt, ["status", str(run), "--watch"])
-    assert done.exit_code == 0 and "launcher: was killed" in done.stderr
-    assert done.stdout.startswith("launcher gone: attempt 2, step 40 of 40; run the same command again, or brt resume")
-
-
-def test_a_run_that_has_not_begun_is_waited_for(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text(CONFIG.format(data=tmp_path, run=run, name="new"))
-    view = Watch(run, LENGTH, Console())
-    assert not view.is_over and ("", "not started yet; waiting for the first attempt") in view.lines()
-    (tmp_path / "other").mkdir()
-    for part in write_run(tmp_path / "other").iterdir():
-        if part.name != "config.yaml":
-            part.rename(run / part.name)
-    view.update()
-    assert view.is_over and "step 40/40" in view.lines()[0][1]
-
-
-def test_a_run_that_was_submitted_again_is_waited_for(tmp_path: Path) -> None:
-    """Right after `brt resume`, the last attempt is still the one that has ended."""
-    run = write_run(tmp_path)
-    asked: list[float] = []
-    waiting = [True, False]
-
-    def is_expected(since: float) -> bool:
-        asked.append(since)
-        return waiting.pop(0)
-
-    view = Watch(run, LENGTH, Console(), is_expected=is_expected)
-    assert not view.is_over and view.is_over
-    assert asked == [260.0, 260.0]  # when the last attempt ended
-    with claimed(run):  # a launcher that has not begun its attempt
-        assert not Watch(run, LENGTH, Console()).is_over
-
-
-def test_watching_a_run_that_is_over_says_where_it_ended(tmp_path: Path) -> None:
-    done = CliRunner().invoke(brt, ["status", str(write_run(tmp_path)), "--watch", "--json"])
-    assert done.exit_code == 0 and json.loads(done.stdout)["verdict"] == "finished"
-    assert "step 40/40" in done.stderr
-
-
-def test_sparklines() -> None:
-    assert sparkline([]) == "" and sparkline([1.0, 1.0]) == "▁▁"
-    assert sparkline([0.0, 1.0]) == "▁█"
-    falling = sparkline([float(n) for n in range(1000, 0, -1)], 8)
-    assert falling == "█▇▆▅▄▃▂▁"
 
 
 def test_the_first_tile_and_figure_tell_what_memory_gains(tmp_path: Path) -> None:
