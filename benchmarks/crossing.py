@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.crossing_plot import draw
 from benchmarks.crossing_report import Cell, adaptation, table, worth
 from benchmarks.models import mlp_width, parameter_count, train_run, with_parameters
 from brt_dist.config.loading import load
@@ -161,7 +162,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=names, choices=names, metavar="KIND", help=", ".join(names))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings for all kinds")
     parser.add_argument("--documents", type=int, default=16, help="held-out documents to read")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="only print and plot the results in such a file")
     options = parser.parse_args()
+    if options.show:
+        cells = json.loads(options.show.read_text())
+        print(table(cells), worth(cells), adaptation(cells), sep="\n\n")
+        draw(cells, options.show.with_suffix(".png"))
+        return
     torch.set_num_threads(1)
     train, validation = datasets(options.out)
     documents = held_out(validation, options.documents)

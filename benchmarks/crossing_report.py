@@ -16,10 +16,12 @@ BASE = {
     "XL, window x2, sharp": "sliding window, sharp",
 }
 
+_DEFAULTS = {"data.streams": "16", "data.segment": "256", "optimizer.learning_rate": "0.003"}  # of crossing.yaml
+_HEAD = ("streams x bytes", "learning rate")
 POSITIONS = (128, 1024, 8192)  # bytes into the document, where each span begins
 
 
-def _same(cells: Sequence[Cell], **key: Any) -> list[Cell]:
+def same(cells: Sequence[Cell], **key: Any) -> list[Cell]:
     return [cell for cell in cells if key.items() <= cell.items()]
 
 
@@ -27,10 +29,23 @@ def _group(cell: Cell) -> dict[str, Any]:
     return {key: cell[key] for key in ("window", "set", "steps")}
 
 
-def _groups(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def groups(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Windows, settings and budgets of the cells, sorted."""
-    keys = sorted({(cell["window"], tuple(cell["set"]), cell["steps"]) for cell in cells})
+
+    def order(key: tuple[int, tuple[str, ...], int]) -> tuple[Any, ...]:
+        window, given, steps = key
+        (shape, *_), rate = settings(given)[0].split(","), float(settings(given)[1])
+        return window, int(shape.split()[0]), rate, steps, given
+
+    keys = sorted({(cell["window"], tuple(cell["set"]), cell["steps"]) for cell in cells}, key=order)
     return [{"window": window, "set": list(settings), "steps": steps} for window, settings, steps in keys]
+
+
+def settings(given: Sequence[str]) -> list[str]:
+    """What a row was trained with: streams and segment, learning rate; of the model only what is not the default."""
+    values = _DEFAULTS | dict(setting.split("=", 1) for setting in given)
+    heads = f", {values['model.heads']} head of {values['model.head_dim']}" if "model.heads" in values else ""
+    return [f"{values['data.streams']} x {values['data.segment']}{heads}", values["optimizer.learning_rate"]]
 
 
 def differences(cells: Sequence[Cell], found: Sequence[Cell]) -> list[tuple[float, float]]:
@@ -38,7 +53,7 @@ def differences(cells: Sequence[Cell], found: Sequence[Cell]) -> list[tuple[floa
     return [
         (cell["carried"] - base["carried"], over_documents(cell, base))
         for cell in found
-        for base in _same(cells, kind=BASE.get(cell["kind"]), seed=cell["seed"], **_group(cell))
+        for base in same(cells, kind=BASE.get(cell["kind"]), seed=cell["seed"], **_group(cell))
     ]
 
 
@@ -57,11 +72,11 @@ def table(cells: Sequence[Cell]) -> str:
     With ± the standard deviation over seeds; of one seed, the standard error over documents.
     """
     names = list(dict.fromkeys(cell["kind"] for cell in cells))
-    rows = [["window", "settings", "million bytes", *names]]
-    for group in _groups(cells):
-        here = [_same(cells, kind=kind, **group) for kind in names]
+    rows = [["window", *_HEAD, "million bytes", *names]]
+    for group in groups(cells):
+        here = [same(cells, kind=kind, **group) for kind in names]
         budget = min(cell["bytes"] for found in here for cell in found) / 1e6
-        row = [str(group["window"]), " ".join(group["set"]) or "-", f"{budget:.1f}"]
+        row = [str(group["window"]), *settings(group["set"]), f"{budget:.1f}"]
         rows.append([*row, *(_bits(found, differences(cells, found)) for found in here)])
     return _markdown(rows)
 
@@ -72,7 +87,7 @@ def worth(cells: Sequence[Cell]) -> str:
         [
             "kind",
             "window",
-            "settings",
+            *_HEAD,
             "million bytes",
             "worth of the state",
             "of the cache",
@@ -80,14 +95,14 @@ def worth(cells: Sequence[Cell]) -> str:
             "`from_states`",
         ]
     ]
-    for group in _groups(cells):
+    for group in groups(cells):
         for kind in dict.fromkeys(cell["kind"] for cell in cells if "state cleared" in cell):
-            found = _same(cells, kind=kind, **group)
+            found = same(cells, kind=kind, **group)
             if found:
                 looks = [layer for cell in found for layer in cell["layers"].values() if "state_rank" in layer]
                 parts = [fmean(c[f"{part} cleared"] - c["carried"] for c in found) for part in ("state", "cache")]
                 rows.append([
-                    kind, str(group["window"]), " ".join(group["set"]) or "-", f"{found[0]['bytes'] / 1e6:.1f}",
+                    kind, str(group["window"]), *settings(group["set"]), f"{found[0]['bytes'] / 1e6:.1f}",
                     *(f"{part:.4f}" for part in parts),
                     f"{fmean(layer['state_rank'] for layer in looks):.2f}",
                     f"{fmean(layer['from_states'] for layer in looks):.2f}",
@@ -101,19 +116,19 @@ def adaptation(cells: Sequence[Cell]) -> str:
     spans = [
         f"{begin:,} to {end - 1:,}" if end else f"{begin:,} and on" for begin, end in zip(POSITIONS, ends, strict=True)
     ]
-    rows = [["settings", "million bytes", "kind", *spans, "gain"]]
-    for group in _groups(cells):
-        here = {kind: _same(cells, kind=kind, **group) for kind in dict.fromkeys(cell["kind"] for cell in cells)}
+    rows = [[*_HEAD, "million bytes", "kind", *spans, "gain"]]
+    for group in groups(cells):
+        here = {kind: same(cells, kind=kind, **group) for kind in dict.fromkeys(cell["kind"] for cell in cells)}
         here = {kind: found for kind, found in here.items() if found}
         if len(here) < 2 or any(len(found) < 3 for found in here.values()):
             continue
         for kind, found in here.items():
             bits = [
-                fmean(_between(cell, begin, end) for cell in found) for begin, end in zip(POSITIONS, ends, strict=True)
+                fmean(between(cell, begin, end) for cell in found) for begin, end in zip(POSITIONS, ends, strict=True)
             ]
             budget = f"{found[0]['bytes'] / 1e6:.1f}"
             numbers = [f"{value:.3f}" for value in (*bits, bits[0] - bits[-1])]
-            rows.append([" ".join(group["set"]) or "-", budget, kind, *numbers])
+            rows.append([*settings(group["set"]), budget, kind, *numbers])
     return _markdown(rows)
 
 
@@ -122,7 +137,7 @@ def changes(cells: Sequence[Cell], base: Sequence[str], steps: int) -> str:
 
     Bits of a change are set against those of the base with the same seed.
     """
-    found = _same(cells, kind="recurrent, sharp", steps=steps)
+    found = same(cells, kind="recurrent, sharp", steps=steps)
     plain = {cell["seed"]: cell for cell in found if cell["set"] == list(base)}
     changed = dict[str, list[Cell]]()
     for cell in found:
@@ -147,7 +162,7 @@ def changes(cells: Sequence[Cell], base: Sequence[str], steps: int) -> str:
     return _markdown(rows)
 
 
-def _between(cell: Cell, begin: int, end: int | None) -> float:
+def between(cell: Cell, begin: int, end: int | None) -> float:
     found = [(count, bits) for at, count, bits in cell["positions"] if begin <= at and (end is None or at < end)]
     return sum(count * bits for count, bits in found) / sum(count for count, _ in found)
 
