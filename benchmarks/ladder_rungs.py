@@ -78,22 +78,23 @@ def _task(steps: int) -> dict[str, Size]:
 
 
 _FACTS = _sizes(
-    Size(layers=2, width=64, window=16, states=16, segment=128, streams=32, steps=1000, rate=-3, query_length=4.0),
+    Size(layers=2, width=64, window=16, states=16, segment=128, streams=32, steps=500, rate=-3, query_length=4.0),
     Size(layers=4, width=128, window=16, states=16, segment=128, streams=32, steps=16000, rate=-5, query_length=4.0),
 )
-_TEXT = _sizes(  # the books are 38
+_CODE = _sizes(
     Size(layers=4, width=64, window=16, states=16, segment=128, streams=32, steps=500, rate=-3, query_length=4.0),
     Size(layers=4, width=128, window=32, states=32, segment=256, streams=32, steps=4000, rate=-5, query_length=4.0),
 )
+_BOOKS = {scale: replace(size, steps=size.steps // 2) for scale, size in _CODE.items()}  # 38 of them
 RUNGS: dict[str, Rung] = {
     "recall": Rung("answer", 1 / 8, 16, _task(600)),
     "multi-query": Rung("answer", 1 / 8, 16, _task(1500)),
     "last write": Rung("answer", 1 / 8, 8, _task(1500)),
     "facts": Rung("digit", 1 / 10, 16, _FACTS),
-    "books, bytes": Rung("byte", None, 2048, _TEXT),
-    "books": Rung("token", None, 2048, _TEXT),
-    "code, bytes": Rung("byte", None, 2048, _TEXT),
-    "code": Rung("token", None, 2048, _TEXT),
+    "books, bytes": Rung("byte", None, 2048, _BOOKS),
+    "books": Rung("token", None, 2048, _BOOKS),
+    "code, bytes": Rung("byte", None, 2048, _CODE),
+    "code": Rung("token", None, 2048, _CODE),
 }
 TRAINED_ON, ASKED_IN = (10, 15), (65, 70)  # windows of the documents of tasks
 TASK_EDGES = (0, 1, 2, 4, 8, 16, 32, 64)
