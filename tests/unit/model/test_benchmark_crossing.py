@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.crossing import configuration, kinds
-from benchmarks.crossing_report import differences, over_documents
+from benchmarks.crossing_report import changes, differences, over_documents, settings
 from benchmarks.models import parameter_count
 from brt_dist.config.rules import check
 
@@ -52,3 +52,27 @@ def test_the_error_over_documents_is_that_of_documents_drawn_anew() -> None:
     ]
     spread = (more.sum(1) / sizes.sum(1)).std()
     assert np.sqrt(np.mean(np.square(told))) == pytest.approx(spread, rel=0.05)
+
+
+def test_rows_tell_streams_segment_and_rate() -> None:
+    assert settings([]) == ["16 x 256", "0.003"]
+    given = ["data.streams=32", "data.segment=128", "parallel.micro_batch=32", "optimizer.learning_rate=0.006"]
+    assert settings(given) == ["32 x 128", "0.006"]
+    assert settings(["model.heads=1", "model.head_dim=64"]) == ["16 x 256, 1 head of 64", "0.003"]
+
+
+def test_a_change_is_set_against_no_change_with_the_same_seed() -> None:
+    shared = {"kind": "recurrent, sharp", "steps": 500, "document_bits": [1.0, 1.0], "document_bytes": [1, 1]}
+    layers = {"2": {"state_rank": 1.5, "kept": 0.25}}
+    cells = [
+        shared | {"set": given, "seed": seed, "carried": bits, "state cleared": bits + 0.5, "layers": layers,
+                  "parameters": 1000 + 10 * len(given)}
+        for given, seed, bits in [
+            (["a=1"], 0, 2.0), (["a=1"], 1, 3.0), (["a=1", "b=2"], 0, 2.25), (["a=1", "b=2"], 1, 3.75), ([], 0, 9.0),
+        ]
+    ]  # fmt: skip
+    assert changes(cells, ["a=1"], 500).splitlines()[2:] == [
+        "| none | 1,010 | 2.500 |  | 0.500 | 1.50 | 0.25 |",
+        "| `b=2` | 1,020 | 3.000 | +0.500 ± 0.354, 2 seeds | 0.500 | 1.50 | 0.25 |",
+    ]
+    assert changes(cells, ["a=1"], 250).count("\n") == 1
