@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.cells import Cell, Cells, Train
-from benchmarks.ladder_report import draw, table
+from benchmarks.ladder_report import compared, draw, table
 from benchmarks.ladder_results import bits, equal_steps, next_rates, score, tried
 from benchmarks.ladder_rungs import KINDS, REFERENCE, RUNGS, learning_rate, step_costs, trained_cell
 from benchmarks.ladder_texts import prepare
@@ -82,7 +82,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.show:
         found = Cells(options.show).cells
-        print(table(found))
+        print(table(found), compared(found), sep="\n\n")
         draw(found, options.show.with_suffix(".png"))
         return 0
     if options.quick:
@@ -99,7 +99,7 @@ def main() -> int:
             print(told(cell), flush=True)
         write_atomic(options.out / "ladder.md", table(cells.cells) + "\n")
         draw(cells.cells, options.out / "ladder.png")
-    print(table(cells.cells))
+    print(table(cells.cells), compared(cells.cells), sep="\n\n")
     return 0
 
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 from benchmarks.cells import Cell
-from benchmarks.ladder_results import Figure, Row, curves, rows
+from benchmarks.ladder_results import Figure, Row, behind, curves, rows
 from benchmarks.ladder_rungs import KINDS, REFERENCE, RUNGS, learning_rate
 from launch.views.figure import save_figure
 
@@ -19,6 +20,26 @@ def table(cells: Sequence[Cell]) -> str:
     """Markdown: a row for each rung and kind; means over seeds, and where there are several their range."""
     lines = [_line(_HEAD), "|" + "---|" * len(_HEAD)]
     return "\n".join([*lines, *(_line(_shown(row)) for row in rows(cells))])
+
+
+def compared(cells: Sequence[Cell]) -> str:
+    """Markdown: on texts, bits more than the reference's with the same seed; ± is the standard deviation over seeds."""
+    lines = [_line(("rung", "model", "equal tokens", "equal time")), "|---|---|---|---|"]
+    for row in rows([cell for cell in cells if not RUNGS[cell["rung"]].asks]):
+        if row.kind == REFERENCE:
+            reference = row
+        else:
+            more = (_more(behind(row, reference, in_time)) for in_time in (False, True))
+            lines.append(_line((row.rung, row.kind, *more)))
+    return "\n".join(lines)
+
+
+def _more(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:+.3f} (1 seed)"
+    return f"{fmean(values):+.3f} ± {stdev(values):.3f} ({len(values)} seeds, {sum(v > 0 for v in values)} behind)"
 
 
 def _line(cells: Sequence[str]) -> str:

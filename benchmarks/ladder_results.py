@@ -104,7 +104,9 @@ def rows(cells: Sequence[Cell]) -> Iterator[Row]:
             if not rates:
                 continue
             rate = min(rates, key=lambda rate: rates[rate])
-            chosen = [cell for cell in _of(cells, rung, kind) if cell["rate"] == rate]
+            chosen = sorted(
+                (cell for cell in _of(cells, rung, kind) if cell["rate"] == rate), key=lambda cell: cell["seed"]
+            )
             in_tokens = [cell for cell in chosen if cell["steps"] == steps]
             number = equal_steps(steps, cost, kind) if cost else None
             in_time = [cell for cell in chosen if cell["steps"] == number]
@@ -125,6 +127,12 @@ def rows(cells: Sequence[Cell]) -> Iterator[Row]:
                 at_edge=len(rates) > 1 and rate in (min(rates), max(rates)),
                 parameters=in_tokens[0]["parameters"],
             )
+
+
+def behind(row: Row, reference: Row, in_time: bool = False) -> list[float]:
+    """Bits of a text more than the reference's with the same seed, for the seeds from 0 on that both have."""
+    ours = row.every_in_time if in_time else row.every
+    return [] if ours is None else [a - b for a, b in zip(ours.seeds, reference.every.seeds, strict=False)]
 
 
 def curves(cells: Sequence[Cell], rung: str) -> dict[str, list[tuple[int, float]]]:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from benchmarks.cells import Cell, Cells
-from benchmarks.ladder_report import draw, table
-from benchmarks.ladder_results import bits, curves, equal_steps, next_rates, rows, score, tried
+from benchmarks.ladder_report import compared, draw, table
+from benchmarks.ladder_results import behind, bits, curves, equal_steps, next_rates, rows, score, tried
 from benchmarks.ladder_rungs import KINDS, RUNGS, configuration, learning_rate
 from benchmarks.ladder_texts import CODE_BYTES, FACTS_COPIES, LARGEST, chosen
 from benchmarks.models import parameter_count
@@ -133,6 +133,27 @@ def test_what_text_gains_is_bits_before_less_bits_after() -> None:
     assert row.every_in_time is None and row.seconds is None
 
 
+def test_on_texts_seeds_are_compared_with_the_same_seed() -> None:
+    text = [
+        {**cell(kind, seed, -4, steps, [], [7.0, 0.0, bits]), "rung": "books, bytes"}
+        for kind, seed, steps, bits in [
+            ("recurrent", 1, 100, 70.0), ("recurrent", 0, 100, 0.0), ("sliding window", 0, 100, 7.0),
+            ("sliding window", 1, 100, 56.0), ("XL, window x2", 0, 100, 7.0), ("sliding window", 0, 200, 0.0),
+            ("sliding window", 1, 200, 0.0),
+        ]
+    ]  # fmt: skip
+    for found in text:
+        del found["right"]
+    text.append({"rung": "books, bytes", "measured": "time of a step", "cpu_seconds": COST})
+    recurrent, window, _ = rows(text)
+    assert behind(window, recurrent) == pytest.approx([0.1, -0.2])
+    assert behind(window, recurrent, in_time=True) == pytest.approx([0.0, -1.0])
+    assert compared([*text, *CELLS]).splitlines()[2:] == [
+        "| books, bytes | sliding window | -0.050 ± 0.212 (2 seeds, 1 behind) | -0.500 ± 0.707 (2 seeds, 0 behind) |",
+        "| books, bytes | XL, window x2 | +0.100 (1 seed) | - |",
+    ]
+
+
 def test_documents_of_a_text_are_whole_and_chosen_by_name_alone(tmp_path: Path) -> None:
     for number in range(20):
         (tmp_path / f"{number}.txt").write_bytes(b"x" * 1000 * (number + 1))
@@ -199,7 +220,7 @@ def until(holds: Callable[[], bool]) -> None:
 def test_the_docs_show_what_is_in_the_results(tmp_path: Path) -> None:
     cells = json.loads((ROOT / "docs/results/ladder.json").read_text())
     section = (ROOT / "docs/results.md").read_text().split("## The ladder")[1].split("\n## ")[0]
-    assert table(cells) in section
+    assert table(cells) in section and compared(cells) in section
     for rung in dict.fromkeys(cell["rung"] for cell in cells):
         of_rung = [row for row in rows(cells) if row.rung == rung]
         found = curves(cells, rung)
