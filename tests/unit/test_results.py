@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from benchmarks import crossing_report, lengths, plan_time, processes, table_steps
+from benchmarks.crossing_plot import draw
 from benchmarks.step import table
 from launch.reproduce.kit import rows
 
@@ -56,11 +57,13 @@ def test_the_table_of_planned_times() -> None:
     assert len(plan_time.misordered(rows)) <= 0.01 * len(plan_time.apart(rows))
 
 
-def test_the_tables_of_the_crossing() -> None:
+def test_the_tables_and_the_plot_of_the_crossing(tmp_path: Path) -> None:
     cells = json.loads((DOCS / "results" / "crossing.json").read_text())
     assert crossing_report.table(cells) in (DOCS / "results.md").read_text()
     assert crossing_report.adaptation(cells) in (DOCS / "results.md").read_text()
     assert crossing_report.worth(cells) in (DOCS / "state.md").read_text()
+    draw(cells, tmp_path / "crossing.png")
+    assert (tmp_path / "crossing.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_row_of_the_papers_table_is_the_sum_of_its_layers() -> None:
