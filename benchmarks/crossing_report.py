@@ -142,8 +142,8 @@ def changes(cells: Sequence[Cell], base: Sequence[str], steps: int) -> str:
     changed = dict[str, list[Cell]]()
     for cell in found:
         if len(cell["set"]) >= len(base) and cell["set"][: len(base)] == list(base):
-            changed.setdefault(" ".join(cell["set"][len(base) :]) or "-", []).append(cell)
-    rows = [["change", "parameters", "bits/byte", "against no change", "worth of the state", "`state_rank`", "`kept`"]]
+            changed.setdefault(" ".join(cell["set"][len(base) :]) or "none", []).append(cell)
+    rows = [["change", "parameters", "bits/byte more", "worth of the state", "`state_rank`", "`kept`"]]
     for change, here in changed.items():
         more = [
             (cell["carried"] - plain[cell["seed"]]["carried"], over_documents(cell, plain[cell["seed"]]))
@@ -151,10 +151,9 @@ def changes(cells: Sequence[Cell], base: Sequence[str], steps: int) -> str:
         ]
         looks = [layer for cell in here for layer in cell["layers"].values() if "state_rank" in layer]
         rows.append([
-            f"`{change}`" if change != "-" else "none",
+            f"`{change}`" if "=" in change else change,
             f"{here[0]['parameters']:,}",
-            f"{fmean(cell['carried'] for cell in here):.3f}",
-            _spread(more) if change != "-" else "",
+            _spread(more) if change != "none" else "",
             f"{fmean(cell['state cleared'] - cell['carried'] for cell in here):.3f}",
             f"{fmean(layer['state_rank'] for layer in looks):.2f}",
             f"{fmean(layer['kept'] for layer in looks):.2f}",
