@@ -81,7 +81,7 @@ def quiet_libraries() -> None:
     import warnings
 
     warnings.simplefilter("ignore")
-    for library in ("DeepSpeed", "megatron.core"):
+    for library in ("DeepSpeed", "megatron.core", "torch.utils.cpp_extension"):
         logging.getLogger(library).addFilter(_is_error)  # DeepSpeed sets its level anew when it is imported
 
 

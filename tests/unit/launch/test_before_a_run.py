@@ -184,7 +184,8 @@ def test_no_warning_of_a_library_reaches_a_user() -> None:
         "from launch.cli import main\n"
         "try: main(['config', 'schema', '--output', '/dev/null/x'])\n"
         "except SystemExit as end: print(end.code)\n"
-        "import megatron.core.optimizer"
+        "import logging, megatron.core.optimizer\n"
+        "logging.getLogger('torch.utils.cpp_extension').warning('as where CUDA is installed and there is no GPU')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "18\n" and done.stderr.splitlines() == ["error: /dev/null: a file of this name is in the way"]
