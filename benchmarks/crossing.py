@@ -22,7 +22,8 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.crossing_plot import draw
-from benchmarks.crossing_report import Cell, adaptation, table, worth
+from benchmarks.crossing_report import Cell, tables
+from benchmarks.figures import shows
 from benchmarks.models import mlp_width, parameter_count, train_run, with_parameters
 from brt_dist.config.loading import load
 from brt_dist.config.schema import Config
@@ -164,10 +165,8 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=16, help="held-out documents to read")
     parser.add_argument("--show", type=Path, metavar="FILE", help="only print and plot the results in such a file")
     options = parser.parse_args()
-    if options.show:
-        cells = json.loads(options.show.read_text())
-        print(table(cells), worth(cells), adaptation(cells), sep="\n\n")
-        draw(cells, options.show.with_suffix(".png"))
+    if shows(parser, options, tables):
+        draw(json.loads(options.show.read_text()), options.show.with_suffix(".png"))
         return
     torch.set_num_threads(1)
     train, validation = datasets(options.out)
@@ -184,7 +183,7 @@ def main() -> None:
                     cells.append(trained_cell(key, options, (train, documents), device))
                     write_atomic(file, json.dumps(cells, indent=1) + "\n")
                     print(f"{kind}, seed {seed}, {steps} steps: {cells[-1]['carried']:.4f} bits/byte", flush=True)
-    print(table(cells), worth(cells), adaptation(cells), sep="\n\n")
+    print(tables(cells))
 
 
 if __name__ == "__main__":

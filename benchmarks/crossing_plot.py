@@ -44,16 +44,18 @@ def draw(cells: Sequence[Cell], path: Path, window: int = 16, shape: str = "32 x
     last = max(
         (g for g in here if all(len(same(cells, kind=kind, **g)) >= 3 for kind in (_BASE, *_SHOWN))),
         key=lambda group: group["steps"],
+        default=None,
     )
-    base = {cell["seed"]: cell for cell in same(cells, kind=_BASE, **last)}
+    right.set_visible(last is not None)
+    base = {cell["seed"]: cell for cell in same(cells, kind=_BASE, **last)} if last else {}
     ends = [*POSITIONS[1:], None]
     for kind, name in _SHOWN.items():
-        for cell in same(cells, kind=kind, **last):
+        for cell in same(cells, kind=kind, **last) if last else ():
             gap = [
                 between(cell, begin, end) - between(base[cell["seed"]], begin, end)
                 for begin, end in zip(POSITIONS, ends, strict=True)
             ]
-            label = name if cell["seed"] == 0 else None
+            label = name if cell["seed"] == min(base) else None
             right.plot(range(len(gap)), gap, color=_COLOURS[kind], marker="o", alpha=0.7, label=label)
     left.set_xscale("log", base=2)
     budgets = sorted({round(cell["bytes"] / 1e6, 1) for group in here for cell in same(cells, **group)})
@@ -62,11 +64,13 @@ def draw(cells: Sequence[Cell], path: Path, window: int = 16, shape: str = "32 x
     left.set_ylabel("bits/byte more than the sliding window")
     right.set_xticks(range(len(POSITIONS)), [f"{begin:,}" for begin in POSITIONS])
     right.set_xlabel("bytes into the document, from")
-    budget, rate = base[0]["bytes"] / 1e6, settings(last["set"])[1]
-    right.set_title(f"after {budget:.1f} million bytes, rate {rate}; each seed a line", fontsize=10)
+    if last:
+        budget, rate = base[min(base)]["bytes"] / 1e6, settings(last["set"])[1]
+        right.set_title(f"after {budget:.1f} million bytes, rate {rate}; each seed a line", fontsize=10)
     for axes in (left, right):
         axes.axhline(0, color="#777777", linestyle=":")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=7)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=7)
     save_figure(figure, path)

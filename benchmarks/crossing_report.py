@@ -42,10 +42,12 @@ def groups(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def settings(given: Sequence[str]) -> list[str]:
-    """What a row was trained with: streams and segment, learning rate; of the model only what is not the default."""
+    """What a row was trained with: streams and segment, learning rate; of the rest only what is not the default."""
     values = _DEFAULTS | dict(setting.split("=", 1) for setting in given)
     heads = f", {values['model.heads']} head of {values['model.head_dim']}" if "model.heads" in values else ""
-    return [f"{values['data.streams']} x {values['data.segment']}{heads}", values["optimizer.learning_rate"]]
+    told = {*_DEFAULTS, "parallel.micro_batch", "model.heads", "model.head_dim"}
+    others = "".join(f", {key}={value}" for key, value in values.items() if key not in told)
+    return [f"{values['data.streams']} x {values['data.segment']}{heads}{others}", values["optimizer.learning_rate"]]
 
 
 def differences(cells: Sequence[Cell], found: Sequence[Cell]) -> list[tuple[float, float]]:
@@ -79,6 +81,11 @@ def table(cells: Sequence[Cell]) -> str:
         row = [str(group["window"]), *settings(group["set"]), f"{budget:.1f}"]
         rows.append([*row, *(_bits(found, differences(cells, found)) for found in here)])
     return _markdown(rows)
+
+
+def tables(cells: Sequence[Cell]) -> str:
+    """Markdown: all tables of the comparison."""
+    return "\n\n".join((table(cells), worth(cells), adaptation(cells)))
 
 
 def worth(cells: Sequence[Cell]) -> str:

@@ -23,7 +23,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.cells import Cell, Cells, Train
-from benchmarks.ladder_report import compared, draw, table
+from benchmarks.figures import shows
+from benchmarks.ladder_report import draw, table, tables
 from benchmarks.ladder_results import bits, equal_steps, next_rates, score, tried
 from benchmarks.ladder_rungs import KINDS, REFERENCE, RUNGS, learning_rate, step_costs, trained_cell
 from benchmarks.ladder_texts import prepare
@@ -80,10 +81,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few steps: only checks that everything works")
     parser.add_argument("--show", type=Path, metavar="FILE", help="only print and plot the results in such a file")
     options = parser.parse_args()
-    if options.show:
-        found = Cells(options.show).cells
-        print(table(found), compared(found), sep="\n\n")
-        draw(found, options.show.with_suffix(".png"))
+    if shows(parser, options, tables):
+        draw(Cells(options.show).cells, options.show.with_suffix(".png"))
         return 0
     if options.quick:
         options.scale, options.seeds, options.rates, options.asked, options.timed = "quick", 1, 1, 64, 3
@@ -99,7 +98,7 @@ def main() -> int:
             print(told(cell), flush=True)
         write_atomic(options.out / "ladder.md", table(cells.cells) + "\n")
         draw(cells.cells, options.out / "ladder.png")
-    print(table(cells.cells), compared(cells.cells), sep="\n\n")
+    print(tables(cells.cells))
     return 0
 
 

@@ -22,6 +22,11 @@ def table(cells: Sequence[Cell]) -> str:
     return "\n".join([*lines, *(_line(_shown(row)) for row in rows(cells))])
 
 
+def tables(cells: Sequence[Cell]) -> str:
+    """Markdown: both tables of the ladder."""
+    return f"{table(cells)}\n\n{compared(cells)}"
+
+
 def compared(cells: Sequence[Cell]) -> str:
     """Markdown: on texts, bits more than the reference's with the same seed; ± is the standard deviation over seeds."""
     lines = [_line(("rung", "model", "equal tokens", "equal time")), "|---|---|---|---|"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.crossing import configuration, kinds
+from benchmarks.crossing_plot import draw
 from benchmarks.crossing_report import changes, differences, over_documents, settings
 from benchmarks.models import parameter_count
 from brt_dist.config.rules import check
@@ -59,6 +60,12 @@ def test_rows_tell_streams_segment_and_rate() -> None:
     given = ["data.streams=32", "data.segment=128", "parallel.micro_batch=32", "optimizer.learning_rate=0.006"]
     assert settings(given) == ["32 x 128", "0.006"]
     assert settings(["model.heads=1", "model.head_dim=64"]) == ["16 x 256, 1 head of 64", "0.003"]
+    assert settings(["model.layers=2"]) == ["16 x 256, model.layers=2", "0.003"]
+
+
+def test_results_that_are_few_have_a_plot(tmp_path: Path) -> None:
+    draw([], tmp_path / "few.png")
+    assert (tmp_path / "few.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_change_is_set_against_no_change_with_the_same_seed() -> None:
