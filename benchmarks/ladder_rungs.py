@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cells import Cell
-from benchmarks.ladder_texts import FACTS_WINDOW, folder_of
+from benchmarks.ladder_texts import FACTS_WINDOW, FAR, NEAR, folder_of
 
 if TYPE_CHECKING:
     from benchmarks.questions import Questions
@@ -78,8 +78,8 @@ def _task(steps: int) -> dict[str, Size]:
 
 
 _FACTS = _sizes(
-    Size(layers=2, width=64, window=16, states=16, segment=128, streams=32, steps=500, rate=-3, query_length=4.0),
-    Size(layers=4, width=128, window=16, states=16, segment=128, streams=32, steps=16000, rate=-5, query_length=4.0),
+    Size(layers=2, width=32, window=32, states=8, segment=128, streams=32, steps=1500, rate=-4, query_length=4.0),
+    Size(layers=4, width=64, window=32, states=32, segment=256, streams=32, steps=6000, rate=-5, query_length=4.0),
 )
 _CODE = _sizes(
     Size(layers=4, width=64, window=16, states=16, segment=128, streams=32, steps=500, rate=-3, query_length=4.0),
@@ -208,8 +208,7 @@ def _documents(
 
     if (rung := key["rung"]) == "facts":
         folder, window = folder_of(rung, options.out), FACTS_WINDOW
-        training = Facts(folder, "train", window, only_answers=False)
-        return training, Facts(folder, "validation", window), doubling(1, 1000)
+        return Facts(folder / NEAR, "train", window), Facts(folder / FAR, "validation", window), doubling(1, 1000)
     seed, count = key["seed"], recall.documents_for(config, TRAINED_ON[0])
 
     def draw(windows: tuple[int, int], count: int, number: int) -> "Questions":

@@ -3,11 +3,13 @@
 "The code of the red tower is 4817." stands before some line of a document, and "What is the code of the red tower?
 4817." before another one.  The code is four random digits that occur nowhere else in the document: only the statement
 helps to guess them, so a model without memory of it pays log2(10) bits for each.  The document around the sentences is
-whole and unchanged.
+whole and unchanged.  How many facts are open at a time, stated and not yet asked for, can be limited: with one, a model
+has to keep a single code through real text.
 """
 
 import heapq
 import json
+import math
 import random
 import re
 from collections.abc import Iterator
@@ -33,6 +35,27 @@ _THINGS = (
     "ladder", "market", "nest", "oven", "pillar", "road", "saddle", "tent", "valley", "wagon", "yard", "anchor", "boat",
     "candle",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How facts are put into text.
+
+    Attributes:
+        window: bytes of a window.
+        every: bytes of text from one statement to the next, about; more where as many facts are open as may be.
+        farthest: largest distance of a question, in windows.
+        at_once: facts that may be open at a time; None: any number.
+        copies: how many times a document appears, each time with other facts.
+        seed: of the facts.
+    """
+
+    window: int
+    every: int
+    farthest: int = DISTANCES[-1]
+    at_once: int | None = None
+    copies: int = 1
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +87,7 @@ def asking(name: str) -> bytes:
     return f"What is the code of the {name}? ".encode()
 
 
-def write_facts(folder: Path, source: Corpus, window: int, every: int, copies: int, seed: int) -> Corpus:
+def write_facts(folder: Path, source: Corpus, settings: Settings) -> Corpus:
     """Put facts into the documents of a corpus.
 
     FOLDER/questions/train.jsonl and validation.jsonl have a line for each :class:`Question`, with its document.
@@ -72,57 +95,58 @@ def write_facts(folder: Path, source: Corpus, window: int, every: int, copies: i
     Args:
         folder: of the new corpus.
         source: the corpus with the text.
-        window: bytes of a window.
-        every: bytes of text from one statement to the next, about.
-        copies: how many times a training document appears, each time with other facts.
-        seed: of the facts.
+        settings: which facts.
 
     Raises:
         DataError: no document has room for a fact; `folder` holds something.
     """
     parts: dict[str, dict[str, Text]] = {"train": {}, "validation": {}, QUESTIONS: {}}
-    for part, names, times in (("train", source.train, copies), ("validation", source.validation, 1)):
+    for part, names in (("train", source.train), ("validation", source.validation)):
         lines = list[str]()
-        for name, copy in product(names, range(times)):
+        for name, copy in product(names, range(settings.copies)):
             path = Path(source.folder, part, name)
-            generator = random.Random(f"{seed} {part} {name} {copy}")
-            text, found = with_facts(path.read_bytes(), window, every, generator)
-            document = f"{path.stem}.{copy}{path.suffix}" if times > 1 else name
+            generator = random.Random(f"{settings.seed} {part} {name} {copy}")
+            text, found = with_facts(path.read_bytes(), settings, generator)
+            document = f"{path.stem}.{copy}{path.suffix}" if settings.copies > 1 else name
             parts[part][document] = Text(text, path.stat().st_mtime)
             lines += (json.dumps({"document": document, **asdict(question)}) + "\n" for question in found)
         if not lines:
             raise DataError(
-                f"{source.folder}/{part}: no document is longer than a window of {window} bytes and has two lines; "
-                "nearest: a smaller --window"
+                f"{source.folder}/{part}: no document is longer than a window of {settings.window} bytes and has two "
+                "lines; nearest: a smaller --window"
             )
         parts[QUESTIONS][f"{part}.jsonl"] = Text("".join(lines).encode(), 0.0)
+    limit = "" if settings.at_once is None else f", at most {settings.at_once} at a time"
     origin = (
-        f"facts that are stated once and asked for once, 1 to {DISTANCES[-1]} windows of {window} bytes later, one per "
-        f"{every} bytes or so, seed {seed}, in: {source.origin}"
+        f"facts that are stated once and asked for once, 1 to {settings.farthest} windows of {settings.window} bytes "
+        f"later, one per {settings.every} bytes or so{limit}, seed {settings.seed}, in: {source.origin}"
     )
     return write_corpus(folder, origin, parts)
 
 
-def put_facts_into(source: Path | None, folder: Path, **settings: int) -> Corpus:
+def put_facts_into(source: Path | None, folder: Path, settings: Settings) -> Corpus:
     """Put facts into an existing corpus; None: into the books, which are fetched.
 
     Raises:
         DataError: there is no corpus in `source`.
     """
     if source is not None:
-        return write_facts(folder, load_corpus(source), **settings)
+        return write_facts(folder, load_corpus(source), settings)
     with TemporaryDirectory() as place:
-        return write_facts(folder, fetch_books(Path(place, "books")), **settings)
+        return write_facts(folder, fetch_books(Path(place, "books")), settings)
 
 
-def with_facts(text: bytes, window: int, every: int, generator: random.Random) -> tuple[bytes, list[Question]]:
+def with_facts(text: bytes, settings: Settings, generator: random.Random) -> tuple[bytes, list[Question]]:
     """A document with facts between its lines, and its questions in the order in which they are asked.
 
     A question comes at the first line at which its answer is far enough from the statement.
     """
+    window, distances = settings.window, [windows for windows in DISTANCES if windows <= settings.farthest]
+    most = math.inf if settings.at_once is None else settings.at_once
     names, codes = _names(text, generator), _codes(text, generator)
     due: list[tuple[int, str, str, int, int]] = []  # where a name may be asked for; its code, distance, statement
-    pieces, found, here, read, next_telling = list[bytes](), list[Question](), 0, 0, generator.randrange(every)
+    pieces, found, here, read = list[bytes](), list[Question](), 0, 0
+    next_telling = generator.randrange(settings.every)
 
     def put(piece: bytes) -> None:
         nonlocal here
@@ -136,16 +160,16 @@ def with_facts(text: bytes, window: int, every: int, generator: random.Random) -
             found.append(Question(name, code, distance, told, here))
             put(f"{code}.\n".encode())
         left = len(text) - read  # the rest is at least as long, so what is asked within it is asked
-        if read >= next_telling and left > window:
+        if read >= next_telling and left > window and len(due) < most:
             name, code = next(names, ""), next(codes, "")
             if not name or not code:
                 next_telling = len(text)
             else:
-                distance = generator.choice([windows for windows in DISTANCES if windows * window < left])
+                distance = generator.choice([windows for windows in distances if windows * window < left])
                 put(telling(name))
                 heapq.heappush(due, (here + distance * window, name, code, distance, here))
                 put(f"{code}.\n".encode())
-                next_telling += every
+                next_telling += settings.every
         put(line)
         read += len(line)
     return b"".join(pieces), found

@@ -55,11 +55,23 @@ _folder = LocalPath(file_okay=False)
     help="facts: about one fact in this many bytes of text.",
 )
 @click.option(
+    "--farthest",
+    default=1_000,
+    show_default=True,
+    type=click.IntRange(1, 1_000),
+    help="facts: largest distance from a statement to its question, in windows.",
+)
+@click.option(
+    "--at-once",
+    type=click.IntRange(1),
+    help="facts: how many may be open at a time, stated but not yet asked for; unset: any number.",
+)
+@click.option(
     "--copies",
     default=1,
     show_default=True,
     type=click.IntRange(1),
-    help="facts: how often each training document appears, each time with other facts.",
+    help="facts: how often each document appears, each time with other facts.",
 )
 @json_option
 def corpus(name: str, out: Path, as_json: bool, **options: Any) -> None:
@@ -70,7 +82,8 @@ def corpus(name: str, out: Path, as_json: bool, **options: Any) -> None:
     code: the Python packages of this environment, one document per package, one package in 16 held out in validation/.
 
     facts: sentences like "The code of the red tower is 4817." in the books, or in another corpus (--from), each stated
-    once and asked for once, 1 to 1,000 windows later; questions/ lists what is asked where.
+    once and asked for once, up to 1,000 windows later; questions/ lists what is asked where.  Several facts are open at
+    a time, unless --at-once limits them.
 
     cfg: words of a bounded context-free language, each equally likely, one document per word.
     """
@@ -78,7 +91,7 @@ def corpus(name: str, out: Path, as_json: bool, **options: Any) -> None:
 
     from pipelines.code_corpus import write_code
     from pipelines.corpora import fetch_books, write_words
-    from pipelines.facts_corpus import put_facts_into
+    from pipelines.facts_corpus import Settings, put_facts_into
 
     def given(*names: str) -> dict[str, Any]:
         return {key: options[key] for key in names}
@@ -91,7 +104,8 @@ def corpus(name: str, out: Path, as_json: bool, **options: Any) -> None:
     elif name == "facts":
         if len(roots) > 1:
             raise click.UsageError("facts go into a single corpus: give --from only once")
-        made = put_facts_into(roots[0] if roots else None, out, **given("window", "every", "copies", "seed"))
+        settings = Settings(**given("window", "every", "farthest", "at_once", "copies", "seed"))
+        made = put_facts_into(roots[0] if roots else None, out, settings)
     else:
         longest, language = options["length"], options["language"]
         made = write_words(out, language, longest=longest, **given("types", "depth", "words", "held_out", "seed"))

@@ -229,10 +229,12 @@ def test_facts_are_put_into_a_corpus_that_is_there(tmp_path: Path) -> None:
     arguments = ("corpus", "facts", "--from", tmp_path / "text", "--window", 8, "--every", 100, "--copies", 3)
     result = run(*arguments, "--out", tmp_path / "facts", "--json")
     made = json.loads(result.stdout)
-    assert (len(made["train"]), made["validation"]) == (3, ["validation.txt"])
-    assert "3 training documents, 1 held out" in result.stderr and "made for a test" in made["origin"]
+    assert made["train"] == ["train.0.txt", "train.1.txt", "train.2.txt"] and len(made["validation"]) == 3
+    assert "3 training documents, 3 held out" in result.stderr and "made for a test" in made["origin"]
     questions = (tmp_path / "facts/questions/validation.jsonl").read_text().splitlines()
-    assert 30 < len(questions) <= 45
+    assert 90 < len(questions) <= 135
+    near = run(*arguments, "--farthest", 5, "--at-once", 1, "--out", tmp_path / "near", "--json")
+    assert "1 to 5 windows" in near.stderr and "at most 1 at a time" in near.stderr
     twice = run(*arguments, "--from", tmp_path, "--out", tmp_path / "x")
     assert twice.exit_code == 2 and "give --from only once" in twice.output
     with pytest.raises(DataError, match="no corpus; `brt data corpus books"):

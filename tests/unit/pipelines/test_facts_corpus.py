@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from brt_dist.data.one_pass import OnePassSchedule
 from brt_dist.data.reader import SegmentReader
 from brt_dist.errors import DataError
 from pipelines.corpora import Corpus, Text, write_corpus
-from pipelines.facts_corpus import DIGITS, DISTANCES, asking, telling, with_facts, write_facts
+from pipelines.facts_corpus import DIGITS, DISTANCES, Settings, asking, telling, with_facts, write_facts
 
 SENTENCE = re.compile(rb"(The code of the|What is the code of the) (\w+ \w+)(?: is|\?) ([0-9]{4})\.\n")
 WINDOW = 16
@@ -33,7 +34,7 @@ def source(tmp_path: Path) -> Corpus:
 
 def test_a_fact_is_told_once_and_asked_for_once_and_the_document_is_whole() -> None:
     before = text(1500, 0)
-    after, questions = with_facts(before, WINDOW, 100, random.Random(1))
+    after, questions = with_facts(before, Settings(WINDOW, 100), random.Random(1))
     assert SENTENCE.sub(b"", after) == before
     assert len(questions) > 100
     found = [(match[1], match[2].decode(), match[3].decode(), match.start(3)) for match in SENTENCE.finditer(after)]
@@ -57,7 +58,7 @@ def test_a_fact_is_told_once_and_asked_for_once_and_the_document_is_whole() -> N
 
 
 def test_it_is_asked_for_at_the_first_line_that_is_far_enough() -> None:
-    after, questions = with_facts(text(1500, 0), WINDOW, 100, random.Random(1))
+    after, questions = with_facts(text(1500, 0), Settings(WINDOW, 100), random.Random(1))
     assert {question.windows for question in questions} >= set(DISTANCES[:8])
     ends, here = [0], 0  # of the questions before each line of the text
     for line in after.splitlines(keepends=True):
@@ -74,22 +75,35 @@ def test_it_is_asked_for_at_the_first_line_that_is_far_enough() -> None:
         assert question.asked < first
 
 
+@pytest.mark.parametrize(("at_once", "farthest"), [(1, 10), (1, 1000), (3, 100)])
+def test_no_more_facts_are_open_than_may_be_and_none_is_farther(at_once: int, farthest: int) -> None:
+    before = text(1500, 0)
+    after, questions = with_facts(before, Settings(WINDOW, 50, farthest, at_once), random.Random(1))
+    assert SENTENCE.sub(b"", after) == before
+    assert {question.windows for question in questions} <= {d for d in DISTANCES if d <= farthest}
+    events = [(question.told, 1) for question in questions] + [(question.asked, -1) for question in questions]
+    count = list(accumulate(change for _, change in sorted(events)))
+    assert max(count) == at_once and len(questions) > 20
+
+
 def test_short_documents_have_no_facts_and_all_names_can_be_used_up() -> None:
-    assert with_facts(b"short\n", WINDOW, 1, random.Random(0)) == (b"short\n", [])
+    assert with_facts(b"short\n", Settings(WINDOW, 1), random.Random(0)) == (b"short\n", [])
     long = text(8000, 3)
-    after, questions = with_facts(long, 1, 1, random.Random(0))
+    after, questions = with_facts(long, Settings(1, 1), random.Random(0))
     assert SENTENCE.sub(b"", after) == long
     assert len(questions) == 32 * 40
     assert telling("red door") + b"1234.\n" == b"The code of the red door is 1234.\n"
 
 
 def test_a_corpus_has_its_questions_beside_it_and_is_the_same_each_time(source: Corpus, tmp_path: Path) -> None:
-    made = [write_facts(tmp_path / name, source, WINDOW, 100, 2, 7) for name in ("a", "b")]
-    other = write_facts(tmp_path / "c", source, WINDOW, 100, 2, 8)
+    made = [write_facts(tmp_path / name, source, Settings(WINDOW, 100, copies=2, seed=7)) for name in ("a", "b")]
+    other = write_facts(tmp_path / "c", source, Settings(WINDOW, 100, copies=2, seed=8))
     assert made[0].train == ("train0.0.txt", "train0.1.txt", "train1.0.txt", "train1.1.txt")
-    assert made[0].validation == ("validation0.txt", "validation1.txt")
+    assert made[0].validation == (
+        "validation0.0.txt", "validation0.1.txt", "validation1.0.txt", "validation1.1.txt"
+    )  # fmt: skip
     files = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*.*"))]
-    assert len(files) == 9
+    assert len(files) == 11
     for path in files:
         assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
     assert (tmp_path / "a/train/train0.0.txt").read_bytes() != (tmp_path / "a/train/train0.1.txt").read_bytes()
@@ -101,12 +115,12 @@ def test_a_corpus_has_its_questions_beside_it_and_is_the_same_each_time(source: 
         for place in (question["told"], question["asked"]):
             assert data[place : place + DIGITS].decode() == question["code"]
     with pytest.raises(DataError, match="no document is longer than a window of 1000000 bytes"):
-        write_facts(tmp_path / "d", source, 1_000_000, 100, 1, 0)
+        write_facts(tmp_path / "d", source, Settings(1_000_000, 100))
 
 
 @pytest.mark.parametrize("only_answers", [True, False])
 def test_a_model_is_asked_for_the_digits_of_each_answer(source: Corpus, tmp_path: Path, only_answers: bool) -> None:
-    made = write_facts(tmp_path / "facts", source, WINDOW, 100, 1, 7)
+    made = write_facts(tmp_path / "facts", source, Settings(WINDOW, 100, seed=7))
     documents = Facts(tmp_path / "facts", "validation", WINDOW, only_answers)
     schedule = OnePassSchedule(documents.lengths, streams=2, segment=64, window=32)
     reader, cursor = SegmentReader(documents, schedule), schedule.start()
