@@ -81,9 +81,10 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
     for axes in figure.axes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        if axes.has_data():
-            axes.legend(frameon=False, fontsize=8)
-    left.legend(frameon=False, fontsize=8, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))  # clear of points
+    # beside the panels, clear of points and lines
+    left.legend(frameon=False, fontsize=8, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    if right in figure.axes:
+        right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     with atomic_file(path) as file:
         figure.savefig(file, format="png")
     pyplot.close(figure)
