@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from brt_dist.data.dataset import Dataset
-from tests.end_to_end.test_remote_data import READER, ROOT, digest, folder, healed, read, settings, store, truth, url
+from tests.remote_data import READER, ROOT, digest, folder, healed, read, settings, store, truth, url
 from tests.s3 import Bucket
 
 __all__ = ["folder", "healed", "store", "truth", "url"]  # fixtures
