@@ -62,8 +62,9 @@ def test_the_tables_and_the_plot_of_the_crossing(tmp_path: Path) -> None:
     assert crossing_report.table(cells) in (DOCS / "results.md").read_text()
     assert crossing_report.adaptation(cells) in (DOCS / "results.md").read_text()
     assert crossing_report.worth(cells) in (DOCS / "state.md").read_text()
-    changed = json.loads((DOCS / "results" / "crossing_changes.json").read_text())
-    assert crossing_report.changes(changed, changed[0]["set"], 500) in (DOCS / "state.md").read_text()
+    for name in ("crossing_changes", "crossing_cell_rate"):
+        changed = json.loads((DOCS / "results" / f"{name}.json").read_text())
+        assert crossing_report.changes(changed, changed[0]["set"], 500) in (DOCS / "state.md").read_text()
     draw(cells, tmp_path / "crossing.png")
     assert (tmp_path / "crossing.png").read_bytes().startswith(b"\x89PNG")
 
