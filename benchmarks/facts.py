@@ -23,25 +23,20 @@ class Facts:
         folder: of the corpus.
         part: "train" or "validation".
         window: bytes of a window.
-        only_answers: whether nothing but the answers is asked for; otherwise every next byte is, for training.
-        documents: how many, the first ones; None: all.
     """
 
-    def __init__(
-        self, folder: Path, part: str, window: int, only_answers: bool = True, documents: int | None = None
-    ) -> None:
-        names = json.loads((folder / "corpus.json").read_text())[part][:documents]
+    def __init__(self, folder: Path, part: str, window: int) -> None:
+        names = json.loads((folder / "corpus.json").read_text())[part]
         texts = [np.frombuffer((folder / part / name).read_bytes(), np.uint8) for name in names]
         since = {name: np.zeros(len(text), np.int64) for name, text in zip(names, texts, strict=True)}
         for line in (folder / QUESTIONS / f"{part}.jsonl").read_text().splitlines():
             question = json.loads(line)
-            if question["document"] in since:
-                asked, digits = question["asked"], len(question["code"])
-                # read up to the byte before, a model is asked for each digit
-                since[question["document"]][asked - 1 : asked - 1 + digits] = asked - question["told"]
+            asked, digits = question["asked"], len(question["code"])
+            # read up to the byte before, a model is asked for each digit
+            since[question["document"]][asked - 1 : asked - 1 + digits] = asked - question["told"]
         self._held = InMemoryDataset(texts, VOCAB)
         self.lengths = self._held.lengths
-        self._window, self._only_answers = window, only_answers
+        self._window = window
         self._since = np.concatenate([since[name] for name in names])
         self._first = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
 
@@ -58,8 +53,6 @@ class Facts:
 
     def answers(self, plan: StepReads, segments: Segments) -> tuple[Int64Array, BoolArray]:
         """The next byte (b, N), and where it is asked for (b, N)."""
-        if not self._only_answers:
-            return segments.target, segments.mask
         return segments.target, segments.mask & (self._bytes_since(plan, segments) > 0)
 
     def distance(self, plan: StepReads, segments: Segments) -> Int64Array:

@@ -3,7 +3,7 @@
 `python -m benchmarks.ladder --out build/ladder` climbs from tasks that only memory can solve to text:
 
 * recall, multi-query recall, last write wins: keys and values among noise (benchmarks/recall.py, pairs.py);
-* facts: sentences in books, asked for 1 to 1,000 windows later (`brt data corpus facts`);
+* facts: sentences in books, one at a time, asked for 1 to 1,000 windows later (`brt data corpus facts`);
 * books and code, as bytes and as BPE: bits per token on whole held-out documents, all of them and far into each; what
   is gained from near to far is how much a model adapts to its document.
 

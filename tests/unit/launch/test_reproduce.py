@@ -205,6 +205,17 @@ def test_the_papers_scale_states_its_price_and_does_not_start(
     assert not out.exists()
 
 
+def test_the_docs_state_the_planned_price(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    _, told, _ = reproduce("table1", "--scale", "paper", "--out", out, "--dry-run", "--json", capsys=capsys)
+    plan = json.loads(told)
+    cost = sum(row["cost"] for row in plan["plan"].values())
+    assert (
+        f"{plan['device_hours']:,.0f} H100 hours, ${cost:,.0f}"
+        in (Path(__file__).parents[3] / "docs/results.md").read_text()
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
